@@ -1,0 +1,115 @@
+"""Train one run, or a sweep of runs.
+
+    python -m experiments.train algo=scalerl pipeline=pipeline_8 seed=0 steps=200 out=runs/a
+    python -m experiments.train -m algo=scalerl,grpo seed=0,1
+    python -m experiments.train -m +sweep=default
+
+Exit status: 0 done (also when `out` already holds the finished run), 75 interrupted (the same
+command goes on), 2 bad input, with one line on stderr: `error: KEY=VALUE: reason; remedy`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rlx.config import Config, ConfigError
+
+CONF = str(Path(__file__).resolve().parents[1] / "conf")
+SHOW_KEYS = "`python -m experiments.train --cfg job` lists the keys"
+BAD_INPUT = (ConfigError, HydraException, OmegaConfBaseException, ValueError)
+INTERRUPTED = 75  # EX_TEMPFAIL: schedulers requeue it
+
+
+def schema() -> DictConfig:
+    """rlx.config.Config as a schema that groups may fill; frozen classes would be read-only."""
+
+    def thaw(node: DictConfig) -> None:
+        OmegaConf.set_readonly(node, None)
+        for value in node.values():
+            if isinstance(value, DictConfig):
+                thaw(value)
+
+    node = OmegaConf.structured(Config)
+    thaw(node)
+    return node
+
+
+ConfigStore.instance().store(name="schema", node=schema())
+
+
+def to_config(node: DictConfig) -> Config:
+    """The frozen configuration; its checks run here. Raises ConfigError."""
+    try:
+        return OmegaConf.to_object(node)
+    except FrozenInstanceError as error:  # `+key=` gets past the schema until here
+        key = str(error).split("'")[1]
+        raise ConfigError(key, "?", "unknown key", SHOW_KEYS) from None
+    except OmegaConfBaseException as error:
+        raise error.__cause__ if isinstance(error.__cause__, ConfigError) else error from None
+
+
+refused: list[Exception] = []  # bad input of a single run
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="config")
+def job(node: DictConfig) -> None:
+    from rlx.train.loop import train  # jax loads here, after Hydra has refused bad input
+
+    try:
+        train(to_config(node))
+    except BAD_INPUT as error:
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
+            raise  # the launcher goes on with the other jobs and reports at its end
+        refused.append(error)
+
+
+def one_line(error: Exception) -> str:
+    """`KEY=VALUE: reason; remedy` from an exception of Hydra, OmegaConf or rlx."""
+    if not isinstance(error, HydraException | OmegaConfBaseException):
+        return " ".join(str(error).split())
+    cause = error.__cause__ or error
+    text = f"{error}\n{cause}"
+    key = getattr(cause, "full_key", None)
+    if missing := re.search(r"Could not find '([^']+)'", text):
+        group, _, name = missing[1].rpartition("/")
+        options = ", ".join(dict.fromkeys(re.findall(r"^\t(\S+)$", text, re.M)))
+        return f"{group}={name}: no such choice; use one of {options}"
+    if unknown := re.search(r"Key '(\w+)' (?:is )?not in (struct|'\w+')", text):
+        add = f"`+{key}=VALUE` adds an argument" if unknown[2] == "struct" and key else SHOW_KEYS
+        return f"{key or unknown[1]}: unknown key; {add}"
+    if wrong := re.search(r"Value '(.*)' of type '\w+' (.+)", text):
+        return f"{key}={wrong[1]}: {wrong[2]}; give a value of that type"
+    return " ".join(str(error).split())
+
+
+def main() -> int:
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here instead of to Hydra's own report
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        job()
+        for error in refused:
+            raise error
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on", file=sys.stderr)
+        return INTERRUPTED
+    except BAD_INPUT as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

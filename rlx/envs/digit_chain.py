@@ -1,0 +1,116 @@
+"""Digit sums modulo `base`: a task with two ways to answer and a ceiling that is known.
+
+    prompt   3872=====   3 to 8 digits, padded to a fixed width so that digit i sits at offset i
+    direct   >0          short, and right only for a policy that sums in its head
+    worked   3180>0      running sums, then the answer: easy, but one token per digit longer
+
+A warm start that knows the worked way and prefers the direct one leaves RL a strategy to discover.
+The worked way needs room, so the token limit sets the best pass rate exactly (`ceiling`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import numpy as np
+
+from rlx.envs.base import Tokenizer
+from rlx.types import Problem
+
+
+class DigitChain:
+    """Prompts of n digits below `base`, n uniform in lo..hi; the vocabulary never depends on them.
+
+    The held-out prompts depend on `seed`, `lo`, `hi` and `base` alone: asking for more training
+    prompts leaves them as they are. Raises ValueError on arguments that cannot work, and where a
+    length has fewer distinct prompts than were drawn of it.
+    """
+
+    def __init__(
+        self,
+        *,
+        train_prompts: int,
+        heldout_prompts: int,
+        seed: int,
+        lo: int = 3,
+        hi: int = 8,
+        base: int = 10,
+    ):
+        _check_values(lo, hi, base)
+        self.tokenizer = Tokenizer("0123456789=>")
+        self.base = base
+        self.max_prompt_tokens = hi + 1
+        rng = np.random.default_rng(seed)
+        unused = {n: base**n for n in range(lo, hi + 1)}  # prompts left, by number of digits
+        taken: set[str] = set()
+        self.heldout = self._draw(rng, "heldout_prompts", heldout_prompts, unused, taken)
+        self.train = self._draw(rng, "train_prompts", train_prompts, unused, taken)
+
+    def _draw(
+        self,
+        rng: np.random.Generator,
+        key: str,
+        count: int,
+        unused: dict[int, int],
+        taken: set[str],
+    ) -> list[Problem]:
+        """`count` problems whose digits are not in `taken`; updates `taken` and `unused`."""
+        problems = []
+        lengths = list(unused)
+        for i in range(count):
+            n = lengths[rng.integers(len(lengths))]
+            if unused[n] == 0:
+                raise ValueError(
+                    f"env.{key}={count}: all {self.base**n} prompts of {n} digits are used up; "
+                    "ask for fewer prompts or raise env.kwargs.lo"
+                )
+            digits = self._draw_digits(rng, n)
+            while digits in taken:
+                digits = self._draw_digits(rng, n)
+            taken.add(digits)
+            unused[n] -= 1
+            answer = str(sum(map(int, digits)) % self.base)
+            problems.append(Problem(i, digits.ljust(self.max_prompt_tokens, "="), answer))
+        return problems
+
+    def _draw_digits(self, rng: np.random.Generator, n: int) -> str:
+        return "".join(map(str, rng.integers(self.base, size=n)))
+
+    def grade(self, problem: Problem, completion: str, stopped: bool) -> float:
+        """1 if the sample stopped and the text after its last '>' is the answer, else 0."""
+        _, mark, answer = completion.rpartition(">")
+        return float(stopped and mark == ">" and answer == problem.answer)
+
+    def solution(self, problem: Problem, rng: np.random.Generator, worked: bool) -> str:
+        """`>` and the answer, after the running sums if `worked`; `rng` is not used."""
+        if not worked:
+            return f">{problem.answer}"
+        digits = map(int, problem.prompt.rstrip("="))
+        steps = "".join(str(total % self.base) for total in accumulate(digits))
+        return f"{steps}>{problem.answer}"
+
+    def ceiling(self, problems: Sequence[Problem], max_new_tokens: int) -> float:
+        """Share of `problems` whose worked solution and stop token fit in `max_new_tokens`.
+
+        This is the exact ceiling of a policy that cannot sum in its head. Blind guesses on the
+        other problems add 1/base of their share. Raises ValueError if there are no problems.
+        """
+        if not problems:
+            raise ValueError("problems=[]: the share of nothing; give at least one problem")
+        rng = np.random.default_rng(0)
+        texts = [self.solution(problem, rng, worked=True) for problem in problems]
+        fits = [len(self.tokenizer.encode(text)) + 1 <= max_new_tokens for text in texts]
+        return sum(fits) / len(fits)
+
+
+def _check_values(lo: int, hi: int, base: int) -> None:
+    for key, value in (("lo", lo), ("hi", hi), ("base", base)):
+        if type(value) is not int:
+            raise ValueError(f"env.kwargs.{key}={value}: not an integer; give a whole number")
+    if lo < 1:
+        raise ValueError(f"env.kwargs.lo={lo}: no digits to sum; use 1 or more")
+    if hi < lo:
+        raise ValueError(f"env.kwargs.hi={hi}: below env.kwargs.lo={lo}; use lo <= hi")
+    if not 2 <= base <= 10:
+        raise ValueError(f"env.kwargs.base={base}: outside 2..10; a sum is written as one digit")

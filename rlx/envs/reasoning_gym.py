@@ -1,0 +1,159 @@
+"""Any dataset of the reasoning-gym library, by name, graded by the library.
+
+    env.name=reasoning_gym  env.kwargs={dataset: chain_sum, min_terms: 2, max_terms: 3}
+
+The prompt is the question and a newline. Scores are the library's own: many datasets give partial
+credit, such as 0.01 for any text or a share for an answer with words around it, so only a score
+of 1 is a pass. A policy can write only the characters that occur in the drawn questions and
+reference answers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import os
+import warnings
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from rlx.envs.base import Tokenizer
+from rlx.types import Problem
+
+DRAWS_PER_PROMPT = 10  # draws per distinct question wanted, before giving up
+
+# These iterate over sets, whose order changes from process to process.
+HASH_ORDERED = (
+    "isomorphic_strings",
+    "knight_swap",
+    "polynomial_multiplication",
+    "ransom_note",
+    "word_ladder",
+)
+
+
+class ReasoningGym:
+    """Questions of one dataset, distinct by text. `Problem.answer` is the library's entry.
+
+    `config` holds the dataset's own parameters. Raises ValueError if the library is absent, on a
+    dataset or parameter it does not know, and where it has too few distinct questions.
+    """
+
+    def __init__(
+        self,
+        *,
+        train_prompts: int,
+        heldout_prompts: int,
+        seed: int,
+        dataset: str | None = None,
+        **config: Any,
+    ):
+        wanted = heldout_prompts + train_prompts
+        # Entry i of the library depends on seed + i: neighbouring seeds must land far apart.
+        library_seed = int(np.random.default_rng(seed).integers(2**31))
+        size = DRAWS_PER_PROMPT * wanted
+        self._dataset = _create(dataset, config, seed=library_seed, size=size)
+        entries = _distinct(self._dataset, wanted)
+        if len(entries) < wanted:
+            raise ValueError(
+                f"env.train_prompts={train_prompts}: {size} draws of {dataset} hold {len(entries)} "
+                f"distinct questions, not {wanted} with env.heldout_prompts={heldout_prompts}; "
+                "ask for fewer or widen the dataset's parameters"
+            )
+        self.heldout = _problems(entries[:heldout_prompts])
+        self.train = _problems(entries[heldout_prompts:])
+        problems = self.heldout + self.train
+        texts = [p.prompt + (p.answer["answer"] or "") for p in problems]
+        self.tokenizer = Tokenizer("".join(sorted(set("".join(texts)))))
+        self.max_prompt_tokens = max(len(p.prompt) for p in problems)
+
+    def grade(self, problem: Problem, completion: str, stopped: bool) -> float:
+        """The library's score of the stripped completion, clipped to [0, 1]; 0 if cut.
+
+        Some of the library's graders raise on text they cannot parse: that, or a score that is not
+        finite, is an answer that earns 0. There is no time limit: a grader that evaluates
+        arithmetic can be slow on text such as 9**9**9.
+        """
+        if not stopped:
+            return 0.0
+        try:
+            score = float(self._dataset.score_answer(completion.strip(), problem.answer))
+        except Exception:
+            return 0.0
+        return min(max(score, 0.0), 1.0) if math.isfinite(score) else 0.0
+
+    def solution(self, problem: Problem, rng: np.random.Generator, worked: bool) -> str:
+        """The reference answer; the library has no worked ones, and `rng` is not used.
+
+        Raises ValueError where the dataset has a grader but no reference answer.
+        """
+        entry = problem.answer
+        if entry["answer"] is None:
+            name = entry["metadata"].get("source_dataset")
+            raise ValueError(
+                f"env.kwargs.dataset={name}: it has no reference answers; set warm_start.steps=0"
+            )
+        return entry["answer"]
+
+    def ceiling(self, problems: Sequence[Problem], max_new_tokens: int) -> None:
+        """None: the best score within a length limit is unknown."""
+        return None
+
+
+def _import_library() -> ModuleType:
+    try:
+        with warnings.catch_warnings():  # a dependency compares with `is` to a literal
+            warnings.filterwarnings("ignore", category=SyntaxWarning)
+            import reasoning_gym
+    except ImportError as error:
+        raise ValueError(
+            f"env.name=reasoning_gym: cannot import it ({error}); pip install 'rlx[gym]'"
+        ) from error
+    return reasoning_gym
+
+
+def _create(name: str | None, config: dict[str, Any], *, seed: int, size: int) -> Any:
+    """The library's dataset; every name and parameter is checked before it is made."""
+    library = _import_library()
+    known = library.factory.DATASETS
+    if name not in known:
+        hint = _closest(str(name), known) or "chain_sum, for example"
+        raise ValueError(f"env.kwargs.dataset={name}: unknown dataset; try {hint}")
+    if name in HASH_ORDERED and os.environ.get("PYTHONHASHSEED", "random") == "random":
+        raise ValueError(
+            f"env.kwargs.dataset={name}: its entries depend on Python's hash seed; "
+            "set PYTHONHASHSEED=0 in the environment"
+        )
+    parameters = {f.name for f in dataclasses.fields(known[name][1])} - {"seed", "size"}
+    for key, value in config.items():
+        if key not in parameters:
+            hint = _closest(key, parameters) or ", ".join(sorted(parameters))
+            raise ValueError(f"env.kwargs.{key}={value}: unknown to {name}; try {hint}")
+    try:
+        return library.create_dataset(name, seed=seed, size=size, **config)
+    except (AssertionError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"env.kwargs={config}: {reason}; {name} needs other values") from error
+
+
+def _closest(word: str, words: Any) -> str:
+    return ", ".join(difflib.get_close_matches(word, sorted(words)))
+
+
+def _distinct(dataset: Any, wanted: int) -> list[dict[str, Any]]:
+    """The first `wanted` entries whose questions differ, or fewer if the draws run out."""
+    entries: dict[str, dict[str, Any]] = {}
+    for i in range(len(dataset)):
+        if len(entries) == wanted:
+            break
+        entry = dataset[i]
+        entries.setdefault(entry["question"], entry)
+    return list(entries.values())
+
+
+def _problems(entries: list[dict[str, Any]]) -> list[Problem]:
+    return [Problem(i, entry["question"] + "\n", entry) for i, entry in enumerate(entries)]

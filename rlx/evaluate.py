@@ -1,0 +1,103 @@
+"""Pass rates on held-out problems, with the counts that say how noisy they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from rlx import flops
+from rlx.config import Config
+from rlx.envs.base import Env
+from rlx.rollout import sampler
+from rlx.rollout.engine import score
+from rlx.types import Problem
+
+
+def pass_at_k(trials: int, passes_n: np.ndarray, k: int) -> float:
+    """mean_n 1 - C(trials - c_n, k) / C(trials, k), unbiased for k <= trials.
+
+    c_n passes in `trials` samples of problem n. Chen et al. 2021 (arXiv 2107.03374), Eq. 1.
+    """
+    whole = math.comb(trials, k)
+    return float(np.mean([1 - math.comb(trials - int(c), k) / whole for c in passes_n]))
+
+
+def standard_error(trials: int, passes_n: np.ndarray) -> float:
+    """Of the mean pass rate on this fixed set of problems, sampling noise only.
+
+    sqrt(sum_n p_n (1 - p_n) / (n^2 (k - 1))), p_n = c_n / k; the binomial sqrt(p (1 - p) / n)
+    where k = 1 leaves the per-problem variance unknown.
+    """
+    p_n = passes_n / trials
+    if trials == 1:
+        return float(np.sqrt(p_n.mean() * (1 - p_n.mean()) / len(p_n)))
+    return float(np.sqrt(np.sum(p_n * (1 - p_n)) / (len(p_n) ** 2 * (trials - 1))))
+
+
+def generate(params, config: Config, env: Env, problems: Sequence[Problem], samples: int, key):
+    """Yield (problem, token_GT, length_G) for every problem, `samples` completions each.
+
+    Problem i draws with group serial i; the slots of training are used, block by block.
+    """
+    W, U, T = config.slots, env.max_prompt_tokens, config.rollout.max_new_tokens
+    block = max(W // samples, 1)
+    width = max(W, samples)
+    static = {"config": config.model, "stop_id": env.tokenizer.stop_id}
+    temperature = config.rollout.temperature
+    for start in range(0, len(problems), block):
+        some = problems[start : start + block]
+        prompt_PU = np.full((block, U), env.tokenizer.pad_id, np.int32)
+        length_P = np.ones(block, np.int32)
+        slot_PG = np.full((block, samples), width, np.int32)
+        slot_PG[: len(some)] = np.arange(len(some) * samples).reshape(len(some), samples)
+        for row_U, p, problem in zip(prompt_PU, range(block), some, strict=False):
+            ids = env.tokenizer.encode(problem.prompt)
+            length_P[p] = len(ids)
+            row_U[U - len(ids) :] = ids
+        serial_P = np.arange(start, start + block, dtype=np.int32)
+        slots = sampler.empty(config.model, width, U, T)
+        slots = sampler.insert(
+            params, slots, prompt_PU, length_P, slot_PG, serial_P, key, 0, temperature, **static
+        )
+        slots = sampler.decode(params, slots, 0, temperature, T, **static)
+        token_WT, count_W = jax.device_get((slots.token_WT, slots.count_W))
+        for problem, slot_G in zip(some, slot_PG, strict=False):
+            yield problem, token_WT[slot_G], count_W[slot_G]
+
+
+def evaluate(
+    params, config: Config, env: Env, version: int, ledger: flops.Ledger
+) -> dict[str, Any]:
+    """One evaluation row without its compute; spends `ledger.eval_flops`.
+
+    The key depends on eval.seed and the version alone, so runs that share a warm start share
+    their observation at version 0.
+    """
+    k, vocab = config.eval.samples_per_prompt, env.tokenizer.vocab_size
+    key = jax.random.fold_in(jax.random.key(config.eval.seed), version)
+    passes, truncated = [], 0
+    for problem, token_GT, length_G in generate(params, config, env, env.heldout, k, key):
+        score_G, stopped_G = score(env, problem, token_GT, length_G)
+        passes.append(int(np.sum(score_G == 1)))
+        truncated += int(np.sum(~stopped_G))
+        length = len(env.tokenizer.encode(problem.prompt))
+        ledger.eval_flops += float(flops.prefill_flops(config.model, vocab, length))
+        ledger.eval_flops += float(
+            np.sum(flops.decode_flops(config.model, vocab, length, length_G))
+        )
+    passes_n = np.array(passes)
+    powers = [2**i for i in range(k.bit_length()) if 2**i <= k]
+    return {
+        "eval_set": "heldout",
+        "trials": k * len(passes),
+        "passes": int(passes_n.sum()),
+        "passes_per_prompt": passes,
+        "mean": float(passes_n.sum() / (k * len(passes))),
+        "stderr": standard_error(k, passes_n),
+        "pass_at_k": {str(n): pass_at_k(k, passes_n, n) for n in powers},
+        "truncated": truncated / (k * len(passes)),
+    }

@@ -1,0 +1,278 @@
+"""One decoder, configured: RMSNorm, RoPE, grouped-query attention, SwiGLU, a key/value cache.
+
+Parameters are a plain pytree (nested dicts; `layers` is a list, or one stacked dict when
+`scan_layers`), every matrix stored as [in, out]. Three pure functions share one block:
+
+    prefill   prompts -> last hidden state and their keys/values
+    extend    teacher-forced completions after a prompt's keys/values   (the learner)
+    decode    one token per slot, written into the slot's cache         (the sampler)
+
+A prompt is padded on the left, so that completion token t sits in cache column U + t. The
+learner runs a group's prompt once, as the sampler does: its keys/values are repeated over the
+group's samples, and their gradients add up in the transpose of that repetition.
+
+The block is an nnx module only for its initialiser and its call: at the jit boundary everything
+is a plain pytree, since dispatching an nnx module costs many times a decode step.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rlx.config import ModelConfig
+from rlx.types import Params
+
+NEVER = -1e30  # finite, so that a fully masked row gives a uniform average and not NaN
+Cache = Any  # {"k", "v"}: [B, K, S, H] per layer; a list over layers, or stacked on axis 0
+Remember = Callable[[Any, jax.Array, jax.Array], dict[str, jax.Array]]
+
+# What each axis of a parameter stands for; rlx.mesh maps these names to mesh axes.
+AXES = {
+    "embed": ("vocab", "model"),
+    "head": ("model", "vocab"),
+    "final_norm": ("norm",),
+    "attn_norm": ("norm",),
+    "mlp_norm": ("norm",),
+    "q_norm": ("norm",),
+    "k_norm": ("norm",),
+    "q": ("model", "heads"),
+    "k": ("model", "kv_heads"),
+    "v": ("model", "kv_heads"),
+    "q_bias": ("heads",),
+    "k_bias": ("kv_heads",),
+    "v_bias": ("kv_heads",),
+    "o": ("heads", "model"),
+    "gate": ("model", "ffn"),
+    "up": ("model", "ffn"),
+    "down": ("ffn", "model"),
+}
+
+
+def matmul(x: jax.Array, w: jax.Array) -> jax.Array:
+    """x[..., D] @ w[D, F], on two axes: a weight gradient over [B, T] costs XLA copies on CPU."""
+    return (x.reshape(-1, x.shape[-1]) @ w.astype(x.dtype)).reshape(*x.shape[:-1], -1)
+
+
+def rms_norm(x: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
+    """x / sqrt(mean(x^2) + eps) * scale, in float32."""
+    x32 = x.astype(jnp.float32)
+    inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
+    scale = jnp.expand_dims(scale_D, range(x.ndim - 1))
+    return (x32 * inverse * scale).astype(x.dtype)
+
+
+def rope(x_BTNH: jax.Array, position_BT: jax.Array, theta: float) -> jax.Array:
+    """Rotate the pairs (x_i, x_{i + H/2}) by position * theta^(-2i/H)."""
+    half = x_BTNH.shape[-1] // 2
+    frequency_h = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle_BT1h = position_BT[:, :, None, None] * frequency_h[None, None, None]
+    cos, sin = jnp.cos(angle_BT1h), jnp.sin(angle_BT1h)
+    a, b = x_BTNH[..., :half], x_BTNH[..., half:]
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)
+
+
+def attention(q_BTNH, k_BKSH, v_BKSH, mask_BTS) -> jax.Array:
+    """softmax(q k^T / sqrt(H)) v, in float32; query heads share key/value heads in equal groups."""
+    B, T, N, H = q_BTNH.shape
+    K = k_BKSH.shape[1]
+    q_BTKRH = q_BTNH.reshape(B, T, K, N // K, H)
+    score = jnp.einsum("btkrh,bksh->bkrts", q_BTKRH, k_BKSH, preferred_element_type=jnp.float32)
+    score = jnp.where(mask_BTS[:, None, None], score * H**-0.5, NEVER)
+    weight = jax.nn.softmax(score, axis=-1).astype(v_BKSH.dtype)
+    return jnp.einsum("bkrts,bksh->btkrh", weight, v_BKSH).reshape(B, T, N * H)
+
+
+class Block(nnx.Module):
+    """x + attention(norm(x)), then x + swiglu(norm(x))."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        c, init = config, nnx.initializers.lecun_normal()
+        heads, kv_heads = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
+        shapes = {
+            "q": (c.d_model, heads),
+            "k": (c.d_model, kv_heads),
+            "v": (c.d_model, kv_heads),
+            "o": (heads, c.d_model),
+            "gate": (c.d_model, c.d_ff),
+            "up": (c.d_model, c.d_ff),
+            "down": (c.d_ff, c.d_model),
+        }
+        for name, shape in shapes.items():
+            setattr(self, name, nnx.Param(init(rngs.params(), shape)))
+        self.attn_norm = nnx.Param(jnp.ones(c.d_model))
+        self.mlp_norm = nnx.Param(jnp.ones(c.d_model))
+        if c.qkv_bias:
+            for name in "qkv":
+                setattr(self, f"{name}_bias", nnx.Param(jnp.zeros(shapes[name][1])))
+        if c.qk_norm:
+            self.q_norm = nnx.Param(jnp.ones(c.head_dim))
+            self.k_norm = nnx.Param(jnp.ones(c.head_dim))
+        self.config = config
+
+    def _heads(self, x_BTD, name: str, n_heads: int):
+        y = matmul(x_BTD, getattr(self, name)[...])
+        if self.config.qkv_bias:
+            y = y + getattr(self, f"{name}_bias")[...].astype(y.dtype)[None, None]
+        y = y.reshape(*x_BTD.shape[:2], n_heads, self.config.head_dim)
+        if self.config.qk_norm and name in "qk":
+            y = rms_norm(y, getattr(self, f"{name}_norm")[...], self.config.norm_eps)
+        return y
+
+    def __call__(self, x_BTD, position_BT, mask_BTS, cache, remember: Remember):
+        c = self.config
+        y_BTD = rms_norm(x_BTD, self.attn_norm[...], c.norm_eps)
+        q_BTNH = rope(self._heads(y_BTD, "q", c.n_heads), position_BT, c.rope_theta)
+        k_BTKH = rope(self._heads(y_BTD, "k", c.n_kv_heads), position_BT, c.rope_theta)
+        v_BTKH = self._heads(y_BTD, "v", c.n_kv_heads)
+        cache = remember(cache, k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2))
+        x_BTD += matmul(attention(q_BTNH, cache["k"], cache["v"], mask_BTS), self.o[...])
+        y_BTD = rms_norm(x_BTD, self.mlp_norm[...], c.norm_eps)
+        y_BTF = jax.nn.silu(matmul(y_BTD, self.gate[...])) * matmul(y_BTD, self.up[...])
+        return x_BTD + matmul(y_BTF, self.down[...]), cache
+
+
+@functools.lru_cache
+def _block(config: ModelConfig):
+    return nnx.split(nnx.eval_shape(lambda: Block(config, nnx.Rngs(0))))[0]
+
+
+def init(key: jax.Array, config: ModelConfig, vocab_size: int) -> Params:
+    """Fresh float32 parameters: matrices N(0, 1/fan_in), embedding N(0, 1/D), norms at one."""
+    rngs = nnx.Rngs(params=key)
+    layers = [nnx.to_pure_dict(nnx.state(Block(config, rngs))) for _ in range(config.n_layers)]
+    params = {
+        "embed": jax.random.normal(rngs.params(), (vocab_size, config.d_model))
+        * config.d_model**-0.5,
+        "final_norm": jnp.ones(config.d_model),
+        "layers": stack_layers(layers) if config.scan_layers else layers,
+    }
+    if not config.tie_embeddings:
+        shape = (config.d_model, vocab_size)
+        params["head"] = nnx.initializers.lecun_normal()(rngs.params(), shape)
+    return params
+
+
+def stack_layers(layers: list[Params]) -> Params:
+    """[{name: [...]}] * L -> {name: [L, ...]}, the layout that `scan_layers` loops over."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+
+
+def logical_axes(params: Params) -> Params:
+    """The tuple of logical axis names of every parameter (stacked layers get "layer" first)."""
+
+    def axes(path, leaf):
+        names = AXES[path[-1].key]
+        return ("layer",) * (leaf.ndim - len(names)) + names
+
+    return jax.tree_util.tree_map_with_path(axes, params)
+
+
+def head_matrix(params: Params) -> jax.Array:
+    """The [D, V] matrix of the language-model head."""
+    return params["head"] if "head" in params else params["embed"].T
+
+
+def empty_cache(config: ModelConfig, batch: int, length: int) -> Cache:
+    shape = (batch, config.n_kv_heads, length, config.head_dim)
+    if config.scan_layers:
+        shape = (config.n_layers, *shape)
+    one = lambda: {name: jnp.zeros(shape, config.compute_dtype) for name in "kv"}  # noqa: E731
+    return one() if config.scan_layers else [one() for _ in range(config.n_layers)]
+
+
+def over_layers(config: ModelConfig, function, *caches: Cache) -> Cache:
+    """Apply `function` to the cache of every layer (or of several caches, layer by layer)."""
+    return jax.vmap(function)(*caches) if config.scan_layers else list(map(function, *caches))
+
+
+def _forward(params, config: ModelConfig, tokens_BT, position_BT, mask_BTS, caches, remember):
+    """Embed, run the blocks, normalise: (hidden_BTD, caches)."""
+    dtype = jnp.dtype(config.compute_dtype)
+    x_BTD = jnp.take(params["embed"], tokens_BT, axis=0).astype(dtype)
+
+    def step(x_BTD, layer_and_cache):
+        layer, cache = layer_and_cache
+        block = nnx.merge(_block(config), layer)
+        return block(x_BTD, position_BT, mask_BTS, cache, remember)
+
+    if config.scan_layers:
+        x_BTD, caches = jax.lax.scan(step, x_BTD, (params["layers"], caches))
+    else:
+        pairs = zip(params["layers"], caches or [None] * config.n_layers, strict=True)
+        caches = []
+        for pair in pairs:
+            x_BTD, cache = step(x_BTD, pair)
+            caches.append(cache)
+    return rms_norm(x_BTD, params["final_norm"], config.norm_eps), caches
+
+
+def prefill(params, config: ModelConfig, prompt_PU, length_P) -> tuple[jax.Array, Cache]:
+    """Run left-padded prompts: the hidden state of the last token [P, D], keys/values [P, U]."""
+    U = prompt_PU.shape[1]
+    column_U = jnp.arange(U)
+    pad_P1 = U - length_P[:, None]
+    causal_UU = column_U[None, :] <= column_U[:, None]
+    mask_PUU = causal_UU[None] & (column_U[None, None, :] >= pad_P1[:, :, None])
+    position_PU = jnp.maximum(column_U[None] - pad_P1, 0)
+    remember = lambda cache, k, v: {"k": k, "v": v}  # noqa: E731
+    hidden_PUD, cache = _forward(params, config, prompt_PU, position_PU, mask_PUU, None, remember)
+    return hidden_PUD[:, -1], cache
+
+
+def extend(params, config: ModelConfig, context: Cache, length_P, tokens_BT) -> jax.Array:
+    """Hidden states [B, T, D] of completions teacher-forced after their prompts' keys/values.
+
+    `context` and `length_P` are those of P prompts; sequence b continues prompt b // (B / P).
+    """
+    B, T = tokens_BT.shape
+    group = B // length_P.shape[0]
+    length_B = jnp.repeat(length_P, group)
+    U = context["k"].shape[3] if config.scan_layers else context[0]["k"].shape[2]
+    seen_BU = jnp.arange(U)[None] >= (U - length_B)[:, None]
+    causal_TT = jnp.tril(jnp.ones((T, T), bool))
+    mask_BTS = jnp.concatenate(
+        [
+            jnp.broadcast_to(seen_BU[:, None, :], (B, T, U)),
+            jnp.broadcast_to(causal_TT[None], (B, T, T)),
+        ],
+        axis=-1,
+    )
+    position_BT = length_B[:, None] + jnp.arange(T)[None]
+
+    def remember(context, k_BKTH, v_BKTH):
+        repeated = {name: jnp.repeat(context[name], group, axis=0) for name in "kv"}
+        return {
+            "k": jnp.concatenate([repeated["k"], k_BKTH], axis=2),
+            "v": jnp.concatenate([repeated["v"], v_BKTH], axis=2),
+        }
+
+    return _forward(params, config, tokens_BT, position_BT, mask_BTS, context, remember)[0]
+
+
+def decode(params, config: ModelConfig, cache: Cache, token_W, column_W, pad_W):
+    """Feed one token per slot into cache column `column_W`: (hidden_WD, cache).
+
+    `pad_W` counts the columns before the slot's prompt; a token's position is column - pad.
+    """
+    S = cache["k"].shape[3] if config.scan_layers else cache[0]["k"].shape[2]
+    columns_1S = jnp.arange(S)[None]
+    mask_WS = (columns_1S >= pad_W[:, None]) & (columns_1S <= column_W[:, None])
+    rows_W = jnp.arange(token_W.shape[0])
+
+    def remember(cache, k_WK1H, v_WK1H):
+        return {
+            "k": cache["k"].at[rows_W, :, column_W].set(k_WK1H[:, :, 0]),
+            "v": cache["v"].at[rows_W, :, column_W].set(v_WK1H[:, :, 0]),
+        }
+
+    position_W1 = (column_W - pad_W)[:, None]
+    hidden_W1D, cache = _forward(
+        params, config, token_W[:, None], position_W1, mask_WS[:, None], cache, remember
+    )
+    return hidden_W1D[:, 0], cache

@@ -1,0 +1,139 @@
+"""The sampler: prefill and chunked decode over slots. It knows token ids and nothing else.
+
+A slot holds one sequence in flight. `insert` runs the prompts of some groups once each, copies
+their keys/values into the slots of their samples and draws every first token; `decode` feeds the
+last tokens back until `max_steps` tokens were drawn or no slot is active. Slots move
+independently: a finished one can be refilled while the others go on. Weights may change between
+calls: the keys/values of the earlier weights stay, and each token stores the version that drew it.
+
+The key of a token is fold_in(fold_in(fold_in(key, serial), sample), token index), so what is
+sampled depends neither on the slot, nor on the chunks, nor on the neighbours.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from rlx.config import ModelConfig
+from rlx.models import transformer
+from rlx.objectives import logprobs
+
+
+@struct.dataclass
+class Slots:
+    """Everything a sequence in flight needs, one row per slot."""
+
+    cache: Any
+    key_W: jax.Array  # of (group serial, sample)
+    pad_W: jax.Array  # int32, cache columns before the prompt
+    count_W: jax.Array  # int32, tokens drawn so far
+    active_W: jax.Array  # bool, neither stopped nor at the length limit
+    token_WT: jax.Array  # int32
+    logp_WT: jax.Array  # float32, of the distribution that was sampled
+    version_WT: jax.Array  # int32, of the weights that drew the token
+
+
+def empty(config: ModelConfig, slots: int, prompt_tokens: int, max_new_tokens: int) -> Slots:
+    """No sequence in flight. The last token drawn is never fed back, so S = U + T - 1."""
+    shape = (slots, max_new_tokens)
+    return Slots(
+        cache=transformer.empty_cache(config, slots, prompt_tokens + max_new_tokens - 1),
+        key_W=jax.random.split(jax.random.key(0), slots),
+        pad_W=jnp.zeros(slots, jnp.int32),
+        count_W=jnp.zeros(slots, jnp.int32),
+        active_W=jnp.zeros(slots, bool),
+        token_WT=jnp.zeros(shape, jnp.int32),
+        logp_WT=jnp.zeros(shape, jnp.float32),
+        version_WT=jnp.zeros(shape, jnp.int32),
+    )
+
+
+def _logits(params, config: ModelConfig, hidden_BD, temperature):
+    head_DV = transformer.head_matrix(params)
+    head_dtype = jnp.dtype(config.head_dtype)
+    return logprobs.logits(hidden_BD, head_DV, temperature=temperature, head_dtype=head_dtype)
+
+
+def _draw(logits_BV, key_B):
+    """One token per row from softmax(logits), and its log-probability."""
+    token_B = jax.vmap(jax.random.categorical)(key_B, logits_BV).astype(jnp.int32)
+    return token_B, logprobs.from_logits(logits_BV, token_B)[0]
+
+
+@functools.partial(jax.jit, static_argnames=("config", "stop_id"), donate_argnames="slots")
+def insert(
+    params, slots: Slots, prompt_PU, length_P, slot_PG, serial_P, key, version, temperature,
+    *, config: ModelConfig, stop_id: int,
+) -> Slots:  # fmt: skip
+    """Start one group per row: its sample g goes to slot `slot_PG[p, g]`.
+
+    Rows whose slots lie outside the W slots are padding: they cost a prefill and write nothing.
+    """
+    P, G = slot_PG.shape
+    U, T = prompt_PU.shape[1], slots.token_WT.shape[1]
+    hidden_PD, context = transformer.prefill(params, config, prompt_PU, length_P)
+    group_key_P = jax.vmap(jax.random.fold_in, (None, 0))(key, serial_P)
+    fold_samples = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
+    key_B = fold_samples(group_key_P, jnp.arange(G)).reshape(P * G)
+    logits_BV = jnp.repeat(_logits(params, config, hidden_PD, temperature), G, axis=0)
+    token_B, logp_B = _draw(logits_BV, jax.vmap(jax.random.fold_in, (0, None))(key_B, 0))
+
+    slot_B = slot_PG.reshape(P * G)
+
+    def copy_prompt(cache, prompt):
+        rows = {name: jnp.repeat(prompt[name], G, axis=0) for name in "kv"}
+        return {name: cache[name].at[slot_B, :, :U].set(rows[name], mode="drop") for name in "kv"}
+
+    def put(row_W, value):
+        return row_W.at[slot_B].set(value, mode="drop")
+
+    return Slots(
+        cache=transformer.over_layers(config, copy_prompt, slots.cache, context),
+        key_W=put(slots.key_W, key_B),
+        pad_W=put(slots.pad_W, jnp.repeat(U - length_P, G)),
+        count_W=put(slots.count_W, 1),
+        active_W=put(slots.active_W, (token_B != stop_id) & (T > 1)),
+        token_WT=slots.token_WT.at[slot_B, 0].set(token_B, mode="drop"),
+        logp_WT=slots.logp_WT.at[slot_B, 0].set(logp_B, mode="drop"),
+        version_WT=slots.version_WT.at[slot_B, 0].set(version, mode="drop"),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("config", "stop_id"), donate_argnames="slots")
+def decode(
+    params, slots: Slots, version, temperature, max_steps, *, config: ModelConfig, stop_id: int
+) -> Slots:
+    """Draw up to `max_steps` tokens in every active slot."""
+    W, T = slots.token_WT.shape
+    S = (slots.cache if config.scan_layers else slots.cache[0])["k"].shape[-2]
+    U = S - T + 1
+    rows_W = jnp.arange(W)
+
+    def one_token(carry):
+        step, s = carry
+        last_W = s.token_WT[rows_W, jnp.maximum(s.count_W - 1, 0)]
+        column_W = U + s.count_W - 1  # of an idle slot it may be S: that write is dropped
+        hidden_WD, cache = transformer.decode(params, config, s.cache, last_W, column_W, s.pad_W)
+        key_W = jax.vmap(jax.random.fold_in)(s.key_W, s.count_W)
+        token_W, logp_W = _draw(_logits(params, config, hidden_WD, temperature), key_W)
+        at_W = jnp.where(s.active_W, s.count_W, T)  # T is outside: idle slots keep what they have
+        count_W = s.count_W + s.active_W
+        return step + 1, s.replace(
+            cache=cache,
+            count_W=count_W,
+            active_W=s.active_W & (token_W != stop_id) & (count_W < T),
+            token_WT=s.token_WT.at[rows_W, at_W].set(token_W, mode="drop"),
+            logp_WT=s.logp_WT.at[rows_W, at_W].set(logp_W, mode="drop"),
+            version_WT=s.version_WT.at[rows_W, at_W].set(version, mode="drop"),
+        )
+
+    def go_on(carry):
+        step, s = carry
+        return (step < max_steps) & jnp.any(s.active_W)
+
+    return jax.lax.while_loop(go_on, one_token, (jnp.int32(0), slots))[1]

@@ -1,0 +1,132 @@
+"""Supervised training on an environment's own solutions: where a study's runs start from.
+
+The artifact is a directory named after everything that decides its content. It is made by whoever
+needs it first and shared by all runs of a study, so that their pass rate at zero compute, R0, is
+one and the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+
+from rlx import flops, record
+from rlx.config import Config, WarmStartConfig, config_sha
+from rlx.envs.base import Env
+from rlx.models import transformer
+from rlx.train.step import completion_logprobs
+from rlx.types import Batch, Params
+
+
+def worked_share(step: int, config: WarmStartConfig) -> float:
+    """1 at the start, falling linearly to `worked_share_end` at `anneal * steps`, then constant."""
+    progress = min(1.0, step / (config.anneal * config.steps))
+    return 1 + (config.worked_share_end - 1) * progress
+
+
+def solutions(env: Env, config: WarmStartConfig, step: int, T: int) -> Batch:
+    """A batch of training problems with a solution each, one sample per prompt."""
+    rng = np.random.default_rng((config.seed, step))
+    stop_id, pad_id = env.tokenizer.stop_id, env.tokenizer.pad_id
+    B, U = config.batch_size, env.max_prompt_tokens
+    prompt_PU = np.full((B, U), pad_id, np.int32)
+    length_P = np.zeros(B, np.int32)
+    completion_BT = np.full((B, T), pad_id, np.int32)
+    mask_BT = np.zeros((B, T), np.float32)
+    for b in range(B):
+        problem = env.train[rng.integers(len(env.train))]
+        worked = bool(rng.random() < worked_share(step, config))
+        prompt = env.tokenizer.encode(problem.prompt)
+        target = [*env.tokenizer.encode(env.solution(problem, rng, worked)), stop_id]
+        length_P[b] = len(prompt)
+        prompt_PU[b, U - len(prompt) :] = prompt
+        completion_BT[b, : len(target)] = target
+        mask_BT[b, : len(target)] = 1
+    return Batch(
+        prompt_PU=prompt_PU,
+        prompt_length_P=length_P,
+        completion_BT=completion_BT,
+        mask_BT=mask_BT,
+        behavior_logp_BT=np.zeros((B, T), np.float32),
+        reward_PG=np.zeros((B, 1), np.float32),
+        keep_P=np.ones(B, np.float32),
+    )
+
+
+def _longest_solution(env: Env, rng: np.random.Generator) -> int:
+    lengths = [
+        len(env.tokenizer.encode(env.solution(problem, rng, worked)))
+        for problem in env.train
+        for worked in (False, True)
+    ]
+    return max(lengths) + 1
+
+
+def train(config: Config, env: Env) -> tuple[Params, float]:
+    """Fresh parameters after supervised AdamW at a cosine rate, and the FLOPs that took."""
+    c = config.warm_start
+    key = jax.random.key(c.seed)
+    params = transformer.init(key, config.model, env.tokenizer.vocab_size)
+    if c.steps == 0:
+        return params, 0.0
+    schedule = optax.cosine_decay_schedule(c.learning_rate, c.steps)
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.95))
+
+    def loss(params, batch):
+        logp_BT, _ = completion_logprobs(params, batch, 1.0, model=config.model)
+        return -jnp.sum(logp_BT * batch.mask_BT) / jnp.sum(batch.mask_BT)
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def update(params, opt_state, batch):
+        updates, opt_state = tx.update(jax.grad(loss)(params, batch), opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    T = _longest_solution(env, np.random.default_rng(c.seed))
+    opt_state, spent = tx.init(params), 0.0
+    for step in range(c.steps):
+        batch = solutions(env, c, step, T)
+        params, opt_state = update(params, opt_state, batch)
+        lengths = zip(batch.prompt_length_P, batch.mask_BT.sum(1), strict=True)
+        vocab = env.tokenizer.vocab_size
+        spent += sum(flops.train_flops(config.model, vocab, n, [m]) for n, m in lengths)
+    return params, spent
+
+
+def load_or_make(config: Config, env: Env, directory: str | Path) -> tuple[Params, float]:
+    """The shared artifact: (parameters, FLOPs spent on it).
+
+    Made under a temporary name and renamed when whole, so that jobs which start at the same time
+    agree on one; the result is the same whoever makes it.
+    """
+    identity = {"model": config.model, "env": config.env, "warm_start": config.warm_start}
+    name = "-".join(config_sha(part) for part in identity.values())
+    path = Path(directory).absolute() / name
+    if not (path / "manifest.json").exists():
+        params, spent = train(config, env)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=path.parent))
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(scratch / "params", params)
+        parts = {key: asdict(part) for key, part in identity.items()}
+        record.write_json(scratch / "manifest.json", {**parts, "flops": spent})
+        try:
+            scratch.rename(path)
+        except OSError:  # another job was faster; its artifact is the same
+            shutil.rmtree(scratch)
+    vocab = env.tokenizer.vocab_size
+    shapes = jax.eval_shape(
+        lambda key: transformer.init(key, config.model, vocab), jax.random.key(0)
+    )
+    with ocp.StandardCheckpointer() as checkpointer:
+        params = checkpointer.restore(path / "params", shapes)
+    manifest = record.json.loads((path / "manifest.json").read_text())
+    return params, manifest["flops"]

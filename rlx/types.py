@@ -1,0 +1,79 @@
+"""The words of the project: one letter per dimension, and the data that pass between modules.
+
+Array names end in `_` and one letter per axis:
+
+    P prompts in a batch       G samples per prompt       B sequences = P*G, group after group
+    U prompt tokens (padded)   T completion tokens        S cache length = U + T
+    D model  N query heads  K key/value heads  H head size  F feed-forward  V vocabulary  L layers
+    W slots of the sampler (sequences in flight)
+    scaling: R runs  M measurements of a run  C compute grid
+
+Prompts are padded on the left and completions on the right, so the first completion token of
+every sequence sits in the same cache column U.
+
+Version: the weights have version v after v updates; each sampled token stores the version that
+sampled it. Staleness of a sequence at the update that uses it: v_learner - min(version of its
+tokens); a group's is the largest of its sequences. Policies are named by role: `logp` belongs to
+the weights being trained, `behavior_logp` to the weights that sampled, token by token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from flax import struct
+
+Params = Any  # a plain pytree of arrays: nested dicts and lists
+
+
+@struct.dataclass
+class TrainState:
+    params: Params
+    opt_state: Any
+    version: Any  # int32 scalar: updates made so far
+
+
+@struct.dataclass
+class Batch:
+    """What one update learns from. Sequence b belongs to prompt b // G."""
+
+    prompt_PU: Any  # int32, padded on the left
+    prompt_length_P: Any  # int32
+    completion_BT: Any  # int32, padded on the right
+    mask_BT: Any  # float32, 1 where the token was sampled (holes allowed)
+    behavior_logp_BT: Any  # float32
+    reward_PG: Any  # float32
+    keep_P: Any  # float32, 0 for prompts that do not count (filtered, or padding of the batch)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A prompt as text and whatever its environment needs to grade an answer."""
+
+    id: int
+    prompt: str
+    answer: Any
+
+
+@dataclass(frozen=True)
+class Group:
+    """The graded samples of one prompt; the arrays are ragged rows padded on the right."""
+
+    serial: int  # position in the order in which groups were started
+    problem_id: int
+    prompt_U: np.ndarray  # int32, unpadded
+    completion_GT: np.ndarray  # int32
+    length_G: np.ndarray  # int32, tokens sampled, the stop token included
+    behavior_logp_GT: np.ndarray  # float32
+    version_GT: np.ndarray  # int32
+    reward_G: np.ndarray  # float32, what the policy is trained on
+    score_G: np.ndarray  # float32 in [0, 1]; 1 is a pass
+    stopped_G: np.ndarray  # bool, False where the length limit cut the sample
+
+    @property
+    def first_version(self) -> int:
+        """The oldest version among the sampled tokens."""
+        sampled = np.arange(self.version_GT.shape[1]) < self.length_G[:, None]
+        return int(self.version_GT[sampled].min())

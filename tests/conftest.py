@@ -1,0 +1,33 @@
+"""Eight virtual CPU devices, no silent broadcasting between ranks, warnings are errors."""
+
+import os
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+from rlx.config import (  # noqa: E402
+    Config,
+    EnvConfig,
+    EvalConfig,
+    ModelConfig,
+    RolloutConfig,
+    WarmStartConfig,
+)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Config:
+    """A run of seconds: 8,000 parameters, 4 prompts of 4 samples, an untrained start."""
+    return Config(
+        model=ModelConfig(d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=24),
+        env=EnvConfig(train_prompts=32, heldout_prompts=12, kwargs={"hi": 4}),
+        rollout=RolloutConfig(prompts_per_step=4, group_size=4, max_new_tokens=6),
+        warm_start=WarmStartConfig(steps=4, batch_size=16),
+        eval=EvalConfig(every_steps=4),
+        steps=8,
+    )

@@ -1,0 +1,140 @@
+"""The decoder against `transformers` (golden arrays), against itself, and by its gradients."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlx.config import ModelConfig
+from rlx.models import transformer
+
+V = 11
+BASE = ModelConfig(d_model=16, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=24)
+QWEN3 = replace(BASE, qkv_bias=True, qk_norm=True, tie_embeddings=True)
+GOLDEN = np.load(Path(__file__).parents[1] / "data" / "hf_models.npz")
+
+
+def logits_of(params, config, prompt_PU, length_P, completion_BT):
+    """Logits after the last prompt token and after every completion token, [B, 1 + T, V]."""
+    hidden_PD, context = transformer.prefill(params, config, prompt_PU, length_P)
+    hidden_BTD = transformer.extend(params, config, context, length_P, completion_BT)
+    B = completion_BT.shape[0]
+    first_B1D = jnp.repeat(hidden_PD, B // len(length_P), axis=0)[:, None]
+    hidden_BTD = jnp.concatenate([first_B1D, hidden_BTD], axis=1)
+    return hidden_BTD @ transformer.head_matrix(params)
+
+
+@pytest.fixture
+def example():
+    rng = np.random.default_rng(0)
+    prompt_PU = rng.integers(0, V, (2, 5)).astype(np.int32)
+    return prompt_PU, np.array([5, 3], np.int32), rng.integers(0, V, (6, 4)).astype(np.int32)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_logits_equal_transformers(family):
+    """Random models made by `transformers`; see tests/data/make_hf_models.py."""
+    array = {k.split("/", 1)[1]: v for k, v in GOLDEN.items() if k.startswith(f"{family}/")}
+    layers = [{} for _ in range(2)]
+    params = {"layers": layers}
+    for name in (name for name in array if name.startswith("params.")):
+        *where, leaf = name.removeprefix("params.").split(".")
+        (layers[int(where[1])] if where else params)[leaf] = jnp.array(array[name])
+    config = ModelConfig(
+        d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=48, rope_theta=10000.0,
+        norm_eps=1e-5, qkv_bias=family == "qwen2", qk_norm=family == "qwen3",
+        tie_embeddings="head" not in params,
+    )  # fmt: skip
+    tokens_BT, expected = array["tokens_BT"], array["logits_BTV"]
+    U = 4
+    got = logits_of(params, config, tokens_BT[:, :U], np.full(2, U, np.int32), tokens_BT[:, U:])
+    np.testing.assert_allclose(got, expected[:, U - 1 :], atol=2e-5)
+
+
+@pytest.mark.parametrize("config", [BASE, QWEN3], ids=["llama", "qwen3"])
+def test_scanned_layers_equal_unrolled(config, example):
+    params = transformer.init(jax.random.key(0), config, V)
+    stacked = {**params, "layers": transformer.stack_layers(params["layers"])}
+    scanned = replace(config, scan_layers=True)
+    np.testing.assert_allclose(
+        logits_of(params, config, *example), logits_of(stacked, scanned, *example), atol=1e-5
+    )
+    shapes = lambda p: jax.tree.map(jnp.shape, p)  # noqa: E731
+    assert shapes(stacked) == shapes(transformer.init(jax.random.key(0), scanned, V))
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_decoding_token_by_token_equals_the_forward_pass(scan, example):
+    config = replace(QWEN3, scan_layers=scan)
+    prompt_PU, length_P, completion_BT = example
+    params = transformer.init(jax.random.key(0), config, V)
+    expected = logits_of(params, config, *example)
+    B, T = completion_BT.shape
+    U, group = prompt_PU.shape[1], B // len(length_P)
+    _, context = transformer.prefill(params, config, prompt_PU, length_P)
+
+    def grow(cache, prompt):
+        rows = {name: jnp.repeat(prompt[name], group, axis=0) for name in "kv"}
+        return {name: cache[name].at[:, :, :U].set(rows[name]) for name in "kv"}
+
+    cache = transformer.empty_cache(config, B, U + T)
+    cache = transformer.over_layers(config, grow, cache, context)
+    pad_B = np.repeat(U - length_P, group)
+    for t in range(T):
+        column_B = np.full(B, U + t)
+        hidden_BD, cache = transformer.decode(
+            params, config, cache, completion_BT[:, t], column_B, pad_B
+        )
+        got = hidden_BD @ transformer.head_matrix(params)
+        np.testing.assert_allclose(got, expected[:, t + 1], atol=1e-5)
+
+
+def test_left_padding_changes_nothing(example):
+    prompt_PU, _, completion_BT = example
+    params = transformer.init(jax.random.key(0), BASE, V)
+    short = logits_of(params, BASE, prompt_PU[:, 2:], np.array([3, 3]), completion_BT)
+    junk = prompt_PU.copy()
+    junk[:, :2] = 7
+    padded = logits_of(params, BASE, junk, np.array([3, 3]), completion_BT)
+    np.testing.assert_allclose(short, padded, atol=1e-5)
+
+
+def test_no_gradient_from_later_tokens(example):
+    """d logits[t] / d embedding of a token fed at t' > t is exactly zero, and not so for t' = t."""
+    prompt_PU, length_P, _ = example
+    params = transformer.init(jax.random.key(0), BASE, V)
+    completion_BT = np.array([[0, 1, 2, 3], [0, 1, 2, 3]], np.int32)  # each fed exactly once
+    prompt_PU = np.full_like(prompt_PU, 9)
+
+    def logits_at(embed, t):
+        p = {**params, "embed": embed}
+        return jnp.sum(logits_of(p, BASE, prompt_PU, length_P, completion_BT)[:, t] ** 2)
+
+    for t in range(4):  # logits[:, t] follow tokens 0 .. t-1
+        grad_VD = jax.grad(logits_at)(params["embed"], t)
+        assert np.all(grad_VD[t:4] == 0)
+        assert t == 0 or np.all(np.any(grad_VD[:t] != 0, axis=1))
+
+
+def test_a_shared_prompt_has_the_gradient_of_a_repeated_one(example):
+    prompt_PU, length_P, completion_BT = example
+    params = transformer.init(jax.random.key(0), BASE, V)
+
+    def loss(params, prompt_PU, length_P):
+        return jnp.sum(jnp.sin(logits_of(params, BASE, prompt_PU, length_P, completion_BT)))
+
+    shared = jax.grad(loss)(params, prompt_PU, length_P)
+    repeated = jax.grad(loss)(params, np.repeat(prompt_PU, 3, 0), np.repeat(length_P, 3))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), shared, repeated)
+
+
+def test_bfloat16_activations_stay_close_and_parameters_stay_float32(example):
+    params = transformer.init(jax.random.key(0), BASE, V)
+    low = replace(BASE, compute_dtype="bfloat16")
+    hidden_PD, context = transformer.prefill(params, low, *example[:2])
+    assert hidden_PD.dtype == jnp.bfloat16 and context[0]["k"].dtype == jnp.bfloat16
+    exact = logits_of(params, BASE, *example)
+    assert 0 < np.max(np.abs(logits_of(params, low, *example) - exact)) < 0.2
