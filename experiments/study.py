@@ -1,0 +1,61 @@
+"""A sweep from end to end: its runs, their fits, a forecast of what was held out, one picture.
+
+    python -m experiments.study [sweep=default] [out=runs/SWEEP] [status=true] [KEY=VALUE ...]
+
+The runs are the Hydra multirun `python -m experiments.train -m +sweep=SWEEP`, with any further
+overrides passed on. Finished runs are left as they are, so the same command continues a study that
+was interrupted. Then every run is fitted on C <= C_max / 2 and judged on the rest: `fits.csv`,
+`forecast.csv`, `report.png` in `out`.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from experiments import fit
+from rlx.record import read_rows, runs
+
+
+def status(out: Path) -> pd.DataFrame:
+    """One line per run directory: how far it is and how well it does."""
+    table = []
+    for path in runs(out):
+        manifest = json.loads((path / "manifest.json").read_text())
+        evals, metrics = read_rows(path / "evals.jsonl"), read_rows(path / "metrics.jsonl")
+        last = evals[-1] if evals else {"mean": float("nan"), "compute": float("nan")}
+        row = {"run": path.name, "status": manifest["status"]}
+        row["step"] = f"{len(metrics)}/{manifest['config']['steps']}"
+        row |= {"pass_rate": last["mean"], "ceiling": manifest["ceiling"]}
+        table.append(row | {"compute": last["compute"]})
+    return pd.DataFrame(table)
+
+
+def main(argv: list[str]) -> int:
+    words = dict(word.split("=", 1) for word in argv if "=" in word)
+    sweep = words.pop("sweep", "default")
+    out = Path(words.pop("out", f"runs/{sweep}"))
+    only_status = words.pop("status", "false").lower() == "true"
+    if not only_status:
+        overrides = [f"{key}={value}" for key, value in words.items()]
+        command = [sys.executable, "-m", "experiments.train", "-m", f"+sweep={sweep}"]
+        done = subprocess.run([*command, f"hydra.sweep.dir={out}", *overrides])
+        if done.returncode:
+            return done.returncode
+    table = status(out)
+    if table.empty:
+        print(f"error: out={out}: no runs here; start them without status=true", file=sys.stderr)
+        return 2
+    print(table.to_string(index=False, float_format="{:.4g}".format))
+    if not only_status:
+        fit.run(out, out, holdout=0.5)
+        print(f"\n{out / 'report.png'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,99 @@
+"""From rewards to advantages: how much better a sample is than its baseline.
+
+Symbols: r = reward_PG, rewards of G >= 2 samples for each of P prompts; mean_g and std_g run over
+the samples of one prompt. keep_P is 0 for prompts that do not count; they get advantage 0 and do
+not enter the statistics of the batch, whatever their rewards. Advantages have the unit of the
+reward, or none once divided by a standard deviation. std has ddof: 1 divides by the count - 1.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def _std(x, count, axis, ddof):
+    """Standard deviation of what is centred already and padded with zeros."""
+    return jnp.sqrt(jnp.sum(x**2, axis=axis, keepdims=True) / jnp.maximum(count - ddof, 1))
+
+
+def centered(reward_PG):
+    """A = r - mean_g(r)
+
+    Dr. GRPO (arXiv 2503.20783), section 3.
+    """
+    return reward_PG - jnp.mean(reward_PG, axis=1, keepdims=True)
+
+
+def prompt_norm(reward_PG, *, eps, ddof):
+    """A = (r - mean_g(r)) / (std_g(r) + eps)
+
+    GRPO (arXiv 2402.03300), section 4.1.2.
+    """
+    adv_PG = centered(reward_PG)
+    return adv_PG / (_std(adv_PG, reward_PG.shape[1], 1, ddof) + eps)
+
+
+def batch_norm(reward_PG, keep_P, *, eps, ddof):
+    """A = (r - mean_g(r)) / (std_pg(r - mean_g(r)) + eps), std over the kept batch
+
+    The std is that of the *centred* advantages of all kept prompts together, so a batch of hard
+    and easy prompts is not divided by the spread between prompts.
+    ScaleRL (arXiv 2510.13786), section 4.
+    """
+    adv_PG = jnp.where(keep_P.astype(bool)[:, None], centered(reward_PG), 0)
+    count = jnp.sum(keep_P.astype(adv_PG.dtype)) * reward_PG.shape[1]
+    return adv_PG / (_std(adv_PG, count, (0, 1), ddof) + eps)
+
+
+def leave_one_out(reward_PG):
+    """A_g = r_g - mean_{h != g}(r_h) = G / (G - 1) * (r_g - mean_g(r))
+
+    RLOO: Ahmadian et al. 2024 (arXiv 2402.14740), section 2.
+    """
+    G = reward_PG.shape[1]
+    return G / (G - 1) * centered(reward_PG)
+
+
+def advantages(reward_PG, keep_P, *, kind, eps, ddof=1):
+    """The advantage of each sample, [P, G], under the estimator named `kind`; 0 where dropped."""
+    reward_PG = jnp.where(keep_P.astype(bool)[:, None], reward_PG, 0)
+    if kind == "centered":
+        return centered(reward_PG)
+    if kind == "prompt_norm":
+        return prompt_norm(reward_PG, eps=eps, ddof=ddof)
+    if kind == "batch_norm":
+        return batch_norm(reward_PG, keep_P, eps=eps, ddof=ddof)
+    if kind == "leave_one_out":
+        return leave_one_out(reward_PG)
+    raise ValueError(f"kind={kind}: unknown advantage")
+
+
+def zero_variance(reward_PG):
+    """bool [P]: True where all samples of a prompt score alike, so centred advantages are 0."""
+    return jnp.max(reward_PG, axis=1) == jnp.min(reward_PG, axis=1)
+
+
+def gae(value_BT, reward_BT, mask_BT, *, gamma, lam):
+    """A_t = delta_t + gamma lam A_{t+1}, delta_t = r_t + gamma V_{t+1} - V_t, return_t = A_t + V_t
+
+    Generalised advantage estimation over the tokens of a sequence; V = 0 and A = 0 after the last
+    one. Masked tokens are passed over: t + 1 is the next unmasked token, a reward placed on a
+    masked token is ignored, and both results are 0 there. All [B, T], in the unit of the reward.
+    Schulman et al. 2016 (arXiv 1506.02438), Eq. 11 and 16.
+    """
+    sampled_BT = mask_BT.astype(bool)
+    value_BT, reward_BT = (jnp.where(sampled_BT, x_BT, 0) for x_BT in (value_BT, reward_BT))
+
+    def step(carry, token):
+        next_adv_B, next_value_B = carry
+        value_B, reward_B, sampled_B = token
+        delta_B = reward_B + gamma * next_value_B - value_B
+        adv_B = jnp.where(sampled_B, delta_B + gamma * lam * next_adv_B, next_adv_B)
+        return (adv_B, jnp.where(sampled_B, value_B, next_value_B)), adv_B
+
+    end_B = jnp.zeros_like(value_BT[:, 0])
+    tokens_TB = (value_BT.T, reward_BT.T, sampled_BT.T)
+    _, adv_TB = jax.lax.scan(step, (end_B, end_B), tokens_TB, reverse=True)
+    adv_BT = jnp.where(sampled_BT, adv_TB.T, 0)
+    return adv_BT, adv_BT + value_BT

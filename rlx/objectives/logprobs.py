@@ -1,0 +1,97 @@
+"""Log-probability of a token and entropy of its distribution, from logits or from hidden states.
+
+Symbols: z = logits of one position over V words, lse = log sum_v exp(z_v), p_v = exp(z_v - lse).
+
+    logp = z_token - lse        entropy = -sum_v p_v log p_v = lse - sum_v p_v z_v
+
+Both in nats and float32, whatever the inputs. Here N counts positions (sequences and tokens
+flattened together). Learner and sampler share these functions, so their log-probabilities differ
+by numerics only. Logits are finite: use a very negative number for a word that cannot be sampled.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+NEVER = -1e30  # a logit of probability 0 whose products with 0 stay finite
+
+
+def from_logits(logits_NV, token_N):
+    """logp_N and entropy_N, both float32, of integer tokens under softmax(logits).
+
+    N stands for any leading axes.
+    """
+    logits_NV = logits_NV.astype(jnp.float32)
+    logp_NV = jax.nn.log_softmax(logits_NV, axis=-1)
+    logp_N = jnp.take_along_axis(logp_NV, token_N[..., None], axis=-1)[..., 0]
+    return logp_N, -jnp.sum(jnp.exp(logp_NV) * logp_NV, axis=-1)
+
+
+def logits(hidden_ND, head_DV, *, temperature=1.0, head_dtype=jnp.float32):
+    """z = hidden @ head / temperature, float32 [N, V]
+
+    Factors are rounded to `head_dtype`, products are added in float32; a float32 head is float32
+    on accelerators too, whose default would round the factors.
+    """
+    z_NV = jnp.matmul(
+        hidden_ND.astype(head_dtype),
+        head_DV.astype(head_dtype),
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )
+    return z_NV / temperature
+
+
+def token_logprobs(
+    hidden_ND, head_DV, token_N, *, temperature=1.0, vocab_chunk=0, head_dtype=jnp.float32
+):
+    """logp_N and entropy_N of integer tokens under softmax(hidden @ head / temperature).
+
+    vocab_chunk: words of the vocabulary held at once, V need not be a multiple of it; 0 holds all.
+    With a chunk the [N, V] logits exist neither forward nor backward: the largest arrays are
+    [N, vocab_chunk] and the head's own size, for one more matmul in the backward pass.
+    temperature may be traced; vocab_chunk and head_dtype are static.
+    """
+    chunk_logits = functools.partial(logits, temperature=temperature, head_dtype=head_dtype)
+    if not vocab_chunk:
+        return from_logits(chunk_logits(hidden_ND, head_DV), token_N)
+    return _chunked(chunk_logits, hidden_ND, head_DV, token_N, vocab_chunk)
+
+
+def _chunked(chunk_logits, hidden_ND, head_DV, token_N, vocab_chunk):
+    """One pass over the vocabulary, keeping for each position, of the words seen so far,
+
+        m = max_v z_v,  s = sum_v exp(z_v - m),  u = sum_v exp(z_v - m) (z_v - m),  z_token
+
+    so that lse = m + log s and entropy = log s - u / s. The results do not depend on m, which is
+    therefore a constant to the gradient. Milakov and Gimelshein 2018 (arXiv 1805.02867),
+    algorithm 3, with u beside it.
+    """
+    D, V = head_DV.shape
+    chunks = -(-V // vocab_chunk)
+    head_DV = jnp.pad(head_DV, ((0, 0), (0, chunks * vocab_chunk - V)))
+    head_CDv = head_DV.reshape(D, chunks, vocab_chunk).swapaxes(0, 1)
+
+    @jax.checkpoint
+    def step(carry, chunk):
+        m_N, s_N, u_N, z_N = carry
+        head_Dv, start = chunk
+        word_v = start + jnp.arange(vocab_chunk, dtype=start.dtype)
+        z_Nv = jnp.where(word_v[None] < V, chunk_logits(hidden_ND, head_Dv), NEVER)
+        new_m_N = jax.lax.stop_gradient(jnp.maximum(m_N, jnp.max(z_Nv, axis=-1)))
+        fall_N = m_N - new_m_N
+        over_Nv = z_Nv - new_m_N[:, None]
+        exp_Nv = jnp.exp(over_Nv)
+        u_N = jnp.exp(fall_N) * (u_N + s_N * fall_N) + jnp.sum(exp_Nv * over_Nv, axis=-1)
+        s_N = jnp.exp(fall_N) * s_N + jnp.sum(exp_Nv, axis=-1)
+        z_N = z_N + jnp.sum(jnp.where(word_v[None] == token_N[:, None], z_Nv, 0), axis=-1)
+        return (new_m_N, s_N, u_N, z_N), None
+
+    zero_N = jnp.zeros(token_N.shape, jnp.float32)
+    starts_C = jnp.arange(chunks, dtype=token_N.dtype) * vocab_chunk
+    carry = (zero_N + NEVER, zero_N, zero_N, zero_N)
+    (m_N, s_N, u_N, z_N), _ = jax.lax.scan(step, carry, (head_CDv, starts_C))
+    return z_N - m_N - jnp.log(s_N), jnp.log(s_N) - u_N / s_N

@@ -1,0 +1,114 @@
+"""Policy objectives, token by token: what one sampled token adds before any averaging.
+
+    loss(logp_BT, behavior_logp_BT, adv_BT, mask_BT, *, ...) -> (obj_BT, info)
+
+`obj_BT` is to be *maximised*; `rlx.objectives.weights` says how its tokens add up, so every
+reduction goes with every loss. Symbols: rho = exp(logp - behavior_logp), A = adv_BT, sg =
+stop_gradient; log-probabilities in nats, shapes [B, T], float32. `adv_BT` is a constant of the
+objective, already spread over the tokens. `behavior_logp` belongs to the weights that sampled, so
+rho is 1 only on-policy.
+
+Masked entries (mask 0; holes allowed) are exactly 0 in value and in gradient, whatever the arrays
+hold there, inf and nan included: they are replaced *before* any arithmetic. log rho is held in
+[-20, 20]; beyond that rho is constant.
+
+`info` holds two arrays for the caller to reduce: `ratio_BT`, the importance ratio (1 where masked,
+the neutral value), and `clipped_BT`, 1 where the clip or cap decides the value (0 where masked).
+
+GRPO, DAPO and Dr. GRPO are `ppo_clip` with different bounds, advantages and weights.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+MAX_LOG_RATIO = 20.0
+
+
+def _zero_masked(mask_BT, *arrays):
+    """The mask as bool, then each array with 0 where the mask is 0."""
+    sampled_BT = mask_BT.astype(bool)
+    return sampled_BT, *(jnp.where(sampled_BT, x_BT, 0) for x_BT in arrays)
+
+
+def _exp(log_ratio):
+    return jnp.exp(jnp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO))
+
+
+def _pessimistic(ratio_BT, adv_BT, clip_low, clip_high):
+    """min(rho A, clip(rho) A) and where the clip is the smaller; ties go to rho A."""
+    free_BT = ratio_BT * adv_BT
+    bound_BT = jnp.clip(ratio_BT, 1 - clip_low, 1 + clip_high) * adv_BT
+    clipped_BT = bound_BT < free_BT
+    return jnp.where(clipped_BT, bound_BT, free_BT), clipped_BT.astype(ratio_BT.dtype)
+
+
+def reinforce(logp_BT, behavior_logp_BT, adv_BT, mask_BT):
+    """obj = A logp
+
+    The likelihood-ratio estimator without off-policy correction; rho is only reported.
+    Williams 1992, "Simple statistical gradient-following algorithms", section 4.
+    """
+    _, logp_BT, behavior_logp_BT, adv_BT = _zero_masked(mask_BT, logp_BT, behavior_logp_BT, adv_BT)
+    ratio_BT = _exp(logp_BT - behavior_logp_BT)
+    return adv_BT * logp_BT, {"ratio_BT": ratio_BT, "clipped_BT": jnp.zeros_like(ratio_BT)}
+
+
+def ppo_clip(logp_BT, behavior_logp_BT, adv_BT, mask_BT, *, clip_low, clip_high):
+    """obj = min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A)
+
+    A lower bound of rho A for either sign of A: a token whose clip binds has no gradient.
+    Schulman et al. 2017 (arXiv 1707.06347), Eq. 7, where clip_low = clip_high; two bounds as in
+    DAPO (arXiv 2503.14476), Eq. 10.
+    """
+    _, logp_BT, behavior_logp_BT, adv_BT = _zero_masked(mask_BT, logp_BT, behavior_logp_BT, adv_BT)
+    ratio_BT = _exp(logp_BT - behavior_logp_BT)
+    obj_BT, clipped_BT = _pessimistic(ratio_BT, adv_BT, clip_low, clip_high)
+    return obj_BT, {"ratio_BT": ratio_BT, "clipped_BT": clipped_BT}
+
+
+def cispo(logp_BT, behavior_logp_BT, adv_BT, mask_BT, *, is_cap):
+    """obj = sg(min(rho, is_cap)) A logp
+
+    Truncated importance sampling: every token keeps a gradient, of at most is_cap times its
+    on-policy size. `is_cap` bounds rho itself: what others write 1 + epsilon is is_cap, whole.
+    MiniMax-M1 (arXiv 2506.13585), Eq. 4 and 5; ScaleRL (arXiv 2510.13786), Eq. 4.
+    """
+    _, logp_BT, behavior_logp_BT, adv_BT = _zero_masked(mask_BT, logp_BT, behavior_logp_BT, adv_BT)
+    ratio_BT = _exp(logp_BT - behavior_logp_BT)
+    obj_BT = jax.lax.stop_gradient(jnp.minimum(ratio_BT, is_cap)) * adv_BT * logp_BT
+    clipped_BT = (ratio_BT > is_cap).astype(ratio_BT.dtype)
+    return obj_BT, {"ratio_BT": ratio_BT, "clipped_BT": clipped_BT}
+
+
+def gspo(logp_BT, behavior_logp_BT, adv_BT, mask_BT, *, clip_low, clip_high):
+    """obj = min(s A, clip(s, 1 - clip_low, 1 + clip_high) A),  s = exp(mean_t(log rho_t))
+
+    One length-normalised ratio s per sequence, the mean over its unmasked tokens; each of these
+    tokens carries the sequence's objective, and its gradient is shared among them. `ratio_BT` is s.
+    GSPO (arXiv 2507.18071), Eq. 5 and 7.
+    """
+    sampled_BT, logp_BT, behavior_logp_BT, adv_BT = _zero_masked(
+        mask_BT, logp_BT, behavior_logp_BT, adv_BT
+    )
+    tokens_B1 = jnp.maximum(jnp.sum(sampled_BT, axis=1, keepdims=True), 1).astype(logp_BT.dtype)
+    log_ratio_B1 = jnp.sum(logp_BT - behavior_logp_BT, axis=1, keepdims=True) / tokens_B1
+    ratio_BT = jnp.where(sampled_BT, _exp(log_ratio_B1), 1)
+    obj_BT, clipped_BT = _pessimistic(ratio_BT, adv_BT, clip_low, clip_high)
+    return obj_BT, {"ratio_BT": ratio_BT, "clipped_BT": clipped_BT}
+
+
+LOSSES = {"reinforce": reinforce, "ppo_clip": ppo_clip, "cispo": cispo, "gspo": gspo}
+
+
+def policy_objective(
+    kind, logp_BT, behavior_logp_BT, adv_BT, mask_BT, *, clip_low, clip_high, is_cap
+):
+    """`LOSSES[kind]`, handed the numbers it uses; these may be traced.
+
+    All three are given whatever the loss, so runs that differ only in numbers compile once.
+    """
+    clip = {"clip_low": clip_low, "clip_high": clip_high}
+    numbers = {"reinforce": {}, "ppo_clip": clip, "cispo": {"is_cap": is_cap}, "gspo": clip}
+    return LOSSES[kind](logp_BT, behavior_logp_BT, adv_BT, mask_BT, **numbers[kind])

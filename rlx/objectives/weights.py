@@ -1,0 +1,82 @@
+"""How tokens add up: objective = sum(weight_BT * obj_BT).
+
+Each reduction is linear, with weights computed once from the mask of the *whole* batch; so slices
+of the batch simply add, and the gradient is the same for any microbatch, padding or mesh.
+
+Symbols: m = mask_BT (1 where a token counts, holes allowed), n_b = sum_t m_bt the tokens of a
+sequence, n_p the tokens of all sequences of prompt p. A sequence or prompt counts if it has at
+least one such token; what is dropped arrives with mask 0 everywhere. Weights are float32, per
+token, 0 where masked, and all 0 if nothing counts.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+
+def _over(numerator, count):
+    """numerator / count for counts of 0 (whose numerators are 0) or more."""
+    return numerator / jnp.maximum(count, 1)
+
+
+def _counts(tokens):
+    """1 where there is a token, else 0."""
+    return jnp.minimum(tokens, 1)
+
+
+def token_mean(mask_BT):
+    """weight = m / sum_b n_b
+
+    Every token of the batch counts alike: DAPO (arXiv 2503.14476), Eq. 8.
+    """
+    return _over(mask_BT, jnp.sum(mask_BT))
+
+
+def sample_mean(mask_BT):
+    """weight = m / n_b / #{b: n_b > 0}
+
+    Every sequence counts alike: GRPO (arXiv 2402.03300), Eq. 3.
+    """
+    tokens_B1 = jnp.sum(mask_BT, axis=1, keepdims=True)
+    return _over(_over(mask_BT, tokens_B1), jnp.sum(_counts(tokens_B1)))
+
+
+def prompt_mean(mask_BT, prompt_B, n_prompts):
+    """weight = m / n_p / #{p: n_p > 0}
+
+    The tokens of a prompt's completions are pooled and prompts count alike: ScaleRL (arXiv
+    2510.13786), Eq. 4 with T the tokens of a prompt, as its appendix A.2 defines it.
+    """
+    tokens_P = jnp.zeros(n_prompts, mask_BT.dtype).at[prompt_B].add(jnp.sum(mask_BT, axis=1))
+    return _over(_over(mask_BT, tokens_P[prompt_B][:, None]), jnp.sum(_counts(tokens_P)))
+
+
+def fixed_length(mask_BT, length):
+    """weight = m / length / #{b: n_b > 0}
+
+    One constant for every sequence, so long ones weigh more: Dr. GRPO (arXiv 2503.20783), with
+    length the most tokens a sequence may have.
+    """
+    tokens_B = jnp.sum(mask_BT, axis=1)
+    return _over(mask_BT / length, jnp.sum(_counts(tokens_B)))
+
+
+def weights(mask_BT, prompt_B, *, kind, length=None, n_prompts=None):
+    """The weight of each token, float32 [B, T], under the reduction named `kind`.
+
+    prompt_B: integers in [0, n_prompts), which prompt a sequence answers; used by `prompt_mean`.
+    n_prompts: a static bound on them, B unless given.
+    length: tokens, used by `fixed_length`; may be traced.
+    """
+    mask_BT = mask_BT.astype(jnp.float32)
+    if kind == "token_mean":
+        return token_mean(mask_BT)
+    if kind == "sample_mean":
+        return sample_mean(mask_BT)
+    if kind == "prompt_mean":
+        return prompt_mean(mask_BT, prompt_B, n_prompts or mask_BT.shape[0])
+    if kind == "fixed_length":
+        if length is None:
+            raise ValueError("kind=fixed_length: length is missing; give the most tokens allowed")
+        return fixed_length(mask_BT, length)
+    raise ValueError(f"kind={kind}: unknown reduction")

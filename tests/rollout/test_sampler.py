@@ -1,0 +1,143 @@
+"""The slots sampler: what it draws, and that slots, chunks and neighbours do not matter."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlx.config import ModelConfig
+from rlx.models import transformer
+from rlx.rollout import sampler
+from rlx.train.step import completion_logprobs
+from rlx.types import Batch
+
+CONFIG = ModelConfig(d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=24)
+V, U, T, G, STOP = 7, 5, 6, 3, 6
+STATIC = {"config": CONFIG, "stop_id": STOP}
+
+
+@pytest.fixture(scope="module")
+def params():
+    return transformer.init(jax.random.key(1), CONFIG, V)
+
+
+def prompts(P):
+    rng = np.random.default_rng(0)
+    length_P = rng.integers(2, U + 1, P).astype(np.int32)
+    return rng.integers(0, V - 1, (P, U)).astype(np.int32), length_P
+
+
+def run(params, slot_PG, serial_P, *, slots=8, chunks=(T,), temperature=1.0, seed=0):
+    prompt_PU, length_P = prompts(4)
+    s = sampler.empty(CONFIG, slots, U, T)
+    rows = np.array(serial_P)
+    s = sampler.insert(
+        params, s, prompt_PU[rows], length_P[rows], np.array(slot_PG), rows,
+        jax.random.key(seed), 0, temperature, **STATIC,
+    )  # fmt: skip
+    for steps in chunks:
+        s = sampler.decode(params, s, 0, temperature, steps, **STATIC)
+    return jax.device_get(s.replace(key_W=jax.random.key_data(s.key_W)))
+
+
+def samples(s, slots):
+    rows = [(s.token_WT[w, : s.count_W[w]], s.logp_WT[w, : s.count_W[w]]) for w in slots]
+    return [(t.tolist(), p) for t, p in rows]
+
+
+def assert_same(a, b, exact=True):
+    assert [t for t, _ in a] == [t for t, _ in b]
+    for (_, p), (_, q) in zip(a, b, strict=True):
+        np.testing.assert_allclose(p, q, atol=0 if exact else 1e-5, rtol=0)
+
+
+def test_samples_do_not_depend_on_slots_or_neighbours(params):
+    a = samples(run(params, [[0, 1, 2], [3, 4, 5]], [1, 2]), range(6))
+    b = samples(run(params, [[7, 0, 3], [2, 6, 1]], [1, 2]), [7, 0, 3, 2, 6, 1])
+    assert_same(a, b)
+    alone = samples(run(params, [[4, 5, 6], [8, 8, 8]], [2, 0]), [4, 5, 6])  # 8: padding
+    assert_same(a[3:], alone)
+
+
+def test_samples_do_not_depend_on_chunks(params):
+    whole = samples(run(params, [[0, 1, 2], [3, 4, 5]], [1, 2]), range(6))
+    parts = samples(run(params, [[0, 1, 2], [3, 4, 5]], [1, 2], chunks=[1] * T), range(6))
+    assert_same(whole, parts)
+
+
+def test_a_refilled_slot_samples_as_a_fresh_one(params):
+    """Group 3 starts in the slots of group 1 while group 2 is half-way."""
+    prompt_PU, length_P = prompts(4)
+
+    def insert(s, serials, slot_PG):
+        rows = np.array(serials)
+        return sampler.insert(
+            params, s, prompt_PU[rows], length_P[rows], np.array(slot_PG), rows,
+            jax.random.key(0), 0, 1.0, **STATIC,
+        )  # fmt: skip
+
+    s = insert(sampler.empty(CONFIG, 8, U, T), [1], [[0, 1, 2]])
+    s = sampler.decode(params, s, 0, 1.0, T, **STATIC)
+    s = insert(s, [2], [[3, 4, 5]])
+    s = sampler.decode(params, s, 0, 1.0, 2, **STATIC)
+    s = insert(s, [3], [[0, 1, 2]])
+    s = jax.device_get(sampler.decode(params, s, 0, 1.0, T, **STATIC))
+    expected = run(params, [[0, 1, 2], [3, 4, 5]], [3, 2])
+    assert_same(samples(s, range(6)), samples(expected, range(6)), exact=False)
+
+
+def test_stop_token_and_length_limit(params):
+    s = run(params, [[0, 1, 2], [3, 4, 5]], [1, 2], temperature=3.0)
+    lengths = []
+    for w in range(6):
+        token_T = s.token_WT[w, : s.count_W[w]]
+        assert STOP not in token_T[:-1].tolist()
+        assert token_T[-1] == STOP or len(token_T) == T
+        lengths.append(len(token_T))
+    assert min(lengths) < T and not s.active_W.any() and (s.count_W[6:] == 0).all()
+
+
+def test_behaviour_logp_is_the_learners(params):
+    """Sampler (prefill, then a cache) and learner (teacher forcing) agree on every token."""
+    temperature = 0.7
+    slot_PG = [[0, 1, 2], [3, 4, 5]]
+    s = run(params, slot_PG, [1, 2], temperature=temperature)
+    prompt_PU, length_P = prompts(4)
+    mask_BT = np.arange(T) < s.count_W[:6, None]
+    batch = Batch(
+        prompt_PU=prompt_PU[1:3], prompt_length_P=length_P[1:3], completion_BT=s.token_WT[:6],
+        mask_BT=mask_BT, behavior_logp_BT=None, reward_PG=None, keep_P=None,
+    )  # fmt: skip
+    logp_BT, entropy_BT = completion_logprobs(params, batch, temperature, model=CONFIG)
+    gap = np.abs(np.where(mask_BT, logp_BT - s.logp_WT[:6], 0))
+    assert gap.max() < 1e-5 and (np.where(mask_BT, entropy_BT, 1) > 0).all()
+
+
+def test_tokens_follow_their_distribution(params):
+    """Chi-square of 6,000 first tokens against softmax(logits / temperature)."""
+    prompt_PU, length_P = prompts(1)
+    temperature, n = 1.3, 6000
+    s = sampler.insert(
+        params, sampler.empty(CONFIG, n, U, 1), prompt_PU, length_P, np.arange(n)[None],
+        np.array([5]), jax.random.key(3), 0, temperature, **STATIC,
+    )  # fmt: skip
+    hidden_PD, _ = transformer.prefill(params, CONFIG, prompt_PU, length_P)
+    p_V = jax.nn.softmax(hidden_PD[0] @ params["head"] / temperature)
+    count_V = np.bincount(np.asarray(s.token_WT[:, 0]), minlength=V)
+    chi2 = np.sum((count_V - n * p_V) ** 2 / (n * p_V))
+    assert chi2 < 22.5  # 99.9 % point with 6 degrees of freedom
+    np.testing.assert_allclose(s.logp_WT[:, 0], jnp.log(p_V)[s.token_WT[:, 0]], atol=1e-5)
+
+
+def test_seeds_and_samples_differ(params):
+    a = samples(run(params, [[0, 1, 2], [3, 4, 5]], [1, 2]), range(6))
+    b = samples(run(params, [[0, 1, 2], [3, 4, 5]], [1, 2], seed=1), range(6))
+    assert [t for t, _ in a] != [t for t, _ in b]
+    assert len({tuple(t) for t, _ in a[:3]}) > 1
+
+
+def test_traced_once(params):
+    before = sampler.decode._cache_size()
+    for chunks in ([1, 2, 3], [2, 2, 2]):
+        run(params, [[0, 1, 2]], [1], slots=5, chunks=chunks, temperature=0.5)
+    assert sampler.decode._cache_size() == before + 1

@@ -1,0 +1,171 @@
+"""experiments.fit from the command line, in process."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments.fit import main, run
+from rlx.scaling.curve import sigmoid
+from rlx.scaling.data import read
+
+ROOT = Path(__file__).parents[1]
+FIG1A = ROOT / "tests" / "data" / "digitized_fig1a.csv"
+FITS = ["run", "recipe", "seed", "A", "B", "C_mid", "R0", "truth", "rmse_heldout", "status"]
+SUMMARY = ["level", "name", "param", "mean", "q05", "q50", "q95", "contraction", "phase", "status"]
+FORECAST = ["run", "compute", "q05", "q50", "q95", "extrapolation", "observed"]
+
+
+def png_size(path):
+    data = path.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 20_000
+    return int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
+
+
+def write_study(root):
+    """2 recipes x 2 generation lengths x 2 seeds, on the curve exactly."""
+    truth = {}
+    for recipe, B in (("grpo", 1.2), ("scalerl", 1.9)):
+        for length, ceiling in ((5, 0.625), (9, 1.0)):
+            for seed in (0, 1):
+                run_id = f"{recipe}-max_new_tokens={length}-s{seed}"
+                truth[run_id] = {"A": 0.95 * ceiling, "B": B, "C_mid": 3e11 * (1 + seed)}
+                directory = root / "runs" / run_id
+                directory.mkdir(parents=True)
+                manifest = {"run_id": run_id, "recipe": recipe, "seed": seed, "status": "done"}
+                manifest |= {"axes": {"max_new_tokens": length}, "ceiling": ceiling}
+                (directory / "manifest.json").write_text(json.dumps(manifest))
+                with (directory / "evals.jsonl").open("w") as file:
+                    for i in range(21):
+                        mean = float(sigmoid(1e11 * i, R0=0.2, **truth[run_id]))
+                        row = {"step": i, "mean": mean, "trials": 1024, "compute": 1e11 * i}
+                        file.write(json.dumps(row) + "\n")
+    return truth
+
+
+def test_a_study(tmp_path, capsys):
+    truth = write_study(tmp_path / "study")
+    assert main([f"data={tmp_path / 'study'}", f"out={tmp_path / 'out'}"]) == 0
+    fits = pd.read_csv(tmp_path / "out/fits.csv").set_index("run")
+    assert [fits.index.name, *fits.columns] == FITS and len(fits) == 8
+    for run_id, want in truth.items():
+        assert fits.loc[run_id, ["A", "B", "C_mid"]].to_dict() == pytest.approx(want, rel=1e-3)
+    assert (fits["status"] == "ok").all() and (fits["rmse_heldout"] < 1e-5).all()
+    assert fits.loc["grpo-max_new_tokens=5-s1", ["truth", "seed"]].tolist() == [0.625, 1]
+
+    summary = pd.read_csv(tmp_path / "out/summary.csv")
+    assert list(summary.columns) == SUMMARY and len(summary) == 8 * 4
+    row = summary[(summary["name"] == "grpo-max_new_tokens=5-s1") & (summary["param"] == "A")]
+    assert row["mean"].item() == pytest.approx(0.95 * 0.625, rel=1e-3)
+    assert row["phase"].item() == pytest.approx(1e12 / 6e11, rel=1e-3)
+    assert summary[["q05", "q50", "q95", "contraction"]].isna().all(axis=None)
+
+    forecast = pd.read_csv(tmp_path / "out/forecast.csv")
+    assert list(forecast.columns) == FORECAST and len(forecast) == 8 * 10
+    assert forecast["extrapolation"].min() == pytest.approx(1.1)
+    assert forecast["extrapolation"].max() == pytest.approx(2.0)
+    np.testing.assert_allclose(forecast["q50"], forecast["observed"], atol=1e-5)
+    assert forecast[["q05", "q95"]].isna().all(axis=None)
+
+    width, height = png_size(tmp_path / "out/report.png")
+    assert width > 1.5 * height  # two panels side by side
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].split() == [c for c in FITS if c not in ("recipe", "seed")]
+    assert len(printed) == 10 and len({len(line) for line in printed[:9]}) == 1  # aligned
+
+
+def test_run_takes_a_path_or_a_table(tmp_path, capsys):
+    write_study(tmp_path / "study")
+    by_path = run(tmp_path / "study", tmp_path / "a")
+    by_table = run(read(tmp_path / "study"), tmp_path / "b", holdout=0.5, r0="first")
+    pd.testing.assert_frame_equal(by_path, by_table)
+    assert (tmp_path / "a/report.png").exists() and (tmp_path / "b/forecast.csv").exists()
+
+
+def test_figure_1a(tmp_path, capsys):
+    assert main([f"data={FIG1A}", "r0=0.40", f"out={tmp_path}"]) == 0
+    fits = pd.read_csv(tmp_path / "fits.csv").set_index("run")
+    assert fits.loc["8B_dense", "A"] == pytest.approx(0.645, abs=0.02)
+    assert fits.loc["8B_dense", "status"] == "ok"
+    # R0 = 0.40 is the dense model's; it is wrong for the other, and the status says so
+    assert re.match("A loose", str(fits.loc["17Bx16_MoE_Scout", "status"]))
+    assert "inferred run=run compute=gpu_hours value=pass_rate" in capsys.readouterr().out
+    png_size(tmp_path / "report.png")
+
+
+def test_everything_fitted(tmp_path, capsys):
+    assert main([f"data={FIG1A}", "r0=fit", "holdout=0", f"out={tmp_path}"]) == 0
+    fits = pd.read_csv(tmp_path / "fits.csv").set_index("run")
+    assert fits["rmse_heldout"].isna().all()
+    # least squares over all 34 digitised points; the paper prints 0.655, 1.56 on (0, 100k)
+    assert fits.loc["8B_dense", "A"] == pytest.approx(0.6515, abs=0.003)
+    assert fits.loc["8B_dense", "B"] == pytest.approx(1.50, abs=0.03)
+    assert fits.loc["8B_dense", "R0"] == pytest.approx(0.388, abs=0.002)
+    assert pd.read_csv(tmp_path / "forecast.csv").columns.tolist() == FORECAST
+
+
+def test_percent_r0_is_in_the_unit_of_the_values(tmp_path, capsys):
+    table = pd.read_csv(FIG1A).query("run == '8B_dense'")
+    table["pass_rate"] *= 100
+    table.to_csv(tmp_path / "p.csv", index=False)
+    options = ["scale=percent", "r0=40", f"out={tmp_path}"]
+    assert main([f"data={tmp_path / 'p.csv'}", *options]) == 0
+    fits = pd.read_csv(tmp_path / "fits.csv")
+    assert fits["R0"].item() == pytest.approx(0.4) and 0.6 < fits["A"].item() < 0.66
+
+
+def test_a_wandb_export(tmp_path, capsys):
+    file = ROOT.parent / "shared" / "data" / "deep_grpo" / "grpo_scale_rollout.csv"
+    if not file.exists():
+        pytest.skip(f"{file.name} is not beside the checkout")
+    assert main([f"data={file}", f"out={tmp_path}"]) == 0
+    fits = pd.read_csv(tmp_path / "fits.csv")
+    assert len(fits) == 5 and fits["truth"].isna().all() and fits["seed"].isna().all()
+    assert (fits["rmse_heldout"] < 0.013).all()
+    assert "a W&B export of 5 runs, compute=Step" in capsys.readouterr().out
+    png_size(tmp_path / "report.png")
+
+
+def test_many_recipes_and_a_run_without_a_fit(tmp_path, capsys):
+    C = np.linspace(0, 10, 11)
+    parts = [
+        pd.DataFrame({"run": f"r{i}", "C": C, "value": sigmoid(C, A=0.6, B=2, C_mid=2 + i, R0=0.1)})
+        for i in range(13)
+    ]
+    parts.append(pd.DataFrame({"run": "short", "C": [1, 7, 8, 9], "value": [0.1, 0.2, 0.3, 0.4]}))
+    pd.concat(parts).to_csv(tmp_path / "many.csv", index=False)
+    assert main([f"data={tmp_path / 'many.csv'}", f"out={tmp_path}"]) == 0
+    fits = pd.read_csv(tmp_path / "fits.csv").set_index("run")
+    assert str(fits.loc["short", "status"]).startswith("too short")
+    assert np.isnan(fits.loc["short", "A"]) and len(fits) == 14
+    png_size(tmp_path / "report.png")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["out=x"], "error: data=: nothing to fit; give data=PATH, a directory or a file"),
+        (["data=/none"], "error: data=/none: no such file or directory; give a study, run or file"),
+        (["horizn=2"], "error: horizn=2: unknown option; write KEY=VALUE with one of data, run,.*"),
+        (["data"], "error: data=: unknown option; write KEY=VALUE with one of data, run, .*"),
+        (["holdout=most"], r"error: holdout=most: Value 'most' .*; give a number in \[0, 1\)"),
+        (["axes=[a"], r"error: axes=\[a: .*; write axes=\[column,column\]"),
+        ([f"data={FIG1A}", "curve=burr"], "error: curve=burr: not available; use curve=sigmoid"),
+        ([f"data={FIG1A}", "curve=power"], "error: curve=power: not available; use curve=sigmoid"),
+        ([f"data={FIG1A}", "method=nuts"], "error: method=nuts: not available; use method=point"),
+        ([f"data={FIG1A}", "holdout=1"], r"error: holdout=1.0: not in \[0, 1\); 0.5 holds out .*"),
+        ([f"data={FIG1A}", "r0=split"], "error: r0=split: digitized_fig1a.csv: not a column .*"),
+        ([f"data={FIG1A}", "r0=40"], r"error: r0=40: run 8B_dense: not a pass rate in .*"),
+        ([f"data={FIG1A}", "compute=c"], "error: compute=c: digitized_fig1a.csv has no such .*"),
+        ([f"data={FIG1A}", "scale=%"], "error: scale=%: .*"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, words, line):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and re.fullmatch(line, error.strip())
+    assert list(tmp_path.iterdir()) == []  # nothing is written
