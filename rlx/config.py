@@ -210,7 +210,7 @@ class OptimConfig:
 class WarmStartConfig:
     """Supervised training on the environment's own solutions before RL starts."""
 
-    steps: int = 150
+    steps: int = 300
     batch_size: int = 128
     learning_rate: float = 4e-3
     worked_share_end: float = 0.05  # share of worked solutions, annealed from 1 ...
@@ -241,12 +241,13 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    data: int = 1  # devices that split the prompts of a batch
+    data: int = 0  # devices that split the prompts of a batch; 0: all that divide it
     fsdp: int = 1  # devices that split the parameters, and the prompts too
     tensor: int = 1  # devices that split heads and feed-forward
 
     def __post_init__(self):
-        _positive("mesh", self, ("data", "fsdp", "tensor"))
+        _check(self.data >= 0, "mesh.data", self.data, "negative", "0 takes all devices")
+        _positive("mesh", self, ("fsdp", "tensor"))
 
 
 @dataclass(frozen=True)
@@ -272,7 +273,7 @@ class Config:
 
     def __post_init__(self):
         _positive("config", self, ("steps",))
-        devices = self.mesh.data * self.mesh.fsdp
+        devices = max(self.mesh.data, 1) * self.mesh.fsdp
         prompts = self.rollout.prompts_per_step
         slices = devices * self.optim.microbatches
         _check(

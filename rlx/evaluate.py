@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from rlx import flops
 from rlx.config import Config
@@ -38,7 +39,9 @@ def standard_error(trials: int, passes_n: np.ndarray) -> float:
     return float(np.sqrt(np.sum(p_n * (1 - p_n)) / (len(p_n) ** 2 * (trials - 1))))
 
 
-def generate(params, config: Config, env: Env, problems: Sequence[Problem], samples: int, key):
+def generate(
+    params, config: Config, env: Env, problems: Sequence[Problem], samples: int, key, mesh: Mesh
+):
     """Yield (problem, token_GT, length_G) for every problem, `samples` completions each.
 
     Problem i draws with group serial i; the slots of training are used, block by block.
@@ -46,7 +49,7 @@ def generate(params, config: Config, env: Env, problems: Sequence[Problem], samp
     W, U, T = config.slots, env.max_prompt_tokens, config.rollout.max_new_tokens
     block = max(W // samples, 1)
     width = max(W, samples)
-    static = {"config": config.model, "stop_id": env.tokenizer.stop_id}
+    static = {"config": config.model, "stop_id": env.tokenizer.stop_id, "mesh": mesh}
     temperature = config.rollout.temperature
     for start in range(0, len(problems), block):
         some = problems[start : start + block]
@@ -59,7 +62,7 @@ def generate(params, config: Config, env: Env, problems: Sequence[Problem], samp
             length_P[p] = len(ids)
             row_U[U - len(ids) :] = ids
         serial_P = np.arange(start, start + block, dtype=np.int32)
-        slots = sampler.empty(config.model, width, U, T)
+        slots = sampler.empty(config.model, width, U, T, mesh)
         slots = sampler.insert(
             params, slots, prompt_PU, length_P, slot_PG, serial_P, key, 0, temperature, **static
         )
@@ -70,7 +73,7 @@ def generate(params, config: Config, env: Env, problems: Sequence[Problem], samp
 
 
 def evaluate(
-    params, config: Config, env: Env, version: int, ledger: flops.Ledger
+    params, config: Config, env: Env, version: int, ledger: flops.Ledger, mesh: Mesh
 ) -> dict[str, Any]:
     """One evaluation row without its compute; spends `ledger.eval_flops`.
 
@@ -80,7 +83,7 @@ def evaluate(
     k, vocab = config.eval.samples_per_prompt, env.tokenizer.vocab_size
     key = jax.random.fold_in(jax.random.key(config.eval.seed), version)
     passes, truncated = [], 0
-    for problem, token_GT, length_G in generate(params, config, env, env.heldout, k, key):
+    for problem, token_GT, length_G in generate(params, config, env, env.heldout, k, key, mesh):
         score_G, stopped_G = score(env, problem, token_GT, length_G)
         passes.append(int(np.sum(score_G == 1)))
         truncated += int(np.sum(~stopped_G))

@@ -10,10 +10,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from rlx.config import ConfigError, MeshConfig
 from rlx.types import Params
 
-# Logical axis -> mesh axis. Prompts (and their samples) are split over data and fsdp together;
+# Logical axis -> mesh axis. Prompts and the sampler's slots are split over data and fsdp together;
 # a matrix is split over fsdp along the model's width and over tensor along heads, ffn or words.
 RULES = {
     "prompts": ("data", "fsdp"),
+    "slots": ("data", "fsdp"),
     "model": "fsdp",
     "heads": "tensor",
     "kv_heads": "tensor",
@@ -24,38 +25,58 @@ RULES = {
 }
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """A (data, fsdp, tensor) mesh over the first devices. ConfigError if there are too few."""
-    shape = (config.data, config.fsdp, config.tensor)
+def make_mesh(config: MeshConfig, prompts: int = 1) -> Mesh:
+    """A (data, fsdp, tensor) mesh over the first devices.
+
+    data = 0 takes as many devices as divide `prompts`, the groups of a slice of the batch.
+    ConfigError if there are too few.
+    """
     devices = jax.devices()
-    if math.prod(shape) > len(devices):
+    others = config.fsdp * config.tensor
+    data = config.data
+    if data == 0:
+        most = max(len(devices) // others, 1)
+        data = max(n for n in range(1, most + 1) if prompts % (n * config.fsdp) == 0)
+    if data * others > len(devices):
         raise ConfigError(
             "mesh",
-            "x".join(map(str, shape)),
-            f"needs {math.prod(shape)} devices, {len(devices)} are there",
+            f"{data}x{config.fsdp}x{config.tensor}",
+            f"needs {data * others} devices, {len(devices)} are there",
             "shrink mesh.data, mesh.fsdp or mesh.tensor",
         )
-    names = ("data", "fsdp", "tensor")
     return jax.make_mesh(
-        shape, names, axis_types=(AxisType.Auto,) * 3, devices=devices[: math.prod(shape)]
+        (data, config.fsdp, config.tensor),
+        ("data", "fsdp", "tensor"),
+        axis_types=(AxisType.Auto,) * 3,
+        devices=devices[: data * others],
     )
 
 
 def sharding(mesh: Mesh, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> NamedSharding:
-    """Sharding of an array with these logical axes; an axis that does not divide is replicated."""
+    """Sharding of an array with these logical axes; an axis that does not divide is replicated.
 
-    def rule(name, size):
-        entry = RULES[name] if name else None
-        names = entry if isinstance(entry, tuple) else (entry,) if entry else ()
-        parts = math.prod(mesh.shape[axis] for axis in names)
-        return entry if size % parts == 0 else None
+    The spec is written in one canonical way (no mesh axis of size 1, no trailing None), because
+    jit compiles again for every other way of writing the same layout.
+    """
 
-    return NamedSharding(mesh, PartitionSpec(*map(rule, axes, shape)))
+    def entry(name: str | None, size: int):
+        rule = (RULES[name] or ()) if name else ()
+        names = [n for n in ([rule] if isinstance(rule, str) else rule) if mesh.shape[n] > 1]
+        if not names or size % math.prod(mesh.shape[n] for n in names):
+            return None
+        return names[0] if len(names) == 1 else tuple(names)
+
+    entries = list(map(entry, axes, shape))
+    while entries and entries[-1] is None:
+        entries.pop()
+    return NamedSharding(mesh, PartitionSpec(*entries))
 
 
-def by_prompt(mesh: Mesh, x) -> NamedSharding:
-    """Sharding of an array whose first axis runs over prompts, or over their sequences."""
-    return sharding(mesh, ("prompts",) + (None,) * (x.ndim - 1), x.shape)
+def along(mesh: Mesh, name: str, x, axis: int = 0) -> NamedSharding:
+    """Sharding of an array that is split along one logical axis."""
+    axes = [None] * x.ndim
+    axes[axis] = name
+    return sharding(mesh, tuple(axes), x.shape)
 
 
 def of_params(mesh: Mesh, params: Params, axes: Params) -> Params:

@@ -78,14 +78,18 @@ def rope(x_BTNH: jax.Array, position_BT: jax.Array, theta: float) -> jax.Array:
 
 
 def attention(q_BTNH, k_BKSH, v_BKSH, mask_BTS) -> jax.Array:
-    """softmax(q k^T / sqrt(H)) v, in float32; query heads share key/value heads in equal groups."""
+    """softmax(q k^T / sqrt(H)) v, in float32; R = N / K query heads share each key/value head.
+
+    Batch axes lead in both products: on CPU any other order makes XLA copy its operands.
+    """
     B, T, N, H = q_BTNH.shape
     K = k_BKSH.shape[1]
-    q_BTKRH = q_BTNH.reshape(B, T, K, N // K, H)
-    score = jnp.einsum("btkrh,bksh->bkrts", q_BTKRH, k_BKSH, preferred_element_type=jnp.float32)
+    q_BKRTH = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
+    score = jnp.einsum("bkrth,bksh->bkrts", q_BKRTH, k_BKSH, preferred_element_type=jnp.float32)
     score = jnp.where(mask_BTS[:, None, None], score * H**-0.5, NEVER)
     weight = jax.nn.softmax(score, axis=-1).astype(v_BKSH.dtype)
-    return jnp.einsum("bkrts,bksh->btkrh", weight, v_BKSH).reshape(B, T, N * H)
+    y_BKRTH = jnp.einsum("bkrts,bksh->bkrth", weight, v_BKSH)
+    return y_BKRTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N * H)
 
 
 class Block(nnx.Module):
@@ -263,13 +267,14 @@ def decode(params, config: ModelConfig, cache: Cache, token_W, column_W, pad_W):
     S = cache["k"].shape[3] if config.scan_layers else cache[0]["k"].shape[2]
     columns_1S = jnp.arange(S)[None]
     mask_WS = (columns_1S >= pad_W[:, None]) & (columns_1S <= column_W[:, None])
-    rows_W = jnp.arange(token_W.shape[0])
+
+    @jax.vmap  # over slots, so that a mesh can split them
+    def write(cache_KSH, x_K1H, column):
+        return cache_KSH.at[:, column].set(x_K1H[:, 0], mode="drop")
 
     def remember(cache, k_WK1H, v_WK1H):
-        return {
-            "k": cache["k"].at[rows_W, :, column_W].set(k_WK1H[:, :, 0]),
-            "v": cache["v"].at[rows_W, :, column_W].set(v_WK1H[:, :, 0]),
-        }
+        k_WKSH = write(cache["k"], k_WK1H, column_W)
+        return {"k": k_WKSH, "v": write(cache["v"], v_WK1H, column_W)}
 
     position_W1 = (column_W - pad_W)[:, None]
     hidden_W1D, cache = _forward(

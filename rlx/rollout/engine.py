@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from rlx import flops
 from rlx.config import Config
@@ -52,7 +53,7 @@ def score(env: Env, problem: Problem, token_GT: np.ndarray, length_G: np.ndarray
 class Engine:
     """Keeps the slots busy, as far as the buffer lets it; spends into the ledger."""
 
-    def __init__(self, config: Config, env: Env, buffer: Buffer, ledger: flops.Ledger):
+    def __init__(self, config: Config, env: Env, buffer: Buffer, ledger: flops.Ledger, mesh: Mesh):
         self.config, self.env, self.buffer, self.ledger = config, env, buffer, ledger
         self.G, self.T = config.rollout.group_size, config.rollout.max_new_tokens
         self.W, self.U = config.slots, env.max_prompt_tokens
@@ -60,8 +61,8 @@ class Engine:
         self.running: dict[int, _Running] = {}
         self.free = list(range(self.W))
         self.count_W = np.zeros(self.W, np.int64)  # tokens drawn, as the ledger knows them
-        self.slots = sampler.empty(config.model, self.W, self.U, self.T)
-        self.static = {"config": config.model, "stop_id": env.tokenizer.stop_id}
+        self.slots = sampler.empty(config.model, self.W, self.U, self.T, mesh)
+        self.static = {"config": config.model, "stop_id": env.tokenizer.stop_id, "mesh": mesh}
 
     def has_work(self) -> bool:
         """Whether `step` would draw tokens: a sequence is in flight, or a group may start."""

@@ -18,7 +18,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.sharding import Mesh
 
+from rlx import mesh as meshes
 from rlx.config import ModelConfig
 from rlx.models import transformer
 from rlx.objectives import logprobs
@@ -38,10 +40,21 @@ class Slots:
     version_WT: jax.Array  # int32, of the weights that drew the token
 
 
-def empty(config: ModelConfig, slots: int, prompt_tokens: int, max_new_tokens: int) -> Slots:
+def _shardings(slots: Slots, config: ModelConfig, mesh: Mesh) -> Slots:
+    """Every array is split over the mesh along its slots."""
+
+    def along(tree, axis=0):
+        return jax.tree.map(lambda x: meshes.along(mesh, "slots", x, axis), tree)
+
+    return along(slots).replace(cache=along(slots.cache, axis=int(config.scan_layers)))
+
+
+def empty(
+    config: ModelConfig, slots: int, prompt_tokens: int, max_new_tokens: int, mesh: Mesh
+) -> Slots:
     """No sequence in flight. The last token drawn is never fed back, so S = U + T - 1."""
     shape = (slots, max_new_tokens)
-    return Slots(
+    state = Slots(
         cache=transformer.empty_cache(config, slots, prompt_tokens + max_new_tokens - 1),
         key_W=jax.random.split(jax.random.key(0), slots),
         pad_W=jnp.zeros(slots, jnp.int32),
@@ -51,6 +64,7 @@ def empty(config: ModelConfig, slots: int, prompt_tokens: int, max_new_tokens: i
         logp_WT=jnp.zeros(shape, jnp.float32),
         version_WT=jnp.zeros(shape, jnp.int32),
     )
+    return jax.device_put(state, _shardings(state, config, mesh), may_alias=False)
 
 
 def _logits(params, config: ModelConfig, hidden_BD, temperature):
@@ -65,10 +79,10 @@ def _draw(logits_BV, key_B):
     return token_B, logprobs.from_logits(logits_BV, token_B)[0]
 
 
-@functools.partial(jax.jit, static_argnames=("config", "stop_id"), donate_argnames="slots")
+@functools.partial(jax.jit, static_argnames=("config", "stop_id", "mesh"), donate_argnames="slots")
 def insert(
     params, slots: Slots, prompt_PU, length_P, slot_PG, serial_P, key, version, temperature,
-    *, config: ModelConfig, stop_id: int,
+    *, config: ModelConfig, stop_id: int, mesh: Mesh,
 ) -> Slots:  # fmt: skip
     """Start one group per row: its sample g goes to slot `slot_PG[p, g]`.
 
@@ -92,7 +106,7 @@ def insert(
     def put(row_W, value):
         return row_W.at[slot_B].set(value, mode="drop")
 
-    return Slots(
+    started = Slots(
         cache=transformer.over_layers(config, copy_prompt, slots.cache, context),
         key_W=put(slots.key_W, key_B),
         pad_W=put(slots.pad_W, jnp.repeat(U - length_P, G)),
@@ -102,23 +116,28 @@ def insert(
         logp_WT=slots.logp_WT.at[slot_B, 0].set(logp_B, mode="drop"),
         version_WT=slots.version_WT.at[slot_B, 0].set(version, mode="drop"),
     )
+    return jax.lax.with_sharding_constraint(started, _shardings(slots, config, mesh))
 
 
-@functools.partial(jax.jit, static_argnames=("config", "stop_id"), donate_argnames="slots")
+@functools.partial(jax.jit, static_argnames=("config", "stop_id", "mesh"), donate_argnames="slots")
 def decode(
-    params, slots: Slots, version, temperature, max_steps, *, config: ModelConfig, stop_id: int
-) -> Slots:
+    params, slots: Slots, version, temperature, max_steps,
+    *, config: ModelConfig, stop_id: int, mesh: Mesh,
+) -> Slots:  # fmt: skip
     """Draw up to `max_steps` tokens in every active slot."""
     W, T = slots.token_WT.shape
     S = (slots.cache if config.scan_layers else slots.cache[0])["k"].shape[-2]
     U = S - T + 1
-    rows_W = jnp.arange(W)
+    write = jax.vmap(lambda row_T, at, value: row_T.at[at].set(value, mode="drop"))
+    version_W = jnp.full(W, version, jnp.int32)
 
     def one_token(carry):
         step, s = carry
-        last_W = s.token_WT[rows_W, jnp.maximum(s.count_W - 1, 0)]
+        last_W1 = jnp.take_along_axis(s.token_WT, jnp.maximum(s.count_W - 1, 0)[:, None], axis=1)
         column_W = U + s.count_W - 1  # of an idle slot it may be S: that write is dropped
-        hidden_WD, cache = transformer.decode(params, config, s.cache, last_W, column_W, s.pad_W)
+        hidden_WD, cache = transformer.decode(
+            params, config, s.cache, last_W1[:, 0], column_W, s.pad_W
+        )
         key_W = jax.vmap(jax.random.fold_in)(s.key_W, s.count_W)
         token_W, logp_W = _draw(_logits(params, config, hidden_WD, temperature), key_W)
         at_W = jnp.where(s.active_W, s.count_W, T)  # T is outside: idle slots keep what they have
@@ -127,13 +146,14 @@ def decode(
             cache=cache,
             count_W=count_W,
             active_W=s.active_W & (token_W != stop_id) & (count_W < T),
-            token_WT=s.token_WT.at[rows_W, at_W].set(token_W, mode="drop"),
-            logp_WT=s.logp_WT.at[rows_W, at_W].set(logp_W, mode="drop"),
-            version_WT=s.version_WT.at[rows_W, at_W].set(version, mode="drop"),
+            token_WT=write(s.token_WT, at_W, token_W),
+            logp_WT=write(s.logp_WT, at_W, logp_W),
+            version_WT=write(s.version_WT, at_W, version_W),
         )
 
     def go_on(carry):
         step, s = carry
         return (step < max_steps) & jnp.any(s.active_W)
 
-    return jax.lax.while_loop(go_on, one_token, (jnp.int32(0), slots))[1]
+    decoded = jax.lax.while_loop(go_on, one_token, (jnp.int32(0), slots))[1]
+    return jax.lax.with_sharding_constraint(decoded, _shardings(slots, config, mesh))

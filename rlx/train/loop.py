@@ -160,7 +160,7 @@ def train(config: Config, *, progress: bool = True) -> dict[str, Any]:
 
     clock = Clock()
     env = make_env(config)
-    mesh = make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh, config.rollout.prompts_per_step // config.optim.microbatches)
     directory = config.warm_start_dir or Path(config.out) / "warm_start"
     params, spent = warm_start.load_or_make(config, env, directory)
     record.update_manifest(**describe(config, env, spent))
@@ -169,12 +169,12 @@ def train(config: Config, *, progress: bool = True) -> dict[str, Any]:
     train_step = make_train_step(config, mesh)
     ledger = flops.Ledger()
     buffer = Buffer(config.pipeline.kind, config.pipeline.k, config.rollout.prompts_per_step)
-    engine = Engine(config, env, buffer, ledger)
+    engine = Engine(config, env, buffer, ledger, mesh)
     bar = tqdm(total=config.steps, desc=record.path.name, disable=not progress, unit="step")
 
     def measure(version: int) -> None:
         with clock.phase("eval"):
-            row = evaluate(state.params, config, env, version, ledger)
+            row = evaluate(state.params, config, env, version, ledger, mesh)
         record.append("evals.jsonl", {"step": version, "version": version, **row, **ledger.row()})
         record.append("clock.jsonl", clock.row(version))
         busy_s = clock.device_s["generate"] + clock.device_s["train"]

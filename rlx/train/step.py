@@ -10,7 +10,6 @@ a filtered prompt costs its generation, not its share of the update.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -83,17 +82,25 @@ def numbers(config: Config) -> Hyper:
     return Hyper(**{name: float(fields[name]) for name in Hyper._fields})
 
 
+def _place(state: TrainState, mesh: Mesh) -> TrainState:
+    """Shardings of a state: moments like their parameters, scalars everywhere."""
+    axes = transformer.logical_axes(state.params)
+    like_params = jax.tree.structure(state.params)
+
+    def place(tree):
+        if jax.tree.structure(tree) == like_params:
+            return meshes.of_params(mesh, tree, axes)
+        return jax.tree.map(lambda x: meshes.sharding(mesh, (), ()), tree)
+
+    is_params = lambda tree: jax.tree.structure(tree) == like_params  # noqa: E731
+    return jax.tree.map(place, state, is_leaf=is_params)
+
+
 def init_state(config: Config, mesh: Mesh, params: Params) -> TrainState:
-    """Version 0, laid out on the mesh."""
-    params = jax.device_put(
-        params, meshes.of_params(mesh, params, transformer.logical_axes(params))
-    )
-    params = jax.tree.map(jnp.copy, params)  # the step donates its state: never the caller's arrays
-    return TrainState(
-        params=params,
-        opt_state=optimizer(numbers(config), 0).init(params),
-        version=jnp.zeros((), jnp.int32),
-    )
+    """Version 0, laid out on the mesh; the caller's arrays are copied, since the step donates."""
+    opt_state = optimizer(numbers(config), 0).init(params)
+    state = TrainState(params=params, opt_state=opt_state, version=jnp.zeros((), jnp.int32))
+    return jax.device_put(state, _place(state, mesh), may_alias=False)
 
 
 def collate(groups: Sequence[Group], prompt_tokens: int, pad_id: int) -> Batch:
@@ -193,25 +200,23 @@ def _train_step(state: TrainState, batch: Batch, hyper: Hyper, *, spec: Spec):
     prompt_B = jnp.repeat(jnp.arange(P), G)
     weight_BT = weights(batch.mask_BT, prompt_B, kind=spec.aggregation, length=T, n_prompts=P)
 
-    per_slice = P // spec.microbatches
+    def in_slices(x):  # [slices, rows, ...]: each slice is spread over the whole mesh
+        rows = x.reshape(spec.microbatches, -1, *x.shape[1:])
+        return jax.lax.with_sharding_constraint(rows, meshes.along(spec.mesh, "prompts", rows, 1))
 
-    def take(i, x):
-        rows = x.shape[0] // spec.microbatches
-        return jax.lax.dynamic_slice_in_dim(x, i * rows, rows)
+    slices = jax.tree.map(in_slices, (batch, adv_BT, weight_BT))
 
     def add_slice(i, total):
-        part = jax.tree.map(functools.partial(take, i), (batch, adv_BT, weight_BT))
+        part = jax.tree.map(lambda x: x[i], slices)
         differentiate = jax.grad(_slice_objective, has_aux=True)
         grads, (sums, maxima) = differentiate(state.params, *part, hyper, spec)
         grads, sums = jax.tree.map(jnp.add, total[:2], (grads, sums))
         return grads, sums, jax.tree.map(jnp.maximum, total[2], maxima)
 
-    slices = jnp.ceil(jnp.sum(batch.keep_P) / per_slice).astype(jnp.int32)
+    used = jnp.ceil(jnp.sum(batch.keep_P) * spec.microbatches / P).astype(jnp.int32)
     zeros = (jax.tree.map(jnp.zeros_like, state.params), dict(ZERO_SUMS), dict(ZERO_MAXIMA))
-    grads, sums, maxima = jax.lax.fori_loop(0, slices, add_slice, zeros)
+    grads, sums, maxima = jax.lax.fori_loop(0, used, add_slice, zeros)
 
-    axes = transformer.logical_axes(grads)
-    grads = jax.lax.with_sharding_constraint(grads, meshes.of_params(spec.mesh, grads, axes))
     descent = jax.tree.map(jnp.negative, grads)  # the objective is maximised
     updates, opt_state = optimizer(hyper, state.version).update(
         descent, state.opt_state, state.params
@@ -231,7 +236,7 @@ def _train_step(state: TrainState, batch: Batch, hyper: Hyper, *, spec: Spec):
         opt_state=opt_state,
         version=state.version + 1,
     )
-    return state, metrics
+    return jax.lax.with_sharding_constraint(state, _place(state, spec.mesh)), metrics
 
 
 _jitted_step = jax.jit(_train_step, static_argnames="spec", donate_argnames="state")
@@ -253,7 +258,7 @@ def make_train_step(config: Config, mesh: Mesh):
     hyper = numbers(config)
 
     def train_step(state: TrainState, batch: Batch):
-        batch = jax.tree.map(lambda x: jax.device_put(x, meshes.by_prompt(mesh, x)), batch)
+        batch = jax.tree.map(lambda x: jax.device_put(x, meshes.along(mesh, "prompts", x)), batch)
         return _jitted_step(state, batch, hyper, spec=spec)
 
     return train_step
