@@ -51,17 +51,19 @@ class Tokenizer:
             char = error.args[0]
             raise ValueError(f"char={char!r}: not in the vocabulary; use {self.chars!r}") from None
 
+    @cached_property
+    def _text_of(self) -> list[str]:
+        return [*self.chars, "", ""]  # the stop token ends a text, the pad token adds nothing
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text before the first stop token, pads skipped. Raises ValueError on an unknown id."""
-        text = []
-        for i in ids:
-            if i == self.stop_id:
-                break
-            if not 0 <= i < self.vocab_size:
-                raise ValueError(f"id={i}: not a token; ids are 0..{self.vocab_size - 1}")
-            if i != self.pad_id:
-                text.append(self.chars[i])
-        return "".join(text)
+        ids = list(ids)
+        if self.stop_id in ids:
+            ids = ids[: ids.index(self.stop_id)]
+        if ids and not (0 <= min(ids) and max(ids) < self.vocab_size):
+            unknown = next(i for i in ids if not 0 <= i < self.vocab_size)
+            raise ValueError(f"id={unknown}: not a token; ids are 0..{self.vocab_size - 1}")
+        return "".join([self._text_of[i] for i in ids])
 
 
 class Env(Protocol):

@@ -2,7 +2,8 @@
 
 Prompts come from the finite training set in epochs, each a permutation of its own; the problem of
 a group follows from its serial number alone. A group waits until as many slots are free as it has
-samples, then starts; its slots are refilled as soon as the whole group is finished and graded.
+samples, then starts; a slot is free again as soon as its sample is finished, whatever the rest of
+its group does.
 """
 
 from __future__ import annotations
@@ -35,9 +36,16 @@ def problem_of(serial: int, seed: int, problems: int) -> int:
 
 @dataclass
 class _Running:
+    """A group in flight, and what the host has seen of its samples."""
+
     problem: Problem
     prompt_U: np.ndarray
     slot_G: np.ndarray
+    open_G: np.ndarray  # bool, the sample still owns its slot
+    length_G: np.ndarray  # tokens drawn, as entered into the ledger
+    token_GT: np.ndarray
+    logp_GT: np.ndarray
+    version_GT: np.ndarray
 
 
 def score(env: Env, problem: Problem, token_GT: np.ndarray, length_G: np.ndarray):
@@ -60,7 +68,6 @@ class Engine:
         self.key = jax.random.key(config.seed)
         self.running: dict[int, _Running] = {}
         self.free = list(range(self.W))
-        self.count_W = np.zeros(self.W, np.int64)  # tokens drawn, as the ledger knows them
         self.slots = sampler.empty(config.model, self.W, self.U, self.T, mesh)
         self.static = {"config": config.model, "stop_id": env.tokenizer.stop_id, "mesh": mesh}
 
@@ -92,8 +99,17 @@ class Engine:
             problem = self.env.train[index]
             prompt_U = np.array(self.env.tokenizer.encode(problem.prompt), np.int32)
             slot_G, self.free = np.array(self.free[: self.G]), self.free[self.G :]
-            self.running[serial] = _Running(problem, prompt_U, slot_G)
-            self.count_W[slot_G] = 0
+            nothing_GT = np.zeros((self.G, self.T), np.int32)
+            self.running[serial] = _Running(
+                problem=problem,
+                prompt_U=prompt_U,
+                slot_G=slot_G,
+                open_G=np.ones(self.G, bool),
+                length_G=np.zeros(self.G, np.int32),
+                token_GT=nothing_GT,
+                logp_GT=nothing_GT.astype(np.float32),
+                version_GT=nothing_GT.copy(),
+            )
             new.append(serial)
         return new
 
@@ -112,23 +128,39 @@ class Engine:
         return prompt_PU, length_P, slot_PG, serial_P
 
     def _collect(self) -> None:
-        """Enter the tokens drawn into the ledger; grade the groups that finished."""
+        """Look at the slots: ledger, free slots, groups that are complete."""
         s = self.slots
-        count_W, active_W, token_WT, logp_WT, version_WT = jax.device_get(
-            (s.count_W, s.active_W, s.token_WT, s.logp_WT, s.version_WT)
-        )
+        seen = jax.device_get((s.count_W, s.active_W, s.token_WT, s.logp_WT, s.version_WT))
         for serial, group in list(self.running.items()):
-            self._spend(group, count_W[group.slot_G])
-            if not active_W[group.slot_G].any():
-                rows = (x[group.slot_G] for x in (count_W, token_WT, logp_WT, version_WT))
-                self.buffer.put(self._grade(serial, group, *rows))
-                self.free = sorted([*self.free, *group.slot_G.tolist()])
+            self._update(group, *seen)
+            if not group.open_G.any():
+                self.buffer.put(self._grade(serial, group))
                 del self.running[serial]
 
-    def _grade(
-        self, serial: int, group: _Running, length_G, token_GT, logp_GT, version_GT
-    ) -> Group:
+    def _update(self, group: _Running, count_W, active_W, token_WT, logp_WT, version_WT) -> None:
+        """Copy what the group's open samples have drawn; give back the slots of finished ones."""
+        open_G, slots = group.open_G.copy(), group.slot_G[group.open_G]
+        self._spend(group, open_G, count_W[slots])
+        group.length_G[open_G] = count_W[slots]
+        group.token_GT[open_G] = token_WT[slots]
+        group.logp_GT[open_G] = logp_WT[slots]
+        group.version_GT[open_G] = version_WT[slots]
+        group.open_G[open_G] = active_W[slots]
+        self.free = sorted([*self.free, *slots[~active_W[slots]].tolist()])
+
+    def _spend(self, group: _Running, open_G: np.ndarray, count: np.ndarray) -> None:
+        """Prefill (when the group has just started) and the tokens decoded since the last look."""
+        model, vocab = self.config.model, self.env.tokenizer.vocab_size
+        before, length = group.length_G[open_G], len(group.prompt_U)
+        if not group.length_G.any():
+            self.ledger.prefill_flops += float(flops.prefill_flops(model, vocab, length))
+        decoded = flops.decode_flops(model, vocab, length, np.stack([count, before]))
+        self.ledger.decode_flops += float(np.sum(decoded[0] - decoded[1]))
+        self.ledger.tokens_generated += int(np.sum(count - before))
+
+    def _grade(self, serial: int, group: _Running) -> Group:
         """reward = reward_fail + score * (reward_pass - reward_fail); nothing beyond the length."""
+        length_G, token_GT = group.length_G, group.token_GT
         score_G, stopped_G = score(self.env, group.problem, token_GT, length_G)
         low, high = self.config.algo.reward_fail, self.config.algo.reward_pass
         sampled_GT = np.arange(self.T) < length_G[:, None]
@@ -138,20 +170,9 @@ class Engine:
             prompt_U=group.prompt_U,
             completion_GT=np.where(sampled_GT, token_GT, self.env.tokenizer.pad_id),
             length_G=length_G,
-            behavior_logp_GT=np.where(sampled_GT, logp_GT, 0),
-            version_GT=np.where(sampled_GT, version_GT, 0),
+            behavior_logp_GT=np.where(sampled_GT, group.logp_GT, 0),
+            version_GT=np.where(sampled_GT, group.version_GT, 0),
             reward_G=low + score_G * (high - low),
             score_G=score_G,
             stopped_G=stopped_G,
         )
-
-    def _spend(self, group: _Running, count_G: np.ndarray) -> None:
-        """Prefill (when the group has just started) and the tokens decoded since the last look."""
-        model, vocab = self.config.model, self.env.tokenizer.vocab_size
-        before_G, length = self.count_W[group.slot_G], len(group.prompt_U)
-        cost = functools.partial(flops.decode_flops, model, vocab, length)
-        if not before_G.any():
-            self.ledger.prefill_flops += float(flops.prefill_flops(model, vocab, length))
-        self.ledger.decode_flops += float(np.sum(cost(count_G) - cost(before_G)))
-        self.ledger.tokens_generated += int(np.sum(count_G - before_G))
-        self.count_W[group.slot_G] = count_G

@@ -89,32 +89,38 @@ def insert(
     Rows whose slots lie outside the W slots are padding: they cost a prefill and write nothing.
     """
     P, G = slot_PG.shape
-    U, T = prompt_PU.shape[1], slots.token_WT.shape[1]
+    U, (W, T) = prompt_PU.shape[1], slots.token_WT.shape
     hidden_PD, context = transformer.prefill(params, config, prompt_PU, length_P)
-    group_key_P = jax.vmap(jax.random.fold_in, (None, 0))(key, serial_P)
-    fold_samples = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
-    key_B = fold_samples(group_key_P, jnp.arange(G)).reshape(P * G)
-    logits_BV = jnp.repeat(_logits(params, config, hidden_PD, temperature), G, axis=0)
-    token_B, logp_B = _draw(logits_BV, jax.vmap(jax.random.fold_in, (0, None))(key_B, 0))
+    logits_PV = _logits(params, config, hidden_PD, temperature)
 
-    slot_B = slot_PG.reshape(P * G)
+    # Every slot looks up its new sample, if it has one, so that a mesh can split the slots.
+    sample_B = jnp.arange(P * G)
+    sample_W = jnp.full(W, P * G).at[slot_PG.reshape(P * G)].set(sample_B, mode="drop")
+    new_W, p_W = sample_W < P * G, jnp.minimum(sample_W // G, P - 1)
+    group_key_W = jax.vmap(jax.random.fold_in, (None, 0))(key, serial_P[p_W])
+    key_W = jax.vmap(jax.random.fold_in)(group_key_W, sample_W % G)
+    first_key_W = jax.vmap(jax.random.fold_in, (0, None))(key_W, 0)
+    token_W, logp_W = _draw(logits_PV[p_W], first_key_W)
 
-    def copy_prompt(cache, prompt):
-        rows = {name: jnp.repeat(prompt[name], G, axis=0) for name in "kv"}
-        return {name: cache[name].at[slot_B, :, :U].set(rows[name], mode="drop") for name in "kv"}
+    def fill(x, value):
+        return jnp.where(jnp.expand_dims(new_W, range(1, x.ndim)), value, x)
 
-    def put(row_W, value):
-        return row_W.at[slot_B].set(value, mode="drop")
+    def fill_cache(cache, prompt):
+        kv = {name: fill(cache[name][:, :, :U], prompt[name][p_W]) for name in "kv"}
+        return {name: cache[name].at[:, :, :U].set(kv[name]) for name in "kv"}
+
+    def fill_first(x_WT, value_W):
+        return x_WT.at[:, 0].set(fill(x_WT[:, 0], value_W))
 
     started = Slots(
-        cache=transformer.over_layers(config, copy_prompt, slots.cache, context),
-        key_W=put(slots.key_W, key_B),
-        pad_W=put(slots.pad_W, jnp.repeat(U - length_P, G)),
-        count_W=put(slots.count_W, 1),
-        active_W=put(slots.active_W, (token_B != stop_id) & (T > 1)),
-        token_WT=slots.token_WT.at[slot_B, 0].set(token_B, mode="drop"),
-        logp_WT=slots.logp_WT.at[slot_B, 0].set(logp_B, mode="drop"),
-        version_WT=slots.version_WT.at[slot_B, 0].set(version, mode="drop"),
+        cache=transformer.over_layers(config, fill_cache, slots.cache, context),
+        key_W=fill(slots.key_W, key_W),
+        pad_W=fill(slots.pad_W, U - length_P[p_W]),
+        count_W=fill(slots.count_W, 1),
+        active_W=fill(slots.active_W, (token_W != stop_id) & (T > 1)),
+        token_WT=fill_first(slots.token_WT, token_W),
+        logp_WT=fill_first(slots.logp_WT, logp_W),
+        version_WT=fill_first(slots.version_WT, jnp.full(W, version, jnp.int32)),
     )
     return jax.lax.with_sharding_constraint(started, _shardings(slots, config, mesh))
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlx.config import ModelConfig
+from rlx.config import MeshConfig, ModelConfig
+from rlx.mesh import make_mesh
 from rlx.models import transformer
 from rlx.rollout import sampler
 from rlx.train.step import completion_logprobs
@@ -13,7 +14,8 @@ from rlx.types import Batch
 
 CONFIG = ModelConfig(d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=24)
 V, U, T, G, STOP = 7, 5, 6, 3, 6
-STATIC = {"config": CONFIG, "stop_id": STOP}
+MESH = make_mesh(MeshConfig(data=1))
+STATIC = {"config": CONFIG, "stop_id": STOP, "mesh": MESH}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,7 @@ def prompts(P):
 
 def run(params, slot_PG, serial_P, *, slots=8, chunks=(T,), temperature=1.0, seed=0):
     prompt_PU, length_P = prompts(4)
-    s = sampler.empty(CONFIG, slots, U, T)
+    s = sampler.empty(CONFIG, slots, U, T, MESH)
     rows = np.array(serial_P)
     s = sampler.insert(
         params, s, prompt_PU[rows], length_P[rows], np.array(slot_PG), rows,
@@ -76,7 +78,7 @@ def test_a_refilled_slot_samples_as_a_fresh_one(params):
             jax.random.key(0), 0, 1.0, **STATIC,
         )  # fmt: skip
 
-    s = insert(sampler.empty(CONFIG, 8, U, T), [1], [[0, 1, 2]])
+    s = insert(sampler.empty(CONFIG, 8, U, T, MESH), [1], [[0, 1, 2]])
     s = sampler.decode(params, s, 0, 1.0, T, **STATIC)
     s = insert(s, [2], [[3, 4, 5]])
     s = sampler.decode(params, s, 0, 1.0, 2, **STATIC)
@@ -118,7 +120,7 @@ def test_tokens_follow_their_distribution(params):
     prompt_PU, length_P = prompts(1)
     temperature, n = 1.3, 6000
     s = sampler.insert(
-        params, sampler.empty(CONFIG, n, U, 1), prompt_PU, length_P, np.arange(n)[None],
+        params, sampler.empty(CONFIG, n, U, 1, MESH), prompt_PU, length_P, np.arange(n)[None],
         np.array([5]), jax.random.key(3), 0, temperature, **STATIC,
     )  # fmt: skip
     hidden_PD, _ = transformer.prefill(params, CONFIG, prompt_PU, length_P)
