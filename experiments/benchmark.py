@@ -69,8 +69,8 @@ def parse(argv: list[str]) -> tuple[str, Options]:
     return argv[0], options
 
 
-def rlx_system(options: Options):
-    """(timed function of `what`, set-up line for a rival, FLOPs of a batch by `what`)."""
+def rlx_system(what: str, options: Options):
+    """(function that times `repeats` batches of `what`, set-up line for a rival)."""
     import jax
 
     jax.config.update("jax_num_cpu_devices", options.threads)
@@ -106,7 +106,11 @@ def rlx_system(options: Options):
         env=EnvConfig(train_prompts=16, heldout_prompts=1),
         rollout=RolloutConfig(max_new_tokens=T, decode_chunk_tokens=T),
         pipeline=PipelineConfig("sync", 0),
-        optim=OptimConfig(microbatches=4 if options.model == "small" else 1),
+        optim=OptimConfig(
+            # Sampler and learner are timed at the initial weights, the step while it learns.
+            learning_rate=2e-4 if what == "step" else 1e-12,
+            microbatches=4 if options.model == "small" else 1,
+        ),
     )
     env = AnyThree(train_prompts=16, heldout_prompts=1, seed=0)
     params = transformer.init(jax.random.key(0), model, env.tokenizer.vocab_size)
@@ -230,7 +234,7 @@ def peak_flops_per_s() -> float:
 def compare(what: str, options: Options) -> list[dict]:
     """Take turns; the lines to print."""
     load = os.getloadavg()[0]
-    timed, set_up = rlx_system(options)
+    timed, set_up = rlx_system(what, options)
     peak = peak_flops_per_s()
     rival = Rival(options.rival, set_up) if options.rival != "none" else None
     ours, theirs = [], []

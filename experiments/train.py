@@ -70,8 +70,10 @@ def use_every_core() -> None:
     """
     import jax
 
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     with contextlib.suppress(RuntimeError):  # started by an earlier job of this process
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+        jax.config.update("jax_num_cpu_devices", cores)
 
 
 refused: list[Exception] = []  # bad input of a single run

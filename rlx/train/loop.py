@@ -162,7 +162,7 @@ def train(config: Config, *, progress: bool = True) -> dict[str, Any]:
     env = make_env(config)
     mesh = make_mesh(config.mesh, config.rollout.prompts_per_step // config.optim.microbatches)
     directory = config.warm_start_dir or Path(config.out) / "warm_start"
-    params, spent = warm_start.load_or_make(config, env, directory)
+    params, spent = warm_start.load_or_make(config, env, directory, progress)
     record.update_manifest(**describe(config, env, spent))
 
     state = init_state(config, mesh, params)

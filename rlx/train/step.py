@@ -58,6 +58,7 @@ class Hyper(NamedTuple):
     is_cap: float
     advantage_eps: float
     temperature: float
+    max_new_tokens: float
     learning_rate: float
     warmup_steps: float
     beta1: float
@@ -78,7 +79,7 @@ def optimizer(hyper: Hyper, version) -> optax.GradientTransformation:
 
 
 def numbers(config: Config) -> Hyper:
-    fields = {**vars(config.algo), **vars(config.optim), "temperature": config.rollout.temperature}
+    fields = {**vars(config.algo), **vars(config.optim), **vars(config.rollout)}
     return Hyper(**{name: float(fields[name]) for name in Hyper._fields})
 
 
@@ -198,7 +199,13 @@ def _train_step(state: TrainState, batch: Batch, hyper: Hyper, *, spec: Spec):
     adv_PG = advantages(batch.reward_PG, batch.keep_P, kind=spec.advantage, eps=hyper.advantage_eps)
     adv_BT = jnp.broadcast_to(adv_PG.reshape(B, 1), (B, T))
     prompt_B = jnp.repeat(jnp.arange(P), G)
-    weight_BT = weights(batch.mask_BT, prompt_B, kind=spec.aggregation, length=T, n_prompts=P)
+    weight_BT = weights(
+        batch.mask_BT,
+        prompt_B,
+        kind=spec.aggregation,
+        length=hyper.max_new_tokens,
+        n_prompts=P,
+    )
 
     def in_slices(x):  # [slices, rows, ...]: each slice is spread over the whole mesh
         rows = x.reshape(spec.microbatches, -1, *x.shape[1:])
@@ -231,11 +238,12 @@ def _train_step(state: TrainState, batch: Batch, hyper: Hyper, *, spec: Spec):
         **{name: total / jnp.maximum(tokens, 1) for name, total in sums.items()},
         **maxima,
     }
-    state = state.replace(
-        params=optax.apply_updates(state.params, updates),
-        opt_state=opt_state,
-        version=state.version + 1,
+    params, opt_state = jax.tree.map(  # without a kept prompt, momentum moves nothing
+        lambda new, now: jnp.where(used > 0, new, now),
+        (optax.apply_updates(state.params, updates), opt_state),
+        (state.params, state.opt_state),
     )
+    state = TrainState(params=params, opt_state=opt_state, version=state.version + 1)
     return jax.lax.with_sharding_constraint(state, _place(state, spec.mesh)), metrics
 
 

@@ -8,6 +8,7 @@ one and the same.
 from __future__ import annotations
 
 import functools
+import json
 import shutil
 import tempfile
 from dataclasses import asdict
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
+from tqdm import tqdm
 
 from rlx import flops, record
 from rlx.config import Config, WarmStartConfig, config_sha
@@ -71,7 +73,7 @@ def _longest_solution(env: Env, rng: np.random.Generator) -> int:
     return max(lengths) + 1
 
 
-def train(config: Config, env: Env) -> tuple[Params, float]:
+def train(config: Config, env: Env, progress: bool = False) -> tuple[Params, float]:
     """Fresh parameters after supervised AdamW at a cosine rate, and the FLOPs that took."""
     c = config.warm_start
     key = jax.random.key(c.seed)
@@ -92,7 +94,7 @@ def train(config: Config, env: Env) -> tuple[Params, float]:
 
     T = _longest_solution(env, np.random.default_rng(c.seed))
     opt_state, spent = tx.init(params), 0.0
-    for step in range(c.steps):
+    for step in tqdm(range(c.steps), desc="warm start", disable=not progress, unit="step"):
         batch = solutions(env, c, step, T)
         params, opt_state = update(params, opt_state, batch)
         lengths = zip(batch.prompt_length_P, batch.mask_BT.sum(1), strict=True)
@@ -101,7 +103,9 @@ def train(config: Config, env: Env) -> tuple[Params, float]:
     return params, spent
 
 
-def load_or_make(config: Config, env: Env, directory: str | Path) -> tuple[Params, float]:
+def load_or_make(
+    config: Config, env: Env, directory: str | Path, progress: bool = False
+) -> tuple[Params, float]:
     """The shared artifact: (parameters, FLOPs spent on it).
 
     Made under a temporary name and renamed when whole, so that jobs which start at the same time
@@ -111,7 +115,7 @@ def load_or_make(config: Config, env: Env, directory: str | Path) -> tuple[Param
     name = "-".join(config_sha(part) for part in identity.values())
     path = Path(directory).absolute() / name
     if not (path / "manifest.json").exists():
-        params, spent = train(config, env)
+        params, spent = train(config, env, progress)
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=path.parent))
         with ocp.StandardCheckpointer() as checkpointer:
@@ -128,5 +132,5 @@ def load_or_make(config: Config, env: Env, directory: str | Path) -> tuple[Param
     )
     with ocp.StandardCheckpointer() as checkpointer:
         params = checkpointer.restore(path / "params", shapes)
-    manifest = record.json.loads((path / "manifest.json").read_text())
+    manifest = json.loads((path / "manifest.json").read_text())
     return params, manifest["flops"]
