@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 
@@ -300,3 +300,8 @@ def config_sha(config: object) -> str:
     """Twelve hex digits that name a configuration (any of the dataclasses above)."""
     text = json.dumps(asdict(config), sort_keys=True, default=str)  # ty: ignore[invalid-argument-type]
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def run_sha(config: Config) -> str:
+    """The name of what a run computes, wherever it is kept."""
+    return config_sha(replace(config, out="", warm_start_dir=""))

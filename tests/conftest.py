@@ -14,7 +14,9 @@ from rlx.config import (  # noqa: E402
     Config,
     EnvConfig,
     EvalConfig,
+    MeshConfig,
     ModelConfig,
+    OptimConfig,
     RolloutConfig,
     WarmStartConfig,
 )
@@ -30,4 +32,25 @@ def tiny() -> Config:
         warm_start=WarmStartConfig(steps=4, batch_size=16),
         eval=EvalConfig(every_steps=4),
         steps=8,
+    )
+
+
+@pytest.fixture(scope="session")
+def easy(tiny, tmp_path_factory) -> Config:
+    """16 prompts of 2 or 3 digits below 4, and a start that passes one time in three.
+
+    Most prompts have both passes and fails, so updates move the policy. Runs share the warm start.
+    """
+    return Config(
+        model=tiny.model,
+        env=EnvConfig(train_prompts=16, heldout_prompts=8, kwargs={"lo": 2, "hi": 3, "base": 4}),
+        rollout=tiny.rollout,
+        warm_start=WarmStartConfig(
+            steps=40, batch_size=16, learning_rate=1e-2, worked_share_end=0.3
+        ),
+        optim=OptimConfig(learning_rate=3e-3, warmup_steps=2),
+        eval=EvalConfig(every_steps=2),
+        mesh=MeshConfig(data=1),
+        steps=6,
+        warm_start_dir=str(tmp_path_factory.mktemp("warm_start")),
     )

@@ -65,7 +65,9 @@ def test_decode_adds_up_token_by_token():
 
 def test_training_is_three_forwards_of_the_group():
     """One prompt of 9, two samples of 4 and 1 tokens, by hand."""
-    body = 2 * (flops.matrix_weights(CONFIG, V)["attention"] + flops.matrix_weights(CONFIG, V)["mlp"])
+    body = 2 * (
+        flops.matrix_weights(CONFIG, V)["attention"] + flops.matrix_weights(CONFIG, V)["mlp"]
+    )
     per_key, head = 4 * 2 * 8 * 32, 2 * 256 * V
     prompt = 9 * body + 45 * per_key  # 1 + ... + 9 keys
     sample = 3 * body + (10 + 11 + 12) * per_key  # 3 tokens are fed back, the 4th is only predicted

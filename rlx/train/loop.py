@@ -12,7 +12,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -20,10 +20,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from rlx import flops
-from rlx.config import Config, ConfigError, config_sha
+from rlx.config import Config, ConfigError, run_sha
 from rlx.envs import base
 from rlx.envs.base import Env
 from rlx.evaluate import evaluate
@@ -91,7 +92,7 @@ def make_env(config: Config) -> Env:
     )
 
 
-def describe(config: Config, env: Env, spent: float) -> dict[str, Any]:
+def describe(config: Config, env: Env) -> dict[str, Any]:
     """The manifest of a new run."""
     packages = ("jax", "jaxlib", "flax", "optax", "numpy")
     return {
@@ -101,11 +102,10 @@ def describe(config: Config, env: Env, spent: float) -> dict[str, Any]:
         "seed": config.seed,
         "axes": config.axes,
         "config": asdict(config),
-        "config_sha": config_sha(config),
+        "config_sha": run_sha(config),
         "versions": {"python": platform.python_version()} | {p: version_of(p) for p in packages},
         "devices": [str(device) for device in jax.devices()],
         "ceiling": env.ceiling(env.heldout, config.rollout.max_new_tokens),
-        "warm_start_flops": spent,
         "status": "running",
     }
 
@@ -147,30 +147,45 @@ def spend_update(ledger: flops.Ledger, config: Config, env: Env, groups: list[Gr
 
 
 def train(config: Config, *, progress: bool = True) -> dict[str, Any]:
-    """Run to the end (or find it ended) and return the manifest."""
+    """Run to the end (or find it ended) and return the manifest.
+
+    Raises ConfigError or ValueError, before anything is written, for a configuration that cannot
+    work here or that is not the one `config.out` holds a run of.
+    """
     record = RunRecord(config.out)
     before = record.manifest
-    if before and before["config_sha"] != config_sha(config):
-        raise ConfigError(
-            "out", config.out, "holds a run of another configuration", "choose another directory"
-        )
+    if before and before["config_sha"] != run_sha(config):
+        reason = "holds a run of another configuration"
+        raise ConfigError("out", config.out, reason, "choose another directory")
     if before.get("status") == "done":
         return before
-    restart(record)
-
-    clock = Clock()
     env = make_env(config)
     mesh = make_mesh(config.mesh, config.rollout.prompts_per_step // config.optim.microbatches)
+    restart(record)
+    record.update_manifest(**describe(config, env))
+    try:
+        with closing(Clock()) as clock:
+            run(config, env, mesh, record, clock, progress)
+    except BaseException as error:
+        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        record.update_manifest(status=status, error=f"{type(error).__name__}: {error}")
+        raise
+    record.update_manifest(status="done")
+    return record.manifest
+
+
+def run(
+    config: Config, env: Env, mesh: Mesh, record: RunRecord, clock: Clock, progress: bool
+) -> None:
+    """From the warm start to the last update."""
     directory = config.warm_start_dir or Path(config.out) / "warm_start"
     params, spent = warm_start.load_or_make(config, env, directory, progress)
-    record.update_manifest(**describe(config, env, spent))
-
+    record.update_manifest(warm_start_flops=spent)
     state = init_state(config, mesh, params)
     train_step = make_train_step(config, mesh)
     ledger = flops.Ledger()
     buffer = Buffer(config.pipeline.kind, config.pipeline.k, config.rollout.prompts_per_step)
     engine = Engine(config, env, buffer, ledger, mesh)
-    bar = tqdm(total=config.steps, desc=record.path.name, disable=not progress, unit="step")
 
     def measure(version: int) -> None:
         with clock.phase("eval"):
@@ -182,11 +197,16 @@ def train(config: Config, *, progress: bool = True) -> dict[str, Any]:
         bar.set_postfix_str(f"pass {row['mean']:.3f}, {rate:,.0f} tok/s", refresh=False)
 
     version, chunks_since_ready = 0, 0
-    measure(0)
-    while version < config.steps:
-        ready = buffer.ready()
-        update_over = chunks_since_ready >= config.pipeline.decode_chunks_per_update
-        if ready and (update_over or not engine.has_work()):
+    with tqdm(total=config.steps, desc=record.path.name, disable=not progress, unit="step") as bar:
+        measure(0)
+        while version < config.steps:
+            ready = buffer.ready()
+            update_over = chunks_since_ready >= config.pipeline.decode_chunks_per_update
+            if not ready or (engine.has_work() and not update_over):
+                with clock.phase("generate", overlaps=ready):
+                    engine.step(state.params, version)
+                chunks_since_ready += ready
+                continue
             groups = buffer.take(version)
             with clock.phase("train"):
                 batch = collate(groups, env.max_prompt_tokens, env.tokenizer.pad_id)
@@ -199,14 +219,6 @@ def train(config: Config, *, progress: bool = True) -> dict[str, Any]:
             if version % config.eval.every_steps == 0 or version == config.steps:
                 measure(version)
             bar.update()
-        else:
-            with clock.phase("generate", overlaps=ready):
-                engine.step(state.params, version)
-            chunks_since_ready += ready
-    bar.close()
-    clock.close()
-    record.update_manifest(status="done")
-    return record.manifest
 
 
 def restart(record: RunRecord) -> None:

@@ -1,6 +1,6 @@
 """Make hf_models.npz: tiny random models of `transformers`, their weights and their logits.
 
-    pip install torch==2.13.0 transformers==5.23.0 && python tests/data/make_hf_models.py
+pip install torch==2.13.0 transformers==5.23.0 && python tests/data/make_hf_models.py
 """
 
 from pathlib import Path

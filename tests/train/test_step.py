@@ -146,7 +146,9 @@ def coefficients(batch: Batch, tokens, *, loss, aggregation, algo: AlgoConfig):
             yield weight * advantage * ratio * (ratio >= 1 - algo.clip_low)
 
 
-@pytest.mark.parametrize("loss, aggregation", [("cispo", "prompt_mean"), ("ppo_clip", "token_mean")])
+@pytest.mark.parametrize(
+    "loss, aggregation", [("cispo", "prompt_mean"), ("ppo_clip", "token_mean")]
+)
 def test_the_gradient_is_that_of_tokens_added_up_one_by_one(
     config, params, batch, tokens, loss, aggregation
 ):
