@@ -36,24 +36,36 @@ def status(out: Path) -> pd.DataFrame:
 
 
 def main(argv: list[str]) -> int:
-    words = dict(word.split("=", 1) for word in argv if "=" in word)
+    try:
+        return study(dict(map(split, argv)))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def split(word: str) -> tuple[str, str]:
+    key, equals, value = word.partition("=")
+    if not equals:
+        raise ValueError(f"{word}: no value; write KEY=VALUE")
+    return key, value
+
+
+def study(words: dict[str, str]) -> int:
+    """Exit status of the sweep, then of its fits. Raises ValueError on what cannot be used."""
     sweep = words.pop("sweep", "default")
     out = Path(words.pop("out", f"runs/{sweep}"))
-    only_status = words.pop("status", "false").lower() == "true"
-    if not only_status:
+    if words.pop("status", "false").lower() != "true":
         overrides = [f"{key}={value}" for key, value in words.items()]
         command = [sys.executable, "-m", "experiments.train", "-m", f"+sweep={sweep}"]
         done = subprocess.run([*command, f"hydra.sweep.dir={out}", *overrides])
         if done.returncode:
             return done.returncode
+        fit.run(out, out, holdout=0.5)
+        print()
     table = status(out)
     if table.empty:
-        print(f"error: out={out}: no runs here; start them without status=true", file=sys.stderr)
-        return 2
+        raise ValueError(f"out={out}: no runs here; start them without status=true")
     print(table.to_string(index=False, float_format="{:.4g}".format))
-    if not only_status:
-        fit.run(out, out, holdout=0.5)
-        print(f"\n{out / 'report.png'}")
     return 0
 
 

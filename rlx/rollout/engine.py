@@ -36,13 +36,13 @@ def problem_of(serial: int, seed: int, problems: int) -> int:
 
 @dataclass
 class _Running:
-    """A group in flight, and what the host has seen of its samples."""
+    """A group in flight, and its finished samples."""
 
     problem: Problem
     prompt_U: np.ndarray
     slot_G: np.ndarray
     open_G: np.ndarray  # bool, the sample still owns its slot
-    length_G: np.ndarray  # tokens drawn, as entered into the ledger
+    length_G: np.ndarray  # tokens drawn; this and what follows once the sample is finished
     token_GT: np.ndarray
     logp_GT: np.ndarray
     version_GT: np.ndarray
@@ -68,6 +68,8 @@ class Engine:
         self.key = jax.random.key(config.seed)
         self.running: dict[int, _Running] = {}
         self.free = list(range(self.W))
+        self.prompt_length_W = np.zeros(self.W, np.int64)
+        self.count_W = np.zeros(self.W, np.int64)  # tokens drawn, as entered into the ledger
         self.slots = sampler.empty(config.model, self.W, self.U, self.T, mesh)
         self.static = {"config": config.model, "stop_id": env.tokenizer.stop_id, "mesh": mesh}
 
@@ -99,6 +101,11 @@ class Engine:
             problem = self.env.train[index]
             prompt_U = np.array(self.env.tokenizer.encode(problem.prompt), np.int32)
             slot_G, self.free = np.array(self.free[: self.G]), self.free[self.G :]
+            self.prompt_length_W[slot_G], self.count_W[slot_G] = len(prompt_U), 0
+            cost = flops.prefill_flops(
+                self.config.model, self.env.tokenizer.vocab_size, len(prompt_U)
+            )
+            self.ledger.prefill_flops += float(cost)
             nothing_GT = np.zeros((self.G, self.T), np.int32)
             self.running[serial] = _Running(
                 problem=problem,
@@ -128,35 +135,36 @@ class Engine:
         return prompt_PU, length_P, slot_PG, serial_P
 
     def _collect(self) -> None:
-        """Look at the slots: ledger, free slots, groups that are complete."""
+        """Look at the slots: ledger, finished samples, groups that are complete."""
         s = self.slots
-        seen = jax.device_get((s.count_W, s.active_W, s.token_WT, s.logp_WT, s.version_WT))
+        count_W, active_W, *rows = jax.device_get(
+            (s.count_W, s.active_W, s.token_WT, s.logp_WT, s.version_WT)
+        )
+        self._spend(count_W)
         for serial, group in list(self.running.items()):
-            self._update(group, *seen)
+            finished_G = group.open_G & ~active_W[group.slot_G]
+            if finished_G.any():
+                slots = group.slot_G[finished_G]
+                group.open_G[finished_G] = False
+                group.length_G[finished_G] = count_W[slots]
+                for mine_GT, row_WT in zip(
+                    (group.token_GT, group.logp_GT, group.version_GT), rows, strict=True
+                ):
+                    mine_GT[finished_G] = row_WT[slots]
+                self.free += slots.tolist()
             if not group.open_G.any():
                 self.buffer.put(self._grade(serial, group))
                 del self.running[serial]
+        self.free.sort()
 
-    def _update(self, group: _Running, count_W, active_W, token_WT, logp_WT, version_WT) -> None:
-        """Copy what the group's open samples have drawn; give back the slots of finished ones."""
-        open_G, slots = group.open_G.copy(), group.slot_G[group.open_G]
-        self._spend(group, open_G, count_W[slots])
-        group.length_G[open_G] = count_W[slots]
-        group.token_GT[open_G] = token_WT[slots]
-        group.logp_GT[open_G] = logp_WT[slots]
-        group.version_GT[open_G] = version_WT[slots]
-        group.open_G[open_G] = active_W[slots]
-        self.free = sorted([*self.free, *slots[~active_W[slots]].tolist()])
-
-    def _spend(self, group: _Running, open_G: np.ndarray, count: np.ndarray) -> None:
-        """Prefill (when the group has just started) and the tokens decoded since the last look."""
+    def _spend(self, count_W: np.ndarray) -> None:
+        """Enter the tokens decoded since the last look."""
         model, vocab = self.config.model, self.env.tokenizer.vocab_size
-        before, length = group.length_G[open_G], len(group.prompt_U)
-        if not group.length_G.any():
-            self.ledger.prefill_flops += float(flops.prefill_flops(model, vocab, length))
-        decoded = flops.decode_flops(model, vocab, length, np.stack([count, before]))
-        self.ledger.decode_flops += float(np.sum(decoded[0] - decoded[1]))
-        self.ledger.tokens_generated += int(np.sum(count - before))
+        now_and_before = np.stack([count_W, self.count_W])
+        spent = flops.decode_flops(model, vocab, self.prompt_length_W, now_and_before)
+        self.ledger.decode_flops += float(np.sum(spent[0] - spent[1]))
+        self.ledger.tokens_generated += int(np.sum(count_W - self.count_W))
+        self.count_W = count_W.astype(np.int64)
 
     def _grade(self, serial: int, group: _Running) -> Group:
         """reward = reward_fail + score * (reward_pass - reward_fail); nothing beyond the length."""

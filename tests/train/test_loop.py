@@ -173,7 +173,7 @@ def test_an_interrupted_run_ends_as_if_it_was_not(make_run, easy, tmp_path, monk
         patch.setattr(loop, "evaluate", interrupted)
         with pytest.raises(KeyboardInterrupt):
             loop.train(config, progress=False)
-    assert json.loads((tmp_path / "manifest.json").read_text())["status"] == "running"
+    assert json.loads((tmp_path / "manifest.json").read_text())["status"] != "done"
     lost = read_rows(tmp_path / "evals.jsonl")[-1]
     got = run(easy, tmp_path)
     assert logical(got) == logical(make_run()) and got.manifest["status"] == "done"

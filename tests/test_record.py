@@ -1,0 +1,75 @@
+"""Run directories: rows that survive a crash, a manifest that is never half written."""
+
+import json
+
+import pytest
+
+from rlx import record
+from rlx.record import RunRecord, read_rows, runs, write_json
+
+
+def test_rows_come_back_in_order(tmp_path):
+    run = RunRecord(tmp_path / "a" / "run")
+    for i in range(3):
+        run.append("evals.jsonl", {"step": i, "mean": 0.1 * i})
+    assert run.rows("evals.jsonl") == [{"step": i, "mean": 0.1 * i} for i in range(3)]
+    assert run.rows("metrics.jsonl") == []
+
+
+@pytest.mark.parametrize("torn", ["", "{", '{"step": 1', '{"step": 1}'])
+def test_a_torn_last_line_is_left_out(tmp_path, torn):
+    (tmp_path / "x.jsonl").write_text('{"step": 0}\n' + torn)
+    assert read_rows(tmp_path / "x.jsonl") == [{"step": 0}]
+
+
+def test_damage_before_the_last_line_is_not_hidden(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"step"\n{"step": 1}\n')
+    with pytest.raises(json.JSONDecodeError):
+        read_rows(tmp_path / "x.jsonl")
+
+
+def test_records_go_back_to_earlier_offsets(tmp_path):
+    run = RunRecord(tmp_path)
+    assert run.offsets() == {"evals.jsonl": 0, "metrics.jsonl": 0}
+    run.append("evals.jsonl", {"step": 0})
+    run.append("clock.jsonl", {"step": 0})
+    before = run.offsets()
+    run.append("evals.jsonl", {"step": 1})
+    run.append("metrics.jsonl", {"step": 0})
+    run.truncate(before)
+    assert run.rows("evals.jsonl") == [{"step": 0}] and run.rows("metrics.jsonl") == []
+    run.append("evals.jsonl", {"step": 2})
+    assert run.rows("evals.jsonl") == [{"step": 0}, {"step": 2}]
+    assert run.rows("clock.jsonl") == [{"step": 0}]
+
+
+def test_a_manifest_keeps_the_fields_that_are_not_updated(tmp_path):
+    run = RunRecord(tmp_path)
+    assert run.manifest == {}
+    run.update_manifest(seed=1, status="running")
+    run.update_manifest(status="done")
+    assert RunRecord(tmp_path).manifest == {"seed": 1, "status": "done"}
+
+
+def test_a_crash_while_writing_leaves_the_former_file(tmp_path, monkeypatch):
+    file = tmp_path / "manifest.json"
+    write_json(file, {"status": "running"})
+
+    def crash(value, file, **_):
+        file.write('{"status": "do')
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(record.json, "dump", crash)
+    with pytest.raises(KeyboardInterrupt):
+        write_json(file, {"status": "done"})
+    assert json.loads(file.read_text()) == {"status": "running"}
+
+
+def test_a_study_is_its_runs_and_a_run_is_itself(tmp_path):
+    for name in ("b", "a", "empty"):
+        run = RunRecord(tmp_path / "runs" / name)
+        if name != "empty":
+            run.update_manifest(run_id=name)
+    assert runs(tmp_path) == [tmp_path / "runs" / "a", tmp_path / "runs" / "b"]
+    assert runs(tmp_path / "runs" / "a") == [tmp_path / "runs" / "a"]
+    assert runs(tmp_path / "nowhere") == []
