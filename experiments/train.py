@@ -113,6 +113,7 @@ def one_line(error: Exception) -> str:
 
 
 def main() -> int:
+    refused.clear()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here instead of to Hydra's own report
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

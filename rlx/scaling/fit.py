@@ -125,7 +125,7 @@ def fit_point(
         raise ValueError(f"{positive} points with C > 0 for {n_parameters} parameters")
     compute_M, value_M, weight_M = compute_M[use_M], value_M[use_M], weight_M[use_M]
     weight_M = weight_M / weight_M.sum()
-    C_lo, C_hi = compute_M[compute_M > 0].min(), compute_M.max()
+    C_lo, C_hi = np.min(compute_M[compute_M > 0]), np.max(compute_M)
     with np.errstate(divide="ignore"):
         log_C = np.log(compute_M)
 
@@ -214,7 +214,7 @@ def fit_paper(
     edges = [
         f"{name} at the edge of its grid"
         for name, value, grid in (("A", A_K[k], A_grid), ("C_mid", C_mid_K[k], C_mid_grid))
-        if value in (grid.min(), grid.max())
+        if value in (np.min(grid), np.max(grid))
     ]
     rmse, n = float(np.sqrt(sse_K[k] / len(value_M))), len(value_M)
     status = "; ".join(edges) or "ok"
@@ -336,7 +336,7 @@ def _checked(compute_M: ArrayLike, value_M: ArrayLike) -> tuple[Floats, Floats]:
     if not (np.isfinite(compute_M).all() and np.isfinite(value_M).all()):
         raise ValueError("compute or value is not finite")
     if (compute_M < 0).any():
-        raise ValueError(f"compute {compute_M.min():g} is negative")
+        raise ValueError(f"compute {np.min(compute_M):g} is negative")
     return compute_M, value_M
 
 

@@ -233,7 +233,7 @@ def _train_step(state: TrainState, batch: Batch, hyper: Hyper, *, spec: Spec):
     metrics = {
         "objective": objective,
         "tokens_trained": tokens,
-        "grad_norm": optax.global_norm(grads),
+        "grad_norm": optax.tree.norm(grads),
         "prompts_kept": jnp.sum(batch.keep_P),
         **{name: total / jnp.maximum(tokens, 1) for name, total in sums.items()},
         **maxima,

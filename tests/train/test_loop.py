@@ -173,7 +173,7 @@ def test_an_interrupted_run_ends_as_if_it_was_not(make_run, easy, tmp_path, monk
         patch.setattr(loop, "evaluate", interrupted)
         with pytest.raises(KeyboardInterrupt):
             loop.train(config, progress=False)
-    assert json.loads((tmp_path / "manifest.json").read_text())["status"] != "done"
+    assert json.loads((tmp_path / "manifest.json").read_text())["status"] == "interrupted"
     lost = read_rows(tmp_path / "evals.jsonl")[-1]
     got = run(easy, tmp_path)
     assert logical(got) == logical(make_run()) and got.manifest["status"] == "done"
@@ -227,6 +227,8 @@ def test_staleness_reaches_its_bound_and_stays_within(in_flight):
     staleness = [v - x.version_GT[g, : x.length_G[g]].min() for v, x, g in sequences(in_flight)]
     assert min(staleness) == 0 and max(staleness) == 8
     assert max(row["rollout/staleness_max"] for row in in_flight.metrics) == 8
+    mean = np.mean([row["rollout/staleness_mean"] for row in in_flight.metrics])
+    assert mean == pytest.approx(np.mean(staleness))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,128 @@
+"""Every file of conf/ makes a configuration that can be run; bad input is one line."""
+
+import re
+import signal
+import sys
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import open_dict
+
+from experiments import train as cli
+from rlx.config import Config, config_sha
+from rlx.train.step import numbers
+
+CONF = Path(__file__).parents[1] / "conf"
+OPTIONS = sorted(
+    f"{file.parent.name}={file.stem}"
+    for file in CONF.glob("*/*.yaml")
+    if file.parent.name != "sweep"
+)
+SWEEPS = sorted(f"+sweep={file.stem}" for file in (CONF / "sweep").glob("*.yaml"))
+
+
+@pytest.fixture
+def hydra():
+    GlobalHydra.instance().clear()
+    yield
+    GlobalHydra.instance().clear()
+    HydraConfig.instance().cfg = None
+
+
+def composed(*overrides) -> Config:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        node = compose("config", list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(node)
+    with open_dict(node):
+        del node["hydra"]
+    return cli.to_config(node)
+
+
+@pytest.mark.parametrize("override", ["seed=0", *OPTIONS, *SWEEPS])
+def test_every_option_makes_a_configuration(hydra, override):
+    config = composed(override)
+    assert isinstance(config, Config)
+    with pytest.raises(FrozenInstanceError):
+        config.optim.learning_rate = 1.0  # ty: ignore[invalid-assignment]
+    assert isinstance(hash((config.model, config.mesh)), int)  # static arguments of jit
+    assert re.fullmatch("[0-9a-f]{12}", config_sha(config))
+    assert all(type(x) is float for x in numbers(config))
+    group, _, option = override.partition("=")
+    if group == "algo":
+        assert config.recipe == option
+
+
+def test_every_option_is_another_configuration(hydra):
+    shas = {override: config_sha(composed(override)) for override in OPTIONS}
+    defaults = ["algo=scalerl", "env=digit_chain", "eval=default", "mesh=auto", "model=tiny"]
+    defaults += ["optim=tiny", "pipeline=sync"]
+    for override, sha in shas.items():
+        assert (sha == config_sha(composed())) == (override in defaults), override
+
+
+def test_an_option_reaches_its_field(hydra):
+    config = composed("algo=scalerl_ppo_clip", "optim=paper", "pipeline=pipeline_8", "seed=3")
+    assert (config.algo.loss, config.algo.clip_high) == ("ppo_clip", 0.26)
+    assert config.algo.advantage == "batch_norm"  # from the row that it extends
+    assert (config.optim.learning_rate, config.optim.eps) == (5e-7, 1e-15)
+    assert (config.optim.warmup_steps, config.optim.weight_decay) == (100, 0.01)
+    assert (config.pipeline.kind, config.pipeline.k) == ("pipeline", 8)
+    assert config.out == "runs/scalerl_ppo_clip-s3"
+
+
+@pytest.fixture
+def command(hydra, monkeypatch, tmp_path, capfd):
+    """command(*words) -> (exit code, stderr) of experiments.train, in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # main sets it; this puts it back
+    monkeypatch.setattr(cli, "refused", [])
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["train", *words])
+        return cli.main(), capfd.readouterr().err
+
+    yield run
+    signal.signal(signal.SIGTERM, handler)
+
+
+BAD = [
+    ("rollout.group_sise=4", r"rollout.group_sise: unknown key; .*"),
+    ("stepz=4", r"stepz: unknown key; .*"),
+    ("+stepz=4", r"stepz.*: unknown key; .*"),
+    ("algo=scalerll", r"algo=scalerll: no such choice; use one of dapo, grpo, .*"),
+    ("algo.loss=pppo", r"algo.loss=pppo: unknown name; use one of reinforce, ppo_clip, .*"),
+    ("steps=many", r"steps=many: .*; give a value of that type"),
+    ("optim.learning_rate=fast", r"optim.learning_rate=fast: .*; give a value of that type"),
+    ("optim.learning_rate=-1", r"optim.learning_rate=-1.0: must be positive; .*"),
+    ("algo.clip_low=1.5", r"algo.clip_low=1.5: outside \[0, 1\); .*"),
+    ("rollout.prompts_per_step=7", r"rollout.prompts_per_step=7: not divisible by .*; .*"),
+    ("rollout.slots=7", r"rollout.slots=7: not a positive multiple of rollout.group_size=16; .*"),
+    ("pipeline.k=-1", r"pipeline.k=-1: negative; .*"),
+    ("pipeline.k=3", r"pipeline.k=3: pipeline.kind=sync is never stale; .*"),
+    ("env.kwargs.lo=0", r"env.kwargs.lo=0: no digits to sum; use 1 or more"),
+    ("+env.kwargs.low=3", r"env.kwargs.low=3: unknown argument; digit_chain takes lo, hi, base"),
+    (
+        "env=reasoning_gym env.kwargs.dataset=chain_sun",
+        r"env.kwargs.dataset=chain_sun: unknown dataset; try chain_sum.*",
+    ),
+    (
+        "mesh.data=16 optim.microbatches=1",
+        r"mesh=16x1x1: needs 16 devices, 8 are there; shrink mesh.data, .*",
+    ),
+]
+
+
+@pytest.mark.parametrize("words, line", BAD, ids=[words for words, _ in BAD])
+def test_bad_input_is_one_line_and_exit_code_2(command, words, line):
+    code, error = command("out=run", *words.split())
+    assert code == 2 and re.fullmatch(f"error: {line}\n", error), error
+
+
+def test_bad_input_leaves_no_run_behind(command, tmp_path):
+    assert command("out=run", "env.kwargs.lo=0")[0] == 2
+    assert not (tmp_path / "run" / "manifest.json").exists()

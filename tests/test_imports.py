@@ -1,0 +1,117 @@
+"""Who may import whom, read from the source: the layers of the code are a test."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = {
+    ".".join(file.relative_to(ROOT).with_suffix("").parts): file
+    for folder in ("rlx", "experiments", "analysis")
+    for file in sorted((ROOT / folder).rglob("*.py"))
+    if file.name != "__init__.py"
+}
+RLX = [name for name in FILES if name.startswith("rlx.")]
+
+# Each layer may import the layers named here. A folder stands for all its modules.
+BASE = ("rlx.types", "rlx.config", "rlx.record", "rlx.objectives", "rlx.envs")
+MIDDLE = (*BASE, "rlx.mesh", "rlx.flops", "rlx.train.buffer")
+LAYERS = {
+    "rlx.types": (),
+    "rlx.config": (),
+    "rlx.record": (),
+    "rlx.objectives": (),
+    "rlx.envs": ("rlx.types", "rlx.envs"),
+    "rlx.scaling": ("rlx.scaling", "rlx.record"),
+    "rlx.mesh": BASE,
+    "rlx.flops": BASE,
+    "rlx.train.buffer": BASE,
+    "rlx.models": (*MIDDLE, "rlx.models"),
+    "rlx.rollout": (*MIDDLE, "rlx.models", "rlx.rollout"),
+    "rlx.train.step": (*MIDDLE, "rlx.models"),
+    "rlx.train.warm_start": (*MIDDLE, "rlx.models", "rlx.train.step"),
+    "rlx.evaluate": (*MIDDLE, "rlx.models", "rlx.rollout"),
+    "rlx.train.loop": (*MIDDLE, "rlx.models", "rlx.rollout", "rlx.train", "rlx.evaluate"),
+}
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """Dotted names; `from rlx import flops` gives rlx.flops."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, "imports are absolute"
+            inside = node.module == "rlx" or f"{node.module}.{node.names[0].name}" in FILES
+            names |= {f"{node.module}.{a.name}" for a in node.names} if inside else {node.module}
+    return names
+
+
+IMPORTS = {name: imported(ast.parse(file.read_text())) for name, file in FILES.items()}
+
+
+def packages(name: str) -> set[str]:
+    """Top-level packages that a module imports, those of the standard library left out."""
+    return {other.split(".")[0] for other in IMPORTS[name]} - set(sys.stdlib_module_names)
+
+
+def within(name: str, layers) -> bool:
+    return any(name == layer or name.startswith(f"{layer}.") for layer in layers)
+
+
+@pytest.mark.parametrize("name", RLX)
+def test_a_module_imports_only_the_layers_below_it(name):
+    (allowed,) = [may for layer, may in LAYERS.items() if within(name, [layer])]
+    ours = {other for other in IMPORTS[name] if other.startswith(("rlx", "experiments"))}
+    assert {other for other in ours if not within(other, allowed)} == set()
+
+
+def test_objectives_import_jax_alone():
+    modules = [name for name in RLX if within(name, ["rlx.objectives"])]
+    assert len(modules) >= 4
+    assert {name: packages(name) for name in modules} == dict.fromkeys(modules, {"jax"})
+
+
+def test_scaling_runs_without_the_trainers_packages():
+    """At module level: a method that needs more imports it when it is called."""
+    trainers = {"jax", "flax", "optax", "orbax", "hydra", "omegaconf"}
+    for name in RLX:
+        if within(name, ["rlx.scaling"]):
+            body = ast.parse(FILES[name].read_text()).body
+            top = ast.Module([n for n in body if isinstance(n, ast.Import | ast.ImportFrom)], [])
+            assert {other.split(".")[0] for other in imported(top)} & trainers == set(), name
+
+
+def test_hydra_is_known_to_experiments_alone():
+    users = [name for name in FILES if packages(name) & {"hydra", "omegaconf"}]
+    assert "experiments.train" in users
+    assert [name for name in users if not name.startswith("experiments.")] == []
+
+
+def test_nnx_is_known_to_models_alone():
+    users = [name for name in RLX if _imports_nnx(FILES[name])]
+    assert users and [name for name in users if not within(name, ["rlx.models"])] == []
+
+
+def _imports_nnx(file: Path) -> bool:
+    tree = ast.parse(file.read_text())
+    aliases = [a.name for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) for a in n.names]
+    return "nnx" in aliases or any(name.startswith("flax.nnx") for name in imported(tree))
+
+
+def test_environments_do_not_know_jax():
+    modules = [name for name in RLX if within(name, ["rlx.envs"])]
+    assert len(modules) >= 3
+    assert [name for name in modules if packages(name) & {"jax", "flax", "optax"}] == []
+
+
+def test_the_core_stays_short():
+    core = [ROOT / "rlx/types.py", ROOT / "rlx/models/transformer.py"]
+    core += sorted((ROOT / "rlx/objectives").glob("*.py"))
+    core += [ROOT / f"rlx/{name}.py" for name in ("rollout/sampler", "train/buffer")]
+    core += [ROOT / f"rlx/{name}.py" for name in ("train/step", "train/loop")]
+    lines = {str(file.relative_to(ROOT)): len(file.read_text().splitlines()) for file in core}
+    assert 1000 < sum(lines.values()) <= 1800, lines
