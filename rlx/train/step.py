@@ -68,10 +68,13 @@ class Hyper(NamedTuple):
     max_grad_norm: float
 
 
-def optimizer(hyper: Hyper, version) -> optax.GradientTransformation:
-    """Clip the global norm, then AdamW; rate = learning_rate * min(1, (version + 1) / warmup)."""
+def optimizer(hyper: Hyper, version, learns=True) -> optax.GradientTransformation:
+    """Clip the global norm, then AdamW; rate = learning_rate * min(1, (version + 1) / warmup).
+
+    The rate is 0 where there is nothing to learn from: momentum alone moves nothing.
+    """
     warmup = jnp.maximum(hyper.warmup_steps, 1)
-    rate = hyper.learning_rate * jnp.minimum(1.0, (version + 1) / warmup)
+    rate = hyper.learning_rate * jnp.minimum(1.0, (version + 1) / warmup) * learns
     adamw = optax.adamw(
         rate, b1=hyper.beta1, b2=hyper.beta2, eps=hyper.eps, weight_decay=hyper.weight_decay
     )
@@ -225,9 +228,8 @@ def _train_step(state: TrainState, batch: Batch, hyper: Hyper, *, spec: Spec):
     grads, sums, maxima = jax.lax.fori_loop(0, used, add_slice, zeros)
 
     descent = jax.tree.map(jnp.negative, grads)  # the objective is maximised
-    updates, opt_state = optimizer(hyper, state.version).update(
-        descent, state.opt_state, state.params
-    )
+    moving = optimizer(hyper, state.version, learns=used > 0)
+    updates, opt_state = moving.update(descent, state.opt_state, state.params)
     tokens = sums.pop("tokens")
     objective = sums.pop("objective")
     metrics = {
@@ -238,12 +240,11 @@ def _train_step(state: TrainState, batch: Batch, hyper: Hyper, *, spec: Spec):
         **{name: total / jnp.maximum(tokens, 1) for name, total in sums.items()},
         **maxima,
     }
-    params, opt_state = jax.tree.map(  # without a kept prompt, momentum moves nothing
-        lambda new, now: jnp.where(used > 0, new, now),
-        (optax.apply_updates(state.params, updates), opt_state),
-        (state.params, state.opt_state),
+    state = TrainState(
+        params=optax.apply_updates(state.params, updates),
+        opt_state=opt_state,
+        version=state.version + 1,
     )
-    state = TrainState(params=params, opt_state=opt_state, version=state.version + 1)
     return jax.lax.with_sharding_constraint(state, _place(state, spec.mesh)), metrics
 
 
