@@ -33,8 +33,8 @@ def finished(tmp_path_factory):
 
 def test_every_cell_is_a_finished_run(finished):
     runs = sorted((finished / "runs").iterdir())
-    assert [path.name for path in runs] == ["scalerl-T7-s3", "scalerl-T9-s3"]
-    for path, T in zip(runs, (7, 9), strict=True):
+    assert [path.name for path in runs] == ["scalerl-T11-s3", "scalerl-T9-s3"]
+    for path, T in zip(runs, (11, 9), strict=True):
         manifest = json.loads((path / "manifest.json").read_text())
         assert (manifest["status"], manifest["study"]) == ("done", "default")
         assert (manifest["recipe"], manifest["seed"]) == ("scalerl", 3)
@@ -51,7 +51,7 @@ def test_the_runs_share_one_warm_start(finished):
 def test_the_fits_are_one_row_per_run(finished):
     fits = pd.read_csv(finished / "fits.csv")
     assert list(fits.columns)[: len(FITS)] == FITS
-    assert sorted(fits["run"]) == ["scalerl-T7-s3", "scalerl-T9-s3"]
+    assert sorted(fits["run"]) == ["scalerl-T11-s3", "scalerl-T9-s3"]
     ceilings = fits.set_index("run")["truth"]
     for name, ceiling in ceilings.items():
         manifest = json.loads((finished / "runs" / str(name) / "manifest.json").read_text())
@@ -69,7 +69,7 @@ def test_the_status_is_a_table(finished, capsys):
     header, *rows = capsys.readouterr().out.splitlines()
     assert header.split() == ["run", "status", "step", "pass_rate", "ceiling", "compute"]
     assert [row.split()[:3] for row in rows] == [
-        ["scalerl-T7-s3", "done", "8/8"],
+        ["scalerl-T11-s3", "done", "8/8"],
         ["scalerl-T9-s3", "done", "8/8"],
     ]
     assert sorted(finished.rglob("*")) == before
