@@ -9,6 +9,7 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+assert jax.device_count() == 8 or jax.default_backend() != "cpu"  # JAX starts here
 
 from rlx.config import (  # noqa: E402
     Config,
