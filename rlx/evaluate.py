@@ -15,7 +15,7 @@ from rlx.config import Config
 from rlx.envs.base import Env
 from rlx.rollout import sampler
 from rlx.rollout.engine import score
-from rlx.types import Problem
+from rlx.types import Problem, left_padded
 
 
 def pass_at_k(trials: int, passes_n: np.ndarray, k: int) -> float:
@@ -53,14 +53,10 @@ def generate(
     temperature = config.rollout.temperature
     for start in range(0, len(problems), block):
         some = problems[start : start + block]
-        prompt_PU = np.full((block, U), env.tokenizer.pad_id, np.int32)
-        length_P = np.ones(block, np.int32)
+        prompts = [env.tokenizer.encode(problem.prompt) for problem in some]
+        prompt_PU, length_P = left_padded(prompts, U, env.tokenizer.pad_id, rows=block)
         slot_PG = np.full((block, samples), width, np.int32)
         slot_PG[: len(some)] = np.arange(len(some) * samples).reshape(len(some), samples)
-        for row_U, p, problem in zip(prompt_PU, range(block), some, strict=False):
-            ids = env.tokenizer.encode(problem.prompt)
-            length_P[p] = len(ids)
-            row_U[U - len(ids) :] = ids
         serial_P = np.arange(start, start + block, dtype=np.int32)
         slots = sampler.empty(config.model, width, U, T, mesh)
         slots = sampler.insert(

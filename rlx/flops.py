@@ -10,7 +10,7 @@ softmax, activations, the embedding's look-up, the optimiser.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -92,6 +92,3 @@ class Ledger:
             "discarded_flops": self.discarded_flops,
             "compute": self.compute,
         }
-
-    def state_dict(self) -> dict:
-        return asdict(self)

@@ -17,8 +17,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-LOGICAL = ("evals.jsonl", "metrics.jsonl")
-
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON-lines file; a last line that was cut short is left out."""
@@ -63,13 +61,8 @@ class RunRecord:
     def rows(self, name: str) -> list[dict[str, Any]]:
         return read_rows(self.path / name)
 
-    def offsets(self) -> dict[str, int]:
-        """Length in bytes of the logical records, for `truncate`."""
-        files = {name: self.path / name for name in LOGICAL}
-        return {name: file.stat().st_size if file.exists() else 0 for name, file in files.items()}
-
     def truncate(self, offsets: dict[str, int]) -> None:
-        """Cut the logical records back to an earlier `offsets`."""
+        """Cut files of rows back to an earlier size, in bytes."""
         for name, size in offsets.items():
             if (self.path / name).exists():
                 os.truncate(self.path / name, size)

@@ -19,6 +19,7 @@ the weights being trained, `behavior_logp` to the weights that sampled, token by
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,3 +78,14 @@ class Group:
         """The oldest version among the sampled tokens."""
         sampled = np.arange(self.version_GT.shape[1]) < self.length_G[:, None]
         return int(self.version_GT[sampled].min())
+
+
+def left_padded(prompts: Sequence[Sequence[int]], width: int, pad_id: int, rows: int = 0):
+    """(prompt_PU, length_P) of token lists, `width` columns; up to `rows` rows of one pad token."""
+    rows = max(rows, len(prompts))
+    prompt_PU = np.full((rows, width), pad_id, np.int32)
+    length_P = np.ones(rows, np.int32)
+    for p, prompt in enumerate(prompts):
+        length_P[p] = len(prompt)
+        prompt_PU[p, width - len(prompt) :] = prompt
+    return prompt_PU, length_P

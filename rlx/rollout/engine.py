@@ -20,7 +20,7 @@ from rlx.config import Config
 from rlx.envs.base import Env
 from rlx.rollout import sampler
 from rlx.train.buffer import Buffer
-from rlx.types import Group, Problem
+from rlx.types import Group, Problem, left_padded
 
 
 @functools.lru_cache(maxsize=4)
@@ -123,14 +123,11 @@ class Engine:
     def _padded(self, serials: list[int]):
         """Arguments of `sampler.insert`, always for W / G groups; padding rows own no slot."""
         P = self.W // self.G
-        prompt_PU = np.full((P, self.U), self.env.tokenizer.pad_id, np.int32)
-        length_P = np.ones(P, np.int32)
+        groups = [self.running[serial] for serial in serials]
+        prompts = [group.prompt_U for group in groups]
+        prompt_PU, length_P = left_padded(prompts, self.U, self.env.tokenizer.pad_id, rows=P)
         slot_PG = np.full((P, self.G), self.W, np.int32)
-        for p, serial in enumerate(serials):
-            group = self.running[serial]
-            length_P[p] = len(group.prompt_U)
-            prompt_PU[p, self.U - length_P[p] :] = group.prompt_U
-            slot_PG[p] = group.slot_G
+        slot_PG[: len(groups)] = [group.slot_G for group in groups]
         serial_P = np.array(serials + [0] * (P - len(serials)), np.int32)
         return prompt_PU, length_P, slot_PG, serial_P
 

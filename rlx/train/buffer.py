@@ -14,8 +14,6 @@ Whoever would break the bound waits: the generator for an update, the learner fo
 
 from __future__ import annotations
 
-from typing import Any
-
 from rlx.types import Group
 
 
@@ -67,10 +65,3 @@ class Buffer:
         if staleness > self.max_staleness_steps:
             raise RuntimeError(f"staleness {staleness} exceeds {self.max_staleness_steps}")
         return batch
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"started": self.started, "retired": self.retired, "waiting": dict(self.waiting)}
-
-    def load(self, state: dict[str, Any]) -> None:
-        self.started, self.retired = state["started"], state["retired"]
-        self.waiting = dict(state["waiting"])

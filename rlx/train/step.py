@@ -26,7 +26,7 @@ from rlx.objectives.advantages import advantages, zero_variance
 from rlx.objectives.logprobs import token_logprobs
 from rlx.objectives.losses import policy_objective
 from rlx.objectives.weights import weights
-from rlx.types import Batch, Group, Params, TrainState
+from rlx.types import Batch, Group, Params, TrainState, left_padded
 
 # What a slice reports: sums over its tokens, and maxima.
 ZERO_SUMS = dict.fromkeys(
@@ -109,15 +109,13 @@ def init_state(config: Config, mesh: Mesh, params: Params) -> TrainState:
 
 def collate(groups: Sequence[Group], prompt_tokens: int, pad_id: int) -> Batch:
     """P graded groups as arrays; prompts padded on the left to `prompt_tokens`."""
-    prompt_PU = np.full((len(groups), prompt_tokens), pad_id, np.int32)
-    for row_U, group in zip(prompt_PU, groups, strict=True):
-        row_U[prompt_tokens - len(group.prompt_U) :] = group.prompt_U
+    prompt_PU, length_P = left_padded([g.prompt_U for g in groups], prompt_tokens, pad_id)
     length_B = np.concatenate([group.length_G for group in groups])
     completion_BT = np.concatenate([group.completion_GT for group in groups])
     mask_BT = np.arange(completion_BT.shape[1]) < length_B[:, None]
     return Batch(
         prompt_PU=prompt_PU,
-        prompt_length_P=np.array([len(group.prompt_U) for group in groups], np.int32),
+        prompt_length_P=length_P,
         completion_BT=np.where(mask_BT, completion_BT, pad_id).astype(np.int32),
         mask_BT=mask_BT.astype(np.float32),
         behavior_logp_BT=np.concatenate([group.behavior_logp_GT for group in groups]),

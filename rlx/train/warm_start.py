@@ -26,7 +26,7 @@ from rlx.config import Config, WarmStartConfig, config_sha
 from rlx.envs.base import Env
 from rlx.models import transformer
 from rlx.train.step import completion_logprobs
-from rlx.types import Batch, Params
+from rlx.types import Batch, Params, left_padded
 
 
 def worked_share(step: int, config: WarmStartConfig) -> float:
@@ -40,19 +40,17 @@ def solutions(env: Env, config: WarmStartConfig, step: int, T: int) -> Batch:
     rng = np.random.default_rng((config.seed, step))
     stop_id, pad_id = env.tokenizer.stop_id, env.tokenizer.pad_id
     B, U = config.batch_size, env.max_prompt_tokens
-    prompt_PU = np.full((B, U), pad_id, np.int32)
-    length_P = np.zeros(B, np.int32)
+    prompts = []
     completion_BT = np.full((B, T), pad_id, np.int32)
     mask_BT = np.zeros((B, T), np.float32)
     for b in range(B):
         problem = env.train[rng.integers(len(env.train))]
         worked = bool(rng.random() < worked_share(step, config))
-        prompt = env.tokenizer.encode(problem.prompt)
+        prompts.append(env.tokenizer.encode(problem.prompt))
         target = [*env.tokenizer.encode(env.solution(problem, rng, worked)), stop_id]
-        length_P[b] = len(prompt)
-        prompt_PU[b, U - len(prompt) :] = prompt
         completion_BT[b, : len(target)] = target
         mask_BT[b, : len(target)] = 1
+    prompt_PU, length_P = left_padded(prompts, U, pad_id)
     return Batch(
         prompt_PU=prompt_PU,
         prompt_length_P=length_P,

@@ -95,11 +95,3 @@ def test_refuses_what_would_break_its_promises():
         buffer.start()
     with pytest.raises(RuntimeError, match="staleness 1 exceeds 0"):
         buffer.take(1)
-
-
-def test_state_survives_a_round_trip():
-    buffer = Buffer("pipeline", 1, 1)
-    buffer.put(group(buffer.start(), [0]))
-    other = Buffer("pipeline", 1, 1)
-    other.load(buffer.state_dict())
-    assert other.ready() and other.take(0)[0].serial == 0 and other.started == 1
