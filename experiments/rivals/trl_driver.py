@@ -4,7 +4,7 @@ Run with the Python of an environment that holds torch, transformers and trl:
 
     python experiments/rivals/trl_driver.py
 
-One JSON line on stdin sets it up (see `Setup`), one JSON line on stdout answers that it is ready.
+One JSON line on stdin sets it up (see protocol.py), one on stdout answers that it is ready.
 Then `{"cmd": "sampler" | "learner" | "step", "repeats": n}` does that work n times and answers
 `{"seconds": [...], "tokens": [...], "what": ...}`, one entry per repeat; `{"cmd": "quit"}` ends.
 Whatever libraries print goes to stderr. An error ends the process with a traceback there.
@@ -38,13 +38,13 @@ import os
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import numpy as np
 import torch
 from datasets import Dataset
+from protocol import REWARDED_ID, Setup, connect
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     LlamaConfig,
@@ -55,24 +55,7 @@ from transformers import (
 )
 from trl import GRPOConfig, GRPOTrainer
 
-REWARDED_ID = 3  # a completion scores 1 if it holds this token
 MAX_STEPS = 10**9  # the loop ends when told to
-
-
-@dataclass
-class Setup:
-    weights: str  # .npz of rlx's parameters, flat keys, x @ W convention
-    model: dict  # rlx's ModelConfig fields, and vocab_size
-    prompts: list  # P prompts of equal length, token ids
-    group_size: int
-    max_new_tokens: int
-    pad_id: int
-    stop_id: int
-    temperature: float
-    learning_rate: float
-    threads: int
-    is_cap: float
-    seed: int = 0
 
 
 def load_model(setup: Setup) -> LlamaForCausalLM:
@@ -271,13 +254,7 @@ def make_trainer(setup: Setup, worker: Worker, folder: str) -> GRPOTrainer:
 
 
 def main() -> None:
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # from here on, only `reply` writes to the real stdout
-
-    def reply(**fields) -> None:
-        print(json.dumps(fields), file=answers, flush=True)
-
-    setup = Setup(**json.loads(sys.stdin.readline()))
+    setup, reply = connect()
     torch.set_num_threads(setup.threads)
     os.environ["RAYON_NUM_THREADS"] = str(setup.threads)  # of the tokenizer
     set_seed(setup.seed)

@@ -4,7 +4,7 @@ Run with the Python of an environment that holds google-tunix (jax, flax and opt
 
     python experiments/rivals/tunix_driver.py
 
-One JSON line on stdin sets it up (see `Setup`), one JSON line on stdout answers that it is ready.
+One JSON line on stdin sets it up (see protocol.py), one on stdout answers that it is ready.
 Then `{"cmd": "sampler" | "learner" | "step", "repeats": n}` does that work n times and answers
 `{"seconds": [...], "tokens": [...], "what": ...}`, one entry per repeat; `{"cmd": "quit"}` ends.
 Whatever libraries print goes to stderr. An error ends the process with a traceback there.
@@ -42,36 +42,19 @@ import json
 import os
 import sys
 import time
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from protocol import REWARDED_ID, Setup, connect
 from tunix.models.llama3 import model as llama
 from tunix.rl import rl_cluster as cluster_lib
 from tunix.rl.grpo.grpo_learner import GRPOConfig, GRPOLearner
 from tunix.rl.rollout.base_rollout import RolloutConfig
 
-REWARDED_ID = 3  # a completion scores 1 if it holds this token
 apply_rope = llama.apply_rope  # as tunix calls it: rope_theta is 1e6 whatever the configuration
-
-
-@dataclass
-class Setup:
-    weights: str  # .npz of rlx's parameters, flat keys, x @ W convention
-    model: dict  # rlx's ModelConfig fields, and vocab_size
-    prompts: list  # P prompts of equal length, token ids
-    group_size: int
-    max_new_tokens: int
-    pad_id: int
-    stop_id: int
-    temperature: float
-    learning_rate: float
-    threads: int
-    is_cap: float  # unused: tunix has no CISPO
-    seed: int = 0
 
 
 class Tokenizer:
@@ -245,13 +228,7 @@ def make_learner(setup: Setup) -> GRPOLearner:
 
 
 def main() -> None:
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # from here on, only `reply` writes to the real stdout
-
-    def reply(**fields) -> None:
-        print(json.dumps(fields), file=answers, flush=True)
-
-    setup = Setup(**json.loads(sys.stdin.readline()))
+    setup, reply = connect()
     os.environ["NPROC"] = str(setup.threads)  # XLA reads it when the first array is made
     worker = Worker(setup, reply)
     worker.learner.train(worker.batches())
