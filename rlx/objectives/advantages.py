@@ -49,7 +49,7 @@ def batch_norm(reward_PG, keep_P, *, eps, ddof):
 def leave_one_out(reward_PG):
     """A_g = r_g - mean_{h != g}(r_h) = G / (G - 1) * (r_g - mean_g(r))
 
-    RLOO: Ahmadian et al. 2024 (arXiv 2402.14740), section 2.
+    RLOO: Ahmadian et al. 2024 (arXiv 2402.14740).
     """
     G = reward_PG.shape[1]
     return G / (G - 1) * centered(reward_PG)
@@ -80,7 +80,7 @@ def gae(value_BT, reward_BT, mask_BT, *, gamma, lam):
     Generalised advantage estimation over the tokens of a sequence; V = 0 and A = 0 after the last
     one. Masked tokens are passed over: t + 1 is the next unmasked token, a reward placed on a
     masked token is ignored, and both results are 0 there. All [B, T], in the unit of the reward.
-    Schulman et al. 2016 (arXiv 1506.02438), Eq. 11 and 16.
+    Schulman et al. 2016 (arXiv 1506.02438), Eq. 16.
     """
     sampled_BT = mask_BT.astype(bool)
     value_BT, reward_BT = (jnp.where(sampled_BT, x_BT, 0) for x_BT in (value_BT, reward_BT))

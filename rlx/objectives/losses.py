@@ -48,7 +48,7 @@ def reinforce(logp_BT, behavior_logp_BT, adv_BT, mask_BT):
     """obj = A logp
 
     The likelihood-ratio estimator without off-policy correction; rho is only reported.
-    Williams 1992, "Simple statistical gradient-following algorithms", section 4.
+    Williams 1992, "Simple statistical gradient-following algorithms".
     """
     _, logp_BT, behavior_logp_BT, adv_BT = _zero_masked(mask_BT, logp_BT, behavior_logp_BT, adv_BT)
     ratio_BT = _exp(logp_BT - behavior_logp_BT)
