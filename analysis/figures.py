@@ -18,7 +18,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from rlx.scaling.data import short_names
-from rlx.scaling.fit import RunFit
+from rlx.scaling.point import RunFit
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 INK, FAINT = "#333333", "#8a8a8a"
@@ -44,7 +44,7 @@ def report(
 
     Args:
         frame: table of curves (rlx.scaling.data.read).
-        fits: rlx.scaling.fit.fit_study of that table.
+        fits: rlx.scaling.point.fit_study of that table.
         path: where the PNG goes.
         holdout: share of compute held out, for the key.
         title: of the figure.

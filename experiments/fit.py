@@ -29,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from analysis.figures import report
 from rlx.scaling.data import DataError, read, short_names
-from rlx.scaling.fit import RunFit, fit_study
+from rlx.scaling.point import RunFit, fit_study
 
 CURVES = ("sigmoid",)
 METHODS = ("point",)
@@ -155,7 +155,7 @@ def run(
     Args:
         data: path of a study or run directory, or a table from rlx.scaling.data.read.
         out: directory of the results.
-        holdout, r0: as in rlx.scaling.fit.fit_study.
+        holdout, r0: as in rlx.scaling.point.fit_study.
         compute: column of compute, where `data` is a path.
 
     Returns:

@@ -53,7 +53,7 @@ def test_compute_to_outside_the_curve():
 
 def test_scaling_imports_none_of_the_trainer():
     code = (
-        "import sys, rlx.scaling.curve, rlx.scaling.data, rlx.scaling.fit\n"
+        "import sys, rlx.scaling.curve, rlx.scaling.data, rlx.scaling.point\n"
         "heavy = {'jax', 'flax', 'optax', 'orbax', 'hydra', 'omegaconf', 'matplotlib'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
         "print(sorted(m for m in sys.modules if m.startswith('rlx.') and 'scaling' not in m))\n"

@@ -10,7 +10,7 @@ from scipy.optimize import curve_fit
 
 from rlx.scaling.curve import sigmoid
 from rlx.scaling.data import DataError, read
-from rlx.scaling.fit import best_levels, fit_paper, fit_point, fit_study
+from rlx.scaling.point import best_levels, fit_paper, fit_point, fit_study
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data"
