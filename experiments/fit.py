@@ -2,9 +2,9 @@
 
     python -m experiments.fit data=PATH out=DIR holdout=0.5
 
-`data` is a study or run directory, a .csv/.jsonl/.parquet file with one evaluation per row, or a
-CSV exported from a W&B chart. Every run is fitted on C <= (1 - holdout) * C_max; holdout=0 fits
-everything. Into `out` go
+`data` is a study or run directory, a .csv/.jsonl/.parquet file with one evaluation per row, a CSV
+exported from a W&B chart, a directory of TensorBoard event files, or a trainer_state.json. Every
+run is fitted on C <= (1 - holdout) * C_max; holdout=0 fits everything. Into `out` go
 
     fits.csv      one row per run: A, B, C_mid, R0, the exact ceiling, the held-out error
     summary.csv   one row per run and parameter; phase is (last fitted C) / C_mid
@@ -28,7 +28,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from analysis.figures import report
-from rlx.scaling.data import DataError, read, short_names
+from rlx.scaling.data import DataError, Evals, r0_column, short_names
 from rlx.scaling.point import RunFit, fit_study
 
 CURVES = ("sigmoid",)
@@ -46,8 +46,11 @@ class FitConfig:
     compute: str | None = None  # of a directory: a number of evals.jsonl, modelled_device_s, wall_s
     value: str | None = None
     passes: str | None = None
-    trials: str | None = None
-    scale: str = "fraction"  # unit of value: fraction or percent
+    trials: str | None = None  # a column or a number, as stderr
+    passes_per_prompt: str | None = None
+    stderr: str | None = None
+    start: str | None = None
+    scale: str | None = None  # unit of value: fraction or percent; inferred when left out
     r0: str = "first"  # first, fit, a number in the unit of value, or a column
     curve: str = "sigmoid"
     method: str = "point"
@@ -143,17 +146,17 @@ def write(
 
 
 def run(
-    data: Path | pd.DataFrame,
+    data: Path | Evals,
     out: Path,
     *,
     holdout: float = 0.5,
     r0: float | str = "first",
     compute: str = "compute",
 ) -> pd.DataFrame:
-    """Fit a study directory (or a table of curves), print the table of fits and write all files.
+    """Fit a study directory (or any Evals), print the table of fits and write all files.
 
     Args:
-        data: path of a study or run directory, or a table from rlx.scaling.data.read.
+        data: path of a study or run directory, or Evals.
         out: directory of the results.
         holdout, r0: as in rlx.scaling.point.fit_study.
         compute: column of compute, where `data` is a path.
@@ -164,12 +167,11 @@ def run(
     Raises:
         DataError: the data or an option cannot be used.
     """
-    if isinstance(data, pd.DataFrame):
-        frame, title = data, data.attrs.get("title", "")
-    else:
-        frame, title = read(data, compute=compute), Path(data).resolve().name
+    evals = data if isinstance(data, Evals) else Evals.read(data, compute=compute)
+    frame = evals.frame.copy()
+    frame.attrs = {"compute_label": evals.compute_label, "value_label": evals.value_label}
     fits = fit_study(frame, holdout=holdout, r0=r0)
-    write(frame, fits, Path(out), holdout=holdout, title=title)
+    write(frame, fits, Path(out), holdout=holdout, title=evals.title)
     table = fits_table(fits)
     print(_printed(table))
     print(f"wrote fits.csv, summary.csv, forecast.csv, report.png in {out}")
@@ -186,21 +188,11 @@ def _printed(table: pd.DataFrame) -> str:
     return shown.to_string(index=False, formatters=formats, na_rep="-", justify="right")
 
 
-def _r0(config: FitConfig) -> tuple[float | str, str | None]:
-    """(r0 for fit_study, column to read): a number is in the unit of the values."""
-    if config.r0 in ("first", "fit"):
-        return config.r0, None
-    try:
-        return float(config.r0) / (100 if config.scale == "percent" else 1), None
-    except ValueError:
-        return config.r0, config.r0
-
-
 def main(argv: list[str] | None = None) -> int:
     try:
         config = parse(sys.argv[1:] if argv is None else argv)
-        r0, r0_column = _r0(config)
-        frame = read(
+        r0 = None if config.r0 in ("first", "fit") else config.r0
+        evals = Evals.read(
             config.data,
             run=config.run,
             recipe=config.recipe,
@@ -210,11 +202,13 @@ def main(argv: list[str] | None = None) -> int:
             value=config.value,
             passes=config.passes,
             trials=config.trials,
+            passes_per_prompt=config.passes_per_prompt,
+            stderr=config.stderr,
+            start=config.start,
             scale=config.scale,
-            r0=r0_column,
+            r0=r0,
         )
-        frame.attrs["title"] = Path(config.data).resolve().name
-        run(frame, Path(config.out), holdout=config.holdout, r0=r0)
+        run(evals, Path(config.out), holdout=config.holdout, r0=r0_column(r0) or config.r0)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

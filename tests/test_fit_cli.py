@@ -10,7 +10,7 @@ import pytest
 
 from experiments.fit import main, run
 from rlx.scaling.curve import sigmoid
-from rlx.scaling.data import read
+from rlx.scaling.data import Evals
 
 ROOT = Path(__file__).parents[1]
 FIG1A = ROOT / "tests" / "data" / "digitized_fig1a.csv"
@@ -73,15 +73,16 @@ def test_a_study(tmp_path, capsys):
     width, height = png_size(tmp_path / "out/report.png")
     assert width > 1.5 * height  # two panels side by side
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0].split() == [c for c in FITS if c not in ("recipe", "seed")]
-    assert len(printed) == 10 and len({len(line) for line in printed[:9]}) == 1  # aligned
+    assert printed[0].endswith("starts inferred from the evaluations at C = 0: 8 runs, 1 starts")
+    assert printed[1].split() == [c for c in FITS if c not in ("recipe", "seed")]
+    assert len(printed) == 11 and len({len(line) for line in printed[1:10]}) == 1  # aligned
 
 
-def test_run_takes_a_path_or_a_table(tmp_path, capsys):
+def test_run_takes_a_path_or_evals(tmp_path, capsys):
     write_study(tmp_path / "study")
     by_path = run(tmp_path / "study", tmp_path / "a")
-    by_table = run(read(tmp_path / "study"), tmp_path / "b", holdout=0.5, r0="first")
-    pd.testing.assert_frame_equal(by_path, by_table)
+    by_evals = run(Evals.read(tmp_path / "study"), tmp_path / "b", holdout=0.5, r0="first")
+    pd.testing.assert_frame_equal(by_path, by_evals)
     assert (tmp_path / "a/report.png").exists() and (tmp_path / "b/forecast.csv").exists()
 
 
@@ -107,11 +108,12 @@ def test_everything_fitted(tmp_path, capsys):
     assert pd.read_csv(tmp_path / "forecast.csv").columns.tolist() == FORECAST
 
 
-def test_percent_r0_is_in_the_unit_of_the_values(tmp_path, capsys):
+@pytest.mark.parametrize("scale", [[], ["scale=percent"]])
+def test_percent_r0_is_in_the_unit_of_the_values(tmp_path, capsys, scale):
     table = pd.read_csv(FIG1A).query("run == '8B_dense'")
     table["pass_rate"] *= 100
     table.to_csv(tmp_path / "p.csv", index=False)
-    options = ["scale=percent", "r0=40", f"out={tmp_path}"]
+    options = [*scale, "r0=40", f"out={tmp_path}"]
     assert main([f"data={tmp_path / 'p.csv'}", *options]) == 0
     fits = pd.read_csv(tmp_path / "fits.csv")
     assert fits["R0"].item() == pytest.approx(0.4) and 0.6 < fits["A"].item() < 0.66

@@ -1,0 +1,31 @@
+"""Scaling curves of RL runs: read them, fit them, forecast, decide. See README.
+
+    import rlx.scaling as sc
+
+    evals = sc.Evals.read("runs/default")
+    fit = sc.fit(evals)
+"""
+
+from rlx.scaling.backtest import Backtest, backtest
+from rlx.scaling.check import Check
+from rlx.scaling.data import DataError, Evals
+from rlx.scaling.point import PointFit, fit_paper, fit_point, fit_study
+from rlx.scaling.posterior import NotConverged, ScalingFit, fit, load
+from rlx.scaling.priors import Priors
+
+__all__ = [
+    "Backtest",
+    "Check",
+    "DataError",
+    "Evals",
+    "NotConverged",
+    "PointFit",
+    "Priors",
+    "ScalingFit",
+    "backtest",
+    "fit",
+    "fit_paper",
+    "fit_point",
+    "fit_study",
+    "load",
+]

@@ -1,7 +1,9 @@
-"""The scaling curve of a run: pass rate against training compute.
+"""Scaling curves of a run: pass rate against training compute.
 
-The sigmoid of "The Art of Scaling Reinforcement Learning Compute for LLMs" (arXiv 2510.13786,
-Eq. 1). Written as a logistic in log C it neither overflows nor loses R0 at C = 0.
+`sigmoid` is the curve of "The Art of Scaling Reinforcement Learning Compute for LLMs" (arXiv
+2510.13786, Eq. 1); `burr` adds one parameter for the speed of the final approach and `lomax` is
+its power-law end; `power` is the paper's alternative. Written in log C, none overflows, and the
+first three give exactly R0 at C = 0.
 """
 
 from __future__ import annotations
@@ -10,10 +12,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
+Floats = NDArray[np.float64]
+
 
 def sigmoid(
     compute_C: ArrayLike, *, A: ArrayLike, B: ArrayLike, C_mid: ArrayLike, R0: ArrayLike
-) -> NDArray[np.float64]:
+) -> Floats:
     """Pass rate after compute C.
 
         R = R0 + (A - R0) / (1 + (C_mid / C)^B) = R0 + (A - R0) * logistic(B * log(C / C_mid))
@@ -33,33 +37,141 @@ def sigmoid(
 
     Source: arXiv 2510.13786, Eq. 1.
     """
-    compute_C = np.asarray(compute_C, dtype=np.float64)
-    if np.any(compute_C < 0):
-        raise ValueError(f"compute_C={compute_C.min():g}: negative; compute starts at 0")
-    with np.errstate(divide="ignore"):  # log 0 = -inf, where the logistic is exactly 0
-        log_C = np.log(compute_C)
-    return R0 + (np.asarray(A) - R0) * expit(B * (log_C - np.log(C_mid)))
+    return R0 + (np.asarray(A) - R0) * expit(B * (_log(compute_C) - np.log(C_mid)))
+
+
+def burr(
+    compute_C: ArrayLike,
+    *,
+    A: ArrayLike,
+    B: ArrayLike,
+    C_mid: ArrayLike,
+    R0: ArrayLike,
+    kappa: ArrayLike,
+) -> Floats:
+    """Pass rate after compute C, with a shape for the approach to the ceiling.
+
+        R = R0 + (A - R0) * s(u),   u = B * log(C / C_mid)
+        s(u) = 1 - (1 + (2^(1/kappa) - 1) * e^u)^-kappa
+
+    Half of A - R0 is gained at C_mid whatever kappa is. The gap to the ceiling closes as
+    C^-(B * kappa); kappa = 1 is `sigmoid`, kappa -> inf is Weibull, 1 - 2^-(C / C_mid)^B.
+
+    Args:
+        compute_C, A, B, C_mid, R0: as in `sigmoid`.
+        kappa: shape, > 0, no unit.
+
+    Returns:
+        Pass rates, a fraction; the arguments broadcast.
+
+    Raises:
+        ValueError: some compute is negative.
+
+    Source: the Burr type XII distribution of C (Burr 1942, Ann. Math. Stat. 13:215), scaled to its
+    median.
+    """
+    u = B * (_log(compute_C) - np.log(C_mid))
+    softplus = np.logaddexp(0.0, u + _log_expm1(np.log(2.0) / np.asarray(kappa)))
+    return R0 + (np.asarray(A) - R0) * -np.expm1(-np.asarray(kappa) * softplus)
+
+
+def lomax(
+    compute_C: ArrayLike, *, A: ArrayLike, B: ArrayLike, C_mid: ArrayLike, R0: ArrayLike
+) -> Floats:
+    """Pass rate after compute C: the power law, shifted so that it starts at R0 at C = 0.
+
+        R = R0 + (A - R0) * (1 - (1 + (2^(1/B) - 1) * C / C_mid)^-B)
+
+    It is `burr` with u = log(C / C_mid) and kappa = B: the gap to the ceiling closes as C^-B and
+    half of it is closed at C_mid.
+
+    Args:
+        compute_C, A, C_mid, R0: as in `sigmoid`.
+        B: exponent of the tail, > 0, no unit.
+
+    Returns:
+        Pass rates, a fraction; the arguments broadcast.
+
+    Raises:
+        ValueError: some compute is negative.
+
+    Source: the Lomax distribution of C (Lomax 1954, J. Am. Stat. Assoc. 49:847), scaled to its
+    median.
+    """
+    return burr(compute_C, A=A, B=1.0, C_mid=C_mid, R0=R0, kappa=B)
+
+
+def power(compute_C: ArrayLike, *, A: ArrayLike, B: ArrayLike, D: ArrayLike) -> Floats:
+    """Pass rate after compute C under the saturating power law.
+
+        R = A - D / C^B
+
+    With D = (A - R0) * C_mid^B it is the `sigmoid` at C >> C_mid; towards C = 0 it falls without
+    bound.
+
+    Args:
+        compute_C: training compute, > 0, in any unit.
+        A: ceiling, a fraction in [0, 1].
+        B: exponent, > 0, no unit.
+        D: gap to the ceiling at C = 1, > 0.
+
+    Returns:
+        Pass rates, a fraction; the arguments broadcast.
+
+    Raises:
+        ValueError: some compute is not positive.
+
+    Source: arXiv 2510.13786, A.4.
+    """
+    log_C = _log(compute_C)
+    if np.any(np.isneginf(log_C)):
+        raise ValueError("compute_C=0: the power law has no value there; drop that point")
+    return np.asarray(A) - D * np.exp(-np.asarray(B) * log_C)
 
 
 def compute_to(
-    target: ArrayLike, *, A: ArrayLike, B: ArrayLike, C_mid: ArrayLike, R0: ArrayLike
-) -> NDArray[np.float64]:
-    """Compute at which the curve reaches `target`: the inverse of `sigmoid`.
+    target: ArrayLike,
+    *,
+    A: ArrayLike,
+    B: ArrayLike,
+    C_mid: ArrayLike,
+    R0: ArrayLike,
+    kappa: ArrayLike = 1.0,
+) -> Floats:
+    """Compute at which the curve reaches `target`: the inverse of `burr`, and of `sigmoid`.
 
-        C = C_mid * ((y - R0) / (A - y))^(1 / B)
+        C = C_mid * (((1 - s)^(-1/kappa) - 1) / (2^(1/kappa) - 1))^(1/B),   s = (y - R0) / (A - R0)
 
     Args:
         target: pass rate y, a fraction.
         A, B, C_mid, R0: as in `sigmoid`.
+        kappa: as in `burr`; 1 is the sigmoid, where C = C_mid * ((y - R0) / (A - y))^(1/B).
 
     Returns:
         Compute in the unit of C_mid; inf where A <= y (never reached), 0 where y <= R0 (reached
         before training); the arguments broadcast.
 
-    Source: arXiv 2510.13786, Eq. 1, solved for C.
+    Source: arXiv 2510.13786, Eq. 1, solved for C, with the shape of `burr`.
     """
-    target, A, B, C_mid, R0 = np.broadcast_arrays(target, A, B, C_mid, R0)
-    gained = np.maximum(np.asarray(target - R0, dtype=np.float64), 0.0)
-    left = np.asarray(A - target, dtype=np.float64)
+    target, A, R0 = (np.asarray(x, dtype=np.float64) for x in (target, A, R0))
+    B, kappa = np.asarray(B, dtype=np.float64), np.asarray(kappa, dtype=np.float64)
+    gained, left = np.broadcast_arrays(np.maximum(target - R0, 0.0), A - target)
     odds = np.divide(gained, left, out=np.full(left.shape, np.inf), where=left > 0)
-    return np.where(gained == 0, np.where(left > 0, 0.0, np.inf), C_mid * odds ** (1 / B))
+    u = _log_expm1(np.log1p(odds) / kappa) - _log_expm1(np.log(2.0) / kappa)
+    with np.errstate(over="ignore"):  # beyond 1e308 is inf
+        return np.asarray(C_mid * np.exp(u / B))
+
+
+def _log(compute_C: ArrayLike) -> Floats:
+    """log C; -inf at C = 0."""
+    compute_C = np.asarray(compute_C, dtype=np.float64)
+    if np.any(compute_C < 0):
+        raise ValueError(f"compute_C={compute_C.min():g}: negative; compute starts at 0")
+    with np.errstate(divide="ignore"):
+        return np.log(compute_C)
+
+
+def _log_expm1(x: Floats) -> Floats:
+    """log(e^x - 1) for x >= 0, without overflow; -inf at 0."""
+    with np.errstate(divide="ignore"):
+        return x + np.log(-np.expm1(-x))

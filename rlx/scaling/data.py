@@ -1,57 +1,51 @@
-"""Curves from records or from other people's logs, as one tidy table.
+"""`Evals`: evaluations of RL runs against compute, clean, with the noise of each.
 
-`read` takes a study or run directory of rlx, a CSV/JSONL/Parquet file in long form, or a CSV
-exported from a W&B chart, and returns one row per evaluation:
+    evals = Evals.read("runs/default")                       # any source, see rlx.scaling.readers
+    evals = Evals.from_frame(table, recipe="algo", compute="gpu_hours", passes="k", trials="n")
+    half = evals.until(share=0.5)                            # what a forecast may see
 
-    run      name of the run
-    recipe   what the run is an instance of; the run's own name where unknown
-    seed     NaN where unknown
-    axes     what else distinguishes the recipe, as a label such as "max_new_tokens=9"; "" if none
-    compute  training compute C, in the file's unit
-    value    pass rate, a fraction
-    trials   graded samples behind the value, NaN where unknown
-    truth    exact ceiling, NaN where unknown
+Standard error of a value, from sampling alone, by the first rule that applies (0 does not count):
 
-Rows of a run follow each other in order of compute. `frame.attrs` carries the labels of the two
-plotted axes. Every treatment of the data is printed in one line; data that cannot be used raise
-`DataError`, whose text is `key=value: reason; remedy`.
+    stated, as a column or as one number
+    sqrt(sum_i p_i (1 - p_i) / (n^2 (k - 1))),  p_i = c_i / k     c_i of k samples of prompt i pass
+    sqrt(p (1 - p) / trials),  p = (passes + 1/2) / (trials + 1)  totals alone
+    NaN                                                          nothing known
+
+The second is unbiased for a fixed set of n prompts; the third overstates the noise there.
+Every treatment is printed in one line and kept in `Evals.notes`; data that cannot be used raise
+`DataError`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-COLUMNS = ["run", "recipe", "seed", "axes", "compute", "value", "trials", "truth"]
-MIN_POINTS = 4  # evaluations a run needs to enter the table
-CLOCKS = ("modelled_device_s", "wall_s")  # read from clock.jsonl, by step
-COMPUTE_LABELS = {
-    "compute": "training compute C (FLOPs)",
-    "modelled_device_s": "modelled device time (s)",
-    "wall_s": "wall-clock time (s)",
-}
-NAMES = {  # patterns that a column's whole name is compared with, most telling first
-    "run": ("run", "run_id", "run_name", "experiment"),
-    "recipe": ("recipe", "algo", "algorithm", "method"),
-    "seed": ("seed",),
-    "compute": (
-        "compute|c",
-        ".*flops",
-        r".*gpu_?h(ou)?rs?",
-        ".*(device_s|wall_s|seconds|hours)",
-        ".*tokens",
-        ".*steps?",
-    ),
-    "value": ("value", "pass_?rate", r"mean(@\d+)?", "acc(uracy)?", "score"),
-    "passes": ("passes",),
-    "trials": ("trials",),
-    "truth": ("truth|ceiling",),
-}
+COLUMNS = [
+    "run",  # name of the run
+    "recipe",  # what the run is an instance of; the run's own name where unknown
+    "seed",  # NaN or "" where unknown
+    "axes",  # the levels of all axes, "key=value, key=value", or ""
+    "compute",  # training compute C, in the source's unit
+    "value",  # pass rate, a fraction
+    "stderr",  # standard error of `value` from sampling, a fraction, NaN where unknown
+    "passes",  # graded samples that passed, NaN where unknown
+    "trials",  # graded samples, NaN where unknown
+    "truth",  # exact ceiling, a fraction, NaN where unknown
+    "start",  # what the run started from; runs with the same label share R0
+]
+PROMPTS = ["passes_per_prompt", "samples_per_prompt"]  # of a source, not kept
+PER_RUN = ("recipe", "seed", "truth", "start")  # one value per run, as the axes and r0
+MIN_POINTS = 4  # evaluations that a curve of four parameters needs
+COUNT_TOLERANCE = 0.005  # between a value, as logs round it, and passes / trials
 
 
 class DataError(ValueError):
@@ -61,55 +55,222 @@ class DataError(ValueError):
         super().__init__(f"{key}={value}: {reason}; {remedy}")
 
 
-def read(
-    path: Path | str,
-    *,
-    run: str | None = None,
-    recipe: str | None = None,
-    seed: str | None = None,
-    axes: Sequence[str] = (),
-    compute: str | None = None,
-    value: str | None = None,
-    passes: str | None = None,
-    trials: str | None = None,
-    scale: str = "fraction",
-    r0: str | None = None,
-) -> pd.DataFrame:
-    """The curves at `path` as a tidy table (columns in the module's docstring).
+class Notes(list[str]):
+    """Lines about what was inferred and treated, printed as they come."""
 
-    Args:
-        path: study directory (holding runs/*/), run directory, or .csv, .jsonl, .parquet file.
-        run, recipe, seed, axes, passes, trials: columns of a long-form file; a column that is not
-            named is inferred from its name, and what was inferred is printed.
-        compute: column of compute. Directory: a number of evals.jsonl, or one of
-            modelled_device_s, wall_s of clock.jsonl; default "compute". W&B export: default its
-            first column.
-        value: column of pass rates; in a W&B export the metric.
-        scale: "fraction" or "percent", the unit of values, of the truth and of r0.
-        r0: column with each run's pass rate at C = 0, kept in the table under its own name.
+    def say(self, line: str) -> None:
+        print(line)
+        self.append(line)
 
-    Raises:
-        DataError: a column is missing or ambiguous, compute decreases within a run, a value lies
-            outside [0, 1], or no run has enough points.
+
+@dataclass(frozen=True)
+class Options:
+    """How a source is to be read. What is not named is inferred, and the inference is printed.
+
+    Names are columns of a table, metrics of a W&B export, tags of TensorBoard, keys of
+    trainer_state.json or numbers of evals.jsonl. What only tables have (run, recipe, seed, axes,
+    passes, passes_per_prompt, start and columns of trials, stderr, r0) is refused elsewhere.
     """
-    path = Path(path)
-    if scale not in ("fraction", "percent"):
-        raise DataError("scale", scale, "unknown unit", "use fraction or percent")
-    if not path.exists():
-        raise DataError("data", path, "no such file or directory", "give a study, run or file")
-    named = {"run": run, "recipe": recipe, "seed": seed, "passes": passes, "trials": trials}
-    named["axes"] = ",".join(axes) or None
-    if path.is_dir():
-        _refuse(named | {"value": value}, f"the manifests of {path} say it")
-        frame = _read_study(path, compute or "compute", r0)
-    else:
-        table = _read_table(path)
-        if _is_wandb(table):
-            _refuse(named | {"r0": r0}, f"{path.name} is a W&B export, one column per run")
-            frame = _read_wandb(table, path, compute, value)
-        else:
-            frame = _read_long(table, path, named | {"compute": compute, "value": value}, axes, r0)
-    return _treat(frame, path, scale, r0)
+
+    run: str | None = None  # left out where none fits: recipe, axes and seed make the run
+    recipe: str | None = None
+    seed: str | None = None
+    axes: Sequence[str] = ()  # columns of design choices, never inferred
+    compute: str | None = None
+    value: str | None = None
+    passes: str | None = None
+    trials: str | float | None = None  # a column, or one number for every row
+    passes_per_prompt: str | None = None  # lists, or their JSON text
+    samples_per_prompt: str | float | None = None  # default trials / prompts
+    stderr: str | float | None = None  # a column, or one number, in the unit of the values
+    start: str | None = None  # default: runs with the same evaluation at C = 0 share a start
+    scale: str | None = None  # "fraction" or "percent": the unit of values, stderr, truth and r0
+    r0: str | float | None = None  # a column with each run's R0, or one number (in column "r0")
+    min_points: int = MIN_POINTS  # shorter runs are left out
+
+    def __post_init__(self):
+        if self.scale not in (None, "fraction", "percent"):
+            raise DataError("scale", self.scale, "unknown unit", "use fraction or percent")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a reader found: a table of evaluations as they stand there, runs in any order.
+
+    `table` has the columns run, row (where an evaluation stands, "row 7"), compute, value, the
+    columns of `axes` and of r0, and any of COLUMNS, passes_per_prompt (lists) and
+    samples_per_prompt.
+    """
+
+    name: str
+    table: pd.DataFrame
+    compute_label: str
+    axes: tuple[str, ...] = ()
+    value_label: str = "pass rate (held-out)"
+
+
+@dataclass(frozen=True, eq=False)
+class Evals:
+    """Evaluations of the runs of a study.
+
+    frame: one row per evaluation, the rows of a run together in order of compute, columns COLUMNS,
+        then one per name in `axes` with the run's level, then the column of r0 where asked for.
+    axes: names of the columns of design choices.
+    compute_label, value_label, title: of figures.
+    notes: every treatment and inference, one line each, as printed.
+    """
+
+    frame: pd.DataFrame
+    axes: tuple[str, ...] = ()
+    compute_label: str = "compute C"
+    value_label: str = "pass rate (held-out)"
+    title: str = ""
+    notes: tuple[str, ...] = field(default=(), repr=False)
+
+    def __post_init__(self):
+        missing = [c for c in (*COLUMNS, *self.axes) if c not in self.frame]
+        if missing:
+            reason = f"lacks the columns {', '.join(missing)}"
+            raise DataError("frame", "", reason, "make Evals with Evals.from_frame")
+
+    @classmethod
+    def read(cls, path: Path | str, **options) -> Evals:
+        """The curves at `path`.
+
+        Args:
+            path: a study or run directory of rlx; a .csv, .jsonl or .parquet file with one
+                evaluation per row; the CSV that W&B exports from a chart; a directory of
+                TensorBoard event files; trainer_state.json of transformers or TRL, or a directory
+                of runs that hold it.
+            options: fields of `Options`.
+
+        Raises:
+            DataError: something is missing, ambiguous or contradictory, compute decreases within
+                a run, a value is not a pass rate, or no run has enough points.
+        """
+        from rlx.scaling.readers import load  # which reads into the types of this module
+
+        path, notes = Path(path), Notes()
+        chosen = Options(**options)
+        evals = _build(load(path, chosen, notes), chosen, notes)
+        return replace(evals, title=path.resolve().name)
+
+    @classmethod
+    def from_frame(cls, table: pd.DataFrame, *, name: str = "frame", **options) -> Evals:
+        """The curves of a table with one evaluation per row; `name` is how messages call it.
+
+        Options and errors are those of `read`.
+        """
+        from rlx.scaling.readers import long_form
+
+        notes, chosen = Notes(), Options(**options)
+        return _build(long_form(table, name, chosen, notes), chosen, notes)
+
+    @classmethod
+    def concat(cls, parts: Sequence[Evals]) -> Evals:
+        """Several sources as one study.
+
+        A run that stands in several parts with the same rows is kept once. An axis that a part
+        lacks has the level "default" there.
+
+        Raises:
+            DataError: no part, other compute labels, or one run name with different rows.
+        """
+        labels = list(dict.fromkeys(part.compute_label for part in parts))
+        if len(labels) != 1:
+            remedy = "give Evals of one unit of compute"
+            raise DataError("concat", ", ".join(labels), "not one unit of compute", remedy)
+        seen: dict[str, str] = {}
+        frames = []
+        for part in parts:
+            fresh = [run for run in part.runs if run not in seen]
+            for run in part.runs:
+                content = part.select([run]).sha256()
+                if seen.setdefault(run, content) != content:
+                    reason = "stands in several parts with different rows"
+                    raise DataError("run", run, reason, "rename one of the two")
+            frames.append(part.frame[part.frame["run"].isin(fresh)])
+        axes = tuple(dict.fromkeys(axis for part in parts for axis in part.axes))
+        columns = dict.fromkeys([*COLUMNS, *axes, *(c for frame in frames for c in frame)])
+        notes = Notes(note for part in parts for note in part.notes)
+        values = dict.fromkeys(part.value_label for part in parts)
+        return cls(
+            _typed(pd.concat(frames, ignore_index=True)[list(columns)], axes, "concat", notes),
+            axes,
+            labels[0],
+            values.popitem()[0] if len(values) == 1 else "pass rate (held-out)",
+            " + ".join(dict.fromkeys(part.title for part in parts if part.title)),
+            tuple(notes),
+        )
+
+    @property
+    def runs(self) -> list[str]:
+        """Names of the runs, in the order of the table."""
+        return self.frame["run"].unique().tolist()
+
+    def select(self, runs: Sequence[str]) -> Evals:
+        """The runs named, in the order of the table. Raises DataError on a name it lacks."""
+        unknown = [run for run in runs if run not in self.runs]
+        if unknown:
+            remedy = f"use names among {', '.join(self.runs[:8])}"
+            raise DataError("runs", ", ".join(unknown), "no such run", remedy)
+        return self._with_rows(self.frame["run"].isin(runs))
+
+    def until(self, compute: float | None = None, *, share: float | None = None) -> Evals:
+        """Each run cut to C <= compute, or to C <= share * (the run's last C).
+
+        A run without evaluations there is left out. Raises DataError if all are, or unless one of
+        the two is given.
+        """
+        return self._with_rows(self._early(compute, share))
+
+    def after(self, compute: float | None = None, *, share: float | None = None) -> Evals:
+        """What `until` cuts off."""
+        return self._with_rows(~self._early(compute, share))
+
+    def sha256(self) -> str:
+        """Hex digest of the frame and the names of the axes, not of labels and notes.
+
+        Numbers count as float64 and other cells as text, so the digest survives saving and loading
+        and another process; it changes with the order of rows and columns.
+        """
+        digest = hashlib.sha256(json.dumps([list(self.frame.columns), self.axes]).encode())
+        for column in self.frame:
+            cells = self.frame[column]
+            if pd.api.types.is_numeric_dtype(cells):
+                number_M = cells.to_numpy(np.float64, copy=True) + 0.0  # -0 is 0
+                number_M[np.isnan(number_M)] = np.nan  # one NaN among the many
+                digest.update(number_M.astype("<f8").tobytes())
+            else:
+                digest.update(json.dumps([str(cell) for cell in cells]).encode())
+        return digest.hexdigest()
+
+    def __repr__(self) -> str:
+        count = self.frame["run"].value_counts()
+        points = f"{count.min()}" if count.nunique() == 1 else f"{count.min()} to {count.max()}"
+        levels = {axis: list(map(str, self.frame[axis].unique())) for axis in self.axes}
+        words = [
+            f"{len(count)} runs x {points} evaluations",
+            f"{self.frame['recipe'].nunique()} recipes",
+            *(f"{axis} ({', '.join(x) if len(x) < 7 else len(x)})" for axis, x in levels.items()),
+            f"{self.compute_label} up to {self.frame['compute'].max():.3g}",
+        ]
+        return ", ".join(words)
+
+    def _early(self, compute: float | None, share: float | None) -> pd.Series:
+        if (compute is None) == (share is None):
+            raise DataError("share", share, "not one of compute and share", "give one of them")
+        if compute is not None:
+            return self.frame["compute"] <= compute
+        if share is None or not 0 < share <= 1:
+            raise DataError("share", share, "not in (0, 1]", "0.5 keeps the first half")
+        last = self.frame.groupby("run")["compute"].transform("max")
+        return self.frame["compute"] <= share * last
+
+    def _with_rows(self, keep: pd.Series) -> Evals:
+        if not keep.any():
+            raise DataError("data", self.title, "no evaluation is left", "cut elsewhere")
+        return replace(self, frame=self.frame[keep].reset_index(drop=True))
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
@@ -123,320 +284,254 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
     return short if distinct and len(short) > 1 else {name: name for name in words}
 
 
-def _refuse(given: dict[str, str | None], reason: str) -> None:
-    for key, value in given.items():
-        if value is not None:
-            raise DataError(key, value, reason, f"leave out {key}=")
-
-
-# ------------------------------------------------------------------ directories written by rlx
-
-
-def _read_study(path: Path, compute: str, r0: str | None) -> pd.DataFrame:
-    """Every usable run below `path`, from manifest.json and evals.jsonl."""
-    single = (path / "manifest.json").exists()
-    manifests = [path / "manifest.json"] if single else sorted(path.glob("runs/*/manifest.json"))
-    if not manifests:
-        raise DataError(
-            "data",
-            path,
-            "holds neither manifest.json nor runs/*/manifest.json",
-            "give a study or run",
-        )
-    frames, samples = [], set()
-    for file in manifests:
-        try:
-            manifest = json.loads(file.read_text())
-        except json.JSONDecodeError as error:
-            raise DataError("data", file, f"not JSON ({error})", "restore or remove it") from error
-        name = str(manifest.get("run_id", file.parent.name))
-        evals = file.parent / "evals.jsonl"
-        rows = _read_jsonl(evals) if evals.exists() else []
-        if manifest.get("status") != "done":
-            left_out = len(rows) < MIN_POINTS
-            print(
-                f"{path}: run {name}: status {manifest.get('status')}, {len(rows)} evaluations: "
-                f"{'left out' if left_out else 'read so far'}"
-            )
-            if left_out:
-                continue
-        if not rows:
-            raise DataError("data", evals, "no evaluation", "run it again, or remove it")
-        frame = _run_frame(file.parent, rows, compute, r0)
-        axes = manifest.get("axes") or {}
-        frame["run"], frame["recipe"] = name, str(manifest.get("recipe") or name)
-        frame["seed"] = manifest.get("seed", np.nan)
-        frame["axes"] = ", ".join(f"{key}={value}" for key, value in axes.items())
-        ceiling = manifest.get("ceiling")
-        frame["truth"] = np.nan if ceiling is None else float(ceiling)
-        frames.append(frame)
-        for row in rows:
-            per_prompt = row.get("passes_per_prompt")
-            samples.add(row.get("trials", 0) // len(per_prompt) if per_prompt else 0)
-    if not frames:
-        raise DataError("data", path, "no run is usable yet", "wait until a run is done")
-    frame = pd.concat(frames, ignore_index=True)
-    k = samples.pop() if len(samples) == 1 else None
-    frame.attrs["compute_label"] = COMPUTE_LABELS.get(compute, compute)
-    frame.attrs["value_label"] = "pass rate (held-out" + (f", mean@{k})" if k else ")")
-    return frame
-
-
-def _run_frame(run_dir: Path, rows: list[dict], compute: str, r0: str | None) -> pd.DataFrame:
-    """compute, value and trials of one run's evaluations (and the column that r0 names)."""
-    file = run_dir / "evals.jsonl"
-    sets = sorted({str(row.get("eval_set")) for row in rows})
-    if len(sets) > 1:
-        raise DataError("data", file, f"mixes evaluation sets {', '.join(sets)}", "keep one")
-    if compute in CLOCKS:
-        clock = {row["step"]: row.get(compute) for row in _read_jsonl(run_dir / "clock.jsonl")}
-        if not any(clock.values()):
-            raise DataError("compute", compute, f"not in {run_dir / 'clock.jsonl'}", "use another")
-        clock.setdefault(0, 0.0)  # nothing is spent before the first step
-        compute_M = [clock.get(row["step"]) for row in rows]
-    else:
-        compute_M = _numbers(rows, "compute", compute, file)
-    columns = {
-        "compute": compute_M,
-        "value": _numbers(rows, "value", "mean", file),
-        "trials": [row.get("trials") for row in rows],
-    }
-    if r0 is not None:
-        columns[r0] = _numbers(rows, "r0", r0, file)
-    return pd.DataFrame(columns, dtype=np.float64)
-
-
-def _numbers(rows: list[dict], key: str, column: str, file: Path) -> list[float]:
-    numeric = [name for name, cell in rows[0].items() if isinstance(cell, int | float)]
-    if column not in numeric:
-        raise DataError(
-            key, column, f"no numeric column of {file}", f"use one of {', '.join(numeric)}"
-        )
-    return [row.get(column, np.nan) for row in rows]
-
-
-def _read_jsonl(file: Path) -> list[dict]:
-    """Rows of a JSONL file; a torn last line, as an interrupted writer leaves it, is dropped."""
-    if not file.exists():
-        raise DataError("data", file, "no such file", "give a directory that a run wrote")
-    lines = file.read_text().splitlines()
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise DataError(
-                    "data", file, f"line {number} is not JSON", "restore or remove that line"
-                ) from error
-            print(f"{file}: torn last line dropped")
-    return rows
-
-
-# ------------------------------------------------------------------ files
-
-
-def _read_table(path: Path) -> pd.DataFrame:
+def stated(option: str | float | None) -> float | None:
+    """The number that an option states instead of a column; None where it names a column."""
     try:
-        if path.suffix == ".csv":
-            return pd.read_csv(path)
-        if path.suffix == ".jsonl":
-            return pd.DataFrame(_read_jsonl(path))
-        if path.suffix == ".parquet":
-            return pd.read_parquet(path)
-    except ImportError as error:
-        raise DataError("data", path, "no Parquet reader", "pip install pyarrow") from error
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError("data", path, f"unreadable ({reason})", "give a table") from error
-    raise DataError("data", path, "unknown kind of file", "use .csv, .jsonl or .parquet")
+        return None if option is None else float(option)
+    except ValueError:
+        return None
 
 
-def _is_wandb(table: pd.DataFrame) -> bool:
-    """Whether the header is that of a W&B chart: "RUN - METRIC" beside "RUN - METRIC__MIN"."""
-    names = set(map(str, table.columns))
-    return any(" - " in name and f"{name}__MIN" in names for name in names)
+def r0_column(option: str | float | None) -> str | None:
+    """The column of the frame that holds each run's R0."""
+    return None if option is None else str(option) if stated(option) is None else "r0"
 
 
-def _read_wandb(
-    table: pd.DataFrame, path: Path, compute: str | None, value: str | None
-) -> pd.DataFrame:
-    """The wide table of a W&B export, one pair of columns (compute, value) per run."""
-    names = [c for c in table.columns if " - " in c and not c.endswith(("__MIN", "__MAX"))]
-    metric_of = {name: name.rsplit(" - ", 1)[1] for name in names}
-    metrics = list(dict.fromkeys(metric_of.values()))
-    wanted = [m for m in metrics if not m.startswith("_")] if value is None else [value]
-    if len(wanted) != 1 or wanted[0] not in metrics:
-        key_value = "" if value is None else value
-        raise DataError(
-            "value", key_value, f"{path.name} has metrics {', '.join(metrics)}", "name one of them"
-        )
-    axis = table.columns[0] if compute is None else compute
-    if axis != table.columns[0] and axis not in metrics:
-        options = ", ".join([table.columns[0], *metrics])
-        raise DataError("compute", axis, f"{path.name} has no such column", f"use one of {options}")
-    frames = []
-    for name in (n for n in names if metric_of[n] == wanted[0]):
-        run = name.rsplit(" - ", 1)[0]
-        column = axis if axis == table.columns[0] else f"{run} - {axis}"
-        if column not in table:
-            raise DataError("compute", axis, f"{path.name}: run {run} lacks it", "use another")
-        pair = {
-            "compute": _numeric(table, column, "compute", path),
-            "value": _numeric(table, name, "value", path),
-        }
-        frames.append(pd.DataFrame(pair).dropna(subset="value").assign(run=run, recipe=run))
-    print(
-        f"{path.name}: a W&B export of {len(frames)} runs, compute={axis}, value={wanted[0]}; "
-        "empty cells dropped"
-    )
-    frame = pd.concat(frames, ignore_index=True).assign(axes="")
-    frame["seed"] = frame["trials"] = frame["truth"] = np.nan
-    frame.attrs["compute_label"], frame.attrs["value_label"] = axis, "pass rate (held-out)"
-    return frame
+# ------------------------------------------------------------------ from a source to Evals
 
 
-def _read_long(
-    table: pd.DataFrame,
-    path: Path,
-    named: dict[str, str | None],
-    axes: Sequence[str],
-    r0: str | None,
-) -> pd.DataFrame:
-    """One row per evaluation, columns named by the user or inferred from their names."""
-    table.columns = [str(c) for c in table.columns]
-    picked = {key: _pick(table, path, key, named.get(key)) for key in NAMES}
-    for key, column in [*(("axes", a) for a in axes), ("r0", r0)]:
-        if column is not None and column not in table:
-            raise _missing(table, path, key, column)
-    if named["value"] is None and named["passes"] is not None:
-        picked["value"] = None
-    if picked["compute"] is None:
-        raise _missing(table, path, "compute", "")
-    if picked["value"] is None and not (picked["passes"] and picked["trials"]):
-        raise _missing(table, path, "value", "")
-    inferred = [f"{k}={c}" for k, c in picked.items() if c and named.get(k) is None]
-    if inferred:
-        print(f"{path.name}: inferred {' '.join(inferred)}")
-
-    def numeric(key: str) -> pd.Series | float:
-        column = picked[key]
-        return np.nan if column is None else _numeric(table, column, key, path)
-
-    frame = pd.DataFrame({"compute": numeric("compute"), "trials": numeric("trials")})
-    if picked["value"]:
-        frame["value"] = numeric("value")
-    else:
-        frame["value"] = numeric("passes") / frame["trials"]
-    frame["truth"] = numeric("truth")
-    frame["seed"] = table[picked["seed"]] if picked["seed"] else np.nan
-    labels = [table[a].map(lambda cell, a=a: f"{a}={cell}") for a in axes]
-    frame["axes"] = labels[0].str.cat(labels[1:], sep=", ") if labels else ""
-    if picked["run"]:
-        frame["run"] = table[picked["run"]].astype(str)
-    else:
-        parts = [c for c in (picked["recipe"], *axes, picked["seed"]) if c]
-        print(f"{path.name}: no run column: {'+'.join(parts) or 'the whole file'} is a run")
-        cells = [table[c].astype(str) for c in parts]
-        frame["run"] = cells[0].str.cat(cells[1:], sep="-") if cells else path.stem
-    frame["recipe"] = table[picked["recipe"]].astype(str) if picked["recipe"] else frame["run"]
-    if r0 is not None:
-        frame[r0] = _numeric(table, r0, "r0", path)
-    frame.attrs["compute_label"] = picked["compute"]
-    frame.attrs["value_label"] = "pass rate (held-out)"
-    return frame
-
-
-def _pick(table: pd.DataFrame, path: Path, key: str, column: str | None) -> str | None:
-    """The column for `key`: the named one, or the one whose name matches the first of NAMES."""
-    if column is not None:
-        if column not in table:
-            raise _missing(table, path, key, column)
-        return column
-    for pattern in NAMES[key]:
-        found = [c for c in table.columns if re.fullmatch(pattern, c, flags=re.IGNORECASE)]
-        if len(found) > 1:
-            raise DataError(
-                key, "", f"{path.name} has columns {', '.join(found)}", f"name one with {key}="
-            )
-        if found:
-            return found[0]
-    return None
-
-
-def _missing(table: pd.DataFrame, path: Path, key: str, column: str) -> DataError:
-    have = ", ".join(map(str, table.columns))
-    return DataError(key, column, f"{path.name} has no such column", f"use one of {have}")
-
-
-def _numeric(table: pd.DataFrame, column: str, key: str, path: Path) -> pd.Series:
-    try:
-        return pd.to_numeric(table[column]).astype(np.float64)
-    except (ValueError, TypeError) as error:
-        reason = f"{path.name}: not a column of numbers ({error})"
-        raise DataError(key, column, reason, f"name another with {key}=") from error
-
-
-# ------------------------------------------------------------------ treatments
-
-
-def _treat(frame: pd.DataFrame, path: Path, scale: str, r0: str | None) -> pd.DataFrame:
-    """Clean every run, and leave out those that are too short."""
+def _build(source: Source, options: Options, notes: Notes) -> Evals:
+    """Every column, row and run of the source treated, in this order."""
+    name, r0 = source.name, r0_column(options.r0)
+    own = [*source.axes, *([r0] if r0 else [])]
+    for key, column in [*(("axes", axis) for axis in source.axes), ("r0", r0)]:
+        if column in [*COLUMNS, "row", *PROMPTS] or own.count(str(column)) > 1:
+            raise DataError(key, column, "a name that Evals uses itself", "rename that column")
+    table = source.table.reset_index(drop=True)
+    table = table.reindex(columns=[*COLUMNS, *own, "row", *PROMPTS])
+    table = _counted(_scaled(table, name, options, r0, notes), name)
+    lost = table["run"].isna()
+    _check(~lost | table["value"].isna(), table, name, "the run has no name", "fill it in")
+    if lost.any():
+        notes.say(f"{name}: {lost.sum()} rows without run and value dropped")
     kept = []
-    for run, rows in frame.groupby("run", sort=False):
-        rows = _treat_run(rows.copy(), path, str(run), scale, r0)
-        if len(rows) < MIN_POINTS:
-            print(f"{path}: run {run}: {len(rows)} points, fewer than {MIN_POINTS}: left out")
+    for run, rows in table[~lost].groupby("run", sort=False):
+        rows = _treated(rows, name, str(run), [*PER_RUN, *own], notes)
+        if len(rows) < options.min_points:
+            count, least = len(rows), options.min_points
+            notes.say(f"{name}: run {run}: {count} points, fewer than {least}: left out")
         else:
             kept.append(rows)
     if not kept:
-        raise DataError("data", path, f"no run has {MIN_POINTS} points", "name other columns")
-    tidy = pd.concat(kept, ignore_index=True)[COLUMNS + ([r0] if r0 else [])]
-    tidy.attrs.update(frame.attrs)
-    return tidy
+        reason = f"no run has {options.min_points} points"
+        raise DataError("data", name, reason, "name other columns, or lower min_points")
+    table = _with_stderr(pd.concat(kept, ignore_index=True))
+    _say_copies(kept, name, notes)
+    if r0:
+        _check(table[r0].notna(), table, name, f"{r0} is empty", "give each run one R0")
+    table["recipe"] = table["recipe"].astype(object).fillna(table["run"]).astype(str)
+    table = _typed(_with_starts(table, name, notes), source.axes, name, notes)
+    labels = {"compute_label": source.compute_label, "value_label": source.value_label}
+    return Evals(table[[*COLUMNS, *own]], source.axes, title=name, notes=tuple(notes), **labels)
 
 
-def _treat_run(
-    rows: pd.DataFrame, path: Path, run: str, scale: str, r0: str | None
+def _check(ok_M: pd.Series, table: pd.DataFrame, name: str, reason: str, remedy: str) -> None:
+    """Raise a DataError about the first row that is not ok; `reason` may name its columns."""
+    if not ok_M.all():
+        row = table[~ok_M].iloc[0]
+        where = f"run {row['run']}, {row['row']}: "
+        raise DataError("data", name, where + reason.format(**row), remedy)
+
+
+def _scaled(
+    table: pd.DataFrame, name: str, options: Options, r0: str | None, notes: Notes
 ) -> pd.DataFrame:
-    finite = np.isfinite(rows["compute"]) & np.isfinite(rows["value"])
-    if not finite.all():
-        print(f"{path}: run {run}: {(~finite).sum()} rows with an empty cell dropped")
-        rows = rows[finite]
-    if scale == "percent":
-        for column in ["value", "truth", *([r0] if r0 else [])]:
-            rows[column] = rows[column] / 100
-    where = f"run {run}: "
-    bad = rows[(rows["value"] < 0) | (rows["value"] > 1)]
-    if len(bad):
-        number = bad["value"].iloc[0] * (100 if scale == "percent" else 1)
-        remedy = "give scale=percent" if scale == "fraction" else "values are percentages of 100"
-        reason = f"{where}value {number:g} at compute {bad['compute'].iloc[0]:g} is outside "
-        raise DataError(
-            "data", path, reason + ("[0, 1]" if scale == "fraction" else "[0, 100]"), remedy
+    """Stated numbers entered; value, stderr, truth and r0 checked and turned into fractions."""
+    entered = {"trials": options.trials, "stderr": options.stderr, r0: options.r0}
+    entered["samples_per_prompt"] = options.samples_per_prompt
+    for column, option in entered.items():
+        number = stated(option)
+        if column and number is not None:
+            table[column] = number
+            notes.say(f"{name}: {column}={number:g} on every row, as stated")
+    scale = options.scale or _inferred_scale(table, name, notes)
+    full, remedy = (100, "fix it") if scale == "percent" else (1, "fix it, or give scale=percent")
+    for column in ("value", "truth", "stderr"):
+        cells = table[column]
+        outside = f"{column} {{{column}:g}} is outside [0, {full}]"
+        _check(cells.isna() | cells.between(0, full), table, name, outside, remedy)
+    columns = ["value", "truth", "stderr", *([r0] if r0 else [])]
+    for run, rows in table.groupby("run", sort=False) if r0 else ():
+        bad = rows[r0].dropna()[lambda cells: ~cells.between(0, full, inclusive="left")]
+        if len(bad):
+            reason = f"run {run}: not a pass rate in [0, {full})"
+            raise DataError("r0", f"{bad.iloc[0]:g}", reason, "give it in the unit of value")
+    return table.assign(**{column: table[column] / full for column in columns})
+
+
+def _inferred_scale(table: pd.DataFrame, name: str, notes: Notes) -> str:
+    """The unit that most values of every run agree on: fractions are at most 1."""
+    top = table.groupby("run", sort=False)["value"].max()
+    if not (top > 1).any():
+        return "fraction"
+    middle = table.groupby("run", sort=False)["value"].median()
+    small, large = middle[middle <= 1], top[top > 1]
+    if len(small):
+        reason = (
+            f"{name} mixes units: most values of run {small.index[0]} are at most 1, "
+            f"run {large.index[0]} goes up to {large.iloc[0]:g}"
         )
-    compute_M = rows["compute"].to_numpy()
-    if (compute_M < 0).any():
-        raise DataError("data", path, f"{where}compute {compute_M.min():g} is negative", "fix it")
-    drop = np.flatnonzero(np.diff(compute_M) < 0)
-    if drop.size:
-        i = int(drop[0])
-        reason = f"{where}compute falls from {compute_M[i]:g} to {compute_M[i + 1]:g}"
-        raise DataError("data", path, reason, "sort the rows, or name the run column with run=")
-    if r0 and rows[r0].nunique(dropna=False) > 1:
-        raise DataError("r0", r0, f"{where}several values", "give one value per run")
-    return _average_duplicates(rows, path, run)
+        raise DataError("scale", "", reason, "give scale=fraction or percent, or fix the values")
+    notes.say(f"{name}: values up to {top.max():g}: read as scale=percent")
+    return "percent"
 
 
-def _average_duplicates(rows: pd.DataFrame, path: Path, run: str) -> pd.DataFrame:
-    """One row per compute: the mean value, weighted by trials where every row has them."""
-    n_double = len(rows) - rows["compute"].nunique()
-    if not n_double:
-        return rows
-    print(f"{path}: run {run}: {n_double} repeated values of compute averaged")
-    weight = rows["trials"] if rows["trials"].notna().all() else pd.Series(1.0, rows.index)
-    sums = pd.DataFrame({"wy": weight * rows["value"], "w": weight, "trials": rows["trials"]})
-    sums = sums.groupby(rows["compute"]).sum(min_count=1)
-    first = rows.drop_duplicates("compute").set_index("compute")
-    first["value"], first["trials"] = sums["wy"] / sums["w"], sums["trials"]
-    return first.reset_index()
+def _counted(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """passes, trials and value from counts; stderr from the counts of each prompt."""
+    table = table.copy()
+    for i, cell in table["passes_per_prompt"].items():
+        if isinstance(cell, Sequence):
+            _count_prompts(table, i, name)
+    trials, passes, value = table["trials"], table["passes"], table["value"]
+    _check(~(trials <= 0), table, name, "trials {trials:g} is not positive", "fix it")
+    few = "passes {passes:g} is not between 0 and trials {trials:g}"
+    _check(passes.isna() | trials.isna() | passes.between(0, trials), table, name, few, "fix it")
+    rate = passes / trials
+    other = "value {value:g} is not passes {passes:g} / trials {trials:g}"
+    apart = (value - rate).abs() > COUNT_TOLERANCE
+    _check(~apart, table, name, other, "name the columns that belong together")
+    table["value"] = value.fillna(rate)
+    return table
+
+
+def _count_prompts(table: pd.DataFrame, i, name: str) -> None:
+    """Row i: passes = sum_n c_n, trials = n k, stderr as in the module's docstring."""
+    c_n = np.asarray(table.at[i, "passes_per_prompt"], np.float64)
+    k = table.at[i, "samples_per_prompt"]
+    k = table.at[i, "trials"] / len(c_n) if np.isnan(k) and len(c_n) else k
+    fits = len(c_n) and k % 1 == 0 and k > 0 and ((c_n >= 0) & (c_n <= k) & (c_n % 1 == 0)).all()
+    for key, count in (("trials", k * len(c_n)), ("passes", c_n.sum())):
+        fits = fits and (np.isnan(table.at[i, key]) or table.at[i, key] == count)
+    wrong = f"passes_per_prompt are not counts of {k:g} samples that agree with the totals"
+    remedy = "fix them, or give samples_per_prompt"
+    _check(pd.Series(bool(fits), [i]), table.loc[[i]], name, wrong, remedy)
+    table.loc[i, ["trials", "passes"]] = k * len(c_n), c_n.sum()
+    p_n = c_n / k
+    if k > 1 and not table.at[i, "stderr"] > 0:
+        table.at[i, "stderr"] = np.sqrt(np.sum(p_n * (1 - p_n)) / (len(c_n) ** 2 * (k - 1)))
+
+
+def _treated(
+    rows: pd.DataFrame, name: str, run: str, per_run: list[str], notes: Notes
+) -> pd.DataFrame:
+    """One run: empty rows dropped, compute checked, repeated compute merged."""
+    rows = rows.copy()
+    empty = rows["compute"].isna() | rows["value"].isna()
+    if empty.any():
+        notes.say(f"{name}: run {run}: {empty.sum()} rows with an empty cell dropped")
+        rows = rows[~empty]
+    for column in per_run:
+        cells = rows[column].dropna().unique()
+        if len(cells) > 1:
+            reason = f"run {run}: several values of {column} ({cells[0]}, {cells[1]})"
+            raise DataError("data", name, reason, "give each run one, or name the run with run=")
+        rows[column] = rows[column].fillna(cells[0]) if len(cells) else rows[column]
+    compute = rows["compute"]
+    finite = np.isfinite(compute) & (compute >= 0)
+    _check(finite, rows, name, "compute {compute:g} is negative or infinite", "fix it")
+    before = compute.shift(fill_value=0)
+    _check(
+        compute >= before,
+        rows.assign(before=before),
+        name,
+        "compute falls from {before:g} to {compute:g}",
+        "sort the rows, cut what a resumed run repeats, or name the run with run=",
+    )
+    return _merged(rows, name, run, notes)
+
+
+def _merged(rows: pd.DataFrame, name: str, run: str, notes: Notes) -> pd.DataFrame:
+    """One row per compute: exact copies dropped; counts pooled, else values averaged.
+
+    value = sum w y / sum w,  stderr = sqrt(sum w^2 stderr^2) / sum w,  w = trials, else 1
+    """
+    single = rows.drop_duplicates(["compute", "value", "trials"])
+    if len(single) < len(rows):
+        notes.say(f"{name}: run {run}: {len(rows) - len(single)} exact copies dropped")
+    merged = single.drop_duplicates("compute").set_index("compute", drop=False)
+    if len(merged) == len(single):
+        return single
+    how = "counts pooled" if single["trials"].notna().all() else "averaged"
+    notes.say(f"{name}: run {run}: {len(single) - len(merged)} repeated values of compute: {how}")
+    for C, same in single[single["compute"].duplicated(keep=False)].groupby("compute"):
+        weight = same["trials"] if how == "counts pooled" else pd.Series(1.0, same.index)
+        merged.loc[C, "value"] = (weight * same["value"]).sum() / weight.sum()
+        spread = ((weight * same["stderr"]) ** 2).sum(skipna=False)
+        merged.loc[C, "stderr"] = np.sqrt(spread) / weight.sum()
+        merged.loc[C, ["passes", "trials"]] = same[["passes", "trials"]].sum(skipna=False)
+    return merged
+
+
+def _say_copies(runs: list[pd.DataFrame], name: str, notes: Notes) -> None:
+    """Name the runs that hold the same evaluations: one run under several names counts as many."""
+    names: dict[bytes, list[str]] = {}
+    for rows in runs:
+        content = rows[["compute", "value"]].to_numpy().tobytes()
+        names.setdefault(content, []).append(str(rows["run"].iloc[0]))
+    for copies in names.values():
+        if len(copies) > 1:
+            notes.say(f"{name}: runs {', '.join(copies)} hold the same evaluations; all are kept")
+
+
+def _with_stderr(table: pd.DataFrame) -> pd.DataFrame:
+    """The binomial standard error, p shrunk towards 1/2, where nothing better is known."""
+    trials = table["trials"]
+    passes = table["passes"].fillna(table["value"] * trials)
+    p = (passes + 0.5) / (trials + 1)
+    known = table["stderr"].where(table["stderr"] > 0)
+    return table.assign(stderr=known.fillna(np.sqrt(p * (1 - p) / trials)))
+
+
+def _with_starts(table: pd.DataFrame, name: str, notes: Notes) -> pd.DataFrame:
+    """A start for the runs that have none: those with the same evaluation at C = 0 share it."""
+    first = table.drop_duplicates("run").set_index("run")
+    first = first[first["start"].isna()]
+    label, group = {}, {}
+    for run, row in first.iterrows():
+        prompts = row["passes_per_prompt"]
+        prompts = tuple(prompts) if isinstance(prompts, Sequence) else None
+        seen = (row["value"], np.nan_to_num(row["trials"]), prompts)
+        label[run] = group.setdefault(seen if row["compute"] == 0 else run, f"start of {run}")
+    if label:
+        shared = f"{len(label)} runs, {len(set(label.values()))} starts"
+        notes.say(f"{name}: starts inferred from the evaluations at C = 0: {shared}")
+    start = table["start"].astype(object).fillna(table["run"].map(label))
+    return table.assign(start=start.astype(str))
+
+
+def _typed(table: pd.DataFrame, axes: Sequence[str], name: str, notes: Notes) -> pd.DataFrame:
+    """Seeds and levels of axes as numbers where all are numbers, else as text; their label."""
+    table = table.assign(seed=_numbers_or_text(table["seed"]))
+    for axis in axes:
+        if table[axis].isna().any():
+            count = table.loc[table[axis].isna(), "run"].nunique()
+            notes.say(f"{name}: axis {axis}: {count} runs do not say it: level default")
+            table[axis] = table[axis].astype(object).fillna("default")
+        table[axis] = _numbers_or_text(table[axis])
+    label = [table[axis].map(lambda level, a=axis: f"{a}={level}") for axis in axes]
+    return table.assign(axes=label[0].str.cat(label[1:], sep=", ") if label else "")
+
+
+def _numbers_or_text(cells: pd.Series) -> pd.Series:
+    number = cells.map(lambda cell: isinstance(cell, Real) and not isinstance(cell, bool))
+    if (number | cells.isna()).all():
+        cells = cells.astype(np.float64)
+        return cells.astype(np.int64) if (cells % 1 == 0).all() else cells
+    return cells.map(_text).astype(str)
+
+
+def _text(cell: object) -> str:
+    """A whole number has no decimals: a gap in its column had made it a float."""
+    if isinstance(cell, float):
+        return "" if np.isnan(cell) else str(int(cell) if cell % 1 == 0 else cell)
+    return "" if cell is None else str(cell)

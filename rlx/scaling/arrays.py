@@ -1,0 +1,217 @@
+"""Evaluations as the padded arrays of the model, and the names that belong to their axes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.special import logit
+
+from rlx.scaling.data import DataError, Evals
+from rlx.scaling.model import FIRST_GAP, Options, Study
+from rlx.scaling.priors import Priors
+
+Floats = NDArray[np.float64]
+
+MAX_POINTS = 128  # evaluations of a run; longer ones pool neighbours
+KNOWN_R0_SD = 0.01  # logit: a stated R0 is exact
+START_STDERR = 0.01  # of an evaluation at C = 0 whose sampling error is unknown
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Names along the model's axes, and what the study says of them."""
+
+    runs: list[str]
+    recipes: list[str]  # a recipe at one level of every axis
+    starts: list[str]
+    recipe_R: NDArray[np.int64]
+    start_R: NDArray[np.int64]
+    levels: pd.DataFrame  # of each axis, one row per recipe
+    effects: list[str]  # columns of the design
+    C_ref: float  # median compute of the fitted evaluations
+    C_max_R: Floats  # last fitted compute
+    truth_R: Floats  # exact ceiling, NaN where unknown
+
+
+def cell_names(frame: pd.DataFrame) -> pd.Series:
+    """Recipe and levels of its axes, the unit that is replicated by seeds."""
+    axes = frame["axes"].astype(str)
+    return frame["recipe"].astype(str).where(axes == "", frame["recipe"].astype(str) + ", " + axes)
+
+
+def assemble(
+    evals: Evals,
+    *,
+    axes: tuple[str, ...] | None = None,
+    r0: float | str | None = None,
+    priors: Priors,
+    pad_to: int = 0,
+) -> tuple[Study, Labels, list[str]]:
+    """Arrays and labels of a study, and notes on what was pooled.
+
+    Args:
+        evals: the evaluations.
+        axes: columns whose levels get effects of their own; default those of the study, with
+            `recipe` where several recipes are crossed with axes.
+        r0: pass rate at C = 0: a number or a column; default the evaluations at C = 0, or a prior
+            from each start's first evaluation.
+        priors: for starts that have no evaluation at C = 0.
+        pad_to: least number of columns of the arrays, so that windows of a study share a program.
+
+    Raises:
+        DataError: an axis or r0 is not a column, no evaluation has C > 0, a start has no R0 in
+            [0, 1).
+    """
+    frame = evals.frame.assign(cell=cell_names(evals.frame))
+    later = frame[frame["compute"] > 0]
+    if later.empty:
+        raise DataError("data", evals.title, "no evaluation has C > 0", "train before fitting")
+    C_ref = float(np.median(later["compute"]))
+    groups = [(str(run), rows) for run, rows in later.groupby("run", sort=False)]
+    notes = []
+    pooled = [_pool(run, rows, notes) for run, rows in groups]
+    M = max(pad_to, 8 * -(-max(map(len, pooled)) // 8))
+    columns = [_row(rows, C_ref, M) for rows in pooled]
+    arrays = {name: np.stack([c[name] for c in columns]) for name in columns[0]}
+    cells = list(dict.fromkeys(frame["cell"]))
+    starts = list(dict.fromkeys(frame["start"].astype(str)))
+    first = [rows.iloc[0] for _, rows in groups]
+    levels, effects, design_JK = _design(frame, evals.axes, axes, cells)
+    mean_S, sd_S = _starts(frame, starts, r0, priors)
+    labels = Labels(
+        runs=[run for run, _ in groups],
+        recipes=cells,
+        starts=starts,
+        recipe_R=np.array([cells.index(row["cell"]) for row in first]),
+        start_R=np.array([starts.index(str(row["start"])) for row in first]),
+        levels=levels,
+        effects=effects,
+        C_ref=C_ref,
+        C_max_R=np.array([rows["compute"].max() for _, rows in groups]),
+        truth_R=np.array([float(row["truth"]) for row in first]),
+    )
+    study = Study(
+        recipe_R=labels.recipe_R,
+        start_R=labels.start_R,
+        design_JK=design_JK,
+        start_mean_S=mean_S,
+        start_sd_S=sd_S,
+        **arrays,
+    )
+    return study, labels, notes
+
+
+def make_options(evals: Evals, curve: str, noise: str, priors: Priors) -> Options:
+    """Static choices of the model for these evaluations.
+
+    Raises:
+        DataError: beta-binomial noise without counts.
+    """
+    later = evals.frame[evals.frame["compute"] > 0]
+    if noise == "betabinomial" and later["trials"].isna().any():
+        run = later.loc[later["trials"].isna(), "run"].iloc[0]
+        raise DataError("noise", noise, f"run {run} has no trials", "use noise=normal")
+    return Options(curve, noise, bool(later["stderr"].isna().any()), priors)
+
+
+def _pool(run: str, rows: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
+    """Means of neighbouring evaluations where there are more than MAX_POINTS."""
+    if len(rows) <= MAX_POINTS:
+        return rows
+    group = np.arange(len(rows)) * MAX_POINTS // len(rows)
+    notes.append(f"run {run}: {len(rows)} evaluations pooled into {MAX_POINTS} of neighbours")
+    by = rows.groupby(group)
+    mean = by[["compute", "value"]].mean()
+    mean["stderr"] = np.sqrt((rows["stderr"] ** 2).groupby(group).sum(min_count=1)) / by.size()
+    mean["trials"] = by["trials"].sum(min_count=1)
+    return mean
+
+
+def _row(rows: pd.DataFrame, C_ref: float, M: int) -> dict[str, Floats]:
+    """One run's line of every padded array."""
+    n = len(rows)
+    compute_M = rows["compute"].to_numpy(float)
+    known_M = rows["stderr"].notna().to_numpy()
+    step_M = np.diff(compute_M)
+
+    def padded(values: Floats, fill: float) -> Floats:
+        return np.concatenate([np.asarray(values, float), np.full(M - n, fill)])
+
+    return {
+        "log_C_RM": padded(np.log(compute_M / C_ref), 0.0),
+        "value_RM": padded(rows["value"].to_numpy(float), 0.5),
+        "var_RM": padded(np.where(known_M, rows["stderr"].fillna(0) ** 2, 0.0), 1.0),
+        "unknown_RM": padded(~known_M, 0.0),
+        "seen_RM": padded(np.ones(n), 0.0),
+        "gap_RM": padded(np.r_[FIRST_GAP, step_M / np.median(step_M) if n > 1 else []], FIRST_GAP),
+        "trials_RM": padded(rows["trials"].fillna(0), 0.0),
+    }
+
+
+def _starts(
+    frame: pd.DataFrame, starts: list[str], r0: float | str | None, priors: Priors
+) -> tuple[Floats, Floats]:
+    """Mean and sd of logit R0 of every start.
+
+    Evaluations at C = 0 that agree in value and trials are one observation, shared by their runs.
+    """
+    means, sds = [], []
+    for start in starts:
+        rows = frame[frame["start"].astype(str) == start]
+        zero = rows[rows["compute"] == 0].drop_duplicates(["value", "trials"])
+        if r0 is not None:
+            mean, sd = _stated(rows, start, r0), KNOWN_R0_SD
+        elif len(zero):
+            var = zero["stderr"].fillna(START_STDERR).to_numpy() ** 2
+            value = float(np.clip(np.average(zero["value"], weights=1 / var), 1e-3, 1 - 1e-3))
+            mean, sd = float(logit(value)), 1 / np.sqrt((1 / var).sum()) / (value * (1 - value))
+        else:
+            first = float(rows.groupby("run", sort=False)["value"].first().mean())
+            offset, sd = priors.start
+            mean = float(logit(np.clip(first, 1e-3, 1 - 1e-3))) + offset
+        means.append(mean)
+        sds.append(sd)
+    return np.array(means), np.array(sds)
+
+
+def _stated(rows: pd.DataFrame, start: str, r0: float | str) -> float:
+    if isinstance(r0, str) and r0 not in rows:
+        raise DataError("r0", r0, "no such column", "give a number or a column's name")
+    values = rows[r0].unique() if isinstance(r0, str) else np.array([r0])
+    if len(values) > 1:
+        raise DataError(
+            "r0", r0, f"start {start} has {len(values)} values", "give each its own start="
+        )
+    if not 0 <= values[0] < 1:
+        raise DataError("r0", values[0], f"start {start}: not in [0, 1)", "give it as value's unit")
+    return float(logit(max(values[0], 1e-3)))
+
+
+def _design(
+    frame: pd.DataFrame, known: tuple[str, ...], axes: tuple[str, ...] | None, cells: list[str]
+) -> tuple[pd.DataFrame, list[str], Floats]:
+    """Levels of every recipe, and sum-to-zero contrasts scaled to unit variance per level."""
+    if axes is None:
+        axes = ("recipe", *known) if known else ()
+    missing = [axis for axis in axes if axis not in frame]
+    if missing:
+        have = ", ".join(("recipe", *known))
+        raise DataError("axes", missing[0], "no such column", f"use {have}")
+    by_cell = frame.drop_duplicates("cell").set_index("cell").loc[cells]
+    shown = ["recipe", *(a for a in dict.fromkeys((*known, *axes)) if a != "recipe")]
+    levels = by_cell[shown].astype(str)
+    names, columns = [], []
+    for axis in axes:
+        found = list(dict.fromkeys(levels[axis]))
+        n = len(found)
+        if n < 2 or n == len(cells) > 2 and len(axes) == 1:
+            continue  # nothing to compare, or every recipe has a level of its own
+        centred = np.eye(n) - 1 / n
+        contrast = np.linalg.svd(centred)[0][:, : n - 1] * np.sqrt(n / (n - 1))
+        index = [found.index(level) for level in levels[axis]]
+        columns.append(contrast[index])
+        names += [f"{axis}[{k}]" for k in range(n - 1)]
+    return levels, names, np.concatenate(columns, 1) if columns else np.zeros((len(cells), 0))

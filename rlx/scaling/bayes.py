@@ -1,0 +1,331 @@
+"""The posterior of the hierarchical model: mode, NUTS, draws.
+
+    mode = find_mode(study, options)           # maximum and curvature in `coordinates`
+    draws, stats = sample(study, options, mode, ...)   # NumPyro's NUTS from there
+    draws, stats = laplace(study, options, mode, ...)  # or a normal at the mode
+
+All of it runs in float64 inside `jax.enable_x64`, which leaves the process's own setting alone.
+Compiled programs depend on shapes and options only, so refits of one study compile once.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.optimize
+from arviz_stats.base import array_stats
+from jax import Array
+from jax.flatten_util import ravel_pytree
+from numpy.typing import NDArray
+from numpyro.infer.hmc import hmc
+from scipy.special import expit
+from tqdm import tqdm
+
+from rlx.scaling.coordinates import Reference, Sites, make_reference, natural, potential
+from rlx.scaling.model import Options, Study
+from rlx.scaling.point import best_levels
+
+Floats = NDArray[np.float64]
+Draws = dict[str, Floats]  # [chain, draw, ...]
+
+CHAINS, WARMUP, DRAWS, MAX_ROUNDS = 4, 100, 450, 6
+FIRST_ACCEPT, LATER_ACCEPT = 0.7, 0.9
+MAX_RHAT, MIN_ESS, MIN_BFMI = 1.01, 400, 0.3
+MODE_ROUNDS, MODE_STEP = 8, 0.02  # relinearise until no theta moves further
+MAX_DENSE = 1000  # dimensions up to which the curvature is taken whole
+LATENT = ("log_weight", "innovation")  # one per evaluation; close to their priors
+SMALL, CURVATURE_FLOOR = 1e-4, 0.2
+
+
+class Mode(NamedTuple):
+    """A normal at the mode: coordinates u = center + scale z, z ~ N(0, 1)."""
+
+    reference: Reference
+    center: Array
+    scale: Array
+
+
+class Stats(NamedTuple):
+    """Of the sampler, [chain, draw]."""
+
+    diverging: NDArray[np.bool_]
+    energy: Floats
+    n_steps: NDArray[np.int64]
+    rounds: int
+
+
+# ---------------------------------------------------------------- start and mode
+
+
+def first_sites(study: Study, options: Options) -> Sites:
+    """Prior means, and for every run the best of a grid of shapes with the prior as penalty."""
+    priors = options.priors
+    names = ("a", "c", "b")
+    mean = [getattr(priors, f"mean_{q}") for q in names]
+    grid_c, grid_b = (np.linspace(m - 2.5 * s, m + 2.5 * s, 25) for m, s in mean[1:])
+    c_K, b_K = (g.ravel() for g in np.meshgrid(grid_c, grid_b))
+    R = len(study.recipe_R)
+    theta_RQ = np.zeros((R, 3))
+    for r in range(R):
+        seen = np.asarray(study.seen_RM[r]) > 0
+        log_C, value = (np.asarray(x[r])[seen] for x in (study.log_C_RM, study.value_RM))
+        R0 = float(expit(study.start_mean_S[study.start_R[r]]))
+        f_KM = expit(np.exp(b_K)[:, None] * (log_C - c_K[:, None]))
+        A_K, _ = best_levels(f_KM, value, np.full(len(value), 1 / len(value)), R0)
+        share = np.clip((A_K - R0) / (1 - R0), 0.02, 0.98)
+        a_K = np.log(share / (1 - share))
+        sse_K = ((R0 + (1 - R0) * share[:, None] * f_KM - value) ** 2).sum(1) / 0.015**2
+        theta_KQ = np.stack([a_K, c_K, b_K], -1)
+        penalty_K = sum(((theta_KQ[:, q] - m) / s) ** 2 for q, (m, s) in enumerate(mean))
+        theta_RQ[r] = theta_KQ[np.argmin(sse_K + penalty_K)]
+    J = study.design_JK.shape[0]
+    theta_JQ = np.stack([theta_RQ[np.asarray(study.recipe_R) == j].mean(0) for j in range(J)])
+    sites = {
+        "mu": theta_JQ.mean(0),
+        "logit_R0": np.asarray(study.start_mean_S),
+        "log_wander_sd": np.log(priors.wander_sd[0]),
+        "log_wander_length": np.log(priors.wander_length[0]),
+        "theta_recipe": theta_JQ,
+        "theta_run": theta_RQ,
+    }
+    for kind in ("recipe_sd", "seed_sd"):
+        sites[f"log_{kind}"] = np.log([getattr(priors, f"{kind}_{q}")[0] for q in names])
+    if study.design_JK.shape[1]:
+        sites["beta"] = np.zeros((study.design_JK.shape[1], 3))
+    if options.curve == "burr":
+        sites["log_kappa"] = np.float64(priors.log_kappa[0])
+    if options.estimate_noise:
+        sites["log_noise_sd"] = np.log(priors.noise_sd[0])
+    if options.noise == "student":
+        sites["log_weight"] = np.zeros(study.value_RM.shape)
+    if options.noise == "betabinomial":
+        sites["innovation"] = np.zeros(study.value_RM.shape)
+        sites["log_concentration"] = np.log(priors.concentration[0])
+    return {name: jnp.asarray(value, jnp.float64) for name, value in sites.items()}
+
+
+def coordinates_at(sites: Sites) -> Sites:
+    """The coordinates of the point that a reference is made at, to first order: xi = 0."""
+    u = {name: value for name, value in sites.items() if not name.startswith("theta_")}
+    zeros = {f"xi_{kind}": jnp.zeros_like(sites[f"theta_{kind}"]) for kind in ("recipe", "run")}
+    return u | zeros
+
+
+def template(study: Study, options: Options) -> Sites:
+    """Zeros in the shape of the coordinates."""
+    R, J, K = len(study.recipe_R), study.design_JK.shape[0], study.design_JK.shape[1]
+    names = ["log_wander_sd", "log_wander_length"]
+    names += ["log_kappa"] * (options.curve == "burr")
+    names += ["log_noise_sd"] * options.estimate_noise
+    names += ["log_concentration"] * (options.noise == "betabinomial")
+    u = {name: jnp.zeros(()) for name in names}
+    u |= {name: jnp.zeros(3) for name in ("mu", "log_recipe_sd", "log_seed_sd")}
+    u |= {"logit_R0": jnp.zeros(len(study.start_mean_S))}
+    u |= {"xi_recipe": jnp.zeros((J, 3)), "xi_run": jnp.zeros((R, 3))}
+    u |= {"beta": jnp.zeros((K, 3))} if K else {}
+    u |= {"log_weight": jnp.zeros(study.value_RM.shape)} if options.noise == "student" else {}
+    if options.noise == "betabinomial":
+        u["innovation"] = jnp.zeros(study.value_RM.shape)
+    return u
+
+
+@partial(jax.jit, static_argnames="options")
+def _value_and_grad(v: Array, study: Study, reference: Reference, options: Options):
+    unravel = ravel_pytree(template(study, options))[1]
+    return jax.value_and_grad(lambda v: potential(unravel(v), study, reference, options))(v)
+
+
+@partial(jax.jit, static_argnames="options")
+def _sites_at(v: Array, study: Study, reference: Reference, options: Options) -> Sites:
+    unravel = ravel_pytree(template(study, options))[1]
+    return natural(unravel(v), study, reference, options.curve)[0]
+
+
+_reference = partial(jax.jit, static_argnames="curve")(make_reference)
+
+
+def find_mode(study: Study, options: Options, sites: Sites | None = None) -> Mode:
+    """Maximum of the density in whitened coordinates, relinearised there until it rests."""
+    sites = first_sites(study, options) if sites is None else sites
+    reference, center = _relinearise(study, options, sites)
+    for round in range(MODE_ROUNDS):
+        center = _minimise(study, options, reference, center, 40 if round < 2 else 100)
+        sites = _sites_at(center, study, reference, options)
+        moved = float(jnp.abs(sites["theta_run"] - reference.theta_RQ).max())
+        reference, center = _relinearise(study, options, sites)
+        if moved < MODE_STEP:
+            break
+    return Mode(reference, center, _scale(study, options, reference, center))
+
+
+def _relinearise(study: Study, options: Options, sites: Sites) -> tuple[Reference, Array]:
+    reference = _reference(study, sites, curve=options.curve)
+    return reference, ravel_pytree(coordinates_at(sites))[0]
+
+
+def _minimise(study: Study, options: Options, reference: Reference, v: Array, n: int) -> Array:
+    def objective(v: Floats) -> tuple[float, Floats]:
+        value, grad = _value_and_grad(v, study, reference, options)
+        value, grad = float(value), np.asarray(grad)
+        return (value, grad) if np.isfinite(value + grad.sum()) else (1e12, np.zeros_like(grad))
+
+    limits = {"maxiter": n, "maxfun": 2 * n}
+    found = scipy.optimize.minimize(
+        objective, np.asarray(v), jac=True, method="L-BFGS-B", options=limits
+    )
+    return jnp.asarray(found.x)
+
+
+def _scale(study: Study, options: Options, reference: Reference, center: Array) -> Array:
+    """Square root of the inverse curvature at the center, by central differences of the gradient.
+
+    Beyond MAX_DENSE dimensions the latent of every evaluation counts as whitened by its prior.
+    """
+    v, D = np.asarray(center), center.size
+    dense_D = np.ones(D, bool)
+    if D > MAX_DENSE:
+        marks = {name: np.full(x.shape, name in LATENT) for name, x in
+                 template(study, options).items()}
+        dense_D = ~np.asarray(ravel_pytree(marks)[0]).astype(bool)
+    index = np.flatnonzero(dense_D)
+    H = np.zeros((len(index), len(index)))
+    for row, i in enumerate(index):
+        step = np.zeros(D)
+        step[i] = SMALL
+        ahead, behind = (
+            np.asarray(_value_and_grad(v + s * step, study, reference, options)[1])[index]
+            for s in (1, -1)
+        )
+        H[row] = (ahead - behind) / (2 * SMALL)
+    eigenvalue, basis = np.linalg.eigh((H + H.T) / 2)
+    scale = np.eye(D)
+    scale[np.ix_(index, index)] = basis / np.sqrt(np.maximum(eigenvalue, CURVATURE_FLOOR))
+    return jnp.asarray(scale)
+
+
+# ---------------------------------------------------------------- draws
+
+
+@partial(jax.jit, static_argnames="options")
+def _round(key: Array, z_XD: Array, study: Study, mode: Mode, accept: Array, options: Options):
+    """One warm-up of the step size and DRAWS draws of every chain, in z."""
+    unravel = ravel_pytree(template(study, options))[1]
+
+    def energy(z: Array) -> Array:
+        u = unravel(mode.center + mode.scale @ z)
+        return potential(u, study, mode.reference, options)
+
+    init, kernel = hmc(energy, algo="NUTS")
+
+    def chain(key: Array, z: Array):
+        state = init(
+            z,
+            WARMUP,
+            step_size=0.4,
+            adapt_mass_matrix=False,
+            target_accept_prob=accept,
+            rng_key=key,
+        )
+
+        def step(state, _):
+            state = kernel(state)
+            return state, (state.z, state.diverging, state.energy, state.num_steps)
+
+        return jax.lax.scan(step, state, None, WARMUP + DRAWS)[1]  # one loop compiles faster
+
+    drawn = jax.vmap(chain)(jax.random.split(key, z_XD.shape[0]), z_XD)
+    return jax.tree.map(lambda x_XN: x_XN[:, WARMUP:], drawn)
+
+
+@partial(jax.jit, static_argnames="options")
+def _sites_of(z_XND: Array, study: Study, mode: Mode, options: Options) -> Sites:
+    """Sites of draws in z, LATENT ones left out."""
+    unravel = ravel_pytree(template(study, options))[1]
+
+    def one(z: Array) -> Sites:
+        u = unravel(mode.center + mode.scale @ z)
+        sites = natural(u, study, mode.reference, options.curve)[0]
+        return {name: x for name, x in sites.items() if name not in LATENT}
+
+    return jax.vmap(jax.vmap(one))(z_XND)
+
+
+def sample(
+    study: Study, options: Options, mode: Mode, *, seed: int, progress: bool = False
+) -> tuple[Draws, Stats]:
+    """NUTS in rounds of WARMUP + DRAWS until R-hat, effective samples and energies are good.
+
+    A round that converged in everything but length is continued. After divergences, and half way,
+    the coordinates are made anew at the posterior mean, the acceptance target is raised, and the
+    draws so far are discarded.
+    """
+    key = jax.random.key(seed)
+    D = mode.center.size
+    z_XD = 0.5 * jax.random.normal(jax.random.fold_in(key, MAX_ROUNDS), (CHAINS, D))
+    accept, kept, restarted = FIRST_ACCEPT, [], False
+    bar = tqdm(total=MAX_ROUNDS, desc="NUTS", unit="round", disable=not progress)
+    for round in range(MAX_ROUNDS):
+        out = _round(
+            jax.random.fold_in(key, round), z_XD, study, mode, jnp.asarray(accept), options
+        )
+        draws = {k: np.asarray(x) for k, x in _sites_of(out[0], study, mode, options).items()}
+        kept.append((draws, *(np.asarray(x) for x in out[1:])))
+        joined = {k: np.concatenate([part[0][k] for part in kept], 1) for k in draws}
+        diverging, energy, n_steps = (
+            np.concatenate([part[i] for part in kept], 1) for i in (1, 2, 3)
+        )
+        stats = Stats(diverging, energy, n_steps, round + 1)
+        rhat, ess = convergence(joined)
+        bar.update()
+        bar.set_postfix(rhat=f"{rhat:.3f}", ess=f"{ess:.0f}", divergences=int(diverging.sum()))
+        if rhat <= MAX_RHAT and ess >= MIN_ESS and not diverging.any() and bfmi(energy) > MIN_BFMI:
+            break
+        z_XD = out[0][:, -1]
+        if not restarted and (diverging.any() or round == MAX_ROUNDS // 2 - 1):
+            mean = {k: jnp.asarray(x.mean((0, 1))) for k, x in joined.items()}
+            mean |= {k: jnp.zeros(study.value_RM.shape) for k in LATENT if k in mean_latent(options)}
+            mode = find_mode_near(study, options, mean)
+            z_XD = 0.5 * jax.random.normal(jax.random.fold_in(key, MAX_ROUNDS + 1), (CHAINS, D))
+            accept, restarted = LATER_ACCEPT, True
+            if round < MAX_ROUNDS - 1:
+                kept = []
+    bar.close()
+    return joined, stats
+
+
+def mean_latent(options: Options) -> tuple[str, ...]:
+    return {"student": ("log_weight",), "betabinomial": ("innovation",)}.get(options.noise, ())
+
+
+def find_mode_near(study: Study, options: Options, sites: Sites) -> Mode:
+    """Coordinates made at given sites, and the curvature there."""
+    reference, center = _relinearise(study, options, sites)
+    return Mode(reference, center, _scale(study, options, reference, center))
+
+
+def laplace(study: Study, options: Options, mode: Mode, *, seed: int) -> tuple[Draws, Stats]:
+    """Independent draws of the normal at the mode: a preview."""
+    key = jax.random.key(seed)
+    z_XND = jax.random.normal(key, (CHAINS, DRAWS, mode.center.size))
+    draws = {k: np.asarray(x) for k, x in _sites_of(z_XND, study, mode, options).items()}
+    none = np.zeros((CHAINS, DRAWS))
+    return draws, Stats(none.astype(bool), none, none.astype(int), 0)
+
+
+def convergence(draws: Draws) -> tuple[float, float]:
+    """Largest rank-normalised R-hat and smallest bulk or tail effective sample size of any site."""
+    flat = np.concatenate([x.reshape(*x.shape[:2], -1) for x in draws.values()], -1)
+    rhat = array_stats.rhat(flat, chain_axis=0, draw_axis=1)
+    bulk = array_stats.ess(flat, chain_axis=0, draw_axis=1, method="bulk")
+    tail = array_stats.ess(flat, chain_axis=0, draw_axis=1, method="tail", prob=(0.05, 0.95))
+    return float(np.max(rhat)), float(min(np.min(bulk), np.min(tail)))
+
+
+def bfmi(energy: Floats) -> float:
+    """Smallest of the chains' energy Bayesian fractions of missing information."""
+    change = np.square(np.diff(energy, axis=1)).mean(1)
+    return float((change / energy.var(1)).min())

@@ -1,0 +1,256 @@
+"""Coordinates in which the posterior of `model.scaling_model` is close to a unit normal.
+
+A sampler is slow on a hierarchy of curves for two reasons. The width of theta depends on the
+hyper-parameters (the funnel), and a ceiling that was not reached lies on a curved ridge with
+C_mid, B and kappa. Both go away in coordinates made from what the data determine:
+
+1. Level. A recipe's (a, c, b) is replaced by psi = (ceiling above the last level, level at the
+   last compute x1, level at an earlier x2 as a share of that), which the data see almost
+   separately. `theta_of` is the exact inverse; along psi_0 the curve keeps its observed part.
+2. Recipe. Around a reference the likelihood of theta is a normal in the runs' effects, so that
+   given hyper-parameters the posterior of a recipe, its runs integrated out, is a normal with
+   known mean and precision P_j; xi_recipe is its standardised deviation, in psi.
+3. Run. The same, linearised at the *current* theta of the recipe: xi_run.
+
+`natural` maps (hyper-parameters, xi_recipe, xi_run) to the sites of the model and returns the log
+of the Jacobian determinant, so the density is exact however poor the approximation; only speed
+depends on it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.scipy.special import logit
+from numpyro.infer.util import log_density
+
+from rlx.scaling.model import (
+    Options,
+    Study,
+    curve_RM,
+    log_expm1,
+    recipe_mean,
+    scaling_model,
+    shape,
+    wander_filter,
+    whiten,
+)
+
+Sites = dict[str, Array]
+EARLY_SHARE = 0.4  # x2 is where the reference curve has made this share of the gain at x1
+
+
+class Reference(NamedTuple):
+    """A point of the sites and the derivatives of every run's curve there."""
+
+    log_kappa: Array
+    logit_R0_S: Array
+    theta_RQ: Array
+    information_RQQ: Array  # F = J' Sigma^-1 J of every run
+    score_RQ: Array  # J' Sigma^-1 (value - mean)
+    cross_RQ2: Array  # J' Sigma^-1 d mean / d (log kappa, logit R0)
+    theta_JQ: Array
+    psi_JQ: Array
+    psi_of_theta_JQQ: Array  # d psi / d theta
+    theta_of_kappa_JQ: Array  # d theta / d log kappa at fixed psi
+    x1_J: Array
+    x2_J: Array
+
+
+# ---------------------------------------------------------------- 3 x 3 matrices, written out
+
+
+def cholesky3(A: Array) -> tuple[Array, ...]:
+    """Lower triangle, row by row, of the Cholesky factor of [..., 3, 3]."""
+    l00 = jnp.sqrt(A[..., 0, 0])
+    l10, l20 = A[..., 1, 0] / l00, A[..., 2, 0] / l00
+    l11 = jnp.sqrt(A[..., 1, 1] - l10**2)
+    l21 = (A[..., 2, 1] - l20 * l10) / l11
+    l22 = jnp.sqrt(A[..., 2, 2] - l20**2 - l21**2)
+    return l00, l10, l11, l20, l21, l22
+
+
+def forward3(L: tuple[Array, ...], x: Array) -> Array:
+    """L^-1 x."""
+    l00, l10, l11, l20, l21, l22 = L
+    y0 = x[..., 0] / l00
+    y1 = (x[..., 1] - l10 * y0) / l11
+    return jnp.stack([y0, y1, (x[..., 2] - l20 * y0 - l21 * y1) / l22], -1)
+
+
+def backward3(L: tuple[Array, ...], y: Array) -> Array:
+    """L^-T y."""
+    l00, l10, l11, l20, l21, l22 = L
+    x2 = y[..., 2] / l22
+    x1 = (y[..., 1] - l21 * x2) / l11
+    return jnp.stack([(y[..., 0] - l10 * x1 - l20 * x2) / l00, x1, x2], -1)
+
+
+def half_log_det3(L: tuple[Array, ...]) -> Array:
+    return jnp.log(L[0]) + jnp.log(L[2]) + jnp.log(L[5])
+
+
+def log_det3(D: Array) -> Array:
+    """log |det D| of [..., 3, 3]."""
+    row0, row1, row2 = D[..., 0, :], D[..., 1, :], D[..., 2, :]
+    return jnp.log(jnp.abs((row0 * jnp.cross(row1, row2)).sum(-1)))
+
+
+# ---------------------------------------------------------------- level coordinates
+
+
+def log_odds_of(log_left: Array, log_kappa: Array) -> Array:
+    """u with s(u) = 1 - exp(log_left), the inverse of the Burr shape."""
+    kappa = jnp.exp(log_kappa)
+    return log_expm1(-log_left / kappa) - log_expm1(jnp.log(2.0) / kappa)
+
+
+def theta_of(psi: Array, log_kappa: Array, x1: Array, x2: Array) -> Array:
+    """(a, c, b) of the curve with psi = (alpha, logit p1, logit rho).
+
+        p1 = (R(x1) - R0) / (1 - R0),   rho = (R(x2) - R0) / (R(x1) - R0)
+        logistic(a) = p1 + (1 - p1) logistic(alpha)
+    """
+    alpha, level, ratio = psi[..., 0], psi[..., 1], psi[..., 2]
+    p1, above = jax.nn.sigmoid(level), jax.nn.sigmoid(alpha)
+    ceiling = p1 + (1 - p1) * above
+    a = jnp.log(ceiling) - jax.nn.log_sigmoid(-level) - jax.nn.log_sigmoid(-alpha)
+    log_left_1 = jax.nn.log_sigmoid(-level) + jax.nn.log_sigmoid(alpha) - jnp.log(ceiling)
+    log_left_2 = jnp.log1p(-p1 / ceiling * jax.nn.sigmoid(ratio))
+    u1, u2 = log_odds_of(log_left_1, log_kappa), log_odds_of(log_left_2, log_kappa)
+    B = (u1 - u2) / (x1 - x2)
+    return jnp.stack([a, x1 - u1 / B, jnp.log(B)], -1)
+
+
+def psi_of(theta: Array, log_kappa: Array, x1: Array, x2: Array) -> Array:
+    """The inverse of `theta_of`."""
+    a, c, b = theta[..., 0], theta[..., 1], theta[..., 2]
+    s1, s2 = (shape(x, c, b, log_kappa, "burr") for x in (x1, x2))
+    ceiling = jax.nn.sigmoid(a)
+    p1 = ceiling * s1
+    return jnp.stack([logit((ceiling - p1) / (1 - p1)), logit(p1), logit(s2 / s1)], -1)
+
+
+def jacobian(f, x_JQ: Array) -> Array:
+    """d f / d x of a function that acts on each row, [J, Q, Q]."""
+    basis = jnp.eye(3, dtype=x_JQ.dtype)
+    columns = [jax.jvp(f, (x_JQ,), (jnp.broadcast_to(e[None], x_JQ.shape),))[1] for e in basis]
+    return jnp.stack(columns, -1)
+
+
+# ---------------------------------------------------------------- the map
+
+
+def columns_of(study: Study, sites: Sites, theta_RQ: Array, curve: str) -> Array:
+    """d mean / d (a, c, b, log kappa, logit R0) of every evaluation, and value - mean, [M, R, 6].
+
+    Derivatives that are not used cost nothing once compiled.
+    """
+    log_kappa = sites.get("log_kappa", jnp.zeros(()))
+    shift_R = jnp.zeros(theta_RQ.shape[0])
+
+    def mean_RM(theta_RQ: Array, log_kappa: Array, shift_R: Array) -> Array:
+        logit_R0_R = sites["logit_R0"][study.start_R] + shift_R
+        moved = study._replace(start_R=jnp.arange(theta_RQ.shape[0]))
+        return curve_RM(moved, theta_RQ, {"log_kappa": log_kappa, "logit_R0": logit_R0_R}, curve)
+
+    point = (theta_RQ, log_kappa, shift_R)
+    zero = (jnp.zeros_like(theta_RQ), jnp.zeros(()), jnp.zeros_like(shift_R))
+    unit = [(zero[0].at[:, q].set(1.0), *zero[1:]) for q in range(3)]
+    unit += [(zero[0], jnp.ones(()), zero[2]), (*zero[:2], jnp.ones_like(shift_R))]
+    columns = [jax.jvp(mean_RM, point, tangent)[1] for tangent in unit]
+    return jnp.stack([*columns, study.value_RM - mean_RM(*point)], -1).swapaxes(0, 1)
+
+
+def make_reference(study: Study, sites: Sites, curve: str) -> Reference:
+    """Linearise every run at its theta, every recipe at the anchors that its runs reach."""
+    theta_RQ, theta_JQ = sites["theta_run"], sites["theta_recipe"]
+    log_kappa = sites.get("log_kappa", jnp.zeros(()))
+    last_R = jnp.max(jnp.where(study.seen_RM > 0, study.log_C_RM, -jnp.inf), 1)
+    x1_J = jax.ops.segment_max(last_R, study.recipe_R, theta_JQ.shape[0])
+    c_J, b_J = theta_JQ[:, 1], theta_JQ[:, 2]
+    left_J = 1 - EARLY_SHARE * shape(x1_J, c_J, b_J, log_kappa, "burr")
+    x2_J = c_J + log_odds_of(jnp.log(left_J), log_kappa) / jnp.exp(b_J)
+    psi_JQ = psi_of(theta_JQ, log_kappa, x1_J, x2_J)
+    of_psi = jacobian(lambda psi: theta_of(psi, log_kappa, x1_J, x2_J), psi_JQ)
+    one = jnp.ones(())
+    of_kappa = jax.jvp(lambda k: theta_of(psi_JQ, k, x1_J, x2_J), (log_kappa,), (one,))[1]
+    columns_MRn = columns_of(study, sites, theta_RQ, curve)
+    white = whiten(wander_filter(study, sites), columns_MRn)
+    return Reference(
+        log_kappa,
+        sites["logit_R0"],
+        theta_RQ,
+        *information(white[..., :3], white[..., 5]),
+        jnp.einsum("mrp,mrn->rpn", white[..., :3], white[..., 3:5]),
+        theta_JQ,
+        psi_JQ,
+        jnp.linalg.inv(of_psi),
+        of_kappa,
+        x1_J,
+        x2_J,
+    )
+
+
+def information(J_MRQ: Array, residual_MR: Array) -> tuple[Array, Array]:
+    """F = J' J [R, Q, Q] and J' residual [R, Q] of whitened derivatives and residuals."""
+    score_RQ = jnp.einsum("mrp,mr->rp", J_MRQ, residual_MR)
+    return jnp.einsum("mrp,mrq->rpq", J_MRQ, J_MRQ), score_RQ
+
+
+def recipes(u: Sites, study: Study, reference: Reference, curve: str) -> tuple[Array, Array]:
+    """theta of the recipes [J, Q] and log |d theta / d xi|, with the runs integrated out."""
+    F_R, eta_R, cross_R = reference.information_RQQ, reference.score_RQ, reference.cross_RQ2
+    d_kappa = u.get("log_kappa", reference.log_kappa) - reference.log_kappa
+    d_R0_R = (u["logit_R0"] - reference.logit_R0_S)[study.start_R]
+    eta_R = eta_R - cross_R[..., 0] * d_kappa - cross_R[..., 1] * d_R0_R[:, None]
+    eta_R = eta_R + jnp.einsum("rpq,rq->rp", F_R, reference.theta_RQ)
+    S, T = jnp.exp(-2 * u["log_seed_sd"]), jnp.exp(-2 * u["log_recipe_sd"])  # precisions
+    L_R = cholesky3(F_R + jnp.diag(S)[None])
+    basis = [jnp.broadcast_to(e[None], eta_R.shape) for e in jnp.eye(3)]
+    inverse_R = jnp.stack([backward3(L_R, forward3(L_R, e_RQ)) for e_RQ in basis], -1)
+    G_R = jnp.diag(S)[None] - S[None, :, None] * inverse_R * S[None, None]  # run about recipe
+    gamma_R = S[None] * backward3(L_R, forward3(L_R, eta_R))
+    n = study.design_JK.shape[0]
+    P_J = jax.ops.segment_sum(G_R, study.recipe_R, n) + jnp.diag(T)[None]
+    b_J = jax.ops.segment_sum(gamma_R, study.recipe_R, n) + T[None] * recipe_mean(study, u)
+    L_J = cholesky3(P_J)
+    linear_JQ = backward3(L_J, forward3(L_J, b_J) + u["xi_recipe"])
+    log_det = -half_log_det3(L_J).sum()
+    if curve == "power":  # no closed form of theta_of
+        return linear_JQ, log_det
+    deviation = linear_JQ - reference.theta_JQ - reference.theta_of_kappa_JQ * d_kappa
+    psi_JQ = reference.psi_JQ + jnp.einsum("jpq,jq->jp", reference.psi_of_theta_JQQ, deviation)
+    log_kappa = u.get("log_kappa", reference.log_kappa)
+
+    def back(psi_JQ: Array) -> Array:
+        return theta_of(psi_JQ, log_kappa, reference.x1_J, reference.x2_J)
+
+    log_det += (log_det3(reference.psi_of_theta_JQQ) + log_det3(jacobian(back, psi_JQ))).sum()
+    return back(psi_JQ), log_det
+
+
+def natural(u: Sites, study: Study, reference: Reference, curve: str) -> tuple[Sites, Array]:
+    """Sites of the model at the coordinates u, and log |d sites / d u|.
+
+    u holds the model's global sites under their own names, xi_recipe [J, Q] and xi_run [R, Q].
+    """
+    theta_JQ, log_det = recipes(u, study, reference, curve)
+    base_RQ = theta_JQ[study.recipe_R]
+    columns_MRn = columns_of(study, u, base_RQ, curve)[..., jnp.array([0, 1, 2, 5])]
+    white = whiten(wander_filter(study, u), columns_MRn)
+    F_R, eta_R = information(white[..., :3], white[..., 3])
+    L_R = cholesky3(F_R + jnp.diag(jnp.exp(-2 * u["log_seed_sd"]))[None])
+    theta_RQ = base_RQ + backward3(L_R, forward3(L_R, eta_R) + u["xi_run"])
+    log_det -= half_log_det3(L_R).sum()
+    sites = {name: value for name, value in u.items() if not name.startswith("xi_")}
+    return sites | {"theta_recipe": theta_JQ, "theta_run": theta_RQ}, log_det
+
+
+def potential(u: Sites, study: Study, reference: Reference, options: Options) -> Array:
+    """-log density of the coordinates, up to the evidence."""
+    sites, log_det = natural(u, study, reference, options.curve)
+    return -log_density(scaling_model, (study, options), {}, sites)[0] - log_det

@@ -1,0 +1,748 @@
+"""`fit` and `ScalingFit`: the posterior of a study, and the questions it answers.
+
+    fit = sc.fit(evals)                          # NUTS; method="laplace" for a preview
+    print(fit.check())                           # may I believe it?
+    fit.summary()                                # A, C_mid, B of every recipe, with intervals
+    fit.predict(2e4)                             # the next evaluations
+    fit.prob("A", "cispo", ">", "dapo")          # which ceiling is higher
+    fit.save("posterior.nc"); sc.load("posterior.nc")
+
+A fit is an `xarray.DataTree` in ArviZ's layout (`fit.tree`) and this class reads nothing else, so
+a loaded fit answers as the fitted one does. Needs no JAX. Draws keep their (chain, draw)
+dimensions; tables have one row per recipe or run with equal-tailed intervals. Two columns go with
+every answer: `extrapolation`, the compute asked about over the last fitted compute, and
+`prior_share`, posterior sd over prior sd (1: the data said nothing).
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
+
+from rlx.scaling import curve as curves
+from rlx.scaling.data import DataError, Evals
+from rlx.scaling.priors import Priors, prior_theta
+
+Floats = NDArray[np.float64]
+
+PARAMS = ("A", "C_mid", "B", "R0")
+DIMS = {
+    "mu": ["coordinate"],
+    "log_recipe_sd": ["coordinate"],
+    "log_seed_sd": ["coordinate"],
+    "beta": ["effect", "coordinate"],
+    "logit_R0": ["start"],
+    "theta_recipe": ["recipe", "coordinate"],
+    "theta_run": ["run", "coordinate"],
+}
+PREDICT_SEED = 0  # of simulated noise: equal questions get equal answers
+
+
+class NotConverged(RuntimeError):
+    """The sampler has not converged: answers would not mean what they say."""
+
+
+def fit(
+    data: Evals,
+    *,
+    curve: str = "burr",
+    noise: str = "normal",
+    axes: tuple[str, ...] | None = None,
+    r0: float | str | None = None,
+    priors: Priors | None = None,
+    method: str = "nuts",
+    seed: int = 0,
+    progress: bool = False,
+    pad_to: int = 0,
+) -> ScalingFit:
+    """Posterior of the hierarchical model of `rlx.scaling.model` given a study's evaluations.
+
+    Args:
+        data: the evaluations.
+        curve: "burr" (a tail shape kappa shared by all runs), "sigmoid" (kappa = 1, arXiv
+            2510.13786 Eq. 1) or "power" (a power law that starts at R0).
+        noise: "normal"; "student", for isolated bad evaluations; "betabinomial", for few counts.
+        axes: columns whose levels have effects; default those of the study.
+        r0: pass rate at C = 0, a number or a column; default what the evaluations say.
+        priors: default Priors().
+        method: "nuts", or "laplace": a normal at the mode, in a second, as a preview.
+        seed: of the sampler.
+        progress: show a progress bar.
+        pad_to: least padded length of a run, so that windows of one study compile once.
+
+    Raises:
+        DataError: an option or the data cannot be used.
+    """
+    import jax
+
+    from rlx.scaling import bayes
+    from rlx.scaling.arrays import assemble, make_options
+    from rlx.scaling.model import CURVES, NOISES
+
+    allowed = (("curve", curve, CURVES), ("noise", noise, NOISES), ("method", method, METHODS))
+    for key, value, known in allowed:
+        if value not in known:
+            raise DataError(key, value, "not available", f"use {key}={'|'.join(known)}")
+    priors = priors or Priors()
+    options = make_options(data, curve, noise, priors)
+    with jax.enable_x64(True):
+        study, labels, notes = assemble(data, axes=axes, r0=r0, priors=priors, pad_to=pad_to)
+        study = jax.tree.map(jax.numpy.asarray, study)
+        mode = bayes.find_mode(study, options)
+        if method == "nuts":
+            draws, stats = bayes.sample(study, options, mode, seed=seed, progress=progress)
+        else:
+            draws, stats = bayes.laplace(study, options, mode, seed=seed)
+        study = {name: np.asarray(x) for name, x in study._asdict().items()}
+    rhat, ess = bayes.convergence(draws) if method == "nuts" else (np.nan, np.nan)
+    bfmi = bayes.bfmi(stats.energy) if method == "nuts" else np.nan
+    attrs = {
+        "curve": curve,
+        "noise": noise,
+        "method": method,
+        "seed": seed,
+        "priors": json.dumps(asdict(priors)),
+        "axes": json.dumps(axes),
+        "r0": json.dumps(r0),
+        "C_ref": labels.C_ref,
+        "rhat": rhat,
+        "ess": ess,
+        "bfmi": bfmi,
+        "divergences": int(stats.diverging.sum()),
+        "rounds": stats.rounds,
+        "notes": json.dumps(notes),
+        "data_sha256": data.sha256(),
+        "versions": json.dumps(
+            {"python": platform.python_version()}
+            | {name: version(name) for name in ("jax", "numpyro", "numpy", "xarray")}
+        ),
+    }
+    return ScalingFit(_tree(draws, stats, study, labels, data, attrs))
+
+
+METHODS = ("nuts", "laplace")
+
+
+def _tree(draws, stats, study, labels, data: Evals, attrs: dict) -> xr.DataTree:
+    """The posterior, the sampler's statistics, the data and the labels in ArviZ's layout."""
+    from arviz_base import from_dict
+
+    coords = {
+        "coordinate": ["a", "c", "b"],
+        "effect": labels.effects,
+        "start": labels.starts,
+        "recipe": labels.recipes,
+        "run": labels.runs,
+    }
+    seen = study["seen_RM"].astype(bool)
+    M = int(seen.sum(1).max())
+    observed = {"value": np.where(seen, study["value_RM"], np.nan)[:, :M]}
+    constant = {
+        "compute": np.where(seen, labels.C_ref * np.exp(study["log_C_RM"]), np.nan)[:, :M],
+        "stderr": np.where(
+            seen & (study["unknown_RM"] == 0), np.sqrt(study["var_RM"]), np.nan
+        )[:, :M],
+        "trials": np.where(seen, study["trials_RM"], np.nan)[:, :M],
+        "recipe_of_run": np.asarray(labels.recipe_R),
+        "start_of_run": np.asarray(labels.start_R),
+        "truth": labels.truth_R,
+        "C_max": labels.C_max_R,
+        "design": study["design_JK"],
+        "start_mean": study["start_mean_S"],
+        "start_sd": study["start_sd_S"],
+    }
+    point = ["run", "evaluation"]
+    dims = DIMS | {
+        "value": point,
+        "compute": point,
+        "stderr": point,
+        "trials": point,
+        "recipe_of_run": ["run"],
+        "start_of_run": ["run"],
+        "truth": ["run"],
+        "C_max": ["run"],
+        "design": ["recipe", "effect"],
+        "start_mean": ["start"],
+        "start_sd": ["start"],
+    }
+    statistics = {"diverging": stats.diverging, "energy": stats.energy, "n_steps": stats.n_steps}
+    tree = from_dict(
+        {
+            "posterior": draws,
+            "sample_stats": statistics,
+            "observed_data": observed,
+            "constant_data": constant,
+        },
+        coords=coords,
+        dims=dims,
+    )
+    tree["levels"] = xr.Dataset(
+        {f"axis_{k}": ("recipe", list(x)) for k, x in labels.levels.items()},
+        coords={"recipe": labels.recipes},
+    )
+    tree["evals"] = _evals_to_dataset(data)
+    tree.attrs = attrs
+    return tree
+
+
+def _evals_to_dataset(data: Evals) -> xr.Dataset:
+    columns = {}
+    for name in data.frame:
+        column = data.frame[name]
+        numeric = pd.api.types.is_numeric_dtype(column)
+        columns[str(name)] = ("row", column.to_numpy(float) if numeric else list(map(str, column)))
+    labels = {k: getattr(data, k) for k in ("compute_label", "value_label", "title")}
+    return xr.Dataset(columns, attrs=labels | {"axes": json.dumps(data.axes)})
+
+
+def load(path: Path | str) -> ScalingFit:
+    """A fit that `ScalingFit.save` wrote."""
+    path = Path(path)
+    if not path.exists():
+        raise DataError("posterior", path, "no such file", "give a file that fit.save wrote")
+    tree = xr.load_datatree(path, engine="h5netcdf")
+    if "C_ref" not in tree.attrs or "posterior" not in tree:
+        raise DataError("posterior", path, "not a fit", "give a file that fit.save wrote")
+    return ScalingFit(tree)
+
+
+class ScalingFit:
+    """A posterior over scaling curves. `unsafe` answers even when the sampler did not converge."""
+
+    def __init__(self, tree: xr.DataTree, *, unsafe: bool = False):
+        self.tree, self.is_unsafe = tree, unsafe
+
+    # ------------------------------------------------------------ what it is
+
+    def __repr__(self) -> str:
+        a = self.attrs
+        state = a["method"] if a["method"] != "nuts" else "converged" if self.converged else "NOT CONVERGED"
+        return (
+            f"ScalingFit({a['curve']}, {len(self.runs)} runs of {len(self.recipes)} recipes, "
+            f"{state}: rhat {a['rhat']:.3f}, ess {a['ess']:.0f}, {a['divergences']} divergences)"
+        )
+
+    @property
+    def attrs(self) -> dict:
+        return self.tree.attrs
+
+    @property
+    def runs(self) -> list[str]:
+        return [str(x) for x in self.tree["posterior"]["run"].values]
+
+    @property
+    def recipes(self) -> list[str]:
+        return [str(x) for x in self.tree["posterior"]["recipe"].values]
+
+    @property
+    def priors(self) -> Priors:
+        stored = json.loads(self.attrs["priors"])
+        return Priors(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()})
+
+    @cached_property
+    def evals(self) -> Evals:
+        """The evaluations that were fitted."""
+        stored = self.tree["evals"].to_dataset()
+        frame = pd.DataFrame({name: stored[name].values for name in stored.data_vars})
+        axes = tuple(json.loads(stored.attrs["axes"]))
+        labels = {k: stored.attrs[k] for k in ("compute_label", "value_label", "title")}
+        return Evals(frame, axes=axes, **labels)
+
+    @property
+    def converged(self) -> bool:
+        """R-hat <= 1.01, bulk and tail effective samples >= 400, no divergence, E-BFMI > 0.3."""
+        a = self.attrs
+        good = a["rhat"] <= 1.01 and a["ess"] >= 400 and a["bfmi"] > 0.3
+        return bool(good and a["divergences"] == 0)
+
+    def unsafe(self) -> ScalingFit:
+        """The same posterior, answering although it has not converged."""
+        return ScalingFit(self.tree, unsafe=True)
+
+    def _guard(self) -> None:
+        if self.attrs["method"] == "nuts" and not self.converged and not self.is_unsafe:
+            a = self.attrs
+            raise NotConverged(
+                f"rhat={a['rhat']:.3f}: the sampler has not converged (ess {a['ess']:.0f}, "
+                f"{a['divergences']} divergences, bfmi {a['bfmi']:.2f}); see fit.check(), or ask "
+                "fit.unsafe()"
+            )
+
+    def thinned(self, every: int) -> ScalingFit:
+        """Every so many draws."""
+        tree = self.tree.copy()
+        tree["posterior"] = self.tree["posterior"].to_dataset().isel(draw=slice(None, None, every))
+        return ScalingFit(tree, unsafe=self.is_unsafe)
+
+    def save(self, path: Path | str) -> None:
+        """Write the fit as one netCDF file."""
+        self.tree.to_netcdf(path, engine="h5netcdf")
+
+    # ------------------------------------------------------------ draws
+
+    def _sites(self, name: str) -> Floats:
+        """[X, ...] draws of a site, chains joined."""
+        x = self.tree["posterior"][name].values
+        return x.reshape(-1, *x.shape[2:])
+
+    @cached_property
+    def _recipe_of_run(self) -> NDArray[np.int64]:
+        return self.tree["constant_data"]["recipe_of_run"].values.astype(int)
+
+    def _names(self, by: str) -> list[str]:
+        if by not in ("recipe", "run"):
+            raise DataError("by", by, "unknown level", "use recipe or run")
+        return self.recipes if by == "recipe" else self.runs
+
+    def _index(self, by: str, name: str) -> int:
+        names = self._names(by)
+        if name not in names:
+            raise DataError(by, name, "not in this fit", f"use one of {', '.join(names)}")
+        return names.index(name)
+
+    def _theta(self, by: str, seeds: str = "typical") -> Floats:
+        """(a, c, b) [X, N, 3]; seeds="new" adds a new seed's deviation to a recipe's."""
+        theta = self._sites(f"theta_{by}")
+        if seeds not in ("typical", "new") or (seeds == "new" and by == "run"):
+            raise DataError("seeds", seeds, f"unknown for by={by}", "use typical or new, by=recipe")
+        if seeds == "new":
+            z = np.random.default_rng(PREDICT_SEED).normal(size=theta.shape)
+            theta = theta + np.exp(self._sites("log_seed_sd"))[:, None] * z
+        return theta
+
+    def _R0(self, by: str) -> Floats:
+        """[X, N]; a recipe whose runs have several starts gets the mean of their logits."""
+        logit_R0_XS = self._sites("logit_R0")
+        logit_R0_XR = logit_R0_XS[:, self.tree["constant_data"]["start_of_run"].values.astype(int)]
+        if by == "run":
+            return expit(logit_R0_XR)
+        members = self._recipe_of_run[None] == np.arange(len(self.recipes))[:, None]
+        return expit(logit_R0_XR @ (members / members.sum(1, keepdims=True)).T)
+
+    def _parameters(self, by: str, seeds: str = "typical") -> dict[str, Floats]:
+        """A, C_mid, B, R0 and kappa [X, N] as `curve.burr` takes them."""
+        a, c, b = np.moveaxis(self._theta(by, seeds), -1, 0)
+        R0, B = self._R0(by), np.exp(b)
+        kappa = np.ones_like(B)
+        if self.attrs["curve"] == "power":
+            B, kappa = kappa, B
+        elif self.attrs["curve"] == "burr":
+            kappa = kappa * np.exp(self._sites("log_kappa"))[:, None]
+        A = R0 + (1 - R0) * expit(a)
+        return {"A": A, "B": B, "C_mid": self.attrs["C_ref"] * np.exp(c), "R0": R0, "kappa": kappa}
+
+    def _at(self, compute_C: Floats, by: str, seeds: str = "typical") -> Floats:
+        """Latent pass rates [X, N, C]."""
+        parameters = {k: x[..., None] for k, x in self._parameters(by, seeds).items()}
+        return curves.burr(compute_C, **parameters)
+
+    def _label(self, x: Floats, by: str, **coords: ArrayLike) -> xr.DataArray:
+        """[X, N, ...] as (chain, draw, recipe|run, ...)."""
+        chains = self.tree["posterior"].sizes["chain"]
+        dims = ("chain", "draw", by, *coords)
+        named = {by: self._names(by), **{k: np.asarray(v) for k, v in coords.items()}}
+        return xr.DataArray(x.reshape(chains, -1, *x.shape[1:]), dims=dims, coords=named)
+
+    def _last(self, by: str) -> Floats:
+        """Last fitted compute [N]."""
+        C_R = self.tree["constant_data"]["C_max"].values
+        if by == "run":
+            return C_R
+        return np.array([C_R[self._recipe_of_run == j].max() for j in range(len(self.recipes))])
+
+    # ------------------------------------------------------------ what the prior said
+
+    @cached_property
+    def _prior(self) -> dict[str, Floats]:
+        """Draws of A, C_mid, B, kappa, and theta of a recipe and of a run, from the prior [X, J]."""
+        return prior_theta(self.priors, self.tree["constant_data"]["design"].values)
+
+    def _prior_parameters(self, by: str) -> dict[str, Floats]:
+        theta = self._prior[by]
+        if by == "run":
+            theta = theta[:, self._recipe_of_run]
+        a, c, b = np.moveaxis(theta, -1, 0)
+        R0 = self._R0(by).mean(0)[None]
+        B, kappa = np.exp(b), np.ones_like(b)
+        if self.attrs["curve"] == "power":
+            B, kappa = kappa, B
+        elif self.attrs["curve"] == "burr":
+            kappa = kappa * np.exp(self._prior["log_kappa"])[:, None]
+        A = R0 + (1 - R0) * expit(a)
+        R0 = np.broadcast_to(R0, A.shape)
+        return {"A": A, "B": B, "C_mid": self.attrs["C_ref"] * np.exp(c), "R0": R0, "kappa": kappa}
+
+    def prior_share(self, param: str, by: str = "recipe") -> Floats:
+        """sd of the posterior over sd of the prior [N]; C_mid and B on a log scale."""
+        if param == "R0":
+            sd_S = self.tree["constant_data"]["start_sd"].values
+            start_R = self.tree["constant_data"]["start_of_run"].values.astype(int)
+            R0 = self._sites("logit_R0").std(0) / sd_S
+            if by == "run":
+                return R0[start_R]
+            first = [int(np.argmax(self._recipe_of_run == j)) for j in range(len(self.recipes))]
+            return R0[start_R[first]]
+        link = (lambda x: x) if param == "A" else np.log
+        key = "kappa" if param == "B" and self.attrs["curve"] == "power" else param
+        posterior, prior = self._parameters(by)[key], self._prior_parameters(by)[key]
+        return link(posterior).std(0) / link(prior).std(0)
+
+    def _curve_prior_share(self, compute_C: Floats, by: str) -> Floats:
+        """The same of the pass rate at C [N, C]."""
+        prior = {k: x[..., None] for k, x in self._prior_parameters(by).items()}
+        return self._at(compute_C, by).std(0) / np.maximum(
+            curves.burr(compute_C, **prior).std(0), 1e-9
+        )
+
+    # ------------------------------------------------------------ questions
+
+    def param(self, name: str, by: str = "recipe") -> xr.DataArray:
+        """Draws of A, C_mid, B, R0, or of B_tail, the exponent that the gap to the ceiling has.
+
+        A recipe's parameters are those of its typical seed. B_tail = B kappa under burr.
+        """
+        self._guard()
+        p = self._parameters(by)
+        p["B_tail"] = p["B"] * p["kappa"]
+        if self.attrs["curve"] == "power":
+            p["B"] = p["kappa"]
+        if name not in (*PARAMS, "B_tail"):
+            raise DataError("param", name, "unknown", f"use {', '.join((*PARAMS, 'B_tail'))}")
+        return self._label(p[name], by)
+
+    def summary(self, by: str = "recipe", prob: float = 0.9) -> pd.DataFrame:
+        """Mean, interval, contraction, phase and status of A, C_mid, B, B_tail and R0.
+
+        Columns: level, name, param, mean, quantiles, contraction (1 - prior share), phase (last
+        compute / C_mid, median), gained (share of A - R0 made at the last compute, median) and
+        status: "ok", or why the ceiling is not to be trusted.
+        """
+        self._guard()
+        names, last = self._names(by), self._last(by)
+        p = self._parameters(by)
+        at_last = curves.burr(last[None], **p)
+        gained = (at_last - p["R0"]) / np.maximum(p["A"] - p["R0"], 1e-9)
+        phase = np.median(last / p["C_mid"], 0)
+        status = self.status(by)
+        parts = []
+        for param in ("A", "C_mid", "B", "B_tail", "R0"):
+            x = self.param(param, by).values.reshape(-1, len(names))
+            share = self.prior_share("B" if param == "B_tail" else param, by)
+            part = pd.DataFrame({"level": by, "name": names, "param": param, "mean": x.mean(0)})
+            part = part.join(_quantiles(x, prob))
+            part["contraction"], part["phase"] = 1 - share, phase
+            part["gained"], part["status"] = np.median(gained, 0), status
+            parts.append(part)
+        order = {name: i for i, name in enumerate(names)}
+        table = pd.concat(parts, ignore_index=True)
+        return table.sort_values("name", key=lambda s: s.map(order), kind="stable", ignore_index=True)
+
+    def status(self, by: str = "recipe") -> list[str]:
+        """Per recipe or run: "ok", "departed", or "ceiling not identified" with the reason."""
+        from rlx.scaling.check import departures
+
+        p = self._parameters(by)
+        at_last = curves.burr(self._last(by)[None], **p)
+        gained = (at_last - p["R0"]) / np.maximum(p["A"] - p["R0"], 1e-9)
+        lo, hi = np.quantile(gained, [0.05, 0.95], axis=0)
+        share = self.prior_share("A", by)
+        gone = departures(self)
+        out = []
+        for i, name in enumerate(self._names(by)):
+            mine = [name] if by == "run" else self._runs_of(i)
+            if any(run in gone for run in mine):
+                out.append("departed")
+            elif share[i] > 0.5:
+                out.append(f"ceiling not identified: prior share {share[i]:.2f}")
+            elif hi[i] - lo[i] > 0.3:
+                out.append(f"ceiling not identified: {lo[i]:.0%} to {hi[i]:.0%} of the gain seen")
+            else:
+                out.append("ok")
+        return out
+
+    def _runs_of(self, recipe: int) -> list[str]:
+        return [run for run, j in zip(self.runs, self._recipe_of_run, strict=True) if j == recipe]
+
+    def curve(
+        self, compute: ArrayLike, by: str = "recipe", seeds: str = "typical"
+    ) -> xr.DataArray:
+        """Latent pass rate at `compute`: draws (chain, draw, recipe|run, compute).
+
+        seeds: of a recipe, its "typical" seed or a "new" one.
+        """
+        self._guard()
+        compute_C = np.atleast_1d(np.asarray(compute, float))
+        x = self._label(self._at(compute_C, by, seeds), by, compute=compute_C)
+        share = self._curve_prior_share(compute_C, by)
+        return x.assign_coords(
+            extrapolation=((by, "compute"), compute_C / self._last(by)[:, None]),
+            prior_share=((by, "compute"), share),
+        )
+
+    def predict(
+        self, compute: ArrayLike, by: str = "run", trials: float | None = None
+    ) -> xr.DataArray:
+        """A new evaluation at `compute`: draws of curve + wander + sampling noise.
+
+        The wander of a run carries over from its last evaluation, and fades with the gap; of a
+        recipe it is that of a new seed. `trials`: graded samples, default those of the fitted
+        evaluations (with neither, the noise is that of the fit).
+        """
+        self._guard()
+        compute_C = np.atleast_1d(np.asarray(compute, float))
+        rng = np.random.default_rng(PREDICT_SEED)
+        latent = self._at(compute_C, by, "new" if by == "recipe" else "typical")
+        mean, var = self._wander(compute_C, by)
+        p = np.clip(latent + mean + np.sqrt(var) * rng.normal(size=latent.shape), 0, 1)
+        x = p + self._noise_sd(p, by, trials) * rng.normal(size=p.shape)
+        return self._label(np.clip(x, 0, 1), by, compute=compute_C).assign_coords(
+            extrapolation=((by, "compute"), compute_C / self._last(by)[:, None])
+        )
+
+    def _wander(self, compute_C: Floats, by: str) -> tuple[Floats, Floats]:
+        """Mean and variance [X, N, C] of the wander at compute beyond the last evaluation."""
+        var_X = np.exp(2 * self._sites("log_wander_sd"))[:, None, None]
+        if by == "recipe" or self.attrs["noise"] == "betabinomial":
+            shape = (len(var_X), len(self._names(by)), len(compute_C))
+            return np.zeros(shape), np.broadcast_to(var_X, shape)
+        mean_XR, P_XR, gap_R = self._filtered
+        ahead = np.maximum(compute_C - self._last("run")[:, None], 0) / gap_R[:, None]
+        decay = np.exp(-ahead[None] / np.exp(self._sites("log_wander_length"))[:, None, None])
+        return decay * mean_XR[..., None], var_X + decay**2 * (P_XR[..., None] - var_X)
+
+    @cached_property
+    def _filtered(self) -> tuple[Floats, Floats, Floats]:
+        """Wander at each run's last evaluation: mean and variance [X, R]; median gap [R]."""
+        z_XRM, mean_XR, P_XR, gap_R = self._innovations(self._at_own())
+        return mean_XR, P_XR, gap_R
+
+    def _at_own(self) -> Floats:
+        """Latent pass rate of every run at its own evaluations [X, R, M], NaN for none."""
+        C_RM = self.tree["constant_data"]["compute"].values
+        parameters = {k: x[..., None] for k, x in self._parameters("run").items()}
+        return curves.burr(np.nan_to_num(C_RM, nan=1.0), **parameters)
+
+    def _innovations(self, mean_XRM: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+        """Standardised one-step-ahead errors [X, R, M], and the filter's state at the end."""
+        y_RM = self.tree["observed_data"]["value"].values
+        C_RM = self.tree["constant_data"]["compute"].values
+        var_XRM = self._noise_variance()
+        seen_RM = np.isfinite(y_RM)
+        step_RM = np.diff(C_RM, axis=1, prepend=np.nan)
+        with np.errstate(all="ignore"):
+            gap_R = np.array(
+                [np.median(d[np.isfinite(d)]) if np.isfinite(d).any() else 1.0 for d in step_RM]
+            )
+        sigma2_X = np.exp(2 * self._sites("log_wander_sd"))[:, None]
+        length_X = np.exp(self._sites("log_wander_length"))[:, None]
+        mean, P = np.zeros(mean_XRM.shape[:2]), np.broadcast_to(sigma2_X, mean_XRM.shape[:2])
+        z_XRM = np.full(mean_XRM.shape, np.nan)
+        for m in range(y_RM.shape[1]):
+            seen = seen_RM[:, m]
+            gap = np.where(np.isfinite(step_RM[:, m]), step_RM[:, m] / gap_R, np.inf)
+            decay = np.where(seen, np.exp(-gap / length_X), 1.0)
+            ahead, P_ahead = decay * mean, np.where(seen, sigma2_X + decay**2 * (P - sigma2_X), P)
+            S = P_ahead + var_XRM[..., m]
+            error = np.nan_to_num(y_RM[:, m]) - mean_XRM[..., m] - ahead
+            z_XRM[..., m] = np.where(seen, error / np.sqrt(S), np.nan)
+            gain = np.where(seen, P_ahead / S, 0.0)
+            mean, P = ahead + gain * error, P_ahead * (1 - gain)
+        return z_XRM, mean, P, gap_R
+
+    def _noise_variance(self) -> Floats:
+        """Sampling variance [X or 1, R, M]."""
+        sd_RM = self.tree["constant_data"]["stderr"].values
+        known = np.nan_to_num(sd_RM, nan=0.0) ** 2
+        if "log_noise_sd" not in self.tree["posterior"]:
+            return np.where(known > 0, known, 1.0)[None]
+        unknown = np.exp(2 * self._sites("log_noise_sd"))[:, None, None]
+        return np.where(np.isfinite(sd_RM), known, unknown)
+
+    def _noise_sd(self, p: Floats, by: str, trials: float | None) -> Floats:
+        """sd of the sampling noise of new evaluations with pass rates p [X, N, C]."""
+        if trials is None and "log_noise_sd" in self.tree["posterior"]:
+            return np.exp(self._sites("log_noise_sd"))[:, None, None]
+        if trials is not None:
+            return np.sqrt(p * (1 - p) / trials)
+        sd_R = np.nanmedian(self.tree["constant_data"]["stderr"].values, axis=1)
+        if by == "recipe":
+            recipe_R = self._recipe_of_run
+            sd_R = np.array([sd_R[recipe_R == j].mean() for j in range(len(self.recipes))])
+        return sd_R[None, :, None]
+
+    def prob(
+        self, param: str, left: str, sign: str, right: str, *, margin: float = 0.0,
+        at: float | None = None, by: str = "recipe",
+    ) -> pd.Series:
+        """P(param of `left` > that of `right` + margin), or < with margin below.
+
+        Args:
+            param: A, C_mid, B, B_tail, or "curve" for the pass rate at compute `at`.
+            left, right: recipes (or runs).
+            sign: ">" or "<".
+            margin: by how much.
+
+        Returns:
+            prob, mcse (Monte Carlo standard error), extrapolation and prior_share.
+        """
+        self._guard()
+        if sign not in (">", "<"):
+            raise DataError("sign", sign, "unknown", "use > or <")
+        i, j = self._index(by, left), self._index(by, right)
+        if param == "curve":
+            if at is None:
+                raise DataError("at", at, "no compute", "give at=COMPUTE")
+            x = self.curve(at, by).values[..., 0]
+            far = float(at / min(self._last(by)[[i, j]]))
+            share = float(self._curve_prior_share(np.array([at]), by)[[i, j], 0].max())
+        else:
+            x, far = self.param(param, by).values, np.nan
+            share = float(self.prior_share("B" if param == "B_tail" else param, by)[[i, j]].max())
+        difference = x[..., i] - x[..., j]
+        true = (difference > margin) if sign == ">" else (difference < -margin)
+        return pd.Series(_probability(true) | {"extrapolation": far, "prior_share": share})
+
+    def prob_best(self, at: str | float = "ceiling", by: str = "recipe") -> xr.DataArray:
+        """P(highest ceiling), or P(highest pass rate at a compute), per recipe."""
+        x = self.param("A", by) if at == "ceiling" else self.curve(float(at), by)[..., 0]
+        best = x.values.reshape(-1, x.sizes[by]).argmax(-1)
+        share = np.bincount(best, minlength=x.sizes[by]) / len(best)
+        return xr.DataArray(share, dims=(by,), coords={by: self._names(by)}, name="prob_best")
+
+    def compute_to(self, target: float, prob: float = 0.9, by: str = "recipe") -> pd.DataFrame:
+        """Compute at which the curve reaches `target`, inf where it never does.
+
+        Columns: prob_reachable = P(A > target); quantiles of the compute; budget, the compute that
+        reaches the target with probability `prob`; extrapolation of the median; prior_share of A.
+        """
+        self._guard()
+        C = curves.compute_to(target, **self._parameters(by))
+        table = pd.DataFrame({"name": self._names(by), "target": target})
+        table["prob_reachable"] = np.isfinite(C).mean(0)
+        table = table.join(_quantiles(C, prob))
+        table["budget"] = np.quantile(C, prob, axis=0, method="inverted_cdf")
+        table["extrapolation"] = np.quantile(C, 0.5, axis=0, method="inverted_cdf") / self._last(by)
+        table["prior_share"] = self.prior_share("A", by)
+        return table
+
+    def gain(self, extra: float, by: str = "run", prob: float = 0.9) -> pd.DataFrame:
+        """Pass rate that `extra` compute buys beyond the last evaluation: R(C + extra) - R(C)."""
+        self._guard()
+        last, p = self._last(by), self._parameters(by)
+        more = curves.burr((last + extra)[None], **p) - curves.burr(last[None], **p)
+        table = pd.DataFrame({"name": self._names(by), "compute": last, "extra": extra})
+        table["mean"] = more.mean(0)
+        table = table.join(_quantiles(more, prob))
+        table["per_compute"], table["extrapolation"] = more.mean(0) / extra, (last + extra) / last
+        table["prior_share"] = self.prior_share("A", by)
+        return table
+
+    def efficiency(
+        self, left: str, right: str, target: float | None = None, *, prob: float = 0.9,
+        by: str = "recipe",
+    ) -> pd.Series:
+        """Compute that `left` needs over what `right` needs for the same pass rate.
+
+        target: pass rate; default, draw by draw, R0 + 0.8 (min(A_left, A_right) - R0).
+
+        Returns:
+            Quantiles of the ratio over the draws in which both arrive, prob_both of those,
+            prob_cheaper = P(left needs less, or right never arrives), target (mean), extrapolation.
+        """
+        self._guard()
+        i, j = self._index(by, left), self._index(by, right)
+        ratio, y, C = self._efficiency(i, j, target, by)
+        both = np.isfinite(ratio)
+        cheaper = np.where(np.isfinite(C[0]) | np.isfinite(C[1]), C[0] < C[1], False)
+        row = _quantiles(ratio[both][:, None] if both.any() else np.full((1, 1), np.nan), prob)
+        far = np.median(np.maximum(C[0] / self._last(by)[i], C[1] / self._last(by)[j]))
+        return pd.Series(
+            row.iloc[0].to_dict()
+            | {"prob_both": both.mean(), "prob_cheaper": cheaper.mean(), "target": y.mean()}
+            | {"extrapolation": far, "prior_share": self.prior_share("C_mid", by)[[i, j]].max()}
+        )
+
+    def _efficiency(self, i: int, j: int, target: float | None, by: str):
+        """Ratio of compute-to-target [X] (NaN unless both arrive), target [X], both computes."""
+        p = self._parameters(by)
+        if target is None:
+            R0 = np.maximum(p["R0"][:, i], p["R0"][:, j])
+            y = R0 + 0.8 * (np.minimum(p["A"][:, i], p["A"][:, j]) - R0)
+        else:
+            y = np.full(len(p["A"]), float(target))
+        C = [curves.compute_to(y, **{k: x[:, n] for k, x in p.items()}) for n in (i, j)]
+        both = np.isfinite(C[0]) & np.isfinite(C[1]) & (C[1] > 0) & (C[0] > 0)
+        with np.errstate(all="ignore"):
+            return np.where(both, C[0] / C[1], np.nan), y, C
+
+    # ------------------------------------------------------------ elsewhere
+
+    def check(self):
+        """Diagnostics, see rlx.scaling.check."""
+        from rlx.scaling.check import check
+
+        return check(self)
+
+    def effects(self, axis: str, **options) -> pd.DataFrame:
+        """Ceiling movers and efficiency shapers, see rlx.scaling.decide.effects."""
+        from rlx.scaling.decide import effects
+
+        self._guard()
+        return effects(self, axis, **options)
+
+    def allocate(self, budget: float, **options) -> pd.DataFrame:
+        """Continue, stop, or add a seed, see rlx.scaling.decide.allocate."""
+        from rlx.scaling.decide import allocate
+
+        self._guard()
+        return allocate(self, budget, **options)
+
+    def backtest(self, **options):
+        """Forecasts from earlier compute, scored, see rlx.scaling.backtest."""
+        from rlx.scaling.backtest import backtest
+
+        same = {"priors": self.priors, "noise": self.attrs["noise"]}
+        same |= {"r0": json.loads(self.attrs["r0"])}
+        return backtest(self.evals, **(same | options))
+
+    def trust(self, **options) -> float:
+        """Largest C / C_max to which past forecasts of this study have been calibrated."""
+        level = options.pop("level", 0.9)
+        return self.backtest(**options).trust(self.attrs["curve"], level=level)
+
+    def update(self, data: Evals, **options) -> ScalingFit:
+        """The fit of more data with the same choices."""
+        a = self.attrs
+        axes = json.loads(a["axes"])
+        same = {"curve": a["curve"], "noise": a["noise"], "method": a["method"], "seed": a["seed"]}
+        same |= {"axes": None if axes is None else tuple(axes), "r0": json.loads(a["r0"])}
+        return fit(data, **(same | {"priors": self.priors} | options))
+
+
+def _quantiles(x: Floats, prob: float) -> pd.DataFrame:
+    """Equal-tailed interval and median of [X, N]; inf where that many draws are infinite."""
+    points = ((1 - prob) / 2, 0.5, (1 + prob) / 2)
+    q = np.quantile(x, points, axis=0, method="inverted_cdf")
+    return pd.DataFrame({f"q{100 * p:02.0f}": row for p, row in zip(points, q, strict=True)})
+
+
+def _probability(true: NDArray[np.bool_]) -> dict[str, float]:
+    """Frequency of [chain, draw] events and its Monte Carlo standard error."""
+    from arviz_stats.base import array_stats
+
+    p = float(true.mean())
+    if p in (0.0, 1.0):
+        return {"prob": p, "mcse": 1 / true.size}
+    ess = float(array_stats.ess(true.astype(float), chain_axis=0, draw_axis=1, method="mean"))
+    return {"prob": p, "mcse": float(np.sqrt(p * (1 - p) / ess))}

@@ -1,0 +1,65 @@
+"""Priors of the hierarchical model (`rlx.scaling.model`), printable and replaceable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+COORDINATES = ("a", "c", "b")
+PRIOR_DRAWS = 4000
+
+
+@dataclass(frozen=True)
+class Priors:
+    """Defaults of every prior. Normal: (mean, sd). Log-normal: (median, sd of the log).
+
+    a is the logit of the share of 1 - R0 that the ceiling gains, c = log(C_mid / C_ref) with C_ref
+    the median compute of the fitted evaluations, b = log B.
+    """
+
+    mean_a: tuple[float, float] = (0.0, 1.0)  # normal
+    mean_c: tuple[float, float] = (0.5, 1.0)  # normal
+    mean_b: tuple[float, float] = (0.4, 0.4)  # normal
+    effect_a: float = 0.5  # sd of a level's effect, about 0
+    effect_c: float = 0.5
+    effect_b: float = 0.25
+    recipe_sd_a: tuple[float, float] = (0.35, 0.5)  # log-normal
+    recipe_sd_c: tuple[float, float] = (0.40, 0.5)
+    recipe_sd_b: tuple[float, float] = (0.15, 0.5)
+    seed_sd_a: tuple[float, float] = (0.10, 0.5)  # log-normal; .10 moves A by about .02
+    seed_sd_c: tuple[float, float] = (0.12, 0.5)
+    seed_sd_b: tuple[float, float] = (0.07, 0.5)
+    log_kappa: tuple[float, float] = (0.0, 0.5)  # normal
+    wander_sd: tuple[float, float] = (0.01, 0.7)  # log-normal, a pass rate
+    wander_length: tuple[float, float] = (3.0, 0.7)  # log-normal, in median gaps of a run
+    noise_sd: tuple[float, float] = (0.01, 1.0)  # log-normal; where no sampling error is known
+    start: tuple[float, float] = (-0.2, 0.5)  # normal, logit R0 - logit(first value), no C = 0
+    student_df: float = 4.0
+    concentration: tuple[float, float] = (300.0, 1.0)  # log-normal, of the beta-binomial
+
+
+def prior_theta(priors: Priors, design_JK: Floats, seed: int = 0) -> dict[str, Floats]:
+    """Prior draws of a recipe's and a run's (a, c, b), [X, J, 3] each, and of log kappa, [X]."""
+    rng = np.random.default_rng(seed)
+    X, (J, K) = PRIOR_DRAWS, design_JK.shape
+
+    def pairs(kind: str) -> Floats:
+        return np.array([getattr(priors, f"{kind}_{q}") for q in COORDINATES])
+
+    def log_normal(kind: str) -> Floats:
+        median, sd = pairs(kind).T
+        return median * np.exp(sd * rng.normal(size=(X, 3)))
+
+    loc, scale = pairs("mean").T
+    mu = loc + scale * rng.normal(size=(X, 3))
+    effect_sd = np.array([priors.effect_a, priors.effect_c, priors.effect_b])
+    effect = np.einsum("jk,xkq->xjq", design_JK, effect_sd * rng.normal(size=(X, K, 3)))
+    z_recipe, z_run = rng.normal(size=(2, X, J, 3))
+    recipe = mu[:, None] + effect + log_normal("recipe_sd")[:, None] * z_recipe
+    run = recipe + log_normal("seed_sd")[:, None] * z_run
+    log_kappa = priors.log_kappa[0] + priors.log_kappa[1] * rng.normal(size=X)
+    return {"recipe": recipe, "run": run, "log_kappa": log_kappa}
