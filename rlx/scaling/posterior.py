@@ -46,6 +46,7 @@ DIMS = {
     "theta_recipe": ["recipe", "coordinate"],
     "theta_run": ["run", "coordinate"],
 }
+FARTHEST = 30.0  # bound of a, c and b, beyond which exp would overflow
 PREDICT_SEED = 0  # of simulated noise: equal questions get equal answers
 
 
@@ -332,7 +333,7 @@ class ScalingFit:
 
     def _parameters(self, by: str, seeds: str = "typical") -> dict[str, Floats]:
         """A, C_mid, B, R0 and kappa [X, N] as `curve.burr` takes them."""
-        a, c, b = np.moveaxis(self._theta(by, seeds), -1, 0)
+        a, c, b = np.moveaxis(np.clip(self._theta(by, seeds), -FARTHEST, FARTHEST), -1, 0)
         R0, B = self._R0(by), np.exp(b)
         kappa = np.ones_like(B)
         if self.attrs["curve"] == "power":
@@ -509,6 +510,28 @@ class ScalingFit:
         return self._label(np.clip(x, 0, 1), by, compute=compute_C).assign_coords(
             extrapolation=((by, "compute"), compute_C / self._last(by)[:, None])
         )
+
+    def predictive(
+        self, compute: list[Floats], stderr: list[Floats], runs: list[int]
+    ) -> tuple[Floats, Floats, Floats]:
+        """Draws, and mean and sd given theta, [X, P], of given evaluations of given runs.
+
+        Points of all runs stand one after another. A NaN in stderr takes the noise of the fit.
+        """
+        self._guard()
+        width = max(map(len, compute))
+        compute_RC = np.ones((len(self.runs), width))
+        use = np.zeros(compute_RC.shape, bool)
+        sd_RC = np.zeros(compute_RC.shape)
+        for i, C, sd in zip(runs, compute, stderr, strict=True):
+            compute_RC[i, : len(C)], sd_RC[i, : len(C)], use[i, : len(C)] = C, sd, True
+        wander, var = self._wander(compute_RC, "run")
+        mean = np.clip(self._at(compute_RC, "run") + wander, 0, 1)
+        fitted = self._noise_sd(mean, "run", None)
+        sd = np.sqrt(var + np.where(np.isnan(sd_RC), fitted, sd_RC) ** 2)
+        mean, sd = mean[:, use], np.broadcast_to(sd, mean.shape)[:, use]
+        z = np.random.default_rng(PREDICT_SEED).normal(size=mean.shape)
+        return mean + sd * z, mean, sd
 
     def _wander(self, compute_C: Floats, by: str) -> tuple[Floats, Floats]:
         """Mean and variance [X, N, C] of the wander at compute beyond the last evaluation."""

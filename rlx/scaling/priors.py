@@ -22,7 +22,7 @@ class Priors:
     """
 
     mean_a: tuple[float, float] = (0.0, 1.0)  # normal
-    mean_c: tuple[float, float] = (0.5, 1.0)  # normal
+    mean_c: tuple[float, float] = (1.0, 1.5)  # normal
     mean_b: tuple[float, float] = (0.4, 0.4)  # normal
     effect_a: float = 0.5  # sd of a level's effect, about 0
     effect_c: float = 0.5

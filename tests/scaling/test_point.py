@@ -304,7 +304,7 @@ def least_sse(C, y, weights, r0, A: float) -> float:
         (20000, 0, "fit", False, {}),
         (20000, 3, "fit", False, {"A": 0.403}),  # hardly any gain
         (20000, 5, "fit", False, {"A": 0.403}),
-        (20000, 0, 0.4, False, {"B": 30.0}),  # B at its bound
+        (50000, 2, 0.4, False, {"B": 30.0}),  # B at its bound
         (20000, 0, "fit", False, {"B": 30.0}),
     ],
 )
