@@ -6,7 +6,7 @@
     bt.trust("burr")               # largest C / C_seen at which forecasts were calibrated
 
 A study is refitted on the first 10, 25, 50 and 75 % of every run's compute and scored on all later
-evaluations; an origin that leaves the median run fewer than MIN_SEEN evaluations is left out. The runs of a study share kappa, the population and its noise, so their hits are far
+evaluations (of runs that had not left their curve by then); an origin that leaves the median run fewer than MIN_SEEN evaluations is left out. The runs of a study share kappa, the population and its noise, so their hits are far
 from independent; whether a coverage is too low is therefore asked of the posterior predictive
 itself: each of its draws is a study, and the fraction of that study inside the same intervals is a
 draw of the coverage that a true model would have had.
@@ -150,7 +150,8 @@ def _with_first(data: Evals, seen: Evals) -> Evals:
 
 def score(posterior: ScalingFit, later: Evals) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Points and bands (see Backtest) of a fit's forecasts of later evaluations."""
-    frame = later.frame[later.frame["run"].isin(posterior.runs)]
+    vouched = [run for run in posterior.runs if run not in posterior.departed]
+    frame = later.frame[later.frame["run"].isin(vouched)]
     groups = dict(list(frame.groupby("run", sort=False)))
     index = [i for i, run in enumerate(posterior.runs) if run in groups]
     rows = [groups[posterior.runs[i]] for i in index]

@@ -148,6 +148,11 @@ def _sites_at(v: Array, study: Study, reference: Reference, options: Options) ->
 _reference = partial(jax.jit, static_argnames="curve")(make_reference)
 
 
+def sites_at(study: Study, options: Options, mode: Mode) -> Sites:
+    """Sites of the model at the mode."""
+    return _sites_at(mode.center, study, mode.reference, options)
+
+
 def find_mode(study: Study, options: Options, sites: Sites | None = None) -> Mode:
     """Maximum of the density in whitened coordinates, relinearised there until it rests."""
     sites = first_sites(study, options) if sites is None else sites

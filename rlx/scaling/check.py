@@ -6,14 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from rlx.scaling import curve as curves
 from rlx.scaling.posterior import ScalingFit
-
-DEPARTED_Z = 4.0  # of the mean of a run's last one-step-ahead errors, in its standard errors
-MIN_SUFFIX = 2  # evaluations that a departure takes
-ISOLATED_Z = 5.0  # of one error
 
 
 @dataclass(frozen=True)
@@ -22,7 +17,7 @@ class Check:
 
     sampler: value and bound of every diagnostic of the sampler.
     runs: one row per run: seen, the share of the gain made so far with its interval; the prior's
-        share of the ceiling; departure, the largest |z| of the mean of its last errors.
+        share of the ceiling; departure, the z of a run that left its curve (departure.py).
     problems: one line each, with what to do.
     """
 
@@ -49,11 +44,9 @@ def check(fit: ScalingFit) -> Check:
         problems.append(f"{row.diagnostic}={row.value:.4g}: {row.bound}; {row.remedy}")
     if fit.attrs["method"] == "laplace":
         problems.append("method=laplace: a preview; fit with method=nuts before you bet on it")
-    for run, z in departures(fit).items():
-        problems.append(
-            f"run={run}: left its curve (z = {z:.1f}); cut it before that with Evals.until, "
-            "or drop it: its ceiling means nothing"
-        )
+    for run, z in fit.departed.items():
+        remedy = "what follows is not fitted" if z < 0 else "drop it, or trust() before you forecast"
+        problems.append(f"run={run}: left its curve (z = {z:.1f}); {remedy}")
     weak = runs[runs["prior_share"] > 0.5]["run"].tolist()
     if weak:
         names = ", ".join(weak[:4]) + (f" and {len(weak) - 4} more" if len(weak) > 4 else "")
@@ -86,40 +79,5 @@ def run_table(fit: ScalingFit) -> pd.DataFrame:
     table = pd.DataFrame({"run": fit.runs, "seen_q05": q05, "seen_q50": q50, "seen_q95": q95})
     table["past_C_mid"] = (last > p["C_mid"]).mean(0)
     table["prior_share"] = fit.prior_share("A", "run")
-    z_RM = errors(fit)
-    table["departure"] = [largest_suffix(z[np.isfinite(z)])[0] for z in z_RM]
+    table["departure"] = [fit.departed.get(run, np.nan) for run in fit.runs]
     return table
-
-
-def errors(fit: ScalingFit) -> NDArray[np.float64]:
-    """One-step-ahead errors [R, M] in their standard deviations, averaged over the posterior.
-
-        z = E[(value - E[value | earlier values, theta]) / sd(value | earlier values, theta)]
-    """
-    mean_XRM = fit._at_own()
-    few = max(1, len(mean_XRM) // 200)  # 200 draws are enough for a mean
-    thin = fit.thinned(few)
-    return thin._innovations(thin._at_own())[0].mean(0)
-
-
-def largest_suffix(z_M: NDArray[np.float64]) -> tuple[float, int]:
-    """(z, start) of the suffix of length >= MIN_SUFFIX with the largest |sum / sqrt(length)|."""
-    if len(z_M) < MIN_SUFFIX:
-        return 0.0, len(z_M)
-    n = np.arange(1, len(z_M) + 1)
-    score = np.cumsum(z_M[::-1]) / np.sqrt(n)
-    i = MIN_SUFFIX - 1 + int(np.argmax(np.abs(score[MIN_SUFFIX - 1 :])))
-    return float(score[i]), len(z_M) - 1 - i
-
-
-def departures(fit: ScalingFit) -> dict[str, float]:
-    """Runs whose last evaluations left the fitted curve, with the z of the departure."""
-    found = {}
-    for run, z in zip(fit.runs, run_table_departure(fit), strict=True):
-        if abs(z) > DEPARTED_Z:
-            found[run] = z
-    return found
-
-
-def run_table_departure(fit: ScalingFit) -> list[float]:
-    return [largest_suffix(z[np.isfinite(z)])[0] for z in errors(fit)]

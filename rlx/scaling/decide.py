@@ -6,7 +6,6 @@ K numbers that summarise new evaluations.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,15 +87,16 @@ def effects(
     cells = _levels(fit, axis)
     names = _ordered(cells[axis])
     reference = names[0] if reference is None else _find_level(axis, reference, names)
-    rows: list[dict[str, object]] = []
+    rows = []
     for level in (name for name in names if name != reference):
         pairs, matched = _pairs(cells, axis, level, reference)
         contrast = _contrasts(fit, pairs, target)
         p = _probabilities(contrast, margin_A, np.log1p(margin_compute))
-        row = {"axis": axis, "level": level, "reference": reference, "matched": matched}
+        row: dict[str, object] = {"axis": axis, "level": level, "reference": reference}
+        row["matched"] = matched
         for name in QUANTITIES:
-            row |= _quantiles(contrast[name], prob, name)
-        row |= p | {"verdict": _verdict(p, decide)}
+            row.update(_quantiles(contrast[name], prob, name))
+        row.update(p, verdict=_verdict(p, decide))
         row["extrapolation"] = float(np.median(contrast["far"]))
         row["prior_share"] = _prior_share(fit, pairs, contrast["dA"])
         rows.append(row)
@@ -255,10 +255,11 @@ def _prior_share(fit: ScalingFit, pairs: list[tuple[int, int]], dA_X: Floats) ->
 OBJECTIVES = ("pick_best", "best_final")
 SEEDS = {"run": "typical", "recipe": "new"}  # whose curve new evaluations follow
 PIECES, MOST_PIECES = 8, 64  # of a budget: the default, the most
-MAX_DRAWS = 2000
+MAX_DRAWS = 4000
 PER_CHUNK, PER_SEED = 4, 12  # new evaluations, at most; where there are more, neighbours are pooled
 BLOCKS = 3  # means of neighbours that summarise new evaluations
-NEGLIGIBLE = 1e-4  # of pass rate: about the Monte Carlo error; nothing is spent for less
+NEGLIGIBLE = 1e-4  # of pass rate: nothing is spent for less
+ROUNDING = 1e-12  # of pass rate
 FANTASY_SEED = 0
 
 
@@ -286,11 +287,11 @@ def allocate(
     for all that is bought.
 
     The plan is greedy: again and again the size of the offer that adds the most value per compute,
-    until nothing affordable adds 1e-4; the rest of the budget is not spent. Sizes are 1, 2, 4, ...
-    chunks of a run, for one chunk may be worth nothing where several are (Frazier & Powell 2010,
-    Decis. Anal. 7:378), and one new seed of a recipe, from C = 0 to the recipe's last compute.
-    Runs that departed from their curve are neither continued nor chosen, nor is a recipe all of
-    whose runs did.
+    until nothing affordable adds more than 1e-4 and than the Monte Carlo error; the rest of the
+    budget is not spent. Sizes are 1, 2, 4, ... chunks of a run, for one chunk may be worth nothing
+    where several are (Frazier & Powell 2010, Decis. Anal. 7:378), and one new seed of a recipe,
+    from C = 0 to the recipe's last compute. Runs that departed from their curve are neither
+    continued nor chosen, nor is a recipe all of whose runs did.
 
     Args:
         fit: the posterior.
@@ -309,7 +310,8 @@ def allocate(
         alone (NaN: nothing on offer); gain_mean, gain_q05, gain_q95 = R(C + budget) - R(C);
         extrapolation of the gain; prior_share of A; status as `ScalingFit.status`.
         `attrs`: objective, horizon, chunk; spent; value of the whole plan; perfect =
-        E[max U] - max E[U], more than which no evaluations are worth.
+        E[max U] - max E[U], more than which no evaluations are worth; error, its Monte Carlo
+        standard error, about that of all values.
 
     Raises:
         DataError: an unknown objective; budget, chunk, horizon or trials out of range; no run
@@ -322,7 +324,7 @@ def allocate(
     stays_R = np.array([status != "departed" for status in fit.status("run")])
     if not stays_R.any():
         raise DataError("runs", "all", "departed from their curves", "cut them with Evals.until")
-    thin = fit.thinned(-(-len(fit._sites("theta_run")) // MAX_DRAWS))
+    thin = _thinned(fit)
     payoff_XN, open_N = _payoffs(thin, stays_R, objective, horizon)
     offers = _run_offers(thin, stays_R, budget, chunk, trials)
     offers += _seed_offers(thin, stays_R, budget, objective, trials)
@@ -331,8 +333,16 @@ def allocate(
     table = _table(fit, problem, plan, objective, budget)
     table.attrs = {"objective": objective, "horizon": horizon, "chunk": chunk}
     table.attrs |= {"spent": float(table["compute"].sum()), "value": problem.value(plan)}
-    table.attrs["perfect"] = problem.perfect()
+    table.attrs |= {"perfect": problem.perfect(), "error": problem.error()}
     return table
+
+
+def _thinned(fit: ScalingFit) -> ScalingFit:
+    """Every so many draws, so that about MAX_DRAWS remain."""
+    every = -(-len(fit._sites("theta_run")) // MAX_DRAWS)
+    tree = fit.tree.copy()
+    tree["posterior"] = fit.tree["posterior"].to_dataset().isel(draw=slice(None, None, every))
+    return ScalingFit(tree, unsafe=fit.is_unsafe)
 
 
 def _check_allocate(budget, chunk, horizon, last, objective, trials) -> None:
@@ -378,12 +388,22 @@ class Problem:
             return 0.0
         opened_N = self._opened(list(plan))
         Z_XK = np.concatenate([self.offers[k].summary[size] for k, size in plan.items()], axis=1)
-        return max(preposterior(Z_XK, self.payoff_XN[:, opened_N]) - self._now(), 0.0)
+        gain = preposterior(Z_XK, self.payoff_XN[:, opened_N]) - self._now()
+        return gain if gain > ROUNDING else 0.0
 
     def perfect(self) -> float:
         """What it is worth to know all payoffs."""
+        return float(self._regret().mean())
+
+    def error(self) -> float:
+        """Monte Carlo standard error of `perfect`, if draws are independent."""
+        return float(self._regret().std() / len(self.payoff_XN) ** 0.5)
+
+    def _regret(self) -> Floats:
+        """[X] the best payoff less that of what is chosen now."""
+        now = np.where(self.open_N, self.payoff_XN.mean(0), -np.inf).argmax()
         opened_N = self._opened(list(range(len(self.offers))))
-        return float(self.payoff_XN[:, opened_N].max(1).mean() - self._now())
+        return self.payoff_XN[:, opened_N].max(1) - self.payoff_XN[:, now]
 
     def _now(self) -> float:
         return float(self.payoff_XN[:, self.open_N].mean(0).max())
@@ -398,12 +418,12 @@ class Problem:
     def greedy(self, budget: float) -> Plan:
         """The plan that grows by the highest added value per compute."""
         plan: Plan = {}
-        left = budget * (1 + 1e-9)
+        left, least = budget * (1 + 1e-9), max(NEGLIGIBLE, self.error())
         while True:
             worth, best, best_rate = self.value(plan), None, 0.0
             for k, size, cost in self._affordable(plan, left):
                 more = self.value(plan | {k: size}) - worth
-                if more > NEGLIGIBLE and more / cost > best_rate:
+                if more > least and more / cost > best_rate:
                     best, best_rate = (k, size, cost), more / cost
             if best is None:
                 return plan
@@ -540,7 +560,7 @@ class Source:
     ) -> Floats:
         """Evaluations [X, T] of one run at start + step, start + 2 step, ...; one per draw.
 
-            y = R(C) + w + e,   w <- rho w + sigma sqrt(1 - rho^2) z,   rho = exp(-step / (gap length))
+            y = R(C) + w + e,   w <- rho w + sigma sqrt(1 - rho^2) z,   rho = exp(-step/gap/length)
 
         A step of several gaps pools as many evaluations: the sd of e falls with the root.
         """

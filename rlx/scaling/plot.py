@@ -46,7 +46,7 @@ DASHES = (0, (4, 2))
 SEEN, AHEAD, NEW = 0.40, 0.22, 0.14  # opacity of the bands
 OVERLAID = 4  # recipes that share a panel; more get panels of their own
 GRID_POINTS = 80  # of a drawn curve
-MAX_CELLS = 10_000_000  # draws x curves x points at once; beyond that draws are thinned
+MAX_CELLS = 10_000_000  # draws x curves x points at once
 MARGIN_A, MARGIN_COMPUTE = 0.02, 0.10  # differences that count, as in fit.effects
 
 
@@ -64,7 +64,7 @@ def curves(
     """Pass rate against compute: evaluations, the posterior of the curve, the forecast.
 
     A panel per level of the study's axes, and per recipe where a level has more than OVERLAID.
-    Filled points are fitted, open ones held out, crosses belong to runs that left their curve. The
+    Filled points are fitted, open ones held out, crosses come after a run left its curve. The
     dark band holds R(C) with probability `prob`; beyond the last fitted compute (shaded) it is
     paler and the median dashed. The palest band holds new evaluations, R(C) + wander + noise: of
     a run beyond its data, or of a new seed of a recipe.
@@ -112,7 +112,8 @@ class _Scene:
     fit: ScalingFit
     by: str
     prob: float
-    later: pd.DataFrame  # held-out evaluations
+    seen: pd.DataFrame  # fitted evaluations
+    later: pd.DataFrame  # others
     compute_C: Floats
     curve_QNC: Floats
     new_QNC: Floats  # of new evaluations
@@ -122,7 +123,6 @@ class _Scene:
     base: list[str]  # recipes without the levels of their axes
     level: list[str]  # of each recipe's axes, "key=value, key=value"
     status: dict[str, str]  # of recipes if by is recipe, else of runs
-    departed: set[str]  # runs
 
     @property
     def drawn_NC(self) -> NDArray[np.bool_]:
@@ -136,24 +136,26 @@ def _scene(fit: ScalingFit, held_out: Evals | None, horizon: float, by: str, pro
     compute_C = np.unique(np.r_[np.geomspace(*ends, GRID_POINTS), last_N, horizon * last_N])
     sizes = fit.tree["posterior"].sizes
     cells = sizes["chain"] * sizes["draw"] * len(names) * len(compute_C)
-    few = fit.thinned(math.ceil(cells / MAX_CELLS))
+    pieces = np.array_split(compute_C, math.ceil(cells / MAX_CELLS))
+    curve_QNC = [_interval(fit.curve(piece, by).values, prob) for piece in pieces]
+    new_QNC = [_interval(fit.predict(piece, by).values, prob) for piece in pieces]
     base, level = _cells(fit)
-    status_run = dict(zip(fit.runs, fit.status("run"), strict=True))
+    seen, later = _split(fit, held_out)
     return _Scene(
         fit=fit,
         by=by,
         prob=prob,
-        later=_later(fit, held_out),
+        seen=seen,
+        later=later,
         compute_C=compute_C,
-        curve_QNC=_interval(few.curve(compute_C, by).values, prob),
-        new_QNC=_interval(few.predict(compute_C, by).values, prob),
+        curve_QNC=np.concatenate(curve_QNC, -1),
+        new_QNC=np.concatenate(new_QNC, -1),
         last_N=last_N,
         end_N=horizon * last_N,
         A_QJ=_interval(fit.param("A").values, prob),
         base=base,
         level=level,
-        status=status_run if by == "run" else dict(zip(names, fit.status(by), strict=True)),
-        departed={run for run, status in status_run.items() if status == "departed"},
+        status=dict(zip(names, fit.status(by), strict=True)),
     )
 
 
@@ -173,16 +175,19 @@ def _labels(fit: ScalingFit) -> list[str]:
     return [", ".join(filter(None, names)) for names in zip(*_cells(fit), strict=True)]
 
 
-def _later(fit: ScalingFit, held_out: Evals | None) -> pd.DataFrame:
-    """Held-out evaluations beyond each run's last fitted compute."""
-    if held_out is None:
-        return fit.evals.frame.iloc[:0]
-    unknown = [run for run in held_out.runs if run not in fit.runs]
-    if unknown:
-        remedy = f"use runs among {', '.join(fit.runs[:8])}"
-        raise DataError("held_out", ", ".join(unknown), "not in this fit", remedy)
-    last = dict(zip(fit.runs, fit._last("run"), strict=True))
-    return held_out.frame[held_out.frame["compute"] > held_out.frame["run"].map(last)]
+def _split(fit: ScalingFit, held_out: Evals | None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Evaluations up to each run's last fitted compute, and the later ones."""
+    frames = [fit.evals.frame]
+    if held_out is not None:
+        unknown = [run for run in held_out.runs if run not in fit.runs]
+        if unknown:
+            remedy = f"use runs among {', '.join(fit.runs[:8])}"
+            raise DataError("held_out", ", ".join(unknown), "not in this fit", remedy)
+        frames.append(held_out.frame)
+    last = dict(zip(fit.runs, fit._last("run") * (1 + 1e-9), strict=True))
+    seen = frames[0][frames[0]["compute"] <= frames[0]["run"].map(last)]
+    rows = pd.concat(frames).drop_duplicates(["run", "compute"])
+    return seen, rows[rows["compute"] > rows["run"].map(last)]
 
 
 def _panels(scene: _Scene) -> list[tuple[str, list[int]]]:
@@ -269,18 +274,13 @@ def _layer(opacity: float, layers: int) -> float:
 
 def _points(ax: Axes, scene: _Scene, run: str, color: Color) -> None:
     """Evaluations of a run; a log axis has no 0, so C = 0 is a mark on its left edge."""
-    seen = scene.fit.evals.frame.loc[lambda frame: frame["run"] == run]
-    later = scene.later[scene.later["run"] == run]
+    seen, later = (rows[rows["run"] == run] for rows in (scene.seen, scene.later))
     dense = len(seen) + len(later) > 100
-    style: dict[str, Any] = {
-        "linestyle": "none",
-        "color": color,
-        "zorder": 3,
-        "markeredgewidth": 0.8,
-    }
-    style |= {"markersize": 2.2 if dense else 3.6, "alpha": 0.45 if dense else 1.0}
-    marker = "x" if run in scene.departed else "o"
-    for rows, fill in ((seen[seen["compute"] > 0], color), (later, "white")):
+    style: dict[str, Any] = {"linestyle": "none", "color": color, "zorder": 3}
+    style |= {"markersize": 2.2 if dense else 3.6, "markeredgewidth": 0.8}
+    style |= {"alpha": 0.45 if dense else 1.0}
+    after = "x" if run in scene.fit.departed else "o"
+    for rows, marker, fill in ((seen[seen["compute"] > 0], "o", color), (later, after, "white")):
         ax.plot(rows["compute"], rows["value"], marker=marker, mfc=fill, **style)
     start = seen.loc[seen["compute"] == 0, "value"]
     if len(start):
@@ -292,7 +292,7 @@ def _points(ax: Axes, scene: _Scene, run: str, color: Color) -> None:
 def _warnings(scene: _Scene, j: int) -> list[str]:
     """Lines on what a recipe's curves may not be used for."""
     runs = scene.fit._runs_of(j)
-    gone = [run for run in runs if run in scene.departed]
+    gone = [run for run in runs if run in scene.fit.departed]
     lines = [f"departed: {_seeds(scene, gone)}"] if gone else []
     if scene.by == "recipe":
         status = scene.status[scene.fit.recipes[j]]
@@ -317,15 +317,15 @@ def _seeds(scene: _Scene, runs: list[str]) -> str:
 
 def _curve_key(scene: _Scene) -> list[Artist]:
     """What the marks mean; only those that the figure shows."""
-    percent, frame = f"{100 * scene.prob:g} %", scene.fit.evals.frame
+    percent, gone = f"{100 * scene.prob:g} %", scene.later["run"].isin(list(scene.fit.departed))
     marks: list[Artist] = []
-    if (frame["compute"] == 0).any():
+    if (scene.seen["compute"] == 0).any():
         marks.append(_dot(FAINT, marker=">", label="C = 0"))
     marks.append(_dot(FAINT, label="fitted"))
-    if len(scene.later):
+    if not gone.all():
         marks.append(_dot(FAINT, mfc="white", label="held out"))
-    if scene.departed:
-        marks.append(_dot(FAINT, marker="x", label="departed run"))
+    if gone.any():
+        marks.append(_dot(FAINT, marker="x", label="after departure"))
     line: dict[str, Any] = {"color": FAINT, "linewidth": 1.6}
     marks += [
         Line2D([], [], label="curve, median", **line),
@@ -430,17 +430,19 @@ def ridge(
     figure = Figure(figsize=(6.4, 5.0), layout="constrained", dpi=150)
     ax = figure.subplots()
     last_J, labels, handles = fit._last("recipe"), _labels(fit), []
-    for j, color in zip(index, COLORS, strict=False):
-        x, y = (d.values.reshape(-1, len(fit.recipes))[:, j] for d in (C_mid, A))
+    draws = [tuple(d.values.reshape(-1, len(labels))[:, j] for d in (C_mid, A)) for j in index]
+    ax.set_xscale("log")
+    for j, (x, y), color in zip(index, draws, COLORS, strict=False):
         few = slice(None, None, max(1, len(x) // 500))
         ax.plot(x[few], y[few], ".", color=color, ms=2.5, alpha=0.35, mew=0, zorder=2)
-        _outlines(ax, np.log(x), y, color, (prob, 0.5))
         shared = np.isclose(last_J[index], last_J[j]).sum() > 1
         line = INK if shared else color
         ax.axvline(last_J[j], color=line, linewidth=1.0, linestyle=DASHES, zorder=1)
         corr = np.corrcoef(np.log(x), y)[0, 1]
         handles.append(_dot(color, label=f"{labels[j]}:  correlation {corr:.2f}"))
-    ax.set_xscale("log")
+    ax.autoscale(False)  # the points decide, not the grid of the outlines
+    for (x, y), color in zip(draws, COLORS, strict=False):
+        _outlines(ax, np.log(x), y, color, (prob, 0.5))
     _tidy(ax)
     _log_ticks(ax)
     ax.set_xlabel(rf"$C_\mathrm{{mid}}$, {fit.evals.compute_label}", fontsize=9)

@@ -46,6 +46,7 @@ DIMS = {
     "theta_recipe": ["recipe", "coordinate"],
     "theta_run": ["run", "coordinate"],
 }
+MAX_CUTS = 4  # rounds of finding runs that fall off their curve
 FARTHEST = 30.0  # bound of a, c and b, beyond which exp would overflow
 PREDICT_SEED = 0  # of simulated noise: equal questions get equal answers
 
@@ -89,6 +90,7 @@ def fit(
 
     from rlx.scaling import bayes
     from rlx.scaling.arrays import assemble, make_options
+    from rlx.scaling.departure import departures, without_falls
     from rlx.scaling.model import CURVES, NOISES
 
     allowed = (("curve", curve, CURVES), ("noise", noise, NOISES), ("method", method, METHODS))
@@ -101,11 +103,26 @@ def fit(
         study, labels, notes = assemble(data, axes=axes, r0=r0, priors=priors, pad_to=pad_to)
         study = jax.tree.map(jax.numpy.asarray, study)
         mode = bayes.find_mode(study, options)
+        departed = {}
+        for _ in range(MAX_CUTS):
+            found = departures(study, bayes.sites_at(study, options, mode), curve)
+            new = {r: x for r, x in found.items() if r not in departed}
+            departed |= new
+            study, fell_R = without_falls(study, new)
+            if not fell_R.any():
+                break
+            mode = bayes.find_mode(study, options)
         if method == "nuts":
             draws, stats = bayes.sample(study, options, mode, seed=seed, progress=progress)
         else:
             draws, stats = bayes.laplace(study, options, mode, seed=seed)
         study = {name: np.asarray(x) for name, x in study._asdict().items()}
+    for r, (k, z) in departed.items():
+        C = labels.C_ref * np.exp(study["log_C_RM"][r, k])
+        labels.C_max_R[r] = C if z < 0 else labels.C_max_R[r]
+        what = "falls off its curve, later evaluations not used" if z < 0 else "leaves its curve"
+        notes.append(f"run {labels.runs[r]}: after C = {C:g} {what} (z = {z:.1f})")
+        print(notes[-1])
     rhat, ess = bayes.convergence(draws) if method == "nuts" else (np.nan, np.nan)
     bfmi = bayes.bfmi(stats.energy) if method == "nuts" else np.nan
     attrs = {
@@ -123,6 +140,7 @@ def fit(
         "divergences": int(stats.diverging.sum()),
         "rounds": stats.rounds,
         "notes": json.dumps(notes),
+        "departed": json.dumps({labels.runs[r]: z for r, (_, z) in departed.items()}),
         "data_sha256": data.sha256(),
         "versions": json.dumps(
             {"python": platform.python_version()}
@@ -261,6 +279,14 @@ class ScalingFit:
         return Evals(frame, axes=axes, **labels)
 
     @property
+    def departed(self) -> dict[str, float]:
+        """Runs that left their curve, with the z of the departure, see rlx.scaling.departure.
+
+        What follows a fall (z < 0) was not fitted.
+        """
+        return json.loads(self.attrs["departed"])
+
+    @property
     def converged(self) -> bool:
         """R-hat <= 1.01, bulk and tail effective samples >= 400, no divergence, E-BFMI > 0.3."""
         a = self.attrs
@@ -279,12 +305,6 @@ class ScalingFit:
                 f"{a['divergences']} divergences, bfmi {a['bfmi']:.2f}); see fit.check(), or ask "
                 "fit.unsafe()"
             )
-
-    def thinned(self, every: int) -> ScalingFit:
-        """Every so many draws."""
-        tree = self.tree.copy()
-        tree["posterior"] = self.tree["posterior"].to_dataset().isel(draw=slice(None, None, every))
-        return ScalingFit(tree, unsafe=self.is_unsafe)
 
     def save(self, path: Path | str) -> None:
         """Write the fit as one netCDF file."""
@@ -451,19 +471,19 @@ class ScalingFit:
 
     def status(self, by: str = "recipe") -> list[str]:
         """Per recipe or run: "ok", "departed", or "ceiling not identified" with the reason."""
-        from rlx.scaling.check import departures
-
         p = self._parameters(by)
         at_last = curves.burr(self._last(by)[None], **p)
         gained = (at_last - p["R0"]) / np.maximum(p["A"] - p["R0"], 1e-9)
         lo, hi = np.quantile(gained, [0.05, 0.95], axis=0)
         share = self.prior_share("A", by)
-        gone = departures(self)
+        gone, past = self.departed, (self._last(by) > p["C_mid"]).mean(0)
         out = []
         for i, name in enumerate(self._names(by)):
             mine = [name] if by == "run" else self._runs_of(i)
             if any(run in gone for run in mine):
                 out.append("departed")
+            elif past[i] < 0.5:
+                out.append(f"ceiling not identified: P(C_mid reached) = {past[i]:.2f}")
             elif share[i] > 0.5:
                 out.append(f"ceiling not identified: prior share {share[i]:.2f}")
             elif hi[i] - lo[i] > 0.3:
@@ -547,41 +567,19 @@ class ScalingFit:
     @cached_property
     def _filtered(self) -> tuple[Floats, Floats, Floats]:
         """Wander at each run's last evaluation: mean and variance [X, R]; median gap [R]."""
-        z_XRM, mean_XR, P_XR, gap_R = self._innovations(self._at_own())
-        return mean_XR, P_XR, gap_R
+        kalman = self._kalman(self._sites("log_wander_sd"), self._sites("log_wander_length"))
+        residual_XRM = self.tree["observed_data"]["value"].values - self._at_own()
+        _, mean_XR, P_XR = kalman.run(residual_XRM, self._noise_variance())
+        return mean_XR, P_XR, kalman.gap_R
+
+    def _kalman(self, log_sd_X: Floats, log_length_X: Floats) -> Kalman:
+        C_RM = self.tree["constant_data"]["compute"].values
+        return Kalman(C_RM, np.exp(np.atleast_1d(log_sd_X)), np.exp(np.atleast_1d(log_length_X)))
 
     def _at_own(self) -> Floats:
-        """Latent pass rate of every run at its own evaluations [X, R, M], NaN for none."""
+        """Latent pass rate of every run at its own evaluations [X, R, M]."""
         C_RM = self.tree["constant_data"]["compute"].values
-        parameters = {k: x[..., None] for k, x in self._parameters("run").items()}
-        return curves.burr(np.nan_to_num(C_RM, nan=1.0), **parameters)
-
-    def _innovations(self, mean_XRM: Floats) -> tuple[Floats, Floats, Floats, Floats]:
-        """Standardised one-step-ahead errors [X, R, M], and the filter's state at the end."""
-        y_RM = self.tree["observed_data"]["value"].values
-        C_RM = self.tree["constant_data"]["compute"].values
-        var_XRM = self._noise_variance()
-        seen_RM = np.isfinite(y_RM)
-        step_RM = np.diff(C_RM, axis=1, prepend=np.nan)
-        with np.errstate(all="ignore"):
-            gap_R = np.array(
-                [np.median(d[np.isfinite(d)]) if np.isfinite(d).any() else 1.0 for d in step_RM]
-            )
-        sigma2_X = np.exp(2 * self._sites("log_wander_sd"))[:, None]
-        length_X = np.exp(self._sites("log_wander_length"))[:, None]
-        mean, P = np.zeros(mean_XRM.shape[:2]), np.broadcast_to(sigma2_X, mean_XRM.shape[:2])
-        z_XRM = np.full(mean_XRM.shape, np.nan)
-        for m in range(y_RM.shape[1]):
-            seen = seen_RM[:, m]
-            gap = np.where(np.isfinite(step_RM[:, m]), step_RM[:, m] / gap_R, np.inf)
-            decay = np.where(seen, np.exp(-gap / length_X), 1.0)
-            ahead, P_ahead = decay * mean, np.where(seen, sigma2_X + decay**2 * (P - sigma2_X), P)
-            S = P_ahead + var_XRM[..., m]
-            error = np.nan_to_num(y_RM[:, m]) - mean_XRM[..., m] - ahead
-            z_XRM[..., m] = np.where(seen, error / np.sqrt(S), np.nan)
-            gain = np.where(seen, P_ahead / S, 0.0)
-            mean, P = ahead + gain * error, P_ahead * (1 - gain)
-        return z_XRM, mean, P, gap_R
+        return self._at(np.nan_to_num(C_RM, nan=1.0), "run")
 
     def _noise_variance(self) -> Floats:
         """Sampling variance [X or 1, R, M]."""
@@ -751,6 +749,35 @@ class ScalingFit:
         same = {"curve": a["curve"], "noise": a["noise"], "method": a["method"], "seed": a["seed"]}
         same |= {"axes": None if axes is None else tuple(axes), "r0": json.loads(a["r0"])}
         return fit(data, **(same | {"priors": self.priors} | options))
+
+
+class Kalman:
+    """Filter of an Ornstein-Uhlenbeck wander along the evaluations of R runs, for X settings."""
+
+    def __init__(self, C_RM: Floats, sd_X: Floats, length_X: Floats):
+        self.seen_RM = np.isfinite(C_RM)
+        step_RM = np.diff(C_RM, axis=1, prepend=np.nan)
+        inner = [step[np.isfinite(step)] for step in step_RM]
+        self.gap_R = np.array([np.median(step) if len(step) else 1.0 for step in inner])
+        gap_RM = np.where(np.isfinite(step_RM), step_RM / self.gap_R[:, None], np.inf)
+        self.decay_XRM = np.exp(-gap_RM / length_X[:, None, None])
+        self.var_X1 = sd_X[:, None] ** 2
+
+    def run(self, residual_XRM: Floats, var_XRM: Floats) -> tuple[Floats, Floats, Floats]:
+        """One-step-ahead errors over their sd [X, R, M], NaN where nothing was seen, and the mean
+        and variance [X, R] of the wander after the last evaluation."""
+        X, R = len(self.var_X1), len(self.seen_RM)
+        mean, P = np.zeros((X, R)), np.broadcast_to(self.var_X1, (X, R))
+        z_XRM = np.full((X, *self.seen_RM.shape), np.nan)
+        for m in range(self.seen_RM.shape[1]):
+            seen_R, decay = self.seen_RM[:, m], self.decay_XRM[..., m]
+            ahead, P_ahead = decay * mean, self.var_X1 + decay**2 * (P - self.var_X1)
+            S = P_ahead + var_XRM[..., m]
+            error = np.where(seen_R, residual_XRM[..., m], 0.0) - ahead
+            z_XRM[..., m] = np.where(seen_R, error / np.sqrt(S), np.nan)
+            mean = np.where(seen_R, ahead + P_ahead / S * error, mean)
+            P = np.where(seen_R, P_ahead * (1 - P_ahead / S), P)
+        return z_XRM, mean, P
 
 
 def _quantiles(x: Floats, prob: float) -> pd.DataFrame:
