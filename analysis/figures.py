@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from rlx.scaling.data import short_names
+from rlx.scaling.data import Evals, short_names
 from rlx.scaling.point import RunFit
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -26,15 +26,7 @@ CROWDED_POINTS = 400  # a panel with more points is split into one panel per rec
 STYLE = {"markersize": 4.5, "markeredgewidth": 0.8, "linestyle": "none"}
 
 
-def report(
-    frame: pd.DataFrame,
-    fits: Sequence[RunFit],
-    path: Path | str,
-    *,
-    holdout: float,
-    title: str = "",
-    compute_label: str | None = None,
-) -> None:
+def report(evals: Evals, fits: Sequence[RunFit], path: Path | str, *, holdout: float) -> None:
     """Points, fitted curves and forecasts of a study, one panel per value of its axes.
 
     Filled points are fitted, open ones held out; a curve is solid up to the last fitted compute
@@ -43,13 +35,12 @@ def report(
     too many points to tell apart, is split into one panel per recipe.
 
     Args:
-        frame: table of curves (rlx.scaling.data.read).
-        fits: rlx.scaling.point.fit_study of that table.
+        evals: the evaluations.
+        fits: rlx.scaling.point.fit_study of their frame.
         path: where the PNG goes.
         holdout: share of compute held out, for the key.
-        title: of the figure.
-        compute_label: of the horizontal axis; default the one the table carries.
     """
+    frame = evals.frame
     panels = _panels(frame, fits)
     n = len(panels)
     columns = n if n <= 3 else 2 if n == 4 else min(math.ceil(math.sqrt(n)), 5)
@@ -64,16 +55,15 @@ def report(
         _panel(ax, frame, group, {fit.recipe: names[fit.recipe] for fit in group}, colors, name)
     for ax in grid.flat[n:]:
         ax.set_visible(False)
-    compute_label = compute_label or frame.attrs.get("compute_label", "compute C")
     for i, ax in enumerate(grid.flat[:n]):  # a panel above an empty cell shows its own axis
         if i + columns >= n:
             ax.tick_params(labelbottom=True)
-            ax.set_xlabel(compute_label, fontsize=9)
+            ax.set_xlabel(evals.compute_label, fontsize=9)
     _limits(grid[0, 0], frame, fits)
     for ax in grid[:, 0]:
-        ax.set_ylabel(frame.attrs.get("value_label", "pass rate (held-out)"), fontsize=9)
-    if title:
-        figure.suptitle(title, fontsize=11, x=0.01, ha="left", color=INK)
+        ax.set_ylabel(evals.value_label, fontsize=9)
+    if evals.title:
+        figure.suptitle(evals.title, fontsize=11, x=0.01, ha="left", color=INK)
     handles = _key(frame, fits, holdout)
     key_columns = len(handles) if columns > 1 else 3
     figure.legend(

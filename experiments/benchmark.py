@@ -1,31 +1,53 @@
-"""How fast the sampler, the learner and the whole step are, beside a named rival.
+"""How fast the sampler, the learner, the whole step and the posterior are, beside a named rival.
 
     python -m experiments.benchmark sampler|learner|step [rival=trl|tunix|none] [model=tiny|small]
                                     [max_new_tokens=11] [threads=2] [rounds=5] [repeats=10]
+    python -m experiments.benchmark fit [rival=numpyro|nutpie|none] [size=8x3x20] [curve=burr]
+                                    [warmup=500] [draws=500] [threads=2] [rounds=1] [seed=0]
 
-One JSON line per system: `tokens` and `seconds` are medians per batch, `tok_s` counts the
-completion tokens actually drawn or learned from, `ratio` is rlx's tok_s over the system's, `mfu`
-is the share of the FLOP/s that a large float32 matrix product reaches in this process, `load` is
-the machine's load average before the first timing.
+Of sampler, learner and step, one JSON line per system: `tokens` and `seconds` are medians per
+batch, `tok_s` counts the completion tokens actually drawn or learned from, `ratio` is rlx's tok_s
+over the system's, `mfu` is the share of the FLOP/s that a large float32 matrix product reaches in
+this process, `load` is the machine's load average before the first timing. Both systems get the
+same decoder, initial weights, prompts, group size, length limit and stop token, and take turns,
+`rounds` times `repeats` batches each. rlx's sampler time includes filling slots and grading, its
+step time also the metrics row on disk.
 
-Both systems get the same decoder, initial weights, prompts, group size, length limit and stop
-token, and take turns, `rounds` times `repeats` batches each. rlx's sampler time includes filling
-slots and grading, its step time also the metrics row on disk. A rival runs in an environment of its
-own under `.rivals/`, made on first use; what is and is not equal work stands at the top of its
-driver in experiments/rivals.
+Of fit, one JSON line per system, each a process of its own, for the posterior of one simulated
+study (experiments.calibration, variant "well", `size` recipes x seeds x evaluations):
+
+    seconds_cold       from the start of the process to the first draws, imports and compilation too
+    seconds_warm       of a later fit of the same data with another seed, the median of `rounds`
+    ess_min, rhat_max  least bulk or tail effective sample size and largest rank-normalised R-hat of
+                       all fits, over every site of the model: (a, c, b) of each recipe and run,
+                       kappa, R0, mu, the standard deviations, the wander's sd and length
+    ess_per_s          effective samples per second of a warm fit, all of its warm-up counted
+    divergences        of all fits
+    converged          R-hat <= 1.01, at least 400 effective samples, no divergence; where false,
+                       ess_per_s says more than was earned
+    steps              gradients per kept draw
+    log_density_error  largest difference from rlx's log density, at three draws from the prior
+    ratio              rlx's ess_per_s over the system's
+
+rlx draws until its own rule is met; `warmup` and `draws`, per chain, are the rival's.
+
+A rival with packages of its own runs in an environment under `.rivals/`, made on first use; what
+is and is not equal work stands at the top of its driver in experiments/rivals.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import venv
-from dataclasses import dataclass, replace
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +57,16 @@ ROOT = Path(__file__).resolve().parents[1]
 RIVALS = {
     "trl": ("torch==2.13.0", "trl==1.16.0", "transformers==5.23.0"),
     "tunix": ("google-tunix==0.1.7",),
+    "nutpie": ("pymc==5.28.5", "nutpie==0.16.8", "numba==0.65.1"),
 }
-WHAT = ("sampler", "learner", "step")
+DRIVERS = {  # of the posterior
+    "rlx": "rlx_driver.py",
+    "numpyro": "numpyro_driver.py",
+    "nutpie": "pymc_driver.py",
+}
+POINTS = 3  # at which log densities are compared
+DENSITY_RTOL = 1e-9
+MAX_RHAT, MIN_ESS = 1.01, 400  # of a posterior that may be used
 
 
 @dataclass(frozen=True)
@@ -49,23 +79,51 @@ class Options:
     repeats: int = 10
 
 
-def parse(argv: list[str]) -> tuple[str, Options]:
+@dataclass(frozen=True)
+class FitOptions:
+    rival: str = "none"
+    size: str = "8x3x20"
+    curve: str = "burr"
+    warmup: int = 500
+    draws: int = 500
+    threads: int = 2
+    rounds: int = 1
+    seed: int = 0
+
+
+WHAT = {"sampler": Options, "learner": Options, "step": Options, "fit": FitOptions}
+
+
+def parse(argv: list[str]) -> tuple[str, Options | FitOptions]:
     """(what, options). Raises ValueError, `KEY=VALUE: reason; remedy`."""
     if not argv or argv[0] not in WHAT:
         raise ValueError(f"WHAT={argv[:1]}: nothing to time; use one of {', '.join(WHAT)}")
-    options = Options()
+    options = WHAT[argv[0]]()
+    known = options.__dataclass_fields__
     for word in argv[1:]:
         key, _, value = word.partition("=")
-        if key not in Options.__dataclass_fields__:
-            names = ", ".join(Options.__dataclass_fields__)
+        if key not in known:
+            names = ", ".join(known)
             raise ValueError(f"{word}: unknown key; use one of {names}")
         kind = type(getattr(options, key))
         try:
             options = replace(options, **{key: kind(value)})
         except ValueError:
             raise ValueError(f"{word}: not a number; give a whole number") from None
-    if options.rival not in ("none", *RIVALS):
-        raise ValueError(f"rival={options.rival}: unknown; use one of none, {', '.join(RIVALS)}")
+    for key in known:
+        value = getattr(options, key)
+        if isinstance(value, int) and value < (key != "seed"):
+            raise ValueError(f"{key}={value}: too small; give {int(key != 'seed')} or more")
+    allowed = {"rival": ("none", "trl", "tunix")}
+    if isinstance(options, FitOptions):
+        allowed = {"rival": ("none", "numpyro", "nutpie"), "curve": ("burr", "sigmoid")}
+        if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", options.size):
+            reason = "not RECIPESxSEEDSxEVALUATIONS"
+            raise ValueError(f"size={options.size}: {reason}; write size=8x3x20")
+    for key, values in allowed.items():
+        if getattr(options, key) not in values:
+            remedy = f"use one of {', '.join(values)}"
+            raise ValueError(f"{key}={getattr(options, key)}: unknown; {remedy}")
     return argv[0], options
 
 
@@ -178,22 +236,32 @@ def rlx_system(what: str, options: Options):
     return timed, set_up
 
 
-class Rival:
-    """The driver process of a rival: one JSON line in, one out."""
+def environment(name: str) -> Path:
+    """The Python of a rival's own environment, made on first use; else the one that runs this."""
+    if name not in RIVALS:
+        return Path(sys.executable)
+    home = ROOT / ".rivals" / name
+    python = home / "bin" / "python"
+    if not python.exists():
+        venv.create(home, with_pip=True)
+        for package in RIVALS[name]:  # in this order: a plain torch would bring its CUDA build
+            subprocess.run([python, "-m", "pip", "install", "-q", package], check=True)
+    return python
 
-    def __init__(self, name: str, set_up: dict):
-        home = ROOT / ".rivals" / name
-        python = home / "bin" / "python"
-        if not python.exists():
-            venv.create(home, with_pip=True)
-            for package in RIVALS[name]:  # in this order: a plain torch would bring its CUDA build
-                subprocess.run([python, "-m", "pip", "install", "-q", package], check=True)
-        log = (home / "driver.log").open("w")
-        driver = ROOT / "experiments" / "rivals" / f"{name}_driver.py"
-        pipe = subprocess.PIPE
-        self.log = log.name
+
+class Driver:
+    """The process of one system: one JSON line in, one out."""
+
+    def __init__(self, python: Path, file: str, set_up: dict):
+        self.log = ROOT / ".rivals" / f"{file}.log"
+        self.log.parent.mkdir(exist_ok=True)
+        log, pipe = self.log.open("w"), subprocess.PIPE
         self.process = subprocess.Popen(
-            [python, driver], stdin=pipe, stdout=pipe, stderr=log, text=True
+            [python, ROOT / "experiments" / "rivals" / file],
+            stdin=pipe,
+            stdout=pipe,
+            stderr=log,
+            text=True,
         )
         self.ask(set_up)
 
@@ -236,7 +304,9 @@ def compare(what: str, options: Options) -> list[dict]:
     load = os.getloadavg()[0]
     timed, set_up = rlx_system(what, options)
     peak = peak_flops_per_s()
-    rival = Rival(options.rival, set_up) if options.rival != "none" else None
+    rival = None
+    if options.rival != "none":
+        rival = Driver(environment(options.rival), f"{options.rival}_driver.py", set_up)
     ours, theirs = [], []
     for _ in range(options.rounds):
         ours += zip(*timed(what, options.repeats), strict=True)
@@ -259,10 +329,133 @@ def compare(what: str, options: Options) -> list[dict]:
     return lines
 
 
+def write_study(options: FitOptions, folder: Path) -> dict:
+    """Set-up line of the drivers; the simulated study and prior points of its model in `folder`."""
+    from experiments import calibration
+    from rlx.scaling import Evals, Priors
+    from rlx.scaling.arrays import assemble
+
+    paths = {name: str(folder / name) for name in ("evals.csv", "study.npz", "points.npz")}
+    size = calibration.Size(*map(int, options.size.split("x")))
+    calibration.SIZES[options.size] = size  # `simulate` takes sizes by name
+    calibration.simulate("well", options.seed, options.size)[0].frame.to_csv(
+        paths["evals.csv"], index=False
+    )
+    with redirect_stdout(sys.stderr):
+        study, _, _ = assemble(Evals.read(paths["evals.csv"]), priors=Priors())
+    np.savez(paths["study.npz"], **study._asdict())
+    np.savez(paths["points.npz"], **prior_points(study, options.curve))
+    return {
+        "evals": paths["evals.csv"],
+        "study": paths["study.npz"],
+        "priors": asdict(Priors()),
+        "curve": options.curve,
+        "warmup": options.warmup,
+        "draws": options.draws,
+        "threads": options.threads,
+    }
+
+
+def prior_points(study, curve: str) -> dict[str, np.ndarray]:
+    """Prior draws [POINTS, ...] of the model's sites, z_recipe and z_run instead of theta."""
+    import jax
+    from numpyro.handlers import reparam
+    from numpyro.infer import Predictive
+    from numpyro.infer.reparam import LocScaleReparam
+
+    from rlx.scaling.model import Options as ModelOptions
+    from rlx.scaling.model import scaling_model
+
+    theta = ("theta_recipe", "theta_run")
+    model = reparam(scaling_model, {name: LocScaleReparam(centered=0) for name in theta})
+    with jax.enable_x64(True):
+        study = jax.tree.map(jax.numpy.asarray, study)
+        draw = Predictive(model, num_samples=POINTS)
+        sites = draw(jax.random.key(0), study, ModelOptions(curve))
+    for name in theta:
+        sites[name.replace("theta", "z")] = sites.pop(f"{name}_decentered")
+    return {name: np.asarray(x) for name, x in sites.items() if name not in (*theta, "evaluations")}
+
+
+def timed_fit(driver: Driver, seed: int, folder: Path, start: float) -> dict:
+    """Seconds from `start` to the draws, how good they are, and the sites they are of."""
+    from rlx.scaling import bayes
+
+    path = folder / "draws.npz"
+    row = driver.ask({"cmd": "fit", "seed": seed, "path": str(path)})
+    seconds = time.perf_counter() - start
+    draws = dict(np.load(path))
+    rhat, ess = bayes.convergence(draws)
+    return row | {"seconds": seconds, "rhat": rhat, "ess": ess, "sites": sorted(draws)}
+
+
+def time_fits(systems: list[str], options: FitOptions) -> tuple[dict, dict]:
+    """Rows of every system's fits, the cold one first, and its log densities at the points."""
+    pythons = {name: environment(name) for name in systems}
+    drivers, rows = {}, {name: [] for name in systems}
+    with tempfile.TemporaryDirectory(prefix="rlx-benchmark-") as directory:
+        folder = Path(directory)
+        set_up = write_study(options, folder)
+        for turn in range(1 + options.rounds):
+            for name in systems:
+                start = time.perf_counter()
+                if turn == 0:
+                    drivers[name] = Driver(pythons[name], DRIVERS[name], set_up)
+                rows[name].append(timed_fit(drivers[name], options.seed + turn, folder, start))
+        ask = {"cmd": "log_density", "path": str(folder / "points.npz")}
+        density = {
+            name: np.array(driver.ask(ask)["log_density"]) for name, driver in drivers.items()
+        }
+        for driver in drivers.values():
+            driver.close()
+    return rows, density
+
+
+def fit_line(rows: list[dict]) -> dict:
+    """What the fits of one system come to, the cold one first."""
+    cold, *warm = rows
+    rhat, ess = max(row["rhat"] for row in rows), min(row["ess"] for row in rows)
+    divergences = sum(row["divergences"] for row in rows)
+    return {
+        "seconds_cold": round(cold["seconds"], 2),
+        "seconds_warm": round(statistics.median(row["seconds"] for row in warm), 2),
+        "ess_min": round(ess),
+        "ess_per_s": round(statistics.median(row["ess"] / row["seconds"] for row in warm), 2),
+        "rhat_max": round(rhat, 4),
+        "divergences": divergences,
+        "converged": rhat <= MAX_RHAT and ess >= MIN_ESS and divergences == 0,
+        "steps": round(statistics.mean(row["steps"] for row in rows), 1),
+    }
+
+
+def compare_fits(options: FitOptions) -> list[dict]:
+    """Posteriors of one study by rlx and a rival; the lines to print.
+
+    Raises ValueError if a rival's density or monitored quantities are not rlx's.
+    """
+    systems = ["rlx"] + [options.rival] * (options.rival != "none")
+    load = os.getloadavg()[0]
+    rows, density = time_fits(systems, options)
+    lines = []
+    for name in systems:
+        error = np.abs(density[name] - density["rlx"]).max()
+        same_sites = rows[name][0]["sites"] == rows["rlx"][0]["sites"]
+        if not np.allclose(density[name], density["rlx"], rtol=DENSITY_RTOL) or not same_sites:
+            reason = f"another model than rlx's, log densities differ by {error:.3g}"
+            raise ValueError(f"rival={name}: {reason}; mend {DRIVERS[name]}")
+        line = {"what": "fit", "system": name, "size": options.size, "curve": options.curve}
+        line |= fit_line(rows[name]) | {"log_density_error": float(f"{error:.2g}")}
+        lines.append(line | {"threads": options.threads, "load": round(load, 2)})
+    for line in lines:
+        line["ratio"] = round(lines[0]["ess_per_s"] / line["ess_per_s"], 2)
+    return lines
+
+
 def main(argv: list[str]) -> int:
     try:
         what, options = parse(argv)
-        for line in compare(what, options):
+        lines = compare_fits(options) if what == "fit" else compare(what, options)
+        for line in lines:
             print(json.dumps(line), flush=True)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,22 +1,31 @@
 """Fit scaling curves of a study, or of anybody's log, and forecast their held-out part.
 
-    python -m experiments.fit data=PATH out=DIR holdout=0.5
+    python -m experiments.fit data=PATH out=DIR                    # posterior of all runs together
+    python -m experiments.fit data=PATH out=DIR method=point       # least squares, run by run
 
-`data` is a study or run directory, a .csv/.jsonl/.parquet file with one evaluation per row, a CSV
-exported from a W&B chart, a directory of TensorBoard event files, or a trainer_state.json. Every
-run is fitted on C <= (1 - holdout) * C_max; holdout=0 fits everything. Into `out` go
+`data` is anything `rlx.scaling.Evals.read` reads. Runs are fitted on C <= (1 - holdout) * C_max;
+holdout=0 fits everything. Into `out` go
 
-    fits.csv      one row per run: A, B, C_mid, R0, the exact ceiling, the held-out error
-    summary.csv   one row per run and parameter; phase is (last fitted C) / C_mid
-    forecast.csv  one row per held-out evaluation; extrapolation is C / (last fitted C)
-    report.png    the curves
+    fits.csv       one row per run, by least squares: A, B, C_mid, R0, exact ceiling, held-out error
+    summary.csv    one row per recipe or run and parameter; phase is (last fitted C) / C_mid
+    forecast.csv   new evaluations: one row per held-out one, and on to `horizon` times the last
+                   fitted C; extrapolation is C / (last fitted C)
+    report.png     the curves
 
-A point fit has no intervals, so the quantile columns other than the forecast itself are empty.
+and of a posterior
+
+    posterior.nc   for rlx.scaling.load
+    check.json     convergence, share of the curve seen, runs that left their curve, problems
+    effects.csv    ceiling movers and efficiency shapers, where there are axes or several recipes
+    ceilings.png, ridge.png, effects.png
+
+A point fit has no intervals: its quantile columns other than the forecast itself are empty.
 Bad input ends with exit code 2 and one line on stderr, `error: KEY=VALUE: reason; remedy`.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,12 +36,17 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import rlx.scaling as sc
 from analysis.figures import report
 from rlx.scaling.data import DataError, Evals, r0_column, short_names
 from rlx.scaling.point import RunFit, fit_study
 
-CURVES = ("sigmoid",)
-METHODS = ("point",)
+CHOICES = {
+    "curve": ("burr", "sigmoid", "power"),
+    "noise": ("normal", "student", "betabinomial"),
+    "method": ("nuts", "laplace", "point"),
+}
+GRID_POINTS = 8  # of the forecast beyond the data
 REMEDIES = {"holdout": "give a number in [0, 1)", "axes": "write axes=[column,column]"}
 
 
@@ -52,9 +66,12 @@ class FitConfig:
     start: str | None = None
     scale: str | None = None  # unit of value: fraction or percent; inferred when left out
     r0: str = "first"  # first, fit, a number in the unit of value, or a column
-    curve: str = "sigmoid"
-    method: str = "point"
+    method: str = "nuts"
+    curve: str | None = None  # default burr; a point fit is a sigmoid
+    noise: str = "normal"
     holdout: float = 0.5  # share of each run's compute that is forecast, not fitted
+    horizon: float = 4.0  # of forecasts, over the last fitted compute
+    sampler_seed: int = 0
     out: str = "outputs/fit"
 
 
@@ -76,9 +93,16 @@ def parse(argv: list[str]) -> FitConfig:
     assert isinstance(config, FitConfig)
     if not config.data:
         raise DataError("data", "", "nothing to fit", "give data=PATH, a directory or a file")
-    for key, name, built in (("curve", config.curve, CURVES), ("method", config.method, METHODS)):
-        if name not in built:
+    for key, built in CHOICES.items():
+        name = getattr(config, key)
+        if name is not None and name not in built:
             raise DataError(key, name, "not available", f"use {key}={'|'.join(built)}")
+    if config.method == "point" and config.curve not in (None, "sigmoid"):
+        raise DataError(
+            "curve", config.curve, "not a point fit", "use curve=sigmoid or method=nuts"
+        )
+    if not config.horizon > 1:
+        raise DataError("horizon", config.horizon, "not beyond the data", "give C / C_max above 1")
     return config
 
 
@@ -134,17 +158,6 @@ def forecast_table(frame: pd.DataFrame, fits: list[RunFit]) -> pd.DataFrame:
     return pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
 
 
-def write(
-    frame: pd.DataFrame, fits: list[RunFit], out: Path, *, holdout: float, title: str = ""
-) -> None:
-    """fits.csv, summary.csv, forecast.csv and report.png in `out`, which is made if missing."""
-    out.mkdir(parents=True, exist_ok=True)
-    fits_table(fits).to_csv(out / "fits.csv", index=False)
-    summary_table(fits).to_csv(out / "summary.csv", index=False)
-    forecast_table(frame, fits).to_csv(out / "forecast.csv", index=False)
-    report(frame, fits, out / "report.png", holdout=holdout, title=title)
-
-
 def run(
     data: Path | Evals,
     out: Path,
@@ -152,30 +165,112 @@ def run(
     holdout: float = 0.5,
     r0: float | str = "first",
     compute: str = "compute",
+    method: str = "nuts",
+    curve: str | None = None,
+    noise: str = "normal",
+    horizon: float = 4.0,
+    seed: int = 0,
 ) -> pd.DataFrame:
-    """Fit a study directory (or any Evals), print the table of fits and write all files.
+    """Fit a study (or evaluations), print the results and write all files into `out`.
 
     Args:
-        data: path of a study or run directory, or Evals.
-        out: directory of the results.
+        data: path of a study or run directory, or evaluations.
+        out: directory of the results, made if missing.
         holdout, r0: as in rlx.scaling.point.fit_study.
         compute: column of compute, where `data` is a path.
+        method: "nuts", "laplace" or "point".
+        curve, noise, seed: of rlx.scaling.fit.
+        horizon: of forecasts, over the last fitted compute.
 
     Returns:
-        The table of fits, one row per run.
+        The table of point fits, one row per run.
 
     Raises:
         DataError: the data or an option cannot be used.
     """
     evals = data if isinstance(data, Evals) else Evals.read(data, compute=compute)
-    frame = evals.frame.copy()
-    frame.attrs = {"compute_label": evals.compute_label, "value_label": evals.value_label}
-    fits = fit_study(frame, holdout=holdout, r0=r0)
-    write(frame, fits, Path(out), holdout=holdout, title=evals.title)
+    fits = fit_study(evals.frame, holdout=holdout, r0=r0)
+    out.mkdir(parents=True, exist_ok=True)
     table = fits_table(fits)
+    table.to_csv(out / "fits.csv", index=False)
     print(_printed(table))
-    print(f"wrote fits.csv, summary.csv, forecast.csv, report.png in {out}")
+    if method == "point":
+        summary_table(fits).to_csv(out / "summary.csv", index=False)
+        forecast_table(evals.frame, fits).to_csv(out / "forecast.csv", index=False)
+        report(evals, fits, out / "report.png", holdout=holdout)
+        written = "fits.csv, summary.csv, forecast.csv, report.png"
+    else:
+        seen = evals.until(share=1 - holdout) if holdout else evals
+        known = None if r0 in ("first", "fit") else r0
+        options = {"curve": curve or "burr", "noise": noise, "r0": known, "seed": seed}
+        posterior = sc.fit(seen, method=method, progress=True, **options)
+        later = evals.after(share=1 - holdout) if holdout else None
+        written = write_posterior(posterior, later, out, horizon)
+    print(f"wrote {written} in {out}")
     return table
+
+
+def write_posterior(
+    posterior: sc.ScalingFit, later: Evals | None, out: Path, horizon: float
+) -> str:
+    """All files of a posterior, and its summary on the terminal; names of the files."""
+    from rlx.scaling import plot
+
+    check = posterior.check()
+    posterior.save(out / "posterior.nc")
+    (out / "check.json").write_text(json.dumps(check.as_dict(), indent=1) + "\n")
+    posterior = posterior.unsafe()  # the files of a fit that failed say so: check.json, status
+    recipes, runs = posterior.summary("recipe"), posterior.summary("run")
+    summary = pd.concat([recipes, runs], ignore_index=True)
+    summary.to_csv(out / "summary.csv", index=False)
+    posterior_forecast(posterior, later, horizon).to_csv(out / "forecast.csv", index=False)
+    figures = {
+        "report": plot.curves(posterior, held_out=later, horizon=horizon),
+        "ceilings": plot.ceilings(posterior),
+        "ridge": plot.ridge(posterior),
+    }
+    effects = [posterior.effects(axis) for axis in posterior.axes]
+    if effects:
+        pd.concat(effects, ignore_index=True).to_csv(out / "effects.csv", index=False)
+        figures["effects"] = plot.effects(effects)
+    for name, figure in figures.items():
+        figure.savefig(out / f"{name}.png")
+    ceilings = recipes[recipes["param"] == "A"].drop(columns=["level", "param"])
+    print(f"\n{posterior}\nceilings:")
+    print(ceilings.to_string(index=False, float_format="{:.3f}".format))
+    for table in effects:
+        shown = ["axis", "level", "reference", "dA_q05", "dA_q95", "compute_ratio_q05"]
+        shown += ["compute_ratio_q95", "verdict"]
+        print("\n" + table[shown].to_string(index=False, float_format="{:.3f}".format))
+    print("\n".join(["", *check.problems]))
+    tables = ["fits", "summary", "forecast", *(["effects"] if effects else [])]
+    names = ["posterior.nc", "check.json", *(f"{name}.csv" for name in tables)]
+    return ", ".join([*names, *(f"{name}.png" for name in figures)])
+
+
+def posterior_forecast(
+    posterior: sc.ScalingFit, later: Evals | None, horizon: float
+) -> pd.DataFrame:
+    """Predictive quantiles of new evaluations: the held-out ones, then on to the horizon."""
+    last = dict(zip(posterior.runs, posterior.last_compute("run"), strict=True))
+    parts = []
+    for run in posterior.runs:
+        held = later.frame[later.frame["run"] == run] if later is not None else None
+        compute = held["compute"].to_numpy() if held is not None else np.zeros(0)
+        stderr = held["stderr"].to_numpy() if held is not None else np.zeros(0)
+        observed = held["value"].to_numpy() if held is not None else np.zeros(0)
+        beyond = np.geomspace(last[run], horizon * last[run], GRID_POINTS + 1)[1:]
+        beyond = beyond[beyond > compute.max(initial=0.0)]
+        part = pd.DataFrame({"run": run, "compute": np.r_[compute, beyond]})
+        noise = np.r_[stderr, np.full(len(beyond), np.nan)]
+        index = posterior.runs.index(run)
+        drawn, _, _ = posterior.predictive([part["compute"].to_numpy()], [noise], [index])
+        for name, p in (("q05", 0.05), ("q50", 0.5), ("q95", 0.95)):
+            part[name] = np.quantile(drawn, p, axis=0)
+        part["extrapolation"] = part["compute"] / last[run]
+        part["observed"] = np.r_[observed, np.full(len(beyond), np.nan)]
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
 
 
 def _printed(table: pd.DataFrame) -> str:
@@ -208,7 +303,17 @@ def main(argv: list[str] | None = None) -> int:
             scale=config.scale,
             r0=r0,
         )
-        run(evals, Path(config.out), holdout=config.holdout, r0=r0_column(r0) or config.r0)
+        run(
+            evals,
+            Path(config.out),
+            holdout=config.holdout,
+            r0=r0_column(r0) or config.r0,
+            method=config.method,
+            curve=config.curve,
+            noise=config.noise,
+            horizon=config.horizon,
+            seed=config.sampler_seed,
+        )
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -6,10 +6,11 @@
     bt.trust("burr")               # largest C / C_seen at which forecasts were calibrated
 
 A study is refitted on the first 10, 25, 50 and 75 % of every run's compute and scored on all later
-evaluations (of runs that had not left their curve by then); an origin that leaves the median run fewer than MIN_SEEN evaluations is left out. The runs of a study share kappa, the population and its noise, so their hits are far
-from independent; whether a coverage is too low is therefore asked of the posterior predictive
-itself: each of its draws is a study, and the fraction of that study inside the same intervals is a
-draw of the coverage that a true model would have had.
+evaluations of runs that had not left their curve by then. An origin that leaves the median run
+fewer than MIN_SEEN evaluations is left out. The runs of a study share kappa, the population and its
+noise, so their hits are far from independent; whether a coverage is too low is therefore asked of
+the posterior predictive itself: each of its draws is a study, and the fraction of that study inside
+the same intervals is a draw of the coverage that a true model would have had.
 """
 
 from __future__ import annotations
@@ -158,7 +159,7 @@ def score(posterior: ScalingFit, later: Evals) -> tuple[pd.DataFrame, pd.DataFra
     drawn, mean, sd = posterior.predictive(
         [r["compute"].to_numpy() for r in rows], [r["stderr"].to_numpy() for r in rows], index
     )
-    last = posterior._last("run")
+    last = posterior.last_compute("run")
     table = pd.concat(rows, ignore_index=True)[["run", "recipe", "compute", "value"]]
     table = table.rename(columns={"value": "observed"})
     table["horizon"] = table["compute"] / table["run"].map(
@@ -174,9 +175,7 @@ def score(posterior: ScalingFit, later: Evals) -> tuple[pd.DataFrame, pd.DataFra
     edges = [lo for lo, _ in BANDS.values()] + [np.inf]
     table["band"] = np.array(list(BANDS))[np.digitize(table["horizon"], edges[1:-1], right=True)]
     inside_XP = (lo <= drawn) & (drawn <= hi)
-    bands = [
-        _band(band, part, inside_XP[:, part.index]) for band, part in table.groupby("band")
-    ]
+    bands = [_band(band, part, inside_XP[:, part.index]) for band, part in table.groupby("band")]
     return table, pd.DataFrame(bands)
 
 

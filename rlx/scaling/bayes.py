@@ -193,8 +193,9 @@ def _scale(study: Study, options: Options, reference: Reference, center: Array) 
     v, D = np.asarray(center), center.size
     dense_D = np.ones(D, bool)
     if D > MAX_DENSE:
-        marks = {name: np.full(x.shape, name in LATENT) for name, x in
-                 template(study, options).items()}
+        marks = {
+            name: np.full(x.shape, name in LATENT) for name, x in template(study, options).items()
+        }
         dense_D = ~np.asarray(ravel_pytree(marks)[0]).astype(bool)
     index = np.flatnonzero(dense_D)
     H = np.zeros((len(index), len(index)))
@@ -292,7 +293,9 @@ def sample(
         z_XD = out[0][:, -1]
         if not restarted and (diverging.any() or round == MAX_ROUNDS // 2 - 1):
             mean = {k: jnp.asarray(x.mean((0, 1))) for k, x in joined.items()}
-            mean |= {k: jnp.zeros(study.value_RM.shape) for k in LATENT if k in mean_latent(options)}
+            mean |= {
+                k: jnp.zeros(study.value_RM.shape) for k in LATENT if k in mean_latent(options)
+            }
             mode = find_mode_near(study, options, mean)
             z_XD = 0.5 * jax.random.normal(jax.random.fold_in(key, MAX_ROUNDS + 1), (CHAINS, D))
             accept, restarted = LATER_ACCEPT, True

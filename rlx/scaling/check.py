@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,12 @@ class Check:
     def ok(self) -> bool:
         return not self.problems
 
+    def as_dict(self) -> dict:
+        """Everything as numbers and text, for JSON."""
+        tables = {"sampler": self.sampler, "runs": self.runs}
+        rows = {k: json.loads(t.to_json(orient="records")) for k, t in tables.items()}
+        return {"ok": self.ok, "problems": list(self.problems)} | rows
+
     def __str__(self) -> str:
         lines = [self.sampler.to_string(index=False, float_format="{:.4g}".format)]
         lines += [self.runs.to_string(index=False, float_format="{:.3f}".format)]
@@ -45,7 +52,9 @@ def check(fit: ScalingFit) -> Check:
     if fit.attrs["method"] == "laplace":
         problems.append("method=laplace: a preview; fit with method=nuts before you bet on it")
     for run, z in fit.departed.items():
-        remedy = "what follows is not fitted" if z < 0 else "drop it, or trust() before you forecast"
+        remedy = (
+            "what follows is not fitted" if z < 0 else "drop it, or trust() before you forecast"
+        )
         problems.append(f"run={run}: left its curve (z = {z:.1f}); {remedy}")
     weak = runs[runs["prior_share"] > 0.5]["run"].tolist()
     if weak:
@@ -73,7 +82,7 @@ def sampler_table(fit: ScalingFit) -> pd.DataFrame:
 
 def run_table(fit: ScalingFit) -> pd.DataFrame:
     """Per run: share of the gain seen, prior share of the ceiling, departure."""
-    p, last = fit._parameters("run"), fit._last("run")
+    p, last = fit._parameters("run"), fit.last_compute("run")
     gained = (curves.burr(last[None], **p) - p["R0"]) / np.maximum(p["A"] - p["R0"], 1e-9)
     q05, q50, q95 = np.quantile(gained, [0.05, 0.5, 0.95], axis=0)
     table = pd.DataFrame({"run": fit.runs, "seen_q05": q05, "seen_q50": q50, "seen_q95": q95})

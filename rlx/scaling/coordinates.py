@@ -111,8 +111,8 @@ def log_odds_of(log_left: Array, log_kappa: Array) -> Array:
 def theta_of(psi: Array, log_kappa: Array, x1: Array, x2: Array) -> Array:
     """(a, c, b) of the curve with psi = (alpha, logit p1, logit rho).
 
-        p1 = (R(x1) - R0) / (1 - R0),   rho = (R(x2) - R0) / (R(x1) - R0)
-        logistic(a) = p1 + (1 - p1) logistic(alpha)
+    p1 = (R(x1) - R0) / (1 - R0),   rho = (R(x2) - R0) / (R(x1) - R0)
+    logistic(a) = p1 + (1 - p1) logistic(alpha)
     """
     alpha, level, ratio = psi[..., 0], psi[..., 1], psi[..., 2]
     p1, above = jax.nn.sigmoid(level), jax.nn.sigmoid(alpha)

@@ -75,8 +75,9 @@ def effects(
         compute; median); prior_share of dA (posterior sd / prior sd).
 
         verdict: "both" (p_ceiling and p_pace >= decide), "ceiling mover" (p_ceiling >= decide),
-        "efficiency shaper" (p_efficiency >= decide), the first that holds; "neither" (p_ceiling and
-        p_efficiency + p_uncompared <= 1 - decide); else "undecided".
+        "efficiency shaper" (p_efficiency and p_pace >= decide: at equal pass rate, and not for its
+        ceiling alone), the first that holds; "neither" (p_ceiling and p_efficiency + p_uncompared
+        <= 1 - decide); else "undecided".
 
     Raises:
         DataError: an unknown axis or level, an axis of one level, an option out of its range.
@@ -168,7 +169,7 @@ def _contrasts(
     pace = curves.compute_to(p["R0"] + SHARE * (p["A"] - p["R0"]), **p)
     C_PX = [np.array(fit._efficiency(i, j, target, "recipe")[2]) for i, j in pairs]
     C_i, C_j = np.stack(C_PX, axis=1)
-    last = fit._last("recipe")
+    last = fit.last_compute("recipe")
 
     def ratio(x_XJ: Floats) -> Floats:
         return np.exp(_mean_over_pairs(_log_ratio(x_XJ[:, i_P].T, x_XJ[:, j_P].T)))
@@ -239,7 +240,7 @@ def _verdict(p: dict[str, float], decide: float) -> str:
     possible = p["p_efficiency"] + p["p_uncompared"]
     if p["p_ceiling"] >= decide:
         return "both" if p["p_pace"] >= decide else "ceiling mover"
-    if p["p_efficiency"] >= decide:
+    if min(p["p_efficiency"], p["p_pace"]) >= decide:
         return "efficiency shaper"
     return "neither" if max(p["p_ceiling"], possible) <= 1 - decide else "undecided"
 
@@ -318,7 +319,7 @@ def allocate(
             follows its curve.
     """
     chunk = budget / PIECES if chunk is None else chunk
-    last = float(fit._last("run").max())
+    last = float(fit.last_compute("run").max())
     horizon = 2 * last if horizon is None else horizon
     _check_allocate(budget, chunk, horizon, last, objective, trials)
     stays_R = np.array([status != "departed" for status in fit.status("run")])
@@ -503,7 +504,7 @@ def _run_offers(
 ) -> list[Offer]:
     """1, 2, 4, ... chunks of every run that follows its curve."""
     rng, source = np.random.default_rng(FANTASY_SEED), Source.of(fit, "run", trials)
-    gap_R, last_R = fit._filtered[2], fit._last("run")
+    gap_R, last_R = fit._filtered[2], fit.last_compute("run")
     sizes = [2**i for i in range(int(np.log2(budget / chunk * (1 + 1e-9))) + 1)]
     offers = []
     for r in map(int, np.flatnonzero(stays_R)):
@@ -519,7 +520,7 @@ def _seed_offers(
 ) -> list[Offer]:
     """One new seed of every recipe that the budget can take to the recipe's last compute."""
     rng, source = np.random.default_rng(FANTASY_SEED + 1), Source.of(fit, "recipe", trials)
-    gap_R, last_J = fit._filtered[2], fit._last("recipe")
+    gap_R, last_J = fit._filtered[2], fit.last_compute("recipe")
     offers = []
     for j in map(int, np.flatnonzero(_recipes_of(fit, stays_R) & (last_J <= budget * (1 + 1e-9)))):
         gap = float(gap_R[fit._recipe_of_run == j].mean())
@@ -544,7 +545,7 @@ class Source:
     @classmethod
     def of(cls, fit: ScalingFit, by: str, trials: float | None) -> Source:
         p = fit._parameters(by, SEEDS[by])
-        now_XN1 = curves.burr(fit._last(by), **p)[..., None]
+        now_XN1 = curves.burr(fit.last_compute(by), **p)[..., None]
         mean, var = fit._wander(np.zeros(1), by)
         return cls(
             p,

@@ -224,7 +224,7 @@ def normal(study: Study, sites: dict[str, Array], mean_RM: Array) -> Array:
 def beta_binomial(study: Study, sites: dict[str, Array], mean_RM: Array, priors: Priors) -> Array:
     """log-likelihood of passes ~ BetaBinomial(trials, mean p, concentration), wander sampled.
 
-        logit p = logit R(C) + 4 w,   so that w is a change of pass rate at R = 1/2
+    logit p = logit R(C) + 4 w,   so that w is a change of pass rate at R = 1/2
     """
     innovation = dist.Normal(0.0, 1.0).expand(mean_RM.shape).to_event(2)
     z_RM = numpyro.sample("innovation", innovation)

@@ -130,7 +130,7 @@ class _Scene:
 
 
 def _scene(fit: ScalingFit, held_out: Evals | None, horizon: float, by: str, prob: float) -> _Scene:
-    names, last_N = fit._names(by), fit._last(by)
+    names, last_N = fit._names(by), fit.last_compute(by)
     positive = fit.evals.frame["compute"].loc[lambda C: C > 0]
     ends = (positive.min(), horizon * last_N.max())
     compute_C = np.unique(np.r_[np.geomspace(*ends, GRID_POINTS), last_N, horizon * last_N])
@@ -184,7 +184,7 @@ def _split(fit: ScalingFit, held_out: Evals | None) -> tuple[pd.DataFrame, pd.Da
             remedy = f"use runs among {', '.join(fit.runs[:8])}"
             raise DataError("held_out", ", ".join(unknown), "not in this fit", remedy)
         frames.append(held_out.frame)
-    last = dict(zip(fit.runs, fit._last("run") * (1 + 1e-9), strict=True))
+    last = dict(zip(fit.runs, fit.last_compute("run") * (1 + 1e-9), strict=True))
     seen = frames[0][frames[0]["compute"] <= frames[0]["run"].map(last)]
     rows = pd.concat(frames).drop_duplicates(["run", "compute"])
     return seen, rows[rows["compute"] > rows["run"].map(last)]
@@ -429,7 +429,7 @@ def ridge(
     index = [fit._index("recipe", name) for name in names]
     figure = Figure(figsize=(6.4, 5.0), layout="constrained", dpi=150)
     ax = figure.subplots()
-    last_J, labels, handles = fit._last("recipe"), _labels(fit), []
+    last_J, labels, handles = fit.last_compute("recipe"), _labels(fit), []
     draws = [tuple(d.values.reshape(-1, len(labels))[:, j] for d in (C_mid, A)) for j in index]
     ax.set_xscale("log")
     for j, (x, y), color in zip(index, draws, COLORS, strict=False):
@@ -744,10 +744,11 @@ def _legend_below(figure: Figure, handles: Sequence[Artist]) -> None:
 
 
 def _log_ticks(ax: Axes) -> None:
-    """Ticks of a log axis by its span: at 1, 2 and 5 of each decade, at 1 and 3, or at decades."""
+    """Ticks of a log axis: the more decades it spans, the fewer in each."""
     low, high = ax.get_xlim()
+    spans = {0.9: (1.0, 2.0, 3.0, 5.0, 7.0), 1.7: (1.0, 2.0, 5.0), 3.2: (1.0, 3.0)}
     decades = math.log10(high / low)
-    subs = (1.0, 2.0, 5.0) if decades < 1.7 else (1.0, 3.0) if decades < 3.2 else (1.0,)
+    subs = next((subs for span, subs in spans.items() if decades < span), (1.0,))
     ax.xaxis.set_major_locator(LogLocator(subs=subs))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(_tick))

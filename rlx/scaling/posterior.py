@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
 from importlib.metadata import version
@@ -169,9 +168,9 @@ def _tree(draws, stats, study, labels, data: Evals, attrs: dict) -> xr.DataTree:
     observed = {"value": np.where(seen, study["value_RM"], np.nan)[:, :M]}
     constant = {
         "compute": np.where(seen, labels.C_ref * np.exp(study["log_C_RM"]), np.nan)[:, :M],
-        "stderr": np.where(
-            seen & (study["unknown_RM"] == 0), np.sqrt(study["var_RM"]), np.nan
-        )[:, :M],
+        "stderr": np.where(seen & (study["unknown_RM"] == 0), np.sqrt(study["var_RM"]), np.nan)[
+            :, :M
+        ],
         "trials": np.where(seen, study["trials_RM"], np.nan)[:, :M],
         "recipe_of_run": np.asarray(labels.recipe_R),
         "start_of_run": np.asarray(labels.start_R),
@@ -246,7 +245,13 @@ class ScalingFit:
 
     def __repr__(self) -> str:
         a = self.attrs
-        state = a["method"] if a["method"] != "nuts" else "converged" if self.converged else "NOT CONVERGED"
+        state = (
+            a["method"]
+            if a["method"] != "nuts"
+            else "converged"
+            if self.converged
+            else "NOT CONVERGED"
+        )
         return (
             f"ScalingFit({a['curve']}, {len(self.runs)} runs of {len(self.recipes)} recipes, "
             f"{state}: rhat {a['rhat']:.3f}, ess {a['ess']:.0f}, {a['divergences']} divergences)"
@@ -263,6 +268,13 @@ class ScalingFit:
     @property
     def recipes(self) -> list[str]:
         return [str(x) for x in self.tree["posterior"]["recipe"].values]
+
+    @property
+    def axes(self) -> list[str]:
+        """Columns that `effects` can compare: design choices with two levels or more."""
+        levels = self.tree["levels"].to_dataset()
+        names = [str(name).removeprefix("axis_") for name in levels.data_vars]
+        return [name for name in names if len(set(levels[f"axis_{name}"].values.tolist())) > 1]
 
     @property
     def priors(self) -> Priors:
@@ -375,7 +387,7 @@ class ScalingFit:
         named = {by: self._names(by), **{k: np.asarray(v) for k, v in coords.items()}}
         return xr.DataArray(x.reshape(chains, -1, *x.shape[1:]), dims=dims, coords=named)
 
-    def _last(self, by: str) -> Floats:
+    def last_compute(self, by: str) -> Floats:
         """Last fitted compute [N]."""
         C_R = self.tree["constant_data"]["C_max"].values
         if by == "run":
@@ -386,7 +398,7 @@ class ScalingFit:
 
     @cached_property
     def _prior(self) -> dict[str, Floats]:
-        """Draws of A, C_mid, B, kappa, and theta of a recipe and of a run, from the prior [X, J]."""
+        """Prior draws of theta of a recipe and of a run [X, J, 3], and of log kappa [X]."""
         return prior_theta(self.priors, self.tree["constant_data"]["design"].values)
 
     def _prior_parameters(self, by: str) -> dict[str, Floats]:
@@ -450,7 +462,7 @@ class ScalingFit:
         status: "ok", or why the ceiling is not to be trusted.
         """
         self._guard()
-        names, last = self._names(by), self._last(by)
+        names, last = self._names(by), self.last_compute(by)
         p = self._parameters(by)
         at_last = curves.burr(last[None], **p)
         gained = (at_last - p["R0"]) / np.maximum(p["A"] - p["R0"], 1e-9)
@@ -467,16 +479,18 @@ class ScalingFit:
             parts.append(part)
         order = {name: i for i, name in enumerate(names)}
         table = pd.concat(parts, ignore_index=True)
-        return table.sort_values("name", key=lambda s: s.map(order), kind="stable", ignore_index=True)
+        return table.sort_values(
+            "name", key=lambda s: s.map(order), kind="stable", ignore_index=True
+        )
 
     def status(self, by: str = "recipe") -> list[str]:
         """Per recipe or run: "ok", "departed", or "ceiling not identified" with the reason."""
         p = self._parameters(by)
-        at_last = curves.burr(self._last(by)[None], **p)
+        at_last = curves.burr(self.last_compute(by)[None], **p)
         gained = (at_last - p["R0"]) / np.maximum(p["A"] - p["R0"], 1e-9)
         lo, hi = np.quantile(gained, [0.05, 0.95], axis=0)
         share = self.prior_share("A", by)
-        gone, past = self.departed, (self._last(by) > p["C_mid"]).mean(0)
+        gone, past = self.departed, (self.last_compute(by) > p["C_mid"]).mean(0)
         out = []
         for i, name in enumerate(self._names(by)):
             mine = [name] if by == "run" else self._runs_of(i)
@@ -495,9 +509,7 @@ class ScalingFit:
     def _runs_of(self, recipe: int) -> list[str]:
         return [run for run, j in zip(self.runs, self._recipe_of_run, strict=True) if j == recipe]
 
-    def curve(
-        self, compute: ArrayLike, by: str = "recipe", seeds: str = "typical"
-    ) -> xr.DataArray:
+    def curve(self, compute: ArrayLike, by: str = "recipe", seeds: str = "typical") -> xr.DataArray:
         """Latent pass rate at `compute`: draws (chain, draw, recipe|run, compute).
 
         seeds: of a recipe, its "typical" seed or a "new" one.
@@ -507,7 +519,7 @@ class ScalingFit:
         x = self._label(self._at(compute_C, by, seeds), by, compute=compute_C)
         share = self._curve_prior_share(compute_C, by)
         return x.assign_coords(
-            extrapolation=((by, "compute"), compute_C / self._last(by)[:, None]),
+            extrapolation=((by, "compute"), compute_C / self.last_compute(by)[:, None]),
             prior_share=((by, "compute"), share),
         )
 
@@ -528,7 +540,7 @@ class ScalingFit:
         p = np.clip(latent + mean + np.sqrt(var) * rng.normal(size=latent.shape), 0, 1)
         x = p + self._noise_sd(p, by, trials) * rng.normal(size=p.shape)
         return self._label(np.clip(x, 0, 1), by, compute=compute_C).assign_coords(
-            extrapolation=((by, "compute"), compute_C / self._last(by)[:, None])
+            extrapolation=((by, "compute"), compute_C / self.last_compute(by)[:, None])
         )
 
     def predictive(
@@ -560,7 +572,7 @@ class ScalingFit:
             shape = (len(var_X), len(self._names(by)), len(compute_C))
             return np.zeros(shape), np.broadcast_to(var_X, shape)
         mean_XR, P_XR, gap_R = self._filtered
-        ahead = np.maximum(compute_C - self._last("run")[:, None], 0) / gap_R[:, None]
+        ahead = np.maximum(compute_C - self.last_compute("run")[:, None], 0) / gap_R[:, None]
         decay = np.exp(-ahead[None] / np.exp(self._sites("log_wander_length"))[:, None, None])
         return decay * mean_XR[..., None], var_X + decay**2 * (P_XR[..., None] - var_X)
 
@@ -603,8 +615,15 @@ class ScalingFit:
         return sd_R[None, :, None]
 
     def prob(
-        self, param: str, left: str, sign: str, right: str, *, margin: float = 0.0,
-        at: float | None = None, by: str = "recipe",
+        self,
+        param: str,
+        left: str,
+        sign: str,
+        right: str,
+        *,
+        margin: float = 0.0,
+        at: float | None = None,
+        by: str = "recipe",
     ) -> pd.Series:
         """P(param of `left` > that of `right` + margin), or < with margin below.
 
@@ -625,7 +644,7 @@ class ScalingFit:
             if at is None:
                 raise DataError("at", at, "no compute", "give at=COMPUTE")
             x = self.curve(at, by).values[..., 0]
-            far = float(at / min(self._last(by)[[i, j]]))
+            far = float(at / min(self.last_compute(by)[[i, j]]))
             share = float(self._curve_prior_share(np.array([at]), by)[[i, j], 0].max())
         else:
             x, far = self.param(param, by).values, np.nan
@@ -653,14 +672,16 @@ class ScalingFit:
         table["prob_reachable"] = np.isfinite(C).mean(0)
         table = table.join(_quantiles(C, prob))
         table["budget"] = np.quantile(C, prob, axis=0, method="inverted_cdf")
-        table["extrapolation"] = np.quantile(C, 0.5, axis=0, method="inverted_cdf") / self._last(by)
+        table["extrapolation"] = np.quantile(
+            C, 0.5, axis=0, method="inverted_cdf"
+        ) / self.last_compute(by)
         table["prior_share"] = self.prior_share("A", by)
         return table
 
     def gain(self, extra: float, by: str = "run", prob: float = 0.9) -> pd.DataFrame:
         """Pass rate that `extra` compute buys beyond the last evaluation: R(C + extra) - R(C)."""
         self._guard()
-        last, p = self._last(by), self._parameters(by)
+        last, p = self.last_compute(by), self._parameters(by)
         more = curves.burr((last + extra)[None], **p) - curves.burr(last[None], **p)
         table = pd.DataFrame({"name": self._names(by), "compute": last, "extra": extra})
         table["mean"] = more.mean(0)
@@ -670,7 +691,12 @@ class ScalingFit:
         return table
 
     def efficiency(
-        self, left: str, right: str, target: float | None = None, *, prob: float = 0.9,
+        self,
+        left: str,
+        right: str,
+        target: float | None = None,
+        *,
+        prob: float = 0.9,
         by: str = "recipe",
     ) -> pd.Series:
         """Compute that `left` needs over what `right` needs for the same pass rate.
@@ -687,7 +713,9 @@ class ScalingFit:
         both = np.isfinite(ratio)
         cheaper = np.where(np.isfinite(C[0]) | np.isfinite(C[1]), C[0] < C[1], False)
         row = _quantiles(ratio[both][:, None] if both.any() else np.full((1, 1), np.nan), prob)
-        far = np.median(np.maximum(C[0] / self._last(by)[i], C[1] / self._last(by)[j]))
+        far = np.median(
+            np.maximum(C[0] / self.last_compute(by)[i], C[1] / self.last_compute(by)[j])
+        )
         return pd.Series(
             row.iloc[0].to_dict()
             | {"prob_both": both.mean(), "prob_cheaper": cheaper.mean(), "target": y.mean()}

@@ -1,0 +1,539 @@
+"""Real curves that nobody here made: published fits reproduced, and forecasts scored.
+
+    python -m analysis.forecasts data=../shared/data/retu [out=DIR] [curve=burr|sigmoid]
+                                 [method=nuts|laplace]
+
+`data` is a folder with the curves and the published fits of arXiv 2512.11470 (RL branches of SFT
+checkpoints). Beside it lies `deep_grpo`, with two W&B exports; the digitised Fig. 1a of arXiv
+2510.13786 is in tests/data. Written to `out`, as CSV:
+
+    agreement   each run of arXiv 2512.11470 on the window its authors fitted: their A, B, C_mid and
+                those of least squares, of the robust fit, and of one posterior of all runs
+    errors      forecasts of all later evaluations from 25 and 50 % of each run's compute, per run
+    scores      the same over the runs of a study, with the posterior's wins and losses
+    fits        the sampler's diagnostics
+
+and forecasts.png. The tables hold estimates and scores, not curves. Bad options end with exit code
+2 and one line on stderr.
+
+Every forecast sees the same evaluations. R0 is the evaluation at C = 0 (P_sft in arXiv 2512.11470);
+where there is none, the point fits take the first evaluation and the posterior its prior around it.
+Only `agreement` uses the published R0 = P_sft + eps, because eps was fitted on later evaluations.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+from numpy.typing import NDArray
+
+from analysis.figures import COLORS, FAINT, INK
+from rlx.scaling import DataError, Evals, ScalingFit, fit, fit_paper, fit_point
+from rlx.scaling.backtest import score
+from rlx.scaling.curve import sigmoid
+from rlx.scaling.data import short_names
+from rlx.scaling.point import fit_robust, profile_A
+
+Floats = NDArray[np.float64]
+
+ROOT = Path(__file__).parents[1]
+CHOICES = {"curve": ("burr", "sigmoid"), "method": ("nuts", "laplace")}
+ORIGINS = (0.25, 0.5)  # shares of every run's compute that a forecast sees
+METHODS = ("posterior", "grid", "point", "last", "last3")
+NAMES = {
+    "posterior": "posterior median",
+    "grid": "the paper's grid search",
+    "point": "least squares",
+    "last": "last value",
+    "last3": "mean of the last three",
+}
+POOLED = (
+    128  # evaluations per run; the W&B exports have up to 1,075 of one pass over 1,319 problems
+)
+FALL = 0.03  # below the best median of five in a row, a run has fallen off any rising curve
+# The paper's grids in units of the fitted compute: C_mid from 1/80 to 5 times it in 100 steps, as
+# [100, 40000] is for its fits on 8,000 GPU-hours; A in steps of 0.005, but from R0 to 1.
+GRID_C_MID = np.linspace(1 / 80, 5, 100)
+GRID_A_STEP = 0.005
+
+
+# ---------------------------------------------------------------- data
+
+
+def read_retu(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The curves of arXiv 2512.11470 and what was published of them.
+
+    Args:
+        folder: with curves.csv, published_fits.csv and fit_settings.csv (in percent, EFLOPs).
+
+    Returns:
+        points: run, recipe (the scene), compute, value, and whether the authors fitted it (window).
+            The pure-RL run, which stands there under three names, comes once.
+        published: of each fitted run P_sft, R0 = P_sft + eps, A = P_sft + PL, B, C_mid, A_printed,
+            tau and alpha of the robust fit (NaN: no trimming). A_printed differs from the sum in
+            three rows, where the curves show the sum.
+
+    Pass rates are fractions. The authors count the checkpoint itself as point 0 of a curve, and
+    curves.csv starts at point 1.
+
+    Raises:
+        DataError: a file is missing.
+    """
+    points, fits, settings = (
+        _named(_table(folder / f"{name}.csv"))
+        for name in ("curves", "published_fits", "fit_settings")
+    )
+    points = points[~points["run"].isin(("s1K-0", "uniform102K-0"))]
+    windows = settings.set_index("run")[["train_split", "fit_points_num"]]
+    fitted = pd.concat(_fitted(rows, windows) for _, rows in points.groupby("run", sort=False))
+    points = pd.DataFrame(
+        {
+            "run": points["run"],
+            "recipe": points["scene"],
+            "compute": points["rl_exaflops"],
+            "value": points["overall_weighted"] / 100,
+            "window": fitted,
+        }
+    )
+    published = pd.DataFrame(
+        {
+            "P_sft": fits["P_sft"] / 100,
+            "R0": (fits["P_sft"] + fits["eps"]) / 100,
+            "A": (fits["P_sft"] + fits["PL_rl"]) / 100,
+            "B": fits["B_rl"],
+            "C_mid": fits["C_mid_rl_exaflops"],
+            "A_printed": fits["A_post"] / 100,
+            "tau": fits["outlier_tau"],
+            "alpha": fits["lts_alpha"].where(fits["use_lts"]),
+        }
+    )
+    return points.reset_index(drop=True), published.set_index(fits["run"])
+
+
+def _table(path: Path) -> pd.DataFrame:
+    if not path.exists():
+        raise DataError("data", path, "no such file", "give the folder of that paper's curves")
+    return pd.read_csv(path)
+
+
+def _named(table: pd.DataFrame) -> pd.DataFrame:
+    """With a column `run`, scene-checkpoint; the run without a checkpoint is pure_rl-0."""
+    checkpoint = table["sft_ckpt" if "sft_ckpt" in table else "sft_step"]
+    scene = table["scene"].where((checkpoint > 0) | (table["scene"] != "easy102K"), "pure_rl")
+    return table.assign(scene=scene, run=scene + "-" + checkpoint.astype(str))
+
+
+def _fitted(rows: pd.DataFrame, windows: pd.DataFrame) -> pd.Series:
+    """Whether the authors fitted a run's points; a run without settings was not."""
+    run = rows["run"].iloc[0]
+    if run not in windows.index:
+        return pd.Series(False, rows.index)
+    split, n = windows.loc[run]
+    first, end = map(int, split.split()) if isinstance(split, str) else (0, n)
+    number = np.arange(1, len(rows) + 1)
+    return pd.Series((number >= first) & (number < end), rows.index)
+
+
+def read_studies(folder: Path) -> dict[str, Evals]:
+    """The studies that are forecast: RETU, Deep-GRPO by seconds and by steps, Fig. 1a.
+
+    Raises:
+        DataError: a file is missing.
+    """
+    points, published = read_retu(folder)
+    starts = pd.DataFrame({"run": published.index, "compute": 0.0, "value": published["P_sft"]})
+    recipe = points.groupby("run")["recipe"].first()
+    table = pd.concat([starts.assign(recipe=starts["run"].map(recipe)), points])
+    table = table.assign(start=table["run"])
+    logs = folder.parent / "deep_grpo"
+    seconds = _export(logs / "scale_budget.csv")
+    steps = _export(logs / "grpo_scale_rollout.csv", known=seconds.runs)
+    return {
+        "RETU": Evals.from_frame(
+            table, name="RETU", recipe="recipe", start="start", compute="compute", scale="fraction"
+        ),
+        "Deep-GRPO, seconds": _pooled(seconds),
+        "Deep-GRPO, steps": _pooled(steps),
+        "ScaleRL Fig. 1a": Evals.read(ROOT / "tests" / "data" / "digitized_fig1a.csv"),
+    }
+
+
+def _export(path: Path, known: Sequence[str] = ()) -> Evals:
+    """A W&B export without the runs known already; C = 0 at each run's first evaluation."""
+    if not path.exists():
+        raise DataError("data", path, "no such file", "put deep_grpo beside the folder of data=")
+    evals = Evals.read(path)
+    evals = evals.select([run for run in evals.runs if run not in known])
+    first = evals.frame.groupby("run")["compute"].transform("min")
+    return replace(evals, frame=evals.frame.assign(compute=evals.frame["compute"] - first))
+
+
+def _pooled(evals: Evals) -> Evals:
+    """Means of neighbours, POOLED per run, so that fitted and forecast evaluations are alike."""
+    parts = []
+    for _, rows in evals.frame.groupby("run", sort=False):
+        zero, later = rows[rows["compute"] == 0], rows[rows["compute"] > 0]
+        group = np.arange(len(later)) * POOLED // len(later)
+        mean = later.groupby(group)[["compute", "value"]].mean()
+        parts += [zero, later.groupby(group).first().assign(**mean)]
+    frame = pd.concat(parts, ignore_index=True)
+    names = {run: re.sub(r"-\d{8}$", "", name) for run, name in short_names(evals.runs).items()}
+    frame["run"] = frame["recipe"] = frame["run"].map(names)
+    return replace(evals, frame=frame)
+
+
+def fallen(value_M: Floats) -> NDArray[np.bool_]:
+    """Evaluations from the first that is FALL below the highest median of five in a row before."""
+    value = pd.Series(value_M)
+    best = value.rolling(5).median().cummax().shift()
+    return np.asarray((value < best - FALL).cummax())
+
+
+# ---------------------------------------------------------------- agreement
+
+
+def agreement(
+    points: pd.DataFrame, published: pd.DataFrame, method: str
+) -> tuple[pd.DataFrame, ScalingFit]:
+    """Every published fit beside ours on the same evaluations with the same R0.
+
+    Columns: A, B, C_mid as published; `_point` by least squares; `_robust` without outliers (tau,
+    alpha as published), with the 90 % profile interval A_lo, A_hi of what that keeps; `_q05`,
+    `_q50`, `_q95` of one posterior of all runs with the published equation (curve="sigmoid"), whose
+    verdict is `agrees` or `differs` (A_inside: its interval holds the published A) where its status
+    is ok, else that status. rmse_* are errors on the evaluations after the window.
+    """
+    table = points[points["run"].isin(published.index)]
+    table = table.assign(start=table["run"], R0=table["run"].map(published["R0"]))
+    evals = Evals.from_frame(
+        table[table["window"]], name="RETU", recipe="recipe", start="start", r0="R0", value="value",
+        compute="compute", scale="fraction",
+    )  # fmt: skip
+    posterior = fit(evals, curve="sigmoid", r0="R0", method=method).unsafe()
+    summary = posterior.summary("run").set_index(["name", "param"])
+    rows = []
+    for run, theirs in published.iterrows():
+        mine = table[table["run"] == run]
+        row = {"run": run} | _alone(mine, theirs)
+        for name in ("A", "B", "C_mid"):
+            row |= summary.loc[(run, name), ["q05", "q50", "q95"]].add_prefix(f"{name}_").to_dict()
+        C, value = _after(mine)
+        if C.size:
+            said = posterior.predict(C).sel(run=run).median(("chain", "draw"))
+            row["rmse_posterior"] = rmse(said.to_numpy() - value)
+        row["status"] = summary.loc[(run, "A"), "status"]
+        row["A_inside"] = row["A_q05"] <= row["A"] <= row["A_q95"]
+        rows.append(row | {"verdict": _verdict(row)})
+    return pd.DataFrame(rows), posterior
+
+
+def _alone(mine: pd.DataFrame, theirs: pd.Series) -> dict[str, object]:
+    """The published fit of one run and ours of that run alone."""
+    window = mine[mine["window"]]
+    C, value, R0 = window["compute"].to_numpy(), window["value"].to_numpy(), theirs["R0"]
+    alpha = None if np.isnan(theirs["alpha"]) else theirs["alpha"]
+    plain = fit_point(C, value, r0=R0)
+    robust, used_M = fit_robust(C, value, r0=R0, tau=theirs["tau"], alpha=alpha)
+    A_lo, A_hi = profile_A(C[used_M], value[used_M], r0=R0)
+    C_after, value_after = _after(mine)
+    row: dict[str, object] = {"n": len(C), "C_last": C[-1], "R0": R0}
+    row |= theirs[["A", "A_printed", "B", "C_mid"]].to_dict()
+    for name, found in (("point", plain), ("robust", robust)):
+        row |= {f"{k}_{name}": getattr(found, k) for k in ("A", "B", "C_mid", "status")}
+    row |= {"n_used": int(used_M.sum()), "A_lo": A_lo, "A_hi": A_hi, "n_after": len(C_after)}
+    curves = {"published": sigmoid(C_after, **theirs[["A", "B", "C_mid", "R0"]].to_dict())}
+    curves |= {"point": plain.at(C_after), "robust": robust.at(C_after)}
+    return row | {f"rmse_{name}": rmse(curve - value_after) for name, curve in curves.items()}
+
+
+def _after(mine: pd.DataFrame) -> tuple[Floats, Floats]:
+    """Compute and value after the window."""
+    later = mine[mine["compute"] > mine.loc[mine["window"], "compute"].max()]
+    return later["compute"].to_numpy(), later["value"].to_numpy()
+
+
+def _verdict(row: dict) -> str:
+    if row["status"] != "ok":
+        return "not identified" if "not identified" in row["status"] else row["status"]
+    return "agrees" if row["A_inside"] else "differs"
+
+
+def rmse(error: Floats) -> float:
+    """Root mean square; NaN of nothing."""
+    return float(np.sqrt(np.mean(np.square(error)))) if error.size else np.nan
+
+
+# ---------------------------------------------------------------- forecasts
+
+
+def forecast(
+    evals: Evals, *, curve: str, method: str, origin: float, pad_to: int = 0
+) -> tuple[pd.DataFrame, ScalingFit]:
+    """What every method says, from the first `origin` of each run's compute, of what came later.
+
+    Returns:
+        One row per later evaluation: run, compute, observed, horizon (C / C_seen), one column per
+        name in METHODS, inside (of the posterior's 90 % predictive interval), width (of it), crps,
+        log_score, and fallen (see `fallen`). And the posterior.
+    """
+    seen, later = evals.until(share=origin), evals.after(share=origin)
+    posterior = fit(seen, curve=curve, method=method, pad_to=pad_to).unsafe()
+    table = score(posterior, later)[0].rename(columns={"q50": "posterior"})
+    parts = []
+    for run, rows in table.groupby("run", sort=False):
+        whole = evals.frame[evals.frame["run"] == run]
+        mine = seen.frame[seen.frame["run"] == run]
+        C, value = mine["compute"].to_numpy(), mine["value"].to_numpy()
+        simple = baselines(C, value, rows["compute"].to_numpy())
+        lost = fallen(whole["value"].to_numpy())[len(mine) :]
+        parts.append(rows.assign(**simple, fallen=lost, width=rows["q95"] - rows["q05"]))
+    return pd.concat(parts, ignore_index=True), posterior
+
+
+def baselines(compute_M: Floats, value_M: Floats, later_C: Floats) -> dict[str, Floats]:
+    """Pass rates at later compute by every method of METHODS but the posterior."""
+    R0 = value_M[0]
+    A_grid = np.arange(np.floor(R0 / GRID_A_STEP) + 1, 1 / GRID_A_STEP + 1) * GRID_A_STEP
+    C_mid_grid = GRID_C_MID * compute_M.max()
+    grid = fit_paper(compute_M, value_M, r0="first", A_grid=A_grid, C_mid_grid=C_mid_grid)
+    return {
+        "grid": grid.at(later_C),
+        "point": fit_point(compute_M, value_M, r0="first").at(later_C),
+        "last": np.full(len(later_C), value_M[-1]),
+        "last3": np.full(len(later_C), value_M[-3:].mean()),
+    }
+
+
+def errors(table: pd.DataFrame) -> pd.DataFrame:
+    """Per run and method: rmse, mae and crps (for a point forecast its absolute error).
+
+    Twice where a run falls: over all later evaluations, and over those `before a fall`. The posterior also has
+    coverage of its 90 % predictive intervals, their mean width, and its mean log score.
+    """
+    rows = []
+    scopes = {"all": table}
+    if table["fallen"].any():
+        scopes["before a fall"] = table[~table["fallen"]]
+    for scope, part in scopes.items():
+        for run, later in part.groupby("run", sort=False):
+            for method in METHODS:
+                error = (later[method] - later["observed"]).to_numpy()
+                mae = float(np.abs(error).mean())
+                row = {"scope": scope, "run": run, "method": method, "n": len(later)}
+                row |= {"n_fallen": int(later["fallen"].sum())}
+                row |= {"horizon": later["horizon"].max(), "rmse": rmse(error), "mae": mae}
+                if method == "posterior":
+                    row |= later[["crps", "log_score", "width"]].mean().to_dict()
+                    row |= {"coverage": later["inside"].mean()}
+                else:
+                    row |= {"crps": mae}
+                rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def scores(table: pd.DataFrame) -> pd.DataFrame:
+    """`errors` over the runs of a study: means, the median rmse, and the posterior against each.
+
+    wins and losses count the runs in which the posterior's rmse is the smaller and the larger;
+    ratio is the geometric mean of rmse over the posterior's.
+    """
+    keys = ["study", "scope", "origin"]
+    posterior = table[table["method"] == "posterior"].set_index([*keys, "run"])["rmse"]
+    against = table.join(posterior.rename("rmse_posterior"), on=[*keys, "run"])
+    rows = []
+    for (*at, method), part in against.groupby([*keys, "method"], sort=False):
+        row = dict(zip([*keys, "method"], [*at, method], strict=True)) | {"runs": len(part)}
+        row |= {"rmse": part["rmse"].mean(), "rmse_median": part["rmse"].median()}
+        row |= part[["mae", "crps", "coverage", "width", "log_score"]].mean().to_dict()
+        if method != "posterior":
+            ratio = np.log(part["rmse"] / part["rmse_posterior"])
+            row |= {"wins": int((ratio > 0).sum()), "losses": int((ratio < 0).sum())}
+            row |= {"ratio": float(np.exp(ratio.mean()))}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+# ---------------------------------------------------------------- figure
+
+
+def draw(table: pd.DataFrame, curve: str) -> Figure:
+    """Error of every method per run at both origins, and coverage; all later evaluations."""
+    fell = set(table.loc[table["n_fallen"] > 0, "run"])
+    table = table[table["scope"] == "all"]
+    order = table[["study", "run"]].drop_duplicates().itertuples(index=False, name=None)
+    rows, gap, y = {}, "", 0.0
+    for study, run in order:
+        y -= 1.0 if study == gap else 2.0
+        rows[study, run], gap = y, study
+    figure = Figure(figsize=(12.6, 0.235 * -y + 1.5), layout="constrained", dpi=120)
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
+    left, middle, right = figure.subplots(1, 3, sharey=True, width_ratios=[1.25, 1.25, 0.75])
+    for ax, origin in ((left, 0.25), (middle, 0.5)):
+        _errors_panel(ax, table[table["origin"] == origin], rows)
+        ax.set_title(f"forecast from {origin:.0%} of the run's compute", **TITLE)
+    _coverage_panel(right, table[table["method"] == "posterior"], rows)
+    _row_labels(left, rows, fell)
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=5, fontsize=8.5, frameon=False)
+    figure.supxlabel(
+        f"One posterior per study and origin (curve={curve}). Deep-GRPO: means of neighbouring "
+        f"evaluations, {POOLED} per run. *: the run falls by more than {FALL:g} after "
+        "25 % of its compute; what it does then counts here.",
+        fontsize=8, color=INK, x=0.01, ha="left",
+    )  # fmt: skip
+    return figure
+
+
+MARKS = {  # marker, colour, filled
+    "posterior": ("o", COLORS[0], True),
+    "grid": ("s", COLORS[1], False),
+    "point": ("^", COLORS[4], False),
+    "last": ("x", INK, True),
+    "last3": ("+", FAINT, True),
+}
+TITLE = {"fontsize": 9.5, "loc": "left", "color": INK}
+Rows = dict[tuple[str, str], float]  # height of each run's row in the figure
+
+
+def _errors_panel(ax: Axes, table: pd.DataFrame, rows: Rows) -> None:
+    at = table.set_index(["study", "run", "method"])["rmse"].sort_index()
+    for study, run in rows:
+        mine = at.loc[study, run]
+        ax.plot([mine.min(), mine.max()], [rows[study, run]] * 2, color="#dddddd", zorder=1)
+    for method, (marker, color, filled) in MARKS.items():
+        values = at.xs(method, level="method")
+        ax.plot(
+            values.to_numpy(),
+            [rows[key] for key in values.index],
+            marker,
+            color=color,
+            markerfacecolor=color if filled else "white",
+            markersize=6 if method == "posterior" else 5,
+            label=NAMES[method],
+            zorder=4 if method == "posterior" else 3,
+        )
+    ax.set_xscale("log")
+    ax.set_xlim(0.0025, 0.4)
+    ticks = [0.003, 0.01, 0.03, 0.1, 0.3]
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.set_xlabel("RMSE of all later evaluations (pass rate)", fontsize=9)
+    _clean(ax)
+
+
+def _coverage_panel(ax: Axes, table: pd.DataFrame, rows: Rows) -> None:
+    ax.axvline(0.9, color=INK, linewidth=0.9, linestyle=(0, (4, 2)), zorder=1)
+    for origin, color, shift in ((0.25, COLORS[5], 0.16), (0.5, COLORS[0], -0.16)):
+        part = table[table["origin"] == origin].set_index(["study", "run"])["coverage"]
+        heights = [rows[key] + shift for key in part.index]
+        ax.plot(
+            part.to_numpy(), heights, "o", color=color, markersize=4.5, label=f"from {origin:.0%}"
+        )
+    ax.set_xlim(-0.03, 1.03)
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0%}"))
+    ax.set_title("inside the 90 % predictive interval", **TITLE)
+    ax.set_xlabel("share of later evaluations", fontsize=9)
+    ax.legend(loc="lower left", fontsize=8.5, frameon=False)
+    _clean(ax)
+
+
+def _row_labels(ax: Axes, rows: Rows, fell: set[str]) -> None:
+    ax.set_yticks(list(rows.values()), [run + " *" * (run in fell) for _, run in rows])
+    ax.set_ylim(min(rows.values()) - 0.7, max(rows.values()) + 1.6)
+    for study in dict.fromkeys(study for study, _ in rows):
+        top = max(y for (name, _), y in rows.items() if name == study)
+        ax.annotate(
+            study, (0, top + 1), (-4, 0), ("axes fraction", "data"), textcoords="offset points",
+            ha="right", va="center", fontsize=8.5, fontweight="bold", color=INK,
+        )  # fmt: skip
+
+
+def _clean(ax: Axes) -> None:
+    ax.tick_params(labelsize=8)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="x", color="#eeeeee", linewidth=0.6)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right", "left"]].set_visible(False)
+
+
+# ---------------------------------------------------------------- command
+
+
+def main(argv: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """Make every table and the figure; returns the tables by name.
+
+    Raises:
+        DataError: an option is unknown or a file of the data is missing.
+    """
+    options = _options(argv)
+    folder, out, method = Path(options["data"]), Path(options["out"]), options["method"]
+    agreed, posterior = agreement(*read_retu(folder), method)
+    diagnostics, parts = [_diagnostics("RETU, published windows", 1.0, posterior)], []
+    for study, evals in read_studies(folder).items():
+        pad_to = int(evals.until(share=max(ORIGINS)).frame["run"].value_counts().max())
+        for origin in ORIGINS:
+            table, posterior = forecast(
+                evals, curve=options["curve"], method=method, origin=origin, pad_to=pad_to
+            )
+            parts.append(errors(table).assign(study=study, origin=origin))
+            diagnostics.append(_diagnostics(study, origin, posterior))
+    by_run = pd.concat(parts, ignore_index=True)
+    tables = {"agreement": agreed, "errors": by_run, "scores": scores(by_run)}
+    tables |= {"fits": pd.DataFrame(diagnostics)}
+    out.mkdir(parents=True, exist_ok=True)
+    for name, table in tables.items():
+        table.round(5).to_csv(out / f"{name}.csv", index=False)
+    draw(by_run, options["curve"]).savefig(out / "forecasts.png")
+    _print(tables)
+    return tables
+
+
+def _options(argv: Sequence[str]) -> dict[str, str]:
+    chosen = {
+        "data": str(ROOT.parent / "shared" / "data" / "retu"),
+        "out": str(ROOT / "analysis" / "results" / "forecasts"),
+        "curve": "burr",
+        "method": "nuts",
+    }
+    for word in argv:
+        key, equals, value = word.partition("=")
+        if not equals or key not in chosen:
+            known = ", ".join(f"{name}=" for name in chosen)
+            raise DataError(key, value, "unknown option", f"use {known}")
+        if key in CHOICES and value not in CHOICES[key]:
+            raise DataError(key, value, "not available", f"use {key}={'|'.join(CHOICES[key])}")
+        chosen[key] = value
+    return chosen
+
+
+def _diagnostics(study: str, origin: float, posterior: ScalingFit) -> dict[str, object]:
+    names = ("curve", "method", "rhat", "ess", "bfmi", "divergences", "rounds")
+    row = {"study": study, "origin": origin} | {name: posterior.attrs[name] for name in names}
+    return row | {"converged": posterior.converged, "departed": ", ".join(posterior.departed)}
+
+
+def _print(tables: dict[str, pd.DataFrame]) -> None:
+    """The tables in short form."""
+    short = ["run", "A", "A_point", "A_robust", "A_lo", "A_hi", "A_q05", "A_q50", "A_q95"]
+    short += ["C_mid", "C_mid_q50", "B", "B_q50", "status_robust", "verdict"]
+    shown = {"agreement": tables["agreement"][short], "fits": tables["fits"]}
+    shown |= {"scores": tables["scores"].drop(columns=["mae", "width"])}
+    for name, table in shown.items():
+        print(f"{name}\n{table.round(4).to_string(index=False, na_rep='')}\n")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,264 @@
+"""Questions to posteriors written by hand, and a fit from end to end."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+import rlx.scaling as sc
+from rlx.scaling.curve import compute_to, sigmoid
+from rlx.scaling.posterior import Kalman
+from tests.scaling.hand import R0, hand_fit
+
+LOW = [(0.5, 2.0, 1.0), (0.6, 2.0, 1.0), (0.7, 2.0, 1.0), (0.8, 2.0, 1.0)]
+HIGH = [(0.65, 1.0, 2.0), (0.65, 1.0, 2.0), (0.65, 1.0, 2.0), (0.65, 1.0, 2.0)]
+
+
+@pytest.fixture(scope="module")
+def fit():
+    return hand_fit({"low": LOW, "high": HIGH})
+
+
+def test_param_keeps_draws_and_names(fit):
+    A = fit.param("A")
+    assert A.dims == ("chain", "draw", "recipe") and A.shape == (2, 2, 2)
+    assert A.sel(recipe="low").values.ravel() == pytest.approx([0.5, 0.6, 0.7, 0.8])
+    assert fit.param("C_mid", by="run").sel(run="high-s0").values.ravel() == pytest.approx(
+        [1.0] * 4
+    )
+    assert fit.param("B_tail").sel(recipe="high").values.ravel() == pytest.approx([2.0] * 4)
+
+
+def test_curve_is_the_sigmoid_of_each_draw(fit):
+    x = fit.curve([0.0, 3.0, 16.0])
+    for d, (A, C_mid, B) in enumerate(LOW):
+        want = sigmoid([0.0, 3.0, 16.0], A=A, B=B, C_mid=C_mid, R0=R0)
+        assert x.sel(recipe="low").values.reshape(4, 3)[d] == pytest.approx(want)
+    assert x["extrapolation"].sel(recipe="low").values == pytest.approx([0.0, 0.75, 4.0])
+
+
+def test_probabilities_by_counting(fit):
+    higher = fit.prob("A", "low", ">", "high")
+    assert higher["prob"] == 0.5
+    assert fit.prob("A", "low", ">", "high", margin=0.1)["prob"] == 0.25
+    assert fit.prob("A", "low", "<", "high", margin=0.1)["prob"] == 0.25
+    assert fit.prob("C_mid", "low", ">", "high")["prob"] == 1.0
+    at_4 = [sigmoid(4.0, A=A, B=B, C_mid=C, R0=R0) for A, C, B in LOW]
+    want = np.mean(np.array(at_4) > sigmoid(4.0, A=0.65, B=2.0, C_mid=1.0, R0=R0))
+    assert fit.prob("curve", "low", ">", "high", at=4.0)["prob"] == want
+    assert fit.prob("curve", "low", ">", "high", at=4.0)["extrapolation"] == 1.0
+    best = fit.prob_best()
+    assert best.sel(recipe="low").item() == 0.5 and float(best.sum()) == 1.0
+
+
+def test_compute_to_counts_curves_that_never_arrive(fit):
+    table = fit.compute_to(0.65).set_index("name")
+    assert table.loc["low", "prob_reachable"] == 0.5
+    assert table.loc["high", "prob_reachable"] == 0.0
+    assert np.isinf(table.loc["low", "budget"])
+    reach = [compute_to(0.45, A=A, B=B, C_mid=C, R0=R0) for A, C, B in LOW]
+    row = fit.compute_to(0.45, prob=0.75).set_index("name").loc["low"]
+    assert row["budget"] == pytest.approx(sorted(reach)[2])  # 3 of 4 draws have arrived
+    assert row["extrapolation"] == pytest.approx(sorted(reach)[1] / 4.0)
+
+
+def test_gain_is_the_difference_of_the_curve(fit):
+    table = fit.gain(4.0).set_index("name")
+    more = [
+        sigmoid(8.0, A=A, B=B, C_mid=C, R0=R0) - sigmoid(4.0, A=A, B=B, C_mid=C, R0=R0)
+        for A, C, B in LOW
+    ]
+    assert table.loc["low-s0", "mean"] == pytest.approx(np.mean(more))
+    assert table.loc["low-s0", "per_compute"] == pytest.approx(np.mean(more) / 4)
+    assert table.loc["low-s0", "extrapolation"] == 2.0
+
+
+def test_efficiency_at_one_target(fit):
+    row = fit.efficiency("low", "high", target=0.45)
+    ratio = [
+        float(compute_to(0.45, A=A, B=B, C_mid=C, R0=R0))
+        / float(compute_to(0.45, A=0.65, B=2.0, C_mid=1.0, R0=R0))
+        for A, C, B in LOW
+    ]
+    assert row["q50"] == pytest.approx(sorted(ratio)[1]) and row["prob_both"] == 1.0
+    assert row["prob_cheaper"] == np.mean(np.array(ratio) < 1)
+    far = fit.efficiency("low", "high", target=0.65)  # the second never arrives
+    assert far["prob_both"] == 0.0 and far["prob_cheaper"] == 0.5
+
+
+def test_summary_has_every_parameter_and_its_interval(fit):
+    table = fit.summary("recipe")
+    assert table["param"].tolist() == ["A", "C_mid", "B", "B_tail", "R0"] * 2
+    A = table[(table["name"] == "low") & (table["param"] == "A")].iloc[0]
+    assert A["mean"] == pytest.approx(0.65) and A["q05"] == 0.5 and A["q95"] == pytest.approx(0.8)
+    assert A["phase"] == pytest.approx(2.0)
+    gained = [sigmoid(4.0, A=a, B=b, C_mid=c, R0=R0) for a, c, b in LOW]
+    share = np.median([(g - R0) / (a - R0) for g, (a, _, _) in zip(gained, LOW, strict=True)])
+    assert A["gained"] == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    ("attrs", "word"),
+    [({"rhat": 1.02}, "rhat=1.02"), ({"ess": 300.0}, "300"), ({"divergences": 1}, "1 divergences")],
+)
+def test_a_fit_that_did_not_converge_answers_only_unsafe(attrs, word):
+    bad = hand_fit({"low": LOW, "high": HIGH}, **attrs)
+    assert not bad.converged and not bad.check().ok
+    for ask in (bad.summary, lambda: bad.curve(1.0), lambda: bad.prob("A", "low", ">", "high")):
+        with pytest.raises(sc.NotConverged, match=word):
+            ask()
+    assert bad.unsafe().prob("A", "low", ">", "high")["prob"] == 0.5
+
+
+def test_errors_name_key_value_and_remedy(fit):
+    with pytest.raises(sc.DataError, match="param=Z: unknown; use A, C_mid, B, R0, B_tail"):
+        fit.param("Z")
+    with pytest.raises(sc.DataError, match="recipe=none: not in this fit; use one of low, high"):
+        fit.prob("A", "none", ">", "low")
+    with pytest.raises(sc.DataError, match="by=seed: unknown level"):
+        fit.summary("seed")
+
+
+def test_saved_and_loaded_it_answers_the_same(fit, tmp_path):
+    fit.save(tmp_path / "fit.nc")
+    loaded = sc.load(tmp_path / "fit.nc")
+    pd.testing.assert_frame_equal(loaded.summary(), fit.summary())
+    assert (loaded.predict([5.0, 9.0]).values == fit.predict([5.0, 9.0]).values).all()
+    assert loaded.evals.sha256() == fit.attrs["data_sha256"]
+    with pytest.raises(sc.DataError, match="no such file"):
+        sc.load(tmp_path / "none.nc")
+
+
+def test_kalman_agrees_with_conditioning_a_dense_normal():
+    C = np.array([[1.0, 2.0, 2.5, 4.0]])
+    residual, var = np.array([[[0.01, -0.02, 0.005, 0.03]]]), np.full((1, 1, 4), 1e-4)
+    kalman = Kalman(C, np.array([0.02]), np.array([1.5]))
+    z, mean, P = kalman.run(residual, var)
+    time = C[0] / 1.0  # the median gap is 1
+    K = 0.02**2 * np.exp(-np.abs(time[:, None] - time) / 1.5)
+    S = K + np.diag(var[0, 0])
+    want = K[-1] @ np.linalg.solve(S, residual[0, 0])
+    assert mean[0, 0] == pytest.approx(want)
+    assert P[0, 0] == pytest.approx(K[-1, -1] - K[-1] @ np.linalg.solve(S, K[-1]))
+    dense = stats.multivariate_normal.logpdf(residual[0, 0], cov=S)
+    sd = np.sqrt(np.linalg.det(S))  # product of the innovations' sds
+    assert -0.5 * (z**2).sum() - np.log(sd) - 2 * np.log(2 * np.pi) == pytest.approx(dense)
+
+
+def test_prediction_carries_the_last_residual_over_and_forgets_it():
+    fit = hand_fit({"one": [(0.6, 2.0, 1.0)] * 4000})
+    ahead = fit.predict([4.0001, 5.0, 400.0], trials=1e9)
+    latent = fit.curve([4.0001, 5.0, 400.0], by="run")
+    wander = (ahead - latent).mean(("chain", "draw")).values[0]
+    residual = 0.4 - sigmoid(np.array([1.0, 2, 3, 4]), A=0.6, B=1.0, C_mid=2.0, R0=R0)
+    K = 0.01**2 * np.exp(-np.abs(np.subtract.outer(np.arange(4), np.arange(4))) / 2.0)
+    now = K[-1] @ np.linalg.solve(K + 0.005**2 * np.eye(4), residual)
+    assert wander == pytest.approx([now, now * np.exp(-0.5), 0.0], abs=1e-3)
+    sd = (ahead - latent).std(("chain", "draw")).values[0]
+    assert sd[2] == pytest.approx(0.01, rel=0.05) and sd[0] < 0.006
+
+
+def test_importing_scaling_loads_no_trainer_and_no_jax():
+    code = (
+        "import sys, rlx.scaling\n"
+        "bad = {'jax', 'flax', 'optax', 'orbax', 'hydra', 'matplotlib'} & set(sys.modules)\n"
+        "assert not bad, bad\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ------------------------------------------------------------------ from end to end
+
+
+def simulated(runs=6, seed=0):
+    """Two recipes x three seeds: ceilings .55 and .75."""
+    rng = np.random.default_rng(seed)
+    rows = [
+        {"run": f"{recipe}-s{s}", "recipe": recipe, "seed": s, "compute": C, "trials": 4000}
+        | {"passes": rng.binomial(4000, sigmoid(C, A=A, B=1.5, C_mid=1.5, R0=0.25))}
+        for recipe, A in (("low", 0.55), ("high", 0.75))
+        for s in range(3)
+        for C in np.linspace(0, 6, 11)
+    ]
+    return sc.Evals.from_frame(pd.DataFrame(rows), recipe="recipe", seed="seed")
+
+
+@pytest.fixture(scope="module")
+def nuts():
+    return sc.fit(simulated(), curve="sigmoid")
+
+
+def test_nuts_converges_and_recovers_the_truth(nuts):
+    assert nuts.converged, nuts
+    A = nuts.summary()[lambda t: t["param"] == "A"].set_index("name")
+    for name, truth in (("low", 0.55), ("high", 0.75)):
+        assert A.loc[name, "q05"] < truth < A.loc[name, "q95"]
+        assert A.loc[name, "q95"] - A.loc[name, "q05"] < 0.12
+        assert A.loc[name, "status"] == "ok"
+    assert nuts.prob("A", "high", ">", "low", margin=0.1)["prob"] > 0.95
+    assert not jax.config.jax_enable_x64  # the process's setting is its own
+
+
+def test_plain_numpyro_nuts_agrees(nuts):
+    """The same density sampled by numpyro.infer.MCMC in the model's own coordinates."""
+    from numpyro.infer import MCMC, NUTS, init_to_value
+
+    from rlx.scaling.arrays import assemble, make_options
+    from rlx.scaling.bayes import first_sites
+    from rlx.scaling.model import scaling_model
+
+    evals = simulated()
+    with jax.enable_x64(True):
+        study, _, _ = assemble(evals, priors=sc.Priors())
+        study = jax.tree.map(jax.numpy.asarray, study)
+        options = make_options(evals, "sigmoid", "normal", sc.Priors())
+        start = init_to_value(values=first_sites(study, options))
+        kernel = NUTS(scaling_model, init_strategy=start, target_accept_prob=0.9, dense_mass=True)
+        chains = {"num_chains": 2, "chain_method": "vectorized", "progress_bar": False}
+        mcmc = MCMC(kernel, num_warmup=800, num_samples=1500, **chains)
+        mcmc.run(jax.random.key(0), study, options)
+        plain = mcmc.get_samples()["theta_recipe"]
+    ours = nuts.tree["posterior"]["theta_recipe"].values.reshape(-1, 2, 3)
+    plain = np.asarray(plain)
+    sd = ours.std(0)
+    assert np.abs(ours.mean(0) - plain.mean(0)) == pytest.approx(0, abs=0.25 * sd.max())
+    assert (np.abs(ours.mean(0) - plain.mean(0)) < 0.25 * sd).all()
+    assert plain.std(0) == pytest.approx(sd, rel=0.25)
+
+
+def test_laplace_is_a_labelled_preview_near_nuts(nuts):
+    quick = sc.fit(simulated(), curve="sigmoid", method="laplace")
+    assert "laplace" in repr(quick) and not quick.check().ok
+    for param in ("A", "C_mid"):
+        a, b = (f.param(param).values.reshape(-1, 2) for f in (quick, nuts))
+        assert (np.abs(np.median(a, 0) - np.median(b, 0)) < b.std(0)).all()
+
+
+def test_a_fit_is_a_function_of_data_and_seed(nuts):
+    again = sc.fit(simulated(), curve="sigmoid")
+    assert again.attrs["data_sha256"] == nuts.attrs["data_sha256"]
+    same = again.tree["posterior"]["theta_run"].values == nuts.tree["posterior"]["theta_run"].values
+    assert same.all()
+    assert set(json.loads(nuts.attrs["versions"])) == {
+        "python",
+        "jax",
+        "numpyro",
+        "numpy",
+        "xarray",
+    }
+
+
+def test_update_refits_with_the_same_choices(nuts):
+    quick = sc.fit(simulated(), curve="sigmoid", method="laplace", seed=3)
+    more = quick.update(simulated(seed=1))
+    assert {k: more.attrs[k] for k in ("curve", "method", "seed")} == {
+        "curve": "sigmoid",
+        "method": "laplace",
+        "seed": 3,
+    }
+    assert more.attrs["data_sha256"] != quick.attrs["data_sha256"]
