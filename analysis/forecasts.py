@@ -316,8 +316,9 @@ def baselines(compute_M: Floats, value_M: Floats, later_C: Floats) -> dict[str, 
 def errors(table: pd.DataFrame) -> pd.DataFrame:
     """Per run and method: rmse, mae and crps (for a point forecast its absolute error).
 
-    Twice where a run falls: over all later evaluations, and over those `before a fall`. The posterior also has
-    coverage of its 90 % predictive intervals, their mean width, and its mean log score.
+    Twice where a run falls: over all later evaluations, n_fallen of them after a fall, and over
+    those `before a fall`. The posterior also has coverage of its 90 % predictive intervals, their
+    mean width, and its mean log score.
     """
     rows = []
     scopes = {"all": table}

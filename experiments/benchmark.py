@@ -255,14 +255,11 @@ class Driver:
     def __init__(self, python: Path, file: str, set_up: dict):
         self.log = ROOT / ".rivals" / f"{file}.log"
         self.log.parent.mkdir(exist_ok=True)
-        log, pipe = self.log.open("w"), subprocess.PIPE
-        self.process = subprocess.Popen(
-            [python, ROOT / "experiments" / "rivals" / file],
-            stdin=pipe,
-            stdout=pipe,
-            stderr=log,
-            text=True,
-        )
+        driver, pipe = ROOT / "experiments" / "rivals" / file, subprocess.PIPE
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [python, driver], stdin=pipe, stdout=pipe, stderr=log, text=True
+            )
         self.ask(set_up)
 
     def ask(self, line: dict) -> dict:
@@ -281,6 +278,7 @@ class Driver:
         self.process.stdin.write('{"cmd": "quit"}\n')
         self.process.stdin.close()
         self.process.wait()
+        self.process.stdout.close()
 
 
 def peak_flops_per_s() -> float:

@@ -60,7 +60,7 @@ def test_a_fall_starts_below_the_best_median_of_five():
 
 
 def later_evaluations() -> pd.DataFrame:
-    """Two runs; the posterior is off by .01 (a) and by .03, .04 (b), the others by what is added."""
+    """Two runs; the posterior is off by .01 in a, by .03 and .04 in b; the others as listed."""
     frame = pd.DataFrame(
         {
             "run": ["a", "a", "b", "b"],
@@ -74,7 +74,7 @@ def later_evaluations() -> pd.DataFrame:
         }
     )
     off = {"posterior": [0.01, -0.01, 0.03, 0.04], "grid": [0.02, 0.02, 0.03, 0.04]}
-    off |= {"point": [0.0, 0.01, 0.1, 0.1], "last": [0.04, 0.02, 0.0, 0.05]}
+    off |= {"point": [0.0, 0.01, 0.1, 0.1], "last": [0.04, 0.02, 0.01, 0.05]}
     off |= {"last3": [0.02, 0.02, 0.01, 0.01]}
     return frame.assign(**{name: frame["observed"] + np.array(x) for name, x in off.items()})
 
@@ -117,6 +117,8 @@ def test_exports_are_pooled_and_start_at_zero(tmp_path, monkeypatch):
     monkeypatch.setattr(forecasts, "POOLED", 2)
     table = pd.DataFrame({"Step": [3, 4, 5, 6, 7], "my-x - acc": [0.2, 0.3, 0.5, 0.6, 0.8]})
     table["my-y - acc"] = 0.5
+    for name in ("my-x - acc", "my-y - acc"):
+        table[f"{name}__MIN"] = table[f"{name}__MAX"] = table[name]
     table.to_csv(tmp_path / "export.csv", index=False)
     evals = forecasts._export(tmp_path / "export.csv", known=["my-y"])
     assert evals.runs == ["my-x"] and evals.frame["compute"].tolist() == [0, 1, 2, 3, 4]
@@ -155,7 +157,7 @@ def test_a_forecast_sees_the_first_part_and_is_scored_on_the_rest(made):
         assert mine["fallen"].tolist() == [False] * 9 + [run == "c"] * 3
         truth = sigmoid(mine["compute"], A=0.7, B=1.5, C_mid=4.0 + i, R0=0.3)
         assert np.abs(mine["posterior"] - truth).max() < 0.02
-        assert np.abs(mine["last"] - truth).max() > 0.05
+        assert np.abs(mine["last"] - truth).max() > 0.04
     assert table.loc[~table["fallen"], "inside"].mean() > 0.7
     assert not table.loc[table["fallen"], "inside"].any()
     assert (table["width"] == table["q95"] - table["q05"]).all()
@@ -193,7 +195,7 @@ def test_the_published_runs_are_read(retu):
     windows = points[points["window"]].groupby("run")["compute"].agg(["size", "min", "max"])
     assert windows.loc["uniform102K-360", "size"] == 69  # points 1 to 69 of "fit_points_num" 70
     assert windows.loc["s1K-310", "size"] == 62  # points 8 to 69
-    assert windows.loc["pure_rl-0"].tolist() == [33, 0.53, 19.41]
+    assert windows.loc["pure_rl-0"].tolist() == [33, 0.53, 19.49]
     assert "easy102K-6120" not in windows.index
 
 
@@ -222,7 +224,10 @@ def test_a_window_that_does_not_bound_its_ceiling_says_so(agreed):
     row = agreed.loc["easy102K-1800"]  # the published ceiling is a bound of its optimiser
     assert row["A_hi"] == np.inf and row["status_robust"] != "ok"
     assert row["verdict"] == "not identified" and "not identified" in row["status"]
-    assert (agreed.loc[["pure_rl-0", "easy102K-360"], "A_hi"] < 0.8).all()
+    row = agreed.loc["easy102K-360"]  # identified by its standard error, not by its profile
+    assert row["status_point"] == "ok" and row["A_hi"] == np.inf
+    assert agreed.loc["pure_rl-0", "verdict"] == "agrees"
+    assert 0.71 < agreed.loc["pure_rl-0", "A_lo"] < 0.72 < agreed.loc["pure_rl-0", "A_hi"] < 0.73
 
 
 # ---------------------------------------------------------------- the command

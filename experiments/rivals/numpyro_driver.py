@@ -11,12 +11,14 @@ four chains run side by side, so that each waits for the deepest tree.
 """
 
 import os
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
+from jax import Array
 from numpyro.handlers import reparam
 from numpyro.infer import MCMC, NUTS, init_to_median
 from numpyro.infer.reparam import LocScaleReparam
@@ -29,15 +31,29 @@ CHAINS, TARGET_ACCEPT = 4, 0.8
 THETA = {"z_recipe": "theta_recipe", "z_run": "theta_run"}
 
 
+def non_centred(curve: str) -> Callable:
+    """scaling_model(study) with standard normals in place of theta."""
+    config = {name: LocScaleReparam(centered=0) for name in THETA.values()}
+    return reparam(partial(scaling_model, options=Options(curve)), config=config)
+
+
+@partial(jax.jit, static_argnames="curve")
+def log_density_of_z(study: Study, point: dict[str, Array], curve: str) -> Array:
+    """log density of the free variables, by their names in protocol.py."""
+    names = {z: f"{theta}_decentered" for z, theta in THETA.items()}
+    sites = {names.get(name, name): x for name, x in point.items()}
+    return log_density(non_centred(curve), (study,), {}, sites)[0]
+
+
 def main() -> None:
     setup, reply = connect(FitSetup)
     os.environ["NPROC"] = str(setup.threads)  # XLA reads it when the first array is made
     numpyro.enable_x64()
-    study = Study(**{name: jnp.asarray(x) for name, x in vars(study_of(setup)).items()})
-    non_centred = {name: LocScaleReparam(centered=0) for name in THETA.values()}
-    model = reparam(partial(scaling_model, options=Options(setup.curve)), config=non_centred)
+    study = Study(**{name: jnp.asarray(x) for name, x in study_of(setup).items()})
     mcmc = MCMC(
-        NUTS(model, target_accept_prob=TARGET_ACCEPT, init_strategy=init_to_median),
+        NUTS(
+            non_centred(setup.curve), target_accept_prob=TARGET_ACCEPT, init_strategy=init_to_median
+        ),
         num_warmup=setup.warmup,
         num_samples=setup.draws,
         num_chains=CHAINS,
@@ -53,12 +69,7 @@ def main() -> None:
         fields = mcmc.get_extra_fields(True)
         return draws, np.asarray(fields["diverging"]), np.asarray(fields["num_steps"])
 
-    def log_density_of_z(point: dict[str, np.ndarray]) -> float:
-        renamed = {z: f"{theta}_decentered" for z, theta in THETA.items()}
-        sites = {renamed.get(name, name): jnp.asarray(x) for name, x in point.items()}
-        return float(log_density(model, (study,), {}, sites)[0])
-
-    serve_fits(reply, fit, log_density_of_z)
+    serve_fits(reply, fit, lambda point: log_density_of_z(study, point, setup.curve))
 
 
 if __name__ == "__main__":

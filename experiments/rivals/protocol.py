@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import numpy as np
 
@@ -50,9 +49,9 @@ def connect(kind=Setup):
     return kind(**json.loads(sys.stdin.readline())), reply
 
 
-def study_of(setup: FitSetup) -> SimpleNamespace:
+def study_of(setup: FitSetup) -> dict[str, np.ndarray]:
     """The arrays of `setup.study`, under the names of rlx.scaling.model.Study."""
-    return SimpleNamespace(**np.load(setup.study))
+    return dict(np.load(setup.study))
 
 
 def serve_fits(reply: Callable, fit: Callable, log_density: Callable) -> None:

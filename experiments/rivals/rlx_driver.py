@@ -7,11 +7,12 @@ curvature, warm-up, and every round of draws.
 """
 
 import os
+from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from numpyro.infer.util import log_density
+from jax import Array
+from numpyro.infer import util
 from protocol import FitSetup, connect, serve_fits, study_of
 
 import rlx.scaling as sc
@@ -20,18 +21,16 @@ from rlx.scaling.model import Options, Study, recipe_mean, scaling_model
 Z_SCALE = {"z_recipe": "log_recipe_sd", "z_run": "log_seed_sd"}
 
 
-def log_density_of_z(setup: FitSetup, point: dict[str, np.ndarray]) -> float:
+@partial(jax.jit, static_argnames="options")
+def log_density_of_z(study: Study, point: dict[str, Array], options: Options) -> Array:
     """log density of the model's sites, and log |d theta / d z|."""
-    with jax.enable_x64(True):
-        study = Study(**{name: jnp.asarray(x) for name, x in vars(study_of(setup)).items()})
-        sites = {name: jnp.asarray(x) for name, x in point.items() if name not in Z_SCALE}
-        recipe_sd_Q, seed_sd_Q = (jnp.exp(sites[name]) for name in Z_SCALE.values())
-        theta_JQ = recipe_mean(study, sites) + recipe_sd_Q[None] * point["z_recipe"]
-        theta_RQ = theta_JQ[study.recipe_R] + seed_sd_Q[None] * point["z_run"]
-        sites |= {"theta_recipe": theta_JQ, "theta_run": theta_RQ}
-        log_det = sum(len(point[z]) * sites[log_sd].sum() for z, log_sd in Z_SCALE.items())
-        model = (study, Options(setup.curve))
-        return float(log_density(scaling_model, model, {}, sites)[0] + log_det)
+    sites = {name: x for name, x in point.items() if name not in Z_SCALE}
+    recipe_sd_Q, seed_sd_Q = (jnp.exp(sites[name]) for name in Z_SCALE.values())
+    theta_JQ = recipe_mean(study, sites) + recipe_sd_Q[None] * point["z_recipe"]
+    theta_RQ = theta_JQ[study.recipe_R] + seed_sd_Q[None] * point["z_run"]
+    sites |= {"theta_recipe": theta_JQ, "theta_run": theta_RQ}
+    log_det = sum(len(point[z]) * sites[log_sd].sum() for z, log_sd in Z_SCALE.items())
+    return util.log_density(scaling_model, (study, options), {}, sites)[0] + log_det
 
 
 def main() -> None:
@@ -45,7 +44,12 @@ def main() -> None:
         stats = tree["sample_stats"]
         return draws, stats["diverging"].values, stats["n_steps"].values
 
-    serve_fits(reply, fit, lambda point: log_density_of_z(setup, point))
+    def log_density(point: dict) -> Array:
+        with jax.enable_x64(True):
+            study = Study(**{name: jnp.asarray(x) for name, x in study_of(setup).items()})
+            return log_density_of_z(study, point, Options(setup.curve))
+
+    serve_fits(reply, fit, log_density)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
 """Scaling curves of RL runs: read them, fit them, forecast, decide. See README.
 
-    import rlx.scaling as sc
+import rlx.scaling as sc
 
-    evals = sc.Evals.read("runs/default")
-    fit = sc.fit(evals)
+evals = sc.Evals.read("runs/default")
+fit = sc.fit(evals)
 """
 
 from rlx.scaling.backtest import Backtest, backtest
 from rlx.scaling.check import Check
 from rlx.scaling.data import DataError, Evals
+from rlx.scaling.infer import fit
 from rlx.scaling.point import PointFit, fit_paper, fit_point, fit_study
-from rlx.scaling.posterior import NotConverged, ScalingFit, fit, load
+from rlx.scaling.posterior import NotConverged, ScalingFit, load
 from rlx.scaling.priors import Priors
 
 __all__ = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -75,7 +76,7 @@ def assemble(
     pooled = [_pool(run, rows, notes) for run, rows in groups]
     M = max(pad_to, 8 * -(-max(map(len, pooled)) // 8))
     columns = [_row(rows, C_ref, M) for rows in pooled]
-    arrays = {name: np.stack([c[name] for c in columns]) for name in columns[0]}
+    arrays: dict[str, Any] = {n: np.stack([c[n] for c in columns]) for n in columns[0]}
     cells = list(dict.fromkeys(frame["cell"]))
     starts = list(dict.fromkeys(frame["start"].astype(str)))
     first = [rows.iloc[0] for _, rows in groups]
@@ -93,15 +94,9 @@ def assemble(
         C_max_R=np.array([rows["compute"].max() for _, rows in groups]),
         truth_R=np.array([float(row["truth"]) for row in first]),
     )
-    study = Study(
-        recipe_R=labels.recipe_R,
-        start_R=labels.start_R,
-        design_JK=design_JK,
-        start_mean_S=mean_S,
-        start_sd_S=sd_S,
-        **arrays,
-    )
-    return study, labels, notes
+    arrays |= {"recipe_R": labels.recipe_R, "start_R": labels.start_R, "design_JK": design_JK}
+    arrays |= {"start_mean_S": mean_S, "start_sd_S": sd_S}
+    return Study(**arrays), labels, notes
 
 
 def make_options(evals: Evals, curve: str, noise: str, priors: Priors) -> Options:

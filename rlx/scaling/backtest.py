@@ -26,7 +26,8 @@ from scipy.special import log_softmax, logsumexp
 from tqdm import tqdm
 
 from rlx.scaling.data import DataError, Evals
-from rlx.scaling.posterior import ScalingFit, fit
+from rlx.scaling.infer import fit
+from rlx.scaling.posterior import ScalingFit
 
 Floats = NDArray[np.float64]
 

@@ -33,7 +33,7 @@ class Check:
     def as_dict(self) -> dict:
         """Everything as numbers and text, for JSON."""
         tables = {"sampler": self.sampler, "runs": self.runs}
-        rows = {k: json.loads(t.to_json(orient="records")) for k, t in tables.items()}
+        rows = {k: json.loads(str(t.to_json(orient="records"))) for k, t in tables.items()}
         return {"ok": self.ok, "problems": list(self.problems)} | rows
 
     def __str__(self) -> str:

@@ -152,6 +152,10 @@ def wander_filter(study: Study, sites: dict[str, Array]) -> Filter:
     )
 
 
+def sample(name: str, prior: dist.Distribution) -> Array:
+    return jnp.asarray(numpyro.sample(name, prior))
+
+
 def global_sites(study: Study, options: Options) -> dict[str, Array]:
     """Everything that is not a recipe's or a run's own. All sites are unconstrained."""
     priors = options.priors
@@ -165,30 +169,30 @@ def global_sites(study: Study, options: Options) -> dict[str, Array]:
         return dist.Normal(jnp.log(pair[0]), pair[1])
 
     sites = {
-        "mu": numpyro.sample("mu", three("mean", False)),
-        "log_recipe_sd": numpyro.sample("log_recipe_sd", three("recipe_sd", True)),
-        "log_seed_sd": numpyro.sample("log_seed_sd", three("seed_sd", True)),
+        "mu": sample("mu", three("mean", False)),
+        "log_recipe_sd": sample("log_recipe_sd", three("recipe_sd", True)),
+        "log_seed_sd": sample("log_seed_sd", three("seed_sd", True)),
     }
     K = study.design_JK.shape[1]
     if K:
         scale_Q = jnp.array([priors.effect_a, priors.effect_c, priors.effect_b])
         prior = dist.Normal(0.0, jnp.broadcast_to(scale_Q, (K, 3))).to_event(2)
-        sites["beta"] = numpyro.sample("beta", prior)
+        sites["beta"] = sample("beta", prior)
     start = dist.Normal(study.start_mean_S, study.start_sd_S).to_event(1)
-    sites["logit_R0"] = numpyro.sample("logit_R0", start)
+    sites["logit_R0"] = sample("logit_R0", start)
     for name in ("wander_sd", "wander_length"):
-        sites[f"log_{name}"] = numpyro.sample(f"log_{name}", log_normal(getattr(priors, name)))
+        sites[f"log_{name}"] = sample(f"log_{name}", log_normal(getattr(priors, name)))
     if options.curve == "burr":
-        sites["log_kappa"] = numpyro.sample("log_kappa", dist.Normal(*priors.log_kappa))
+        sites["log_kappa"] = sample("log_kappa", dist.Normal(*priors.log_kappa))
     if options.estimate_noise:
-        sites["log_noise_sd"] = numpyro.sample("log_noise_sd", log_normal(priors.noise_sd))
+        sites["log_noise_sd"] = sample("log_noise_sd", log_normal(priors.noise_sd))
     if options.noise == "student":
         half = 0.5 * priors.student_df
         gamma = dist.TransformedDistribution(
             dist.Gamma(half, half), dist.transforms.ExpTransform().inv
         )
         shape_RM = study.value_RM.shape
-        sites["log_weight"] = numpyro.sample("log_weight", gamma.expand(shape_RM).to_event(2))
+        sites["log_weight"] = sample("log_weight", gamma.expand(shape_RM).to_event(2))
     return sites
 
 
@@ -197,9 +201,9 @@ def scaling_model(study: Study, options: Options) -> None:
     sites = global_sites(study, options)
     mean_JQ = recipe_mean(study, sites)
     recipe = dist.Normal(mean_JQ, jnp.exp(sites["log_recipe_sd"])[None]).to_event(2)
-    theta_JQ = numpyro.sample("theta_recipe", recipe)
+    theta_JQ = sample("theta_recipe", recipe)
     run = dist.Normal(theta_JQ[study.recipe_R], jnp.exp(sites["log_seed_sd"])[None]).to_event(2)
-    theta_RQ = numpyro.sample("theta_run", run)
+    theta_RQ = sample("theta_run", run)
     mean_RM = curve_RM(study, theta_RQ, sites, options.curve)
     if options.noise == "betabinomial":
         log_lik = beta_binomial(study, sites, mean_RM, options.priors)
@@ -227,9 +231,9 @@ def beta_binomial(study: Study, sites: dict[str, Array], mean_RM: Array, priors:
     logit p = logit R(C) + 4 w,   so that w is a change of pass rate at R = 1/2
     """
     innovation = dist.Normal(0.0, 1.0).expand(mean_RM.shape).to_event(2)
-    z_RM = numpyro.sample("innovation", innovation)
+    z_RM = sample("innovation", innovation)
     median, sd = priors.concentration
-    log_concentration = numpyro.sample("log_concentration", dist.Normal(jnp.log(median), sd))
+    log_concentration = sample("log_concentration", dist.Normal(jnp.log(median), sd))
     sigma_w, length = jnp.exp(sites["log_wander_sd"]), jnp.exp(sites["log_wander_length"])
     decay_MR = jnp.exp(-study.gap_RM.T / length)
 

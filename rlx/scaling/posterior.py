@@ -1,4 +1,4 @@
-"""`fit` and `ScalingFit`: the posterior of a study, and the questions it answers.
+"""`ScalingFit`: the posterior of a study, and the questions it answers.
 
     fit = sc.fit(evals)                          # NUTS; method="laplace" for a preview
     print(fit.check())                           # may I believe it?
@@ -17,11 +17,9 @@ every answer: `extrapolation`, the compute asked about over the last fitted comp
 from __future__ import annotations
 
 import json
-import platform
-from dataclasses import asdict
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,192 +34,12 @@ from rlx.scaling.priors import Priors, prior_theta
 Floats = NDArray[np.float64]
 
 PARAMS = ("A", "C_mid", "B", "R0")
-DIMS = {
-    "mu": ["coordinate"],
-    "log_recipe_sd": ["coordinate"],
-    "log_seed_sd": ["coordinate"],
-    "beta": ["effect", "coordinate"],
-    "logit_R0": ["start"],
-    "theta_recipe": ["recipe", "coordinate"],
-    "theta_run": ["run", "coordinate"],
-}
-MAX_CUTS = 4  # rounds of finding runs that fall off their curve
 FARTHEST = 30.0  # bound of a, c and b, beyond which exp would overflow
 PREDICT_SEED = 0  # of simulated noise: equal questions get equal answers
 
 
 class NotConverged(RuntimeError):
     """The sampler has not converged: answers would not mean what they say."""
-
-
-def fit(
-    data: Evals,
-    *,
-    curve: str = "burr",
-    noise: str = "normal",
-    axes: tuple[str, ...] | None = None,
-    r0: float | str | None = None,
-    priors: Priors | None = None,
-    method: str = "nuts",
-    seed: int = 0,
-    progress: bool = False,
-    pad_to: int = 0,
-) -> ScalingFit:
-    """Posterior of the hierarchical model of `rlx.scaling.model` given a study's evaluations.
-
-    Args:
-        data: the evaluations.
-        curve: "burr" (a tail shape kappa shared by all runs), "sigmoid" (kappa = 1, arXiv
-            2510.13786 Eq. 1) or "power" (a power law that starts at R0).
-        noise: "normal"; "student", for isolated bad evaluations; "betabinomial", for few counts.
-        axes: columns whose levels have effects; default those of the study.
-        r0: pass rate at C = 0, a number or a column; default what the evaluations say.
-        priors: default Priors().
-        method: "nuts", or "laplace": a normal at the mode, in a second, as a preview.
-        seed: of the sampler.
-        progress: show a progress bar.
-        pad_to: least padded length of a run, so that windows of one study compile once.
-
-    Raises:
-        DataError: an option or the data cannot be used.
-    """
-    import jax
-
-    from rlx.scaling import bayes
-    from rlx.scaling.arrays import assemble, make_options
-    from rlx.scaling.departure import departures, without_falls
-    from rlx.scaling.model import CURVES, NOISES
-
-    allowed = (("curve", curve, CURVES), ("noise", noise, NOISES), ("method", method, METHODS))
-    for key, value, known in allowed:
-        if value not in known:
-            raise DataError(key, value, "not available", f"use {key}={'|'.join(known)}")
-    priors = priors or Priors()
-    options = make_options(data, curve, noise, priors)
-    with jax.enable_x64(True):
-        study, labels, notes = assemble(data, axes=axes, r0=r0, priors=priors, pad_to=pad_to)
-        study = jax.tree.map(jax.numpy.asarray, study)
-        mode = bayes.find_mode(study, options)
-        departed = {}
-        for _ in range(MAX_CUTS):
-            found = departures(study, bayes.sites_at(study, options, mode), curve)
-            new = {r: x for r, x in found.items() if r not in departed}
-            departed |= new
-            study, fell_R = without_falls(study, new)
-            if not fell_R.any():
-                break
-            mode = bayes.find_mode(study, options)
-        if method == "nuts":
-            draws, stats = bayes.sample(study, options, mode, seed=seed, progress=progress)
-        else:
-            draws, stats = bayes.laplace(study, options, mode, seed=seed)
-        study = {name: np.asarray(x) for name, x in study._asdict().items()}
-    for r, (k, z) in departed.items():
-        C = labels.C_ref * np.exp(study["log_C_RM"][r, k])
-        labels.C_max_R[r] = C if z < 0 else labels.C_max_R[r]
-        what = "falls off its curve, later evaluations not used" if z < 0 else "leaves its curve"
-        notes.append(f"run {labels.runs[r]}: after C = {C:g} {what} (z = {z:.1f})")
-        print(notes[-1])
-    rhat, ess = bayes.convergence(draws) if method == "nuts" else (np.nan, np.nan)
-    bfmi = bayes.bfmi(stats.energy) if method == "nuts" else np.nan
-    attrs = {
-        "curve": curve,
-        "noise": noise,
-        "method": method,
-        "seed": seed,
-        "priors": json.dumps(asdict(priors)),
-        "axes": json.dumps(axes),
-        "r0": json.dumps(r0),
-        "C_ref": labels.C_ref,
-        "rhat": rhat,
-        "ess": ess,
-        "bfmi": bfmi,
-        "divergences": int(stats.diverging.sum()),
-        "rounds": stats.rounds,
-        "notes": json.dumps(notes),
-        "departed": json.dumps({labels.runs[r]: z for r, (_, z) in departed.items()}),
-        "data_sha256": data.sha256(),
-        "versions": json.dumps(
-            {"python": platform.python_version()}
-            | {name: version(name) for name in ("jax", "numpyro", "numpy", "xarray")}
-        ),
-    }
-    return ScalingFit(_tree(draws, stats, study, labels, data, attrs))
-
-
-METHODS = ("nuts", "laplace")
-
-
-def _tree(draws, stats, study, labels, data: Evals, attrs: dict) -> xr.DataTree:
-    """The posterior, the sampler's statistics, the data and the labels in ArviZ's layout."""
-    from arviz_base import from_dict
-
-    coords = {
-        "coordinate": ["a", "c", "b"],
-        "effect": labels.effects,
-        "start": labels.starts,
-        "recipe": labels.recipes,
-        "run": labels.runs,
-    }
-    seen = study["seen_RM"].astype(bool)
-    M = int(seen.sum(1).max())
-    observed = {"value": np.where(seen, study["value_RM"], np.nan)[:, :M]}
-    constant = {
-        "compute": np.where(seen, labels.C_ref * np.exp(study["log_C_RM"]), np.nan)[:, :M],
-        "stderr": np.where(seen & (study["unknown_RM"] == 0), np.sqrt(study["var_RM"]), np.nan)[
-            :, :M
-        ],
-        "trials": np.where(seen, study["trials_RM"], np.nan)[:, :M],
-        "recipe_of_run": np.asarray(labels.recipe_R),
-        "start_of_run": np.asarray(labels.start_R),
-        "truth": labels.truth_R,
-        "C_max": labels.C_max_R,
-        "design": study["design_JK"],
-        "start_mean": study["start_mean_S"],
-        "start_sd": study["start_sd_S"],
-    }
-    point = ["run", "evaluation"]
-    dims = DIMS | {
-        "value": point,
-        "compute": point,
-        "stderr": point,
-        "trials": point,
-        "recipe_of_run": ["run"],
-        "start_of_run": ["run"],
-        "truth": ["run"],
-        "C_max": ["run"],
-        "design": ["recipe", "effect"],
-        "start_mean": ["start"],
-        "start_sd": ["start"],
-    }
-    statistics = {"diverging": stats.diverging, "energy": stats.energy, "n_steps": stats.n_steps}
-    tree = from_dict(
-        {
-            "posterior": draws,
-            "sample_stats": statistics,
-            "observed_data": observed,
-            "constant_data": constant,
-        },
-        coords=coords,
-        dims=dims,
-    )
-    tree["levels"] = xr.Dataset(
-        {f"axis_{k}": ("recipe", list(x)) for k, x in labels.levels.items()},
-        coords={"recipe": labels.recipes},
-    )
-    tree["evals"] = _evals_to_dataset(data)
-    tree.attrs = attrs
-    return tree
-
-
-def _evals_to_dataset(data: Evals) -> xr.Dataset:
-    columns = {}
-    for name in data.frame:
-        column = data.frame[name]
-        numeric = pd.api.types.is_numeric_dtype(column)
-        columns[str(name)] = ("row", column.to_numpy(float) if numeric else list(map(str, column)))
-    labels = {k: getattr(data, k) for k in ("compute_label", "value_label", "title")}
-    return xr.Dataset(columns, attrs=labels | {"axes": json.dumps(data.axes)})
 
 
 def load(path: Path | str) -> ScalingFit:
@@ -263,28 +81,28 @@ class ScalingFit:
 
     @property
     def runs(self) -> list[str]:
-        return [str(x) for x in self.tree["posterior"]["run"].values]
+        return [str(x) for x in self._group("posterior")["run"].values]
 
     @property
     def recipes(self) -> list[str]:
-        return [str(x) for x in self.tree["posterior"]["recipe"].values]
+        return [str(x) for x in self._group("posterior")["recipe"].values]
 
     @property
     def axes(self) -> list[str]:
         """Columns that `effects` can compare: design choices with two levels or more."""
-        levels = self.tree["levels"].to_dataset()
+        levels = self._group("levels")
         names = [str(name).removeprefix("axis_") for name in levels.data_vars]
         return [name for name in names if len(set(levels[f"axis_{name}"].values.tolist())) > 1]
 
     @property
     def priors(self) -> Priors:
-        stored = json.loads(self.attrs["priors"])
+        stored: dict[str, Any] = json.loads(self.attrs["priors"])
         return Priors(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()})
 
     @cached_property
     def evals(self) -> Evals:
         """The evaluations that were fitted."""
-        stored = self.tree["evals"].to_dataset()
+        stored = self._group("evals")
         frame = pd.DataFrame({name: stored[name].values for name in stored.data_vars})
         axes = tuple(json.loads(stored.attrs["axes"]))
         labels = {k: stored.attrs[k] for k in ("compute_label", "value_label", "title")}
@@ -324,14 +142,20 @@ class ScalingFit:
 
     # ------------------------------------------------------------ draws
 
+    def _group(self, name: str) -> xr.Dataset:
+        return self.tree[name].to_dataset()
+
+    def _constant(self, name: str) -> NDArray[Any]:
+        return np.asarray(self._group("constant_data")[name])
+
     def _sites(self, name: str) -> Floats:
         """[X, ...] draws of a site, chains joined."""
-        x = self.tree["posterior"][name].values
+        x = np.asarray(self._group("posterior")[name])
         return x.reshape(-1, *x.shape[2:])
 
     @cached_property
     def _recipe_of_run(self) -> NDArray[np.int64]:
-        return self.tree["constant_data"]["recipe_of_run"].values.astype(int)
+        return self._constant("recipe_of_run").astype(int)
 
     def _names(self, by: str) -> list[str]:
         if by not in ("recipe", "run"):
@@ -357,7 +181,7 @@ class ScalingFit:
     def _R0(self, by: str) -> Floats:
         """[X, N]; a recipe whose runs have several starts gets the mean of their logits."""
         logit_R0_XS = self._sites("logit_R0")
-        logit_R0_XR = logit_R0_XS[:, self.tree["constant_data"]["start_of_run"].values.astype(int)]
+        logit_R0_XR = logit_R0_XS[:, self._constant("start_of_run").astype(int)]
         if by == "run":
             return expit(logit_R0_XR)
         members = self._recipe_of_run[None] == np.arange(len(self.recipes))[:, None]
@@ -382,14 +206,14 @@ class ScalingFit:
 
     def _label(self, x: Floats, by: str, **coords: ArrayLike) -> xr.DataArray:
         """[X, N, ...] as (chain, draw, recipe|run, ...)."""
-        chains = self.tree["posterior"].sizes["chain"]
+        chains = self._group("posterior").sizes["chain"]
         dims = ("chain", "draw", by, *coords)
         named = {by: self._names(by), **{k: np.asarray(v) for k, v in coords.items()}}
         return xr.DataArray(x.reshape(chains, -1, *x.shape[1:]), dims=dims, coords=named)
 
     def last_compute(self, by: str) -> Floats:
         """Last fitted compute [N]."""
-        C_R = self.tree["constant_data"]["C_max"].values
+        C_R = self._constant("C_max")
         if by == "run":
             return C_R
         return np.array([C_R[self._recipe_of_run == j].max() for j in range(len(self.recipes))])
@@ -399,7 +223,7 @@ class ScalingFit:
     @cached_property
     def _prior(self) -> dict[str, Floats]:
         """Prior draws of theta of a recipe and of a run [X, J, 3], and of log kappa [X]."""
-        return prior_theta(self.priors, self.tree["constant_data"]["design"].values)
+        return prior_theta(self.priors, self._constant("design"))
 
     def _prior_parameters(self, by: str) -> dict[str, Floats]:
         theta = self._prior[by]
@@ -419,8 +243,8 @@ class ScalingFit:
     def prior_share(self, param: str, by: str = "recipe") -> Floats:
         """sd of the posterior over sd of the prior [N]; C_mid and B on a log scale."""
         if param == "R0":
-            sd_S = self.tree["constant_data"]["start_sd"].values
-            start_R = self.tree["constant_data"]["start_of_run"].values.astype(int)
+            sd_S = self._constant("start_sd")
+            start_R = self._constant("start_of_run").astype(int)
             R0 = self._sites("logit_R0").std(0) / sd_S
             if by == "run":
                 return R0[start_R]
@@ -580,22 +404,22 @@ class ScalingFit:
     def _filtered(self) -> tuple[Floats, Floats, Floats]:
         """Wander at each run's last evaluation: mean and variance [X, R]; median gap [R]."""
         kalman = self._kalman(self._sites("log_wander_sd"), self._sites("log_wander_length"))
-        residual_XRM = self.tree["observed_data"]["value"].values - self._at_own()
+        residual_XRM = np.asarray(self._group("observed_data")["value"]) - self._at_own()
         _, mean_XR, P_XR = kalman.run(residual_XRM, self._noise_variance())
         return mean_XR, P_XR, kalman.gap_R
 
     def _kalman(self, log_sd_X: Floats, log_length_X: Floats) -> Kalman:
-        C_RM = self.tree["constant_data"]["compute"].values
+        C_RM = self._constant("compute")
         return Kalman(C_RM, np.exp(np.atleast_1d(log_sd_X)), np.exp(np.atleast_1d(log_length_X)))
 
     def _at_own(self) -> Floats:
         """Latent pass rate of every run at its own evaluations [X, R, M]."""
-        C_RM = self.tree["constant_data"]["compute"].values
+        C_RM = self._constant("compute")
         return self._at(np.nan_to_num(C_RM, nan=1.0), "run")
 
     def _noise_variance(self) -> Floats:
         """Sampling variance [X or 1, R, M]."""
-        sd_RM = self.tree["constant_data"]["stderr"].values
+        sd_RM = self._constant("stderr")
         known = np.nan_to_num(sd_RM, nan=0.0) ** 2
         if "log_noise_sd" not in self.tree["posterior"]:
             return np.where(known > 0, known, 1.0)[None]
@@ -608,7 +432,7 @@ class ScalingFit:
             return np.exp(self._sites("log_noise_sd"))[:, None, None]
         if trials is not None:
             return np.sqrt(p * (1 - p) / trials)
-        sd_R = np.nanmedian(self.tree["constant_data"]["stderr"].values, axis=1)
+        sd_R = np.nanmedian(self._constant("stderr"), axis=1)
         if by == "recipe":
             recipe_R = self._recipe_of_run
             sd_R = np.array([sd_R[recipe_R == j].mean() for j in range(len(self.recipes))])
@@ -761,7 +585,7 @@ class ScalingFit:
         """Forecasts from earlier compute, scored, see rlx.scaling.backtest."""
         from rlx.scaling.backtest import backtest
 
-        same = {"priors": self.priors, "noise": self.attrs["noise"]}
+        same: dict[str, Any] = {"priors": self.priors, "noise": self.attrs["noise"]}
         same |= {"r0": json.loads(self.attrs["r0"])}
         return backtest(self.evals, **(same | options))
 
@@ -772,9 +596,16 @@ class ScalingFit:
 
     def update(self, data: Evals, **options) -> ScalingFit:
         """The fit of more data with the same choices."""
+        from rlx.scaling.infer import fit
+
         a = self.attrs
         axes = json.loads(a["axes"])
-        same = {"curve": a["curve"], "noise": a["noise"], "method": a["method"], "seed": a["seed"]}
+        same: dict[str, Any] = {
+            "curve": a["curve"],
+            "noise": a["noise"],
+            "method": a["method"],
+            "seed": a["seed"],
+        }
         same |= {"axes": None if axes is None else tuple(axes), "r0": json.loads(a["r0"])}
         return fit(data, **(same | {"priors": self.priors} | options))
 

@@ -8,6 +8,7 @@ import pandas as pd
 import xarray as xr
 
 from rlx.scaling.data import Evals
+from rlx.scaling.infer import evals_dataset
 from rlx.scaling.posterior import ScalingFit
 from rlx.scaling.priors import Priors
 
@@ -72,8 +73,6 @@ def hand_fit(recipes: dict, *, chains=2, levels=None, **attrs) -> ScalingFit:
             for C in COMPUTE
         ]
     )
-    from rlx.scaling.posterior import _evals_to_dataset
-
     tree = xr.DataTree.from_dict(
         {
             "posterior": posterior,
@@ -83,7 +82,7 @@ def hand_fit(recipes: dict, *, chains=2, levels=None, **attrs) -> ScalingFit:
                 {f"axis_{k}": ("recipe", list(map(str, x))) for k, x in levels.items()},
                 coords={"recipe": names},
             ),
-            "evals": _evals_to_dataset(Evals(frame)),
+            "evals": evals_dataset(Evals(frame)),
         }
     )
     tree.attrs = {

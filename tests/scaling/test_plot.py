@@ -97,7 +97,7 @@ TWO = {
     ("fast", 11): (0.95, 0.8, 2.0),
     ("slow", 11): (0.95, 1.6, 2.0),
 }
-EIGHT = {(f"recipe_{c}", ""): (0.45 + 0.05 * i, 1.5, 1.6) for i, c in enumerate("abcdefgh")}
+EIGHT = {(f"recipe_{c}", ""): (0.80 - 0.05 * i, 1.5, 1.6) for i, c in enumerate("abcdefgh")}
 EIGHT["recipe_f", ""] = (0.7, 20.0, 1.6)  # hardly begun: its ceiling may be anything
 WIDE = (1.5, 0.04, 0.02)  # a ceiling as unsure as before the data
 YOUNG = {("run", ""): EIGHT["recipe_f", ""]}

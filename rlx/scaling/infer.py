@@ -1,0 +1,214 @@
+"""`fit`: evaluations in, posterior out.
+
+The order of things: arrays (`arrays`), the mode in whitened coordinates (`coordinates`, `bayes`),
+runs that fall off their curve are cut there (`departure`), NUTS or a normal at the mode, and one
+`xarray.DataTree` in ArviZ's layout with the data, the labels, the priors and the versions, which is
+all that `posterior.ScalingFit` needs to answer.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from numpy.typing import NDArray
+
+from rlx.scaling.data import DataError, Evals
+from rlx.scaling.posterior import ScalingFit
+from rlx.scaling.priors import Priors
+
+if TYPE_CHECKING:
+    from rlx.scaling.arrays import Labels
+    from rlx.scaling.bayes import Draws, Stats
+
+METHODS = ("nuts", "laplace")
+DIMS = {
+    "mu": ["coordinate"],
+    "log_recipe_sd": ["coordinate"],
+    "log_seed_sd": ["coordinate"],
+    "beta": ["effect", "coordinate"],
+    "logit_R0": ["start"],
+    "theta_recipe": ["recipe", "coordinate"],
+    "theta_run": ["run", "coordinate"],
+}
+MAX_CUTS = 4  # rounds of finding runs that fall off their curve
+
+
+def fit(
+    data: Evals,
+    *,
+    curve: str = "burr",
+    noise: str = "normal",
+    axes: tuple[str, ...] | None = None,
+    r0: float | str | None = None,
+    priors: Priors | None = None,
+    method: str = "nuts",
+    seed: int = 0,
+    progress: bool = False,
+    pad_to: int = 0,
+) -> ScalingFit:
+    """Posterior of the hierarchical model of `rlx.scaling.model` given a study's evaluations.
+
+    Args:
+        data: the evaluations.
+        curve: "burr" (a tail shape kappa shared by all runs), "sigmoid" (kappa = 1, arXiv
+            2510.13786 Eq. 1) or "power" (a power law that starts at R0).
+        noise: "normal"; "student", for isolated bad evaluations; "betabinomial", for few counts.
+        axes: columns whose levels have effects; default those of the study.
+        r0: pass rate at C = 0, a number or a column; default what the evaluations say.
+        priors: default Priors().
+        method: "nuts", or "laplace": a normal at the mode, in a second, as a preview.
+        seed: of the sampler.
+        progress: show a progress bar.
+        pad_to: least padded length of a run, so that windows of one study compile once.
+
+    Raises:
+        DataError: an option or the data cannot be used.
+    """
+    import jax
+
+    from rlx.scaling import bayes
+    from rlx.scaling.arrays import assemble, make_options
+    from rlx.scaling.departure import departures, without_falls
+    from rlx.scaling.model import CURVES, NOISES
+
+    allowed = (("curve", curve, CURVES), ("noise", noise, NOISES), ("method", method, METHODS))
+    for key, value, known in allowed:
+        if value not in known:
+            raise DataError(key, value, "not available", f"use {key}={'|'.join(known)}")
+    priors = priors or Priors()
+    options = make_options(data, curve, noise, priors)
+    with jax.enable_x64(True):
+        study, labels, notes = assemble(data, axes=axes, r0=r0, priors=priors, pad_to=pad_to)
+        study = jax.tree.map(jax.numpy.asarray, study)
+        mode = bayes.find_mode(study, options)
+        departed = {}
+        for _ in range(MAX_CUTS):
+            found = departures(study, bayes.sites_at(study, options, mode), curve)
+            new = {r: x for r, x in found.items() if r not in departed}
+            departed |= new
+            study, fell_R = without_falls(study, new)
+            if not fell_R.any():
+                break
+            mode = bayes.find_mode(study, options)
+        if method == "nuts":
+            draws, stats = bayes.sample(study, options, mode, seed=seed, progress=progress)
+        else:
+            draws, stats = bayes.laplace(study, options, mode, seed=seed)
+        study = {name: np.asarray(x) for name, x in study._asdict().items()}
+    for r, (k, z) in departed.items():
+        C = labels.C_ref * np.exp(study["log_C_RM"][r, k])
+        labels.C_max_R[r] = C if z < 0 else labels.C_max_R[r]
+        what = "falls off its curve, later evaluations not used" if z < 0 else "leaves its curve"
+        notes.append(f"run {labels.runs[r]}: after C = {C:g} {what} (z = {z:.1f})")
+        print(notes[-1])
+    rhat, ess = bayes.convergence(draws) if method == "nuts" else (np.nan, np.nan)
+    bfmi = bayes.bfmi(stats.energy) if method == "nuts" else np.nan
+    attrs = {
+        "curve": curve,
+        "noise": noise,
+        "method": method,
+        "seed": seed,
+        "priors": json.dumps(asdict(priors)),
+        "axes": json.dumps(axes),
+        "r0": json.dumps(r0),
+        "C_ref": labels.C_ref,
+        "rhat": rhat,
+        "ess": ess,
+        "bfmi": bfmi,
+        "divergences": int(stats.diverging.sum()),
+        "rounds": stats.rounds,
+        "notes": json.dumps(notes),
+        "departed": json.dumps({labels.runs[r]: z for r, (_, z) in departed.items()}),
+        "data_sha256": data.sha256(),
+        "versions": json.dumps(
+            {"python": platform.python_version()}
+            | {name: version(name) for name in ("jax", "numpyro", "numpy", "xarray")}
+        ),
+    }
+    return ScalingFit(_tree(draws, stats, study, labels, data, attrs))
+
+
+def _tree(
+    draws: Draws,
+    stats: Stats,
+    study: dict[str, NDArray[np.float64]],
+    labels: Labels,
+    data: Evals,
+    attrs: dict,
+) -> xr.DataTree:
+    """The posterior, the sampler's statistics, the data and the labels in ArviZ's layout."""
+    from arviz_base import from_dict
+
+    coords = {
+        "coordinate": ["a", "c", "b"],
+        "effect": labels.effects,
+        "start": labels.starts,
+        "recipe": labels.recipes,
+        "run": labels.runs,
+    }
+    seen = study["seen_RM"].astype(bool)
+    M = int(seen.sum(1).max())
+    observed = {"value": np.where(seen, study["value_RM"], np.nan)[:, :M]}
+    constant = {
+        "compute": np.where(seen, labels.C_ref * np.exp(study["log_C_RM"]), np.nan)[:, :M],
+        "stderr": np.where(seen & (study["unknown_RM"] == 0), np.sqrt(study["var_RM"]), np.nan)[
+            :, :M
+        ],
+        "trials": np.where(seen, study["trials_RM"], np.nan)[:, :M],
+        "recipe_of_run": np.asarray(labels.recipe_R),
+        "start_of_run": np.asarray(labels.start_R),
+        "truth": labels.truth_R,
+        "C_max": labels.C_max_R,
+        "design": study["design_JK"],
+        "start_mean": study["start_mean_S"],
+        "start_sd": study["start_sd_S"],
+    }
+    point = ["run", "evaluation"]
+    dims = DIMS | {
+        "value": point,
+        "compute": point,
+        "stderr": point,
+        "trials": point,
+        "recipe_of_run": ["run"],
+        "start_of_run": ["run"],
+        "truth": ["run"],
+        "C_max": ["run"],
+        "design": ["recipe", "effect"],
+        "start_mean": ["start"],
+        "start_sd": ["start"],
+    }
+    statistics = {"diverging": stats.diverging, "energy": stats.energy, "n_steps": stats.n_steps}
+    tree = from_dict(
+        {
+            "posterior": draws,
+            "sample_stats": statistics,
+            "observed_data": observed,
+            "constant_data": constant,
+        },
+        coords=coords,
+        dims=dims,
+    )
+    tree["levels"] = xr.Dataset(
+        {f"axis_{k}": ("recipe", list(x)) for k, x in labels.levels.items()},
+        coords={"recipe": labels.recipes},
+    )
+    tree["evals"] = evals_dataset(data)
+    tree.attrs = attrs
+    return tree
+
+
+def evals_dataset(data: Evals) -> xr.Dataset:
+    columns = {}
+    for name in data.frame:
+        column = data.frame[name]
+        numeric = pd.api.types.is_numeric_dtype(column)
+        columns[str(name)] = ("row", column.to_numpy(float) if numeric else list(map(str, column)))
+    labels = {k: getattr(data, k) for k in ("compute_label", "value_label", "title")}
+    return xr.Dataset(columns, attrs=labels | {"axes": json.dumps(data.axes)})
