@@ -97,7 +97,10 @@ class ScalingFit:
     @property
     def priors(self) -> Priors:
         stored: dict[str, Any] = json.loads(self.attrs["priors"])
-        return Priors(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()})
+        fields: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()
+        }
+        return Priors(**fields)
 
     @cached_property
     def evals(self) -> Evals:
@@ -607,7 +610,9 @@ class ScalingFit:
             "seed": a["seed"],
         }
         same |= {"axes": None if axes is None else tuple(axes), "r0": json.loads(a["r0"])}
-        return fit(data, **(same | {"priors": self.priors} | options))
+        same["priors"] = self.priors
+        same.update(options)
+        return fit(data, **same)
 
 
 class Kalman:
