@@ -561,7 +561,7 @@ def _draw_reliability(ax: Axes, pairs: pd.DataFrame) -> None:
     ax.set_xlabel("P of the likelier order of two ceilings", fontsize=SMALL)
     ax.set_ylabel("share of pairs in that order", fontsize=SMALL)
     ax.set_title("are rankings as sure as they say?", fontsize=9, loc="left", color=INK)
-    ax.legend(frameon=False, fontsize=SMALL, loc="upper left")
+    ax.legend(frameon=False, fontsize=SMALL, loc="lower right")
     _plain(ax)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import rlx.scaling as sc
 from experiments.fit import main, run
 from rlx.scaling.curve import sigmoid
 from rlx.scaling.data import Evals
@@ -48,7 +49,7 @@ def write_study(root):
 
 def test_a_study(tmp_path, capsys):
     truth = write_study(tmp_path / "study")
-    assert main([f"data={tmp_path / 'study'}", f"out={tmp_path / 'out'}"]) == 0
+    assert main([f"data={tmp_path / 'study'}", f"out={tmp_path / 'out'}", "method=point"]) == 0
     fits = pd.read_csv(tmp_path / "out/fits.csv").set_index("run")
     assert [fits.index.name, *fits.columns] == FITS and len(fits) == 8
     for run_id, want in truth.items():
@@ -78,16 +79,51 @@ def test_a_study(tmp_path, capsys):
     assert len(printed) == 11 and len({len(line) for line in printed[1:10]}) == 1  # aligned
 
 
+def test_a_posterior_of_a_study(tmp_path, capsys):
+    """The files of method=laplace; those of nuts differ in the draws."""
+    truth = write_study(tmp_path / "study")
+    out = tmp_path / "out"
+    options = ["method=laplace", "curve=sigmoid", "horizon=3"]
+    assert main([f"data={tmp_path / 'study'}", f"out={out}", *options]) == 0
+    summary = pd.read_csv(out / "summary.csv")
+    assert list(summary.columns) == [*SUMMARY[:-1], "gained", "status"]
+    assert summary["level"].value_counts().to_dict() == {"run": 8 * 5, "recipe": 4 * 5}
+    A = summary[(summary["level"] == "run") & (summary["param"] == "A")].set_index("name")
+    for run_id, want in truth.items():
+        assert A.loc[run_id, "q05"] - 0.02 < want["A"] < A.loc[run_id, "q95"] + 0.02
+
+    forecast = pd.read_csv(out / "forecast.csv")
+    assert list(forecast.columns) == FORECAST
+    held_out = forecast.dropna(subset="observed")
+    assert len(held_out) == 8 * 10 and forecast["extrapolation"].max() == pytest.approx(3.0)
+    inside = held_out["observed"].between(held_out["q05"], held_out["q95"])
+    assert inside.mean() > 0.85
+    assert sc.load(out / "posterior.nc").departed == {}
+    check = json.loads((out / "check.json").read_text())
+    assert check["ok"] is False and check["problems"][0].startswith("method=laplace")
+    effects = pd.read_csv(out / "effects.csv")
+    verdict = effects.set_index("axis")["verdict"]
+    assert verdict["max_new_tokens"] in ("ceiling mover", "both")
+    loaded = sc.load(out / "posterior.nc")
+    assert loaded.summary("recipe")["mean"].tolist() == pytest.approx(
+        summary.loc[summary["level"] == "recipe", "mean"].tolist()
+    )
+    for name in ("report", "ceilings", "ridge", "effects"):
+        png_size(out / f"{name}.png")
+    assert "ceilings:" in capsys.readouterr().out
+
+
 def test_run_takes_a_path_or_evals(tmp_path, capsys):
     write_study(tmp_path / "study")
-    by_path = run(tmp_path / "study", tmp_path / "a")
-    by_evals = run(Evals.read(tmp_path / "study"), tmp_path / "b", holdout=0.5, r0="first")
+    by_path = run(tmp_path / "study", tmp_path / "a", method="point")
+    evals = Evals.read(tmp_path / "study")
+    by_evals = run(evals, tmp_path / "b", holdout=0.5, r0="first", method="point")
     pd.testing.assert_frame_equal(by_path, by_evals)
     assert (tmp_path / "a/report.png").exists() and (tmp_path / "b/forecast.csv").exists()
 
 
 def test_figure_1a(tmp_path, capsys):
-    assert main([f"data={FIG1A}", "r0=0.40", f"out={tmp_path}"]) == 0
+    assert main([f"data={FIG1A}", "r0=0.40", "method=point", f"out={tmp_path}"]) == 0
     fits = pd.read_csv(tmp_path / "fits.csv").set_index("run")
     assert fits.loc["8B_dense", "A"] == pytest.approx(0.645, abs=0.02)
     assert fits.loc["8B_dense", "status"] == "ok"
@@ -98,7 +134,7 @@ def test_figure_1a(tmp_path, capsys):
 
 
 def test_everything_fitted(tmp_path, capsys):
-    assert main([f"data={FIG1A}", "r0=fit", "holdout=0", f"out={tmp_path}"]) == 0
+    assert main([f"data={FIG1A}", "r0=fit", "holdout=0", "method=point", f"out={tmp_path}"]) == 0
     fits = pd.read_csv(tmp_path / "fits.csv").set_index("run")
     assert fits["rmse_heldout"].isna().all()
     # least squares over all 34 digitised points; the paper prints 0.655, 1.56 on (0, 100k)
@@ -113,7 +149,7 @@ def test_percent_r0_is_in_the_unit_of_the_values(tmp_path, capsys, scale):
     table = pd.read_csv(FIG1A).query("run == '8B_dense'")
     table["pass_rate"] *= 100
     table.to_csv(tmp_path / "p.csv", index=False)
-    options = [*scale, "r0=40", f"out={tmp_path}"]
+    options = [*scale, "r0=40", "method=point", f"out={tmp_path}"]
     assert main([f"data={tmp_path / 'p.csv'}", *options]) == 0
     fits = pd.read_csv(tmp_path / "fits.csv")
     assert fits["R0"].item() == pytest.approx(0.4) and 0.6 < fits["A"].item() < 0.66
@@ -123,7 +159,7 @@ def test_a_wandb_export(tmp_path, capsys):
     file = ROOT.parent / "shared" / "data" / "deep_grpo" / "grpo_scale_rollout.csv"
     if not file.exists():
         pytest.skip(f"{file.name} is not beside the checkout")
-    assert main([f"data={file}", f"out={tmp_path}"]) == 0
+    assert main([f"data={file}", "method=point", f"out={tmp_path}"]) == 0
     fits = pd.read_csv(tmp_path / "fits.csv")
     assert len(fits) == 5 and fits["truth"].isna().all() and fits["seed"].isna().all()
     assert (fits["rmse_heldout"] < 0.013).all()
@@ -139,7 +175,7 @@ def test_many_recipes_and_a_run_without_a_fit(tmp_path, capsys):
     ]
     parts.append(pd.DataFrame({"run": "short", "C": [1, 7, 8, 9], "value": [0.1, 0.2, 0.3, 0.4]}))
     pd.concat(parts).to_csv(tmp_path / "many.csv", index=False)
-    assert main([f"data={tmp_path / 'many.csv'}", f"out={tmp_path}"]) == 0
+    assert main([f"data={tmp_path / 'many.csv'}", "method=point", f"out={tmp_path}"]) == 0
     fits = pd.read_csv(tmp_path / "fits.csv").set_index("run")
     assert str(fits.loc["short", "status"]).startswith("too short")
     assert np.isnan(fits.loc["short", "A"]) and len(fits) == 14
@@ -155,9 +191,26 @@ def test_many_recipes_and_a_run_without_a_fit(tmp_path, capsys):
         (["data"], "error: data=: unknown option; write KEY=VALUE with one of data, run, .*"),
         (["holdout=most"], r"error: holdout=most: Value 'most' .*; give a number in \[0, 1\)"),
         (["axes=[a"], r"error: axes=\[a: .*; write axes=\[column,column\]"),
-        ([f"data={FIG1A}", "curve=burr"], "error: curve=burr: not available; use curve=sigmoid"),
-        ([f"data={FIG1A}", "curve=power"], "error: curve=power: not available; use curve=sigmoid"),
-        ([f"data={FIG1A}", "method=nuts"], "error: method=nuts: not available; use method=point"),
+        (
+            [f"data={FIG1A}", "curve=burr", "method=point"],
+            "error: curve=burr: not a point fit; use curve=sigmoid or method=nuts",
+        ),
+        (
+            [f"data={FIG1A}", "curve=cubic"],
+            r"error: curve=cubic: not available; use curve=burr\|sigmoid\|power",
+        ),
+        (
+            [f"data={FIG1A}", "method=mcmc"],
+            r"error: method=mcmc: not available; use method=nuts\|laplace\|point",
+        ),
+        (
+            [f"data={FIG1A}", "noise=betabinomial"],
+            "error: noise=betabinomial: run 8B_dense has no trials; use noise=normal",
+        ),
+        (
+            [f"data={FIG1A}", "horizon=1"],
+            "error: horizon=1.0: not beyond the data; give C / C_max above 1",
+        ),
         ([f"data={FIG1A}", "holdout=1"], r"error: holdout=1.0: not in \[0, 1\); 0.5 holds out .*"),
         ([f"data={FIG1A}", "r0=split"], "error: r0=split: digitized_fig1a.csv: not a column .*"),
         ([f"data={FIG1A}", "r0=40"], r"error: r0=40: run 8B_dense: not a pass rate in .*"),

@@ -57,31 +57,34 @@ def test_a_fall_starts_below_the_best_median_of_five():
     assert forecasts.fallen(np.array(value)).tolist() == [False] * 6 + [True] * 3
     assert not forecasts.fallen(np.linspace(0.2, 0.6, 30)).any()
     assert not forecasts.fallen(np.array([0.6, 0.1, 0.1, 0.1])).any()
+    slow = [0.60] * 5 + [0.58] * 5 + [0.56]  # the best median counts, not the latest
+    assert forecasts.fallen(np.array(slow)).tolist() == [False] * 10 + [True]
+    assert not forecasts.fallen(np.array([0.6] * 4 + [0.5])).any()  # of the five before
 
 
 def later_evaluations() -> pd.DataFrame:
-    """Two runs; the posterior is off by .01 in a, by .03 and .04 in b; the others as listed."""
+    """Three runs; the posterior is off by .01 in a, by .03 and .04 in b, by .02 in c."""
     frame = pd.DataFrame(
         {
-            "run": ["a", "a", "b", "b"],
-            "observed": [0.5, 0.6, 0.5, 0.2],
-            "horizon": [1.5, 2.0, 2.0, 4.0],
-            "inside": [True, True, True, False],
-            "width": [0.1, 0.2, 0.3, 0.3],
-            "crps": [0.005, 0.007, 0.01, 0.03],
-            "log_score": [2.0, 1.0, 1.0, -4.0],
-            "fallen": [False, False, False, True],
+            "run": ["a", "a", "b", "b", "c"],
+            "observed": [0.5, 0.6, 0.5, 0.2, 0.4],
+            "horizon": [1.5, 2.0, 2.0, 4.0, 2.0],
+            "inside": [True, True, True, False, True],
+            "width": [0.1, 0.2, 0.3, 0.3, 0.1],
+            "crps": [0.005, 0.007, 0.01, 0.03, 0.01],
+            "log_score": [2.0, 1.0, 1.0, -4.0, 0.0],
+            "fallen": [False, False, False, True, False],
         }
     )
-    off = {"posterior": [0.01, -0.01, 0.03, 0.04], "grid": [0.02, 0.02, 0.03, 0.04]}
-    off |= {"point": [0.0, 0.01, 0.1, 0.1], "last": [0.04, 0.02, 0.01, 0.05]}
-    off |= {"last3": [0.02, 0.02, 0.01, 0.01]}
+    off = {"posterior": [0.01, -0.01, 0.03, 0.04, 0.02], "grid": [0.02, 0.02, 0.03, 0.04, 0.16]}
+    off |= {"point": [0.0, 0.01, 0.1, 0.1, 0.03], "last": [0.04, 0.02, 0.01, 0.05, 0.02]}
+    off |= {"last3": [0.02, 0.02, 0.01, 0.01, 0.01]}
     return frame.assign(**{name: frame["observed"] + np.array(x) for name, x in off.items()})
 
 
 def test_errors_by_hand():
     table = forecasts.errors(later_evaluations()).set_index(["scope", "run", "method"])
-    assert len(table) == 2 * 2 * 5
+    assert len(table) == 2 * 3 * 5
     row = table.loc["all", "b", "posterior"]
     assert row["rmse"] == pytest.approx(np.sqrt((0.03**2 + 0.04**2) / 2))
     assert row["mae"] == pytest.approx(0.035) and row["crps"] == pytest.approx(0.02)
@@ -99,18 +102,19 @@ def test_scores_by_hand():
     rows = forecasts.scores(table).set_index(["scope", "method"])
     a, b = 0.01, np.sqrt((0.03**2 + 0.04**2) / 2)  # rmse of the posterior
     mine = rows.loc["all", "posterior"]
-    assert mine["rmse"] == pytest.approx((a + b) / 2) and mine["runs"] == 2
-    assert mine["coverage"] == 0.75 and mine["crps"] == pytest.approx((0.006 + 0.02) / 2)
-    assert np.isnan(mine["wins"])
-    grid = rows.loc["all", "grid"]  # worse in a, equal in b
-    assert (grid["wins"], grid["losses"]) == (1, 0)
-    assert grid["ratio"] == pytest.approx(np.sqrt(0.02 / a * 1))
-    point = rows.loc["all", "point"]  # better in a, worse in b
-    assert (point["wins"], point["losses"]) == (1, 1)
-    assert point["rmse_median"] == pytest.approx((np.sqrt(0.01**2 / 2) + 0.1) / 2)
+    assert mine["rmse"] == pytest.approx((a + b + 0.02) / 3) and mine["runs"] == 3
+    assert mine["coverage"] == pytest.approx((1 + 0.5 + 1) / 3) and np.isnan(mine["wins"])
+    assert mine["crps"] == pytest.approx((0.006 + 0.02 + 0.01) / 3)
+    grid = rows.loc["all", "grid"]  # twice the error in a, the same in b, eight times in c
+    assert (grid["wins"], grid["losses"]) == (2, 0)
+    assert grid["ratio"] == pytest.approx((2 * 1 * 8) ** (1 / 3))
+    point = rows.loc["all", "point"]  # better in a, worse in b and c
+    assert (point["wins"], point["losses"]) == (2, 1) and point["rmse_median"] == pytest.approx(
+        0.03
+    )
     last3 = rows.loc["before a fall", "last3"]
-    assert (last3["wins"], last3["losses"]) == (1, 1)
-    assert last3["rmse"] == pytest.approx((0.02 + 0.01) / 2)
+    assert (last3["wins"], last3["losses"]) == (1, 2)
+    assert last3["rmse"] == pytest.approx((0.02 + 0.01 + 0.01) / 3)
 
 
 def test_exports_are_pooled_and_start_at_zero(tmp_path, monkeypatch):

@@ -35,6 +35,7 @@ ORIGINS = (0.1, 0.25, 0.5, 0.75)  # shares of every run's compute
 BANDS = {1.5: (1.0, 1.5), 2.0: (1.5, 2.5), 4.0: (2.5, 5.0), 10.0: (5.0, 20.0)}  # of C / C_seen
 MIN_SEEN = 3
 ALPHA = 0.05  # a band whose coverage is less likely than this is not vouched for
+FLOOR = 2 / 3  # nor for one with a coverage below this, however few runs there are to judge by
 PROB = 0.9
 
 
@@ -82,14 +83,16 @@ class Backtest:
     def trust(self, curve: str = "burr", *, level: float = PROB) -> float:
         """Largest horizon C / C_seen up to which no band of horizons was covered too rarely.
 
-        1 means no forecast beyond the data can be vouched for. `level` is the coverage asked of
+        Too rarely: less often than 2 in 3, or so seldom that a right model would do it with a
+        probability below ALPHA / (number of origins). 1 means no forecast beyond the data can be vouched for. `level` is the coverage asked of
         the intervals; only that of the backtest, 0.9, has been scored.
         """
         if level != PROB:
             raise ValueError(f"level={level}: this backtest scored {PROB} intervals")
         trusted = 1.0
         for _, rows in self.bands[self.bands["curve"] == curve].groupby("horizon"):
-            if rows["p_value"].min() * len(rows) < ALPHA:  # Bonferroni over the origins
+            rare = rows["p_value"].min() * len(rows) < ALPHA  # Bonferroni over the origins
+            if rare or rows["coverage"].min() < FLOOR:
                 break
             trusted = float(rows["reach"].max())
         return trusted

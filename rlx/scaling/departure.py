@@ -1,10 +1,10 @@
 """Runs that leave their curve: a pass rate that turns and falls cannot be part of a sigmoid.
 
 For every run and every evaluation k the question is whether a ramp d(C) = max(C - C_k, 0) explains
-what the recipe's curve leaves over. With V the covariance of a run's evaluations about that curve,
-sampling noise, wander and the seed's own deviation together,
+what the run's own curve leaves over, whatever its parameters are. With Sigma the covariance of
+sampling noise and wander, J the derivative of the curve by (a, c, b) and r the residuals,
 
-    z = d' V^-1 r / sqrt(d' V^-1 d),      V = Sigma + J diag(seed_sd^2) J'
+    z = d' V^-1 r / sqrt(d' V^-1 d),      V = Sigma + FREE^2 J J'
 
 is a standard normal if nothing happened (a score test, Rao 1948). A collapse inflates the fitted
 wander that it is measured with, so z is divided by the robust spread of all innovations where that
@@ -25,24 +25,22 @@ from rlx.scaling.coordinates import Sites, columns_of
 from rlx.scaling.model import Study, wander_filter, whiten
 
 Z_MAX = 4.5  # of one study's some 400 tests, correlated; one false alarm in a few hundred studies
+FREE = 1.0  # sd that a, c and b may move by to explain the residuals
 MIN_BEFORE, MIN_AFTER = 3, 2  # evaluations before a turn, and after it
 
 
 @partial(jax.jit, static_argnames="curve")
 def _scores(study: Study, sites: Sites, curve: str) -> Array:
     """z of a ramp from every evaluation on, [R, M]."""
-    filter = wander_filter(study, sites)
-    own = whiten(filter, columns_of(study, sites, sites["theta_run"], curve)[..., 5:])[..., 0]
-    seen_MR = study.seen_RM.T > 0
-    spread = jnp.nanmedian(jnp.where(seen_MR, jnp.abs(own), jnp.nan)) / 0.6745
-    columns = columns_of(study, sites, sites["theta_recipe"][study.recipe_R], curve)
+    columns_MRn = columns_of(study, sites, sites["theta_run"], curve)
     C_MR = jnp.exp(study.log_C_RM.T)
     ramp_MRk = jnp.maximum(C_MR[..., None] - C_MR.T[None], 0.0)
-    columns = jnp.concatenate([columns[..., jnp.array([0, 1, 2, 5])], ramp_MRk], -1)
-    white = whiten(filter, columns)
+    columns_MRn = jnp.concatenate([columns_MRn[..., jnp.array([0, 1, 2, 5])], ramp_MRk], -1)
+    white = whiten(wander_filter(study, sites), columns_MRn)
     J, residual, ramp = white[..., :3], white[..., 3], white[..., 4:]
-    precision_RQQ = jnp.einsum("mrp,mrq->rpq", J, J)
-    precision_RQQ += jnp.diag(jnp.exp(-2 * sites["log_seed_sd"]))[None]
+    seen_MR = study.seen_RM.T > 0
+    spread = jnp.nanmedian(jnp.where(seen_MR, jnp.abs(residual), jnp.nan)) / 0.6745
+    precision_RQQ = jnp.einsum("mrp,mrq->rpq", J, J) + jnp.eye(3)[None] / FREE**2
     J_ramp = jnp.einsum("mrp,mrk->rpk", J, ramp)
     solved = jnp.linalg.solve(precision_RQQ, J_ramp)
     J_residual = jnp.einsum("mrp,mr->rp", J, residual)

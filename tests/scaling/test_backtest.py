@@ -59,6 +59,12 @@ def test_trust_stops_at_the_first_band_that_was_covered_too_rarely(p_values, tru
     assert bands(p_values).trust("sigmoid") == 1.0  # was not tested
 
 
+def test_trust_has_a_floor_where_runs_are_too_few_to_reject_anything():
+    few = bands({(0.25, 1.5): 0.5, (0.25, 2.0): 0.3})
+    few.bands.loc[1, "coverage"] = 0.6
+    assert few.trust("burr") == 1.5
+
+
 def test_weights_maximise_the_stacked_log_score():
     rng = np.random.default_rng(1)
     log_p = rng.normal(size=(60, 2)) + np.array([0.4, 0.0])
