@@ -2,8 +2,9 @@
 
 Run with the Python of rlx's own environment. What a NumPyro user writes: `scaling_model` with
 LocScaleReparam(centered=0) on the recipes' and the runs' theta, float64, four vectorised chains,
-diagonal mass matrix, target acceptance 0.8, chains started at the median of prior draws. The
-compiled program is kept between fits (jit_model_args).
+diagonal mass matrix, target acceptance 0.8, chains started at the median of prior draws. The whole
+of `MCMC.run` is under one jax.jit: by itself it compiles anew at every call, jit_model_args or not,
+when there is no progress bar, which would count against the later fits.
 
 Equal to rlx: the model, its Kalman filter included, which is rlx's own function. Not equal: the
 number of draws is fixed and may be too small or too large for convergence. Leapfrog steps of the
@@ -59,15 +60,17 @@ def main() -> None:
         num_chains=CHAINS,
         chain_method="vectorized",
         progress_bar=False,
-        jit_model_args=True,
     )
 
+    @jax.jit
+    def run(key: Array, study: Study) -> tuple[dict[str, Array], dict[str, Array]]:
+        mcmc.run(key, study, extra_fields=("num_steps",))
+        return mcmc.get_samples(True), mcmc.get_extra_fields(True)
+
     def fit(seed: int):
-        mcmc.run(jax.random.key(seed), study, extra_fields=("num_steps",))
-        draws = {name: np.asarray(x) for name, x in mcmc.get_samples(True).items()}
+        draws, fields = jax.tree.map(np.asarray, run(jax.random.key(seed), study))
         draws = {name: x for name, x in draws.items() if not name.endswith("_decentered")}
-        fields = mcmc.get_extra_fields(True)
-        return draws, np.asarray(fields["diverging"]), np.asarray(fields["num_steps"])
+        return draws, fields["diverging"], fields["num_steps"]
 
     serve_fits(reply, fit, lambda point: log_density_of_z(study, point, setup.curve))
 

@@ -83,9 +83,10 @@ class Backtest:
     def trust(self, curve: str = "burr", *, level: float = PROB) -> float:
         """Largest horizon C / C_seen up to which no band of horizons was covered too rarely.
 
-        Too rarely: less often than 2 in 3, or so seldom that a right model would do it with a
-        probability below ALPHA / (number of origins). 1 means no forecast beyond the data can be vouched for. `level` is the coverage asked of
-        the intervals; only that of the backtest, 0.9, has been scored.
+        Too rarely: less than 2 times in 3, or so seldom that a right model would do it with
+        probability below ALPHA / (number of origins). 1 means that no forecast beyond the data can
+        be vouched for. `level` is the coverage asked of the intervals; only that of the backtest,
+        0.9, has been scored.
         """
         if level != PROB:
             raise ValueError(f"level={level}: this backtest scored {PROB} intervals")

@@ -32,8 +32,8 @@ from rlx.scaling.point import best_levels
 Floats = NDArray[np.float64]
 Draws = dict[str, Floats]  # [chain, draw, ...]
 
-CHAINS, WARMUP, DRAWS, MAX_ROUNDS = 4, 100, 450, 6
-FIRST_ACCEPT, LATER_ACCEPT = 0.7, 0.9
+CHAINS, WARMUP, DRAWS, MAX_ROUNDS = 4, 100, 450, 8
+ACCEPTS = (0.7, 0.9, 0.97, 0.99)  # targets of the acceptance, the next after a divergence
 MAX_RHAT, MIN_ESS, MIN_BFMI = 1.01, 400, 0.3
 MODE_ROUNDS, MODE_STEP = 8, 0.02  # relinearise until no theta moves further
 MAX_DENSE = 1000  # dimensions up to which the curvature is taken whole
@@ -260,57 +260,66 @@ def _sites_of(z_XND: Array, study: Study, mode: Mode, options: Options) -> Sites
     return jax.vmap(jax.vmap(one))(z_XND)
 
 
+class Round(NamedTuple):
+    """Draws of all chains, and the sampler's statistics, [chain, draw]."""
+
+    draws: Draws
+    diverging: NDArray[np.bool_]
+    energy: Floats
+    n_steps: NDArray[np.int64]
+
+
 def sample(
     study: Study, options: Options, mode: Mode, *, seed: int, progress: bool = False
 ) -> tuple[Draws, Stats]:
     """NUTS in rounds of WARMUP + DRAWS until R-hat, effective samples and energies are good.
 
-    A round that converged in everything but length is continued. After divergences, and half way,
-    the coordinates are made anew at the posterior mean, the acceptance target is raised, and the
-    draws so far are discarded.
+    A round that only needs to be longer is continued. One with divergences is discarded and taken
+    again with the next of ACCEPTS. The first time that happens, or at half time, the coordinates
+    are made anew at the posterior mean.
     """
     key = jax.random.key(seed)
-    D = mode.center.size
-    z_XD = 0.5 * jax.random.normal(jax.random.fold_in(key, MAX_ROUNDS), (CHAINS, D))
-    accept, kept, restarted = FIRST_ACCEPT, [], False
+    shape = (CHAINS, mode.center.size)
+    z_XD = 0.5 * jax.random.normal(jax.random.fold_in(key, MAX_ROUNDS), shape)
+    rung, renewed, kept = 0, False, []
     bar = tqdm(total=MAX_ROUNDS, desc="NUTS", unit="round", disable=not progress)
-    for round in range(MAX_ROUNDS):
-        out = _round(
-            jax.random.fold_in(key, round), z_XD, study, mode, jnp.asarray(accept), options
-        )
-        draws = {k: np.asarray(x) for k, x in _sites_of(out[0], study, mode, options).items()}
-        kept.append((draws, *(np.asarray(x) for x in out[1:])))
-        joined = {k: np.concatenate([part[0][k] for part in kept], 1) for k in draws}
-        diverging, energy, n_steps = (
-            np.concatenate([part[i] for part in kept], 1) for i in (1, 2, 3)
-        )
-        stats = Stats(diverging, energy, n_steps, round + 1)
-        rhat, ess = convergence(joined)
+    for round in range(1, MAX_ROUNDS + 1):
+        args = (study, mode, jnp.asarray(ACCEPTS[rung]), options)
+        z_XND, *stats = _round(jax.random.fold_in(key, round), z_XD, *args)
+        draws = {k: np.asarray(x) for k, x in _sites_of(z_XND, study, mode, options).items()}
+        kept.append(Round(draws, *(np.asarray(x) for x in stats)))
+        rhat, ess = convergence(_joined(kept))
+        diverging, energy, _ = _statistics(kept)
         bar.update()
         bar.set_postfix(rhat=f"{rhat:.3f}", ess=f"{ess:.0f}", divergences=int(diverging.sum()))
-        if rhat <= MAX_RHAT and ess >= MIN_ESS and not diverging.any() and bfmi(energy) > MIN_BFMI:
+        good = rhat <= MAX_RHAT and ess >= MIN_ESS and bfmi(energy) > MIN_BFMI
+        if round == MAX_ROUNDS or (good and not diverging.any()):
             break
-        z_XD = out[0][:, -1]
-        if not restarted and (diverging.any() or round == MAX_ROUNDS // 2 - 1):
-            mean = {k: jnp.asarray(x.mean((0, 1))) for k, x in joined.items()}
-            mean |= {
-                k: jnp.zeros(study.value_RM.shape) for k in LATENT if k in mean_latent(options)
-            }
-            mode = find_mode_near(study, options, mean)
-            z_XD = 0.5 * jax.random.normal(jax.random.fold_in(key, MAX_ROUNDS + 1), (CHAINS, D))
-            accept, restarted = LATER_ACCEPT, True
-            if round < MAX_ROUNDS - 1:
-                kept = []
+        z_XD = z_XND[:, -1]
+        again = diverging.any() and rung < len(ACCEPTS) - 1
+        if not renewed and (again or round == MAX_ROUNDS // 2):
+            mode, renewed, again = _renew(study, options, draws), True, True
+            z_XD = 0.5 * jax.random.normal(jax.random.fold_in(key, MAX_ROUNDS + 1), shape)
+        if again:
+            rung, kept = min(rung + 1, len(ACCEPTS) - 1), []
     bar.close()
-    return joined, stats
+    return _joined(kept), Stats(*_statistics(kept), round)
 
 
-def mean_latent(options: Options) -> tuple[str, ...]:
-    return {"student": ("log_weight",), "betabinomial": ("innovation",)}.get(options.noise, ())
+def _joined(kept: list[Round]) -> Draws:
+    return {k: np.concatenate([part.draws[k] for part in kept], 1) for k in kept[0].draws}
 
 
-def find_mode_near(study: Study, options: Options, sites: Sites) -> Mode:
-    """Coordinates made at given sites, and the curvature there."""
+def _statistics(kept: list[Round]) -> tuple[NDArray[np.bool_], Floats, NDArray[np.int64]]:
+    diverging, energy, n_steps = zip(*(part[1:] for part in kept), strict=True)
+    return np.concatenate(diverging, 1), np.concatenate(energy, 1), np.concatenate(n_steps, 1)
+
+
+def _renew(study: Study, options: Options, draws: Draws) -> Mode:
+    """Coordinates made at the mean of the draws, and the curvature there."""
+    sites = {k: jnp.asarray(x.mean((0, 1))) for k, x in draws.items()}
+    latent = [k for k in template(study, options) if k in LATENT]
+    sites |= {k: jnp.zeros(study.value_RM.shape) for k in latent}
     reference, center = _relinearise(study, options, sites)
     return Mode(reference, center, _scale(study, options, reference, center))
 
