@@ -132,10 +132,10 @@ def fit(
             | {name: version(name) for name in ("jax", "numpyro", "numpy", "xarray")}
         ),
     }
-    return ScalingFit(_tree(draws, stats, study, labels, data, attrs))
+    return ScalingFit(make_tree(draws, stats, study, labels, data, attrs))
 
 
-def _tree(
+def make_tree(
     draws: Draws,
     stats: Stats,
     study: dict[str, NDArray[np.float64]],

@@ -20,7 +20,8 @@ from rlx.scaling import plot
 from rlx.scaling.arrays import assemble
 from rlx.scaling.backtest import Backtest
 from rlx.scaling.bayes import Stats
-from rlx.scaling.posterior import NotConverged, ScalingFit, _tree
+from rlx.scaling.infer import make_tree
+from rlx.scaling.posterior import NotConverged, ScalingFit
 
 R0, N, CHAINS, DRAWS = 0.2, 4000, 2, 150
 LO, HI = 0.05, 0.95
@@ -88,7 +89,7 @@ def posterior(evals, cells, *, sd=(0.10, 0.06, 0.04), rhat=1.0, falls=None) -> S
     attrs |= {"departed": json.dumps(dict.fromkeys(falls or {}, -9.0))}
     attrs |= {"notes": json.dumps(notes), "data_sha256": evals.sha256(), "versions": "{}"}
     stats = Stats(zeros.astype(bool), zeros, zeros.astype(int), 1)
-    return ScalingFit(_tree(draws, stats, study._asdict(), labels, evals, attrs))
+    return ScalingFit(make_tree(draws, stats, study._asdict(), labels, evals, attrs))
 
 
 TWO = {
