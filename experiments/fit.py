@@ -190,23 +190,24 @@ def run(
     """
     evals = data if isinstance(data, Evals) else Evals.read(data, compute=compute)
     fits = fit_study(evals.frame, holdout=holdout, r0=r0)
-    out.mkdir(parents=True, exist_ok=True)
     table = fits_table(fits)
-    table.to_csv(out / "fits.csv", index=False)
     print(_printed(table))
     if method == "point":
+        out.mkdir(parents=True, exist_ok=True)
         summary_table(fits).to_csv(out / "summary.csv", index=False)
         forecast_table(evals.frame, fits).to_csv(out / "forecast.csv", index=False)
         report(evals, fits, out / "report.png", holdout=holdout)
-        written = "fits.csv, summary.csv, forecast.csv, report.png"
+        written = "summary.csv, forecast.csv, report.png"
     else:
         seen = evals.until(share=1 - holdout) if holdout else evals
         known = None if r0 in ("first", "fit") else r0
         options = {"curve": curve or "burr", "noise": noise, "r0": known, "seed": seed}
         posterior = sc.fit(seen, method=method, progress=True, **options)
         later = evals.after(share=1 - holdout) if holdout else None
+        out.mkdir(parents=True, exist_ok=True)
         written = write_posterior(posterior, later, out, horizon)
-    print(f"wrote {written} in {out}")
+    table.to_csv(out / "fits.csv", index=False)
+    print(f"wrote fits.csv, {written} in {out}")
     return table
 
 
@@ -243,7 +244,7 @@ def write_posterior(
         shown += ["compute_ratio_q95", "verdict"]
         print("\n" + table[shown].to_string(index=False, float_format="{:.3f}".format))
     print("\n".join(["", *check.problems]))
-    tables = ["fits", "summary", "forecast", *(["effects"] if effects else [])]
+    tables = ["summary", "forecast", *(["effects"] if effects else [])]
     names = ["posterior.nc", "check.json", *(f"{name}.csv" for name in tables)]
     return ", ".join([*names, *(f"{name}.png" for name in figures)])
 

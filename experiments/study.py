@@ -1,11 +1,12 @@
 """A sweep from end to end: its runs, their fits, a forecast of what was held out, one picture.
 
-    python -m experiments.study [sweep=default] [out=runs/SWEEP] [status=true] [KEY=VALUE ...]
+    python -m experiments.study [sweep=default] [out=runs/SWEEP] [fit=nuts|laplace|point]
+                                [status=true] [KEY=VALUE ...]
 
 The runs are the Hydra multirun `python -m experiments.train -m +sweep=SWEEP`, with any further
 overrides passed on. Finished runs are left as they are, so the same command continues a study that
-was interrupted. Then every run is fitted on C <= C_max / 2 and judged on the rest: `fits.csv`,
-`forecast.csv`, `report.png` in `out`.
+was interrupted. Then all runs are fitted on C <= C_max / 2 and judged on the rest, as
+`python -m experiments.fit data=OUT out=OUT method=FIT` would.
 """
 
 from __future__ import annotations
@@ -54,13 +55,17 @@ def study(words: dict[str, str]) -> int:
     """Exit status of the sweep, then of its fits. Raises ValueError on what cannot be used."""
     sweep = words.pop("sweep", "default")
     out = Path(words.pop("out", f"runs/{sweep}"))
+    method = words.pop("fit", "nuts")
+    if method not in fit.CHOICES["method"]:
+        known = "|".join(fit.CHOICES["method"])
+        raise ValueError(f"fit={method}: not available; use fit={known}")
     if words.pop("status", "false").lower() != "true":
         overrides = [f"{key}={value}" for key, value in words.items()]
         command = [sys.executable, "-m", "experiments.train", "-m", f"+sweep={sweep}"]
         done = subprocess.run([*command, f"hydra.sweep.dir={out}", *overrides])
         if done.returncode:
             return done.returncode
-        fit.run(out, out, holdout=0.5)
+        fit.run(out, out, holdout=0.5, method=method)
         print()
     table = status(out)
     if table.empty:

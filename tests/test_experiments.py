@@ -27,7 +27,7 @@ def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("study")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        assert study.main(["sweep=default", f"out={out}", *SMALL]) == 0
+        assert study.main(["sweep=default", "fit=laplace", f"out={out}", *SMALL]) == 0
     return out
 
 
@@ -87,7 +87,7 @@ def test_the_same_command_trains_nothing_again(finished, monkeypatch):
     assert len(before) == 7
     (finished / "report.png").unlink()
     monkeypatch.chdir(ROOT)
-    assert study.main(["sweep=default", f"out={finished}", *SMALL]) == 0
+    assert study.main(["sweep=default", "fit=point", f"out={finished}", *SMALL]) == 0
     assert {file: file.stat().st_mtime_ns for file in records} == before
     assert (finished / "report.png").exists()
 

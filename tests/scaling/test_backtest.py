@@ -84,12 +84,12 @@ def test_weights_maximise_the_stacked_log_score():
 
 def test_scores_of_a_known_forecast():
     fit = hand_fit({"one": [(0.6, 2.0, 1.0)] * 2000})
-    frame = fit.evals.frame.iloc[[0]].assign(compute=12.0, value=[0.5], stderr=0.01)
+    frame = fit.evals.frame.iloc[[0]].assign(compute=40.0, value=[0.5], stderr=0.01)
     table, banded = score(fit, Evals(frame))
-    latent = 0.2 + 0.4 * 12 / 14  # sigmoid with B = 1
+    latent = 0.2 + 0.4 * 40 / 42  # sigmoid with B = 1
     sd = np.hypot(0.01, 0.01)  # wander forgotten, plus the noise of this evaluation
     row = table.iloc[0]
-    assert row["horizon"] == 3.0 and row["band"] == 4.0
+    assert row["horizon"] == 10.0 and row["band"] == 10.0
     assert row["mean"] == pytest.approx(latent, abs=4 * sd / np.sqrt(2000))
     assert row["q95"] == pytest.approx(latent + 1.645 * sd, abs=0.002)
     want = -0.5 * ((0.5 - latent) / sd) ** 2 - np.log(sd * np.sqrt(2 * np.pi))

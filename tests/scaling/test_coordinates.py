@@ -85,4 +85,4 @@ def test_at_a_mode_the_posterior_is_nearly_a_unit_normal():
     eigenvalues = np.linalg.eigvalsh(curvature)
     assert 0.3 < eigenvalues[0] and eigenvalues[-1] < 3
     value, gradient = bayes._value_and_grad(mode.center, study, mode.reference, options)
-    assert np.isfinite(value) and np.abs(np.asarray(gradient)[xi]).max() < 0.1
+    assert np.isfinite(value) and np.abs(np.asarray(gradient)[xi]).max() < 0.5  # in sds
