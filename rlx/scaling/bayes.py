@@ -33,7 +33,7 @@ Floats = NDArray[np.float64]
 Draws = dict[str, Floats]  # [chain, draw, ...]
 
 CHAINS, WARMUP, DRAWS, MAX_ROUNDS = 4, 100, 450, 8
-ACCEPTS = (0.7, 0.9, 0.97, 0.99)  # targets of the acceptance, the next after a divergence
+ACCEPTS = (0.9, 0.97, 0.99)  # targets of the acceptance, the next after a divergence
 MAX_RHAT, MIN_ESS, MIN_BFMI = 1.01, 400, 0.3
 MODE_ROUNDS, MODE_STEP = 8, 0.02  # relinearise until no theta moves further
 MAX_DENSE = 1000  # dimensions up to which the curvature is taken whole
@@ -275,13 +275,12 @@ def sample(
     """NUTS in rounds of WARMUP + DRAWS until R-hat, effective samples and energies are good.
 
     A round that only needs to be longer is continued. One with divergences is discarded and taken
-    again with the next of ACCEPTS. The first time that happens, or at half time, the coordinates
-    are made anew at the posterior mean.
+    again with the next of ACCEPTS, in coordinates centred and scaled by its draws.
     """
     key = jax.random.key(seed)
     shape = (CHAINS, mode.center.size)
     z_XD = 0.5 * jax.random.normal(jax.random.fold_in(key, MAX_ROUNDS), shape)
-    rung, renewed, kept = 0, False, []
+    rung, kept = 0, []
     bar = tqdm(total=MAX_ROUNDS, desc="NUTS", unit="round", disable=not progress)
     for round in range(1, MAX_ROUNDS + 1):
         args = (study, mode, jnp.asarray(ACCEPTS[rung]), options)
@@ -296,11 +295,8 @@ def sample(
         if round == MAX_ROUNDS or (good and not diverging.any()):
             break
         z_XD = z_XND[:, -1]
-        again = diverging.any() and rung < len(ACCEPTS) - 1
-        if not renewed and (again or round == MAX_ROUNDS // 2):
-            mode, renewed, again = _renew(study, options, draws), True, True
-            z_XD = 0.5 * jax.random.normal(jax.random.fold_in(key, MAX_ROUNDS + 1), shape)
-        if again:
+        if diverging.any():
+            mode, z_XD = _rescaled(mode, z_XND)
             rung, kept = min(rung + 1, len(ACCEPTS) - 1), []
     bar.close()
     return _joined(kept), Stats(*_statistics(kept), round)
@@ -315,22 +311,25 @@ def _statistics(kept: list[Round]) -> tuple[NDArray[np.bool_], Floats, NDArray[n
     return np.concatenate(diverging, 1), np.concatenate(energy, 1), np.concatenate(n_steps, 1)
 
 
-def _renew(study: Study, options: Options, draws: Draws) -> Mode:
-    """Coordinates made at the mean of the draws, and the curvature there."""
-    sites = {k: jnp.asarray(x.mean((0, 1))) for k, x in draws.items()}
-    latent = [k for k in template(study, options) if k in LATENT]
-    sites |= {k: jnp.zeros(study.value_RM.shape) for k in latent}
-    reference, center = _relinearise(study, options, sites)
-    return Mode(reference, center, _scale(study, options, reference, center))
+def _rescaled(mode: Mode, z_XND: Array) -> tuple[Mode, Array]:
+    """Coordinates with the mean and the sds of the draws at 0 and 1, and each chain's last draw."""
+    mean_D, sd_D = z_XND.mean((0, 1)), z_XND.std((0, 1))
+    center = mode.center + mode.scale @ mean_D
+    return Mode(mode.reference, center, mode.scale * sd_D), (z_XND[:, -1] - mean_D) / sd_D
 
 
 def laplace(study: Study, options: Options, mode: Mode, *, seed: int) -> tuple[Draws, Stats]:
-    """Independent draws of the normal at the mode: a preview."""
+    """Independent draws of the normal at the mode: a preview. Those beyond any curve are redrawn."""
     key = jax.random.key(seed)
-    z_XND = jax.random.normal(key, (CHAINS, DRAWS, mode.center.size))
-    draws = {k: np.asarray(x) for k, x in _sites_of(z_XND, study, mode, options).items()}
+    z_XND = jax.random.normal(key, (1, 2 * CHAINS * DRAWS, mode.center.size))
+    sites = _sites_of(z_XND, study, mode, options)
+    draws = {k: np.asarray(x)[0] for k, x in sites.items()}
+    finite = [np.isfinite(x).reshape(len(x), -1).all(1) for x in draws.values()]
+    kept = np.flatnonzero(np.all(finite, 0))[: CHAINS * DRAWS]
+    kept = np.resize(kept, (CHAINS, DRAWS))  # repeats some where more than half are not finite
     none = np.zeros((CHAINS, DRAWS))
-    return draws, Stats(none.astype(bool), none, none.astype(int), 0)
+    stats = Stats(none.astype(bool), none, none.astype(int), 0)
+    return {k: x[kept] for k, x in draws.items()}, stats
 
 
 def convergence(draws: Draws) -> tuple[float, float]:
