@@ -1,9 +1,8 @@
-"""Figures. Colours are those of Okabe and Ito, told apart under colour blindness."""
+"""Every run of a study with its point fit, in one figure."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,9 +18,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 
 from rlx.scaling.data import Evals, short_names
 from rlx.scaling.point import RunFit
+from rlx.scaling.style import COLORS, DASHES, FAINT, INK, natural, shade, tick, tidy
 
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-INK, FAINT = "#333333", "#8a8a8a"
 CROWDED_POINTS = 400  # a panel with more points is split into one panel per recipe
 STYLE = {"markersize": 4.5, "markeredgewidth": 0.8, "linestyle": "none"}
 
@@ -78,7 +76,7 @@ def _panels(frame: pd.DataFrame, fits: Sequence[RunFit]) -> list[tuple[str, list
     by_axes = _group(fits, lambda fit: fit.axes)
     names = short_names([fit.recipe for fit in fits])
     panels = []
-    for axes, group in sorted(by_axes.items(), key=lambda item: _natural(item[0])):
+    for axes, group in sorted(by_axes.items(), key=lambda item: natural(item[0])):
         by_recipe = _group(group, lambda fit: fit.recipe)
         total = sum(points[fit.run] for fit in group)
         if len(by_recipe) == 1 or len(by_recipe) <= len(COLORS) and total <= CROWDED_POINTS:
@@ -96,27 +94,12 @@ def _group(fits: Sequence[RunFit], key) -> dict[str, list[RunFit]]:
     return groups
 
 
-def _natural(text: str) -> list[tuple[bool, float, str]]:
-    """Sort key that puts 9 before 10."""
-    return [
-        (part.isdigit(), float(part) if part.isdigit() else 0.0, part)
-        for part in re.split(r"(\d+)", text)
-    ]
-
-
 def _colors(panels: list[tuple[str, list[RunFit]]]) -> dict[str, str]:
     """A colour per recipe, the same in every panel; one colour where recipes have own panels."""
     recipes = list(dict.fromkeys(fit.recipe for _, group in panels for fit in group))
     if len(recipes) > len(COLORS):
         return dict.fromkeys(recipes, COLORS[0])
     return dict(zip(recipes, COLORS, strict=False))
-
-
-def _shade(color: str, i: int, n: int) -> tuple[float, float, float]:
-    """The i-th of n shades of a colour, the first unchanged, the last half way to white."""
-    mix = 0.5 * i / max(n - 1, 1)
-    r, g, b = to_rgb(color)
-    return (r + (1 - r) * mix, g + (1 - g) * mix, b + (1 - b) * mix)
 
 
 def _panel(
@@ -130,7 +113,7 @@ def _panel(
     """Every run of one panel, its exact ceilings, and a legend above the axes."""
     handles, labels = [], []
     for recipe, runs in _group(group, lambda fit: fit.recipe).items():
-        shades = [_shade(colors[recipe], i, len(runs)) for i in range(len(runs))]
+        shades = [shade(colors[recipe], i, len(runs)) for i in range(len(runs))]
         for fit, color in zip(runs, shades, strict=True):
             _run(ax, frame[frame["run"] == fit.run], fit, color, len(group))
         handles.append(tuple(Line2D([], [], color=c, marker="o", **STYLE) for c in shades))
@@ -157,10 +140,7 @@ def _panel(
         handlelength=2.2,
     )
     ax.set_xscale("log")
-    ax.grid(axis="y", color="#e6e6e6", linewidth=0.6)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.tick_params(labelsize=8)
+    tidy(ax)
 
 
 def _ceiling(fit: RunFit) -> str:
@@ -196,7 +176,7 @@ def _run(ax: Axes, rows: pd.DataFrame, fit: RunFit, color, n_runs: int) -> None:
     if fit.fit is None:
         return
     ink = tuple(0.75 * channel for channel in to_rgb(color)) if dense else color
-    for lo, hi, dashes in ((C[C > 0].min(), fit.C_fit, "-"), (fit.C_fit, C.max(), (0, (4, 2)))):
+    for lo, hi, dashes in ((C[C > 0].min(), fit.C_fit, "-"), (fit.C_fit, C.max(), DASHES)):
         if 0 < lo < hi:
             line = np.geomspace(lo, hi, 200)
             ax.plot(line, fit.fit.at(line), color=ink, linewidth=1.4, linestyle=dashes, zorder=5)
@@ -213,18 +193,8 @@ def _limits(ax: Axes, frame: pd.DataFrame, fits: Sequence[RunFit]) -> None:
     if hi / lo < 300:  # few decades: label 1, 2 and 5 of each
         ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(FuncFormatter(_tick))
+    ax.xaxis.set_major_formatter(FuncFormatter(tick))
     ax.xaxis.set_minor_formatter(NullFormatter())
-
-
-def _tick(value: float, _: int) -> str:
-    """1000 as 1k, 50000 as 50k, 2e12 as 2e12."""
-    if value >= 1e6:
-        exponent = math.floor(math.log10(value) + 1e-9)
-        mantissa = value / 10**exponent
-        digits = "" if abs(mantissa - 1) < 1e-6 else rf"{mantissa:g}\times "
-        return rf"${digits}10^{{{exponent}}}$"
-    return f"{value / 1000:g}k" if value >= 1000 else f"{value:g}"
 
 
 def _key(frame: pd.DataFrame, fits: Sequence[RunFit], holdout: float) -> list[Line2D | Patch]:
@@ -244,7 +214,7 @@ def _key(frame: pd.DataFrame, fits: Sequence[RunFit], holdout: float) -> list[Li
         marks.append(
             Line2D([], [], color=FAINT, marker="o", mfc="white", label="held out", **STYLE)
         )
-        marks.append(Line2D([], [], linestyle=(0, (4, 2)), label="forecast", **line))
+        marks.append(Line2D([], [], linestyle=DASHES, label="forecast", **line))
         marks.append(Patch(color=FAINT, alpha=0.16, linewidth=0, label="forecast region"))
     if any(fit.fit is not None and not fit.fit.identified for fit in fits):
         marks.append(Line2D([], [], linestyle="none", label="* ceiling not determined"))

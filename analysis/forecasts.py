@@ -16,7 +16,8 @@ checkpoints). Beside it lies `deep_grpo`, with two W&B exports; the digitised Fi
 and forecasts.png. The tables hold estimates and scores, not curves. Bad options end with exit code
 2 and one line on stderr.
 
-Every forecast sees the same evaluations. R0 is the evaluation at C = 0 (P_sft in arXiv 2512.11470);
+Every run is a recipe of its own: other checkpoints of an SFT run are not its replicates. Every
+forecast sees the same evaluations. R0 is the evaluation at C = 0 (P_sft in arXiv 2512.11470);
 where there is none, the point fits take the first evaluation and the posterior its prior around it.
 Only `agreement` uses the published R0 = P_sft + eps, because eps was fitted on later evaluations.
 """
@@ -36,12 +37,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from numpy.typing import NDArray
 
-from analysis.figures import COLORS, FAINT, INK
 from rlx.scaling import DataError, Evals, ScalingFit, fit, fit_paper, fit_point
 from rlx.scaling.backtest import score
 from rlx.scaling.curve import sigmoid
 from rlx.scaling.data import short_names
 from rlx.scaling.point import fit_robust, profile_A
+from rlx.scaling.style import COLORS, FAINT, INK
 
 Floats = NDArray[np.float64]
 
@@ -76,8 +77,8 @@ def read_retu(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         folder: with curves.csv, published_fits.csv and fit_settings.csv (in percent, EFLOPs).
 
     Returns:
-        points: run, recipe (the scene), compute, value, and whether the authors fitted it (window).
-            The pure-RL run, which stands there under three names, comes once.
+        points: run, compute, value, and whether the authors fitted it (window). The pure-RL run,
+            which stands there under three names, comes once.
         published: of each fitted run P_sft, R0 = P_sft + eps, A = P_sft + PL, B, C_mid, A_printed,
             tau and alpha of the robust fit (NaN: no trimming). A_printed differs from the sum in
             three rows, where the curves show the sum.
@@ -98,7 +99,6 @@ def read_retu(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     points = pd.DataFrame(
         {
             "run": points["run"],
-            "recipe": points["scene"],
             "compute": points["rl_exaflops"],
             "value": points["overall_weighted"] / 100,
             "window": fitted,
@@ -151,15 +151,14 @@ def read_studies(folder: Path) -> dict[str, Evals]:
     """
     points, published = read_retu(folder)
     starts = pd.DataFrame({"run": published.index, "compute": 0.0, "value": published["P_sft"]})
-    recipe = points.groupby("run")["recipe"].first()
-    table = pd.concat([starts.assign(recipe=starts["run"].map(recipe)), points])
+    table = pd.concat([starts, points])
     table = table.assign(start=table["run"])
     logs = folder.parent / "deep_grpo"
     seconds = _export(logs / "scale_budget.csv")
     steps = _export(logs / "grpo_scale_rollout.csv", known=seconds.runs)
     return {
         "RETU": Evals.from_frame(
-            table, name="RETU", recipe="recipe", start="start", compute="compute", scale="fraction"
+            table, name="RETU", recipe="run", start="start", compute="compute", scale="fraction"
         ),
         "Deep-GRPO, seconds": _pooled(seconds),
         "Deep-GRPO, steps": _pooled(steps),
@@ -215,7 +214,7 @@ def agreement(
     table = points[points["run"].isin(published.index)]
     table = table.assign(start=table["run"], R0=table["run"].map(published["R0"]))
     evals = Evals.from_frame(
-        table[table["window"]], name="RETU", recipe="recipe", start="start", r0="R0", value="value",
+        table[table["window"]], name="RETU", recipe="run", start="start", r0="R0", value="value",
         compute="compute", scale="fraction",
     )  # fmt: skip
     posterior = fit(evals, curve="sigmoid", r0="R0", method=method).unsafe()
@@ -366,7 +365,7 @@ def scores(table: pd.DataFrame) -> pd.DataFrame:
 # ---------------------------------------------------------------- figure
 
 
-def draw(table: pd.DataFrame, curve: str) -> Figure:
+def draw(table: pd.DataFrame, curve: str, method: str) -> Figure:
     """Error of every method per run at both origins, and coverage; all later evaluations."""
     fell = set(table.loc[table["n_fallen"] > 0, "run"])
     table = table[table["scope"] == "all"]
@@ -386,8 +385,8 @@ def draw(table: pd.DataFrame, curve: str) -> Figure:
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=5, fontsize=8.5, frameon=False)
     figure.supxlabel(
-        f"One posterior per study and origin (curve={curve}). Deep-GRPO: means of neighbouring "
-        f"evaluations, {POOLED} per run. *: the run falls by more than {FALL:g} after "
+        f"One posterior per study and origin ({method}, curve={curve}). Deep-GRPO: means of "
+        f"neighbouring evaluations, {POOLED} per run. *: the run falls by more than {FALL:g} after "
         "25 % of its compute; what it does then counts here.",
         fontsize=8, color=INK, x=0.01, ha="left",
     )  # fmt: skip
@@ -493,7 +492,7 @@ def main(argv: Sequence[str]) -> dict[str, pd.DataFrame]:
     out.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         table.round(5).to_csv(out / f"{name}.csv", index=False)
-    draw(by_run, options["curve"]).savefig(out / "forecasts.png")
+    draw(by_run, options["curve"], method).savefig(out / "forecasts.png")
     _print(tables)
     return tables
 

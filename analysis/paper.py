@@ -20,10 +20,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from scipy.optimize import brentq
 
-from analysis.figures import COLORS, FAINT, INK, STYLE
+from analysis.figures import STYLE
 from rlx.scaling.curve import sigmoid
 from rlx.scaling.data import DataError
 from rlx.scaling.point import PAPER_C_MID_LONG, fit_paper, fit_point, fit_power, profile_A
+from rlx.scaling.style import COLORS, FAINT, INK
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "tests" / "data"

@@ -44,23 +44,21 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, NullLocator
 from numpy.typing import ArrayLike, NDArray
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from scipy.special import expit, logsumexp
 from scipy.stats import binom
 from tqdm import tqdm
 
 import rlx.scaling as sc
-from analysis.figures import COLORS, FAINT, INK
+from experiments.options import read_options
 from rlx.record import RunRecord, read_rows
 from rlx.scaling.data import DataError, Evals
+from rlx.scaling.style import COLORS, FAINT, INK
 
 Floats = NDArray[np.float64]
 
@@ -622,21 +620,7 @@ class CalibrationConfig:
 
 def parse(argv: list[str]) -> CalibrationConfig:
     """The options; unknown keys, wrong types and unknown names raise DataError."""
-    known = CalibrationConfig.__dataclass_fields__
-    options = OmegaConf.structured(CalibrationConfig)
-    OmegaConf.set_readonly(options, False)  # a frozen dataclass makes a read-only node
-    for word in argv:
-        key, equals, value = word.partition("=")
-        if not equals or key not in known:
-            remedy = f"write KEY=VALUE with one of {', '.join(known)}"
-            raise DataError(key, value, "unknown option", remedy)
-        try:
-            options = OmegaConf.merge(options, OmegaConf.from_cli([word]))
-        except (OmegaConfBaseException, yaml.YAMLError) as error:
-            reason = str(error).splitlines()[0]
-            raise DataError(key, value, reason, "give it as the docstring shows") from error
-    config = OmegaConf.to_object(options)
-    assert isinstance(config, CalibrationConfig)
+    config = read_options(CalibrationConfig, argv)
     names = {"variants": VARIANTS, "curves": CURVES, "method": ("nuts", "laplace"), "size": SIZES}
     for key, allowed in names.items():
         given = getattr(config, key)

@@ -32,12 +32,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 import rlx.scaling as sc
 from analysis.figures import report
+from experiments.options import read_options
 from rlx.scaling.data import DataError, Evals, r0_column, short_names
 from rlx.scaling.point import RunFit, fit_study
 
@@ -77,20 +75,7 @@ class FitConfig:
 
 def parse(argv: list[str]) -> FitConfig:
     """The options as a frozen dataclass; unknown keys and wrong types raise DataError."""
-    options = OmegaConf.structured(FitConfig)
-    OmegaConf.set_readonly(options, False)  # a frozen dataclass makes a read-only node
-    for word in argv:
-        key, equals, value = word.partition("=")
-        if not equals or key not in FitConfig.__dataclass_fields__:
-            names = ", ".join(FitConfig.__dataclass_fields__)
-            raise DataError(key, value, "unknown option", f"write KEY=VALUE with one of {names}")
-        try:
-            options = OmegaConf.merge(options, OmegaConf.from_cli([word]))
-        except (OmegaConfBaseException, yaml.YAMLError) as error:
-            reason = str(error).splitlines()[0]
-            raise DataError(key, value, reason, REMEDIES.get(key, "quote it")) from error
-    config = OmegaConf.to_object(options)
-    assert isinstance(config, FitConfig)
+    config = read_options(FitConfig, argv, REMEDIES)
     if not config.data:
         raise DataError("data", "", "nothing to fit", "give data=PATH, a directory or a file")
     for key, built in CHOICES.items():

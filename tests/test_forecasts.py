@@ -170,7 +170,7 @@ def test_a_forecast_sees_the_first_part_and_is_scored_on_the_rest(made):
 def test_the_figure_shows_every_run_and_marks_those_that_fell(made, tmp_path):
     table = forecasts.errors(made[1])
     both = pd.concat([table.assign(study="toy", origin=origin) for origin in forecasts.ORIGINS])
-    figure = forecasts.draw(both, "sigmoid")
+    figure = forecasts.draw(both, "sigmoid", "laplace")
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     assert labels == ["a", "b", "c *"]
     at = both.query("scope == 'all' and origin == 0.25 and method == 'posterior'")["rmse"].tolist()
@@ -187,7 +187,8 @@ def test_the_published_runs_are_read(retu):
     points, published = retu
     assert points["run"].nunique() == 17 and len(published) == 16
     assert set(points["run"]) - set(published.index) == {"easy102K-6120"}
-    assert set(points["recipe"]) == {"pure_rl", "s1K", "easy102K", "uniform102K"}
+    scenes = {run.rsplit("-", 1)[0] for run in points["run"]}
+    assert scenes == {"pure_rl", "s1K", "easy102K", "uniform102K"}
     row = published.loc["uniform102K-360"]
     assert row[["R0", "B", "C_mid"]].tolist() == [0.722, 1.8, 32]
     assert row["A"] == pytest.approx(0.770) and row["A_printed"] == 0.769

@@ -319,7 +319,7 @@ def _rescaled(mode: Mode, z_XND: Array) -> tuple[Mode, Array]:
 
 
 def laplace(study: Study, options: Options, mode: Mode, *, seed: int) -> tuple[Draws, Stats]:
-    """Independent draws of the normal at the mode: a preview. Those beyond any curve are redrawn."""
+    """Independent draws of the normal at the mode, a preview; what is not finite is redrawn."""
     key = jax.random.key(seed)
     z_XND = jax.random.normal(key, (1, 2 * CHAINS * DRAWS, mode.center.size))
     sites = _sites_of(z_XND, study, mode, options)

@@ -18,31 +18,38 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import beta, gaussian_kde
 
 from rlx.scaling.backtest import ALPHA, PROB, Backtest
 from rlx.scaling.data import DataError, Evals, short_names
 from rlx.scaling.posterior import ScalingFit
+from rlx.scaling.style import (
+    COLORS,
+    DASHES,
+    FAINT,
+    INK,
+    log_ticks,
+    natural,
+    panel_grid,
+    shade,
+    tidy,
+)
 
 Floats = NDArray[np.float64]
 Color = str | tuple[float, float, float]
 
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-INK, FAINT, RULE = "#333333", "#8a8a8a", "#e6e6e6"
-DASHES = (0, (4, 2))
 SEEN, AHEAD, NEW = 0.40, 0.22, 0.14  # opacity of the bands
 OVERLAID = 4  # recipes that share a panel; more get panels of their own
 GRID_POINTS = 80  # of a drawn curve
@@ -84,7 +91,7 @@ def curves(
         raise DataError("horizon", horizon, "not beyond the data", "give C / C_max above 1")
     scene = _scene(fit, held_out, horizon, by, prob)
     panels = _panels(scene)
-    figure, grid = _grid(len(panels))
+    figure, grid = panel_grid(len(panels))
     for ax, (name, recipes) in zip(grid.flat, panels, strict=False):
         _curve_panel(ax, scene, name, recipes)
     shared = grid.flat[0]
@@ -94,7 +101,7 @@ def curves(
     shared.set_ylim(min(values) - pad, max(values) + pad)
     shared.set_xlim(scene.compute_C[0] / 1.15, max([*scene.later["compute"], *scene.end_N]))
     for i, ax in enumerate(grid.flat[: len(panels)]):
-        _log_ticks(ax)
+        log_ticks(ax)
         if i + grid.shape[1] >= len(panels):  # also above an empty cell
             ax.tick_params(labelbottom=True)
             ax.set_xlabel(fit.evals.compute_label, fontsize=9)
@@ -193,7 +200,7 @@ def _split(fit: ScalingFit, held_out: Evals | None) -> tuple[pd.DataFrame, pd.Da
 def _panels(scene: _Scene) -> list[tuple[str, list[int]]]:
     """(name, recipes) of each panel."""
     panels = []
-    for level in sorted(set(scene.level), key=_natural):
+    for level in sorted(set(scene.level), key=natural):
         recipes = [j for j, own in enumerate(scene.level) if own == level]
         if len(recipes) <= OVERLAID:
             panels.append((level, recipes))
@@ -210,16 +217,16 @@ def _curve_panel(ax: Axes, scene: _Scene, name: str, recipes: list[int]) -> None
     for i, j in enumerate(recipes):
         color = COLORS[every.index(scene.base[j]) if len(every) <= len(COLORS) else i]
         runs = scene.fit._runs_of(j)
-        shades = [_shade(color, k, len(runs)) for k in range(len(runs))]
+        shades = [shade(color, k, len(runs)) for k in range(len(runs))]
         own = {j: color}
         if scene.by == "run":
             own = {scene.fit.runs.index(run): s for run, s in zip(runs, shades, strict=True)}
-        for n, shade in own.items():
-            _band(ax, scene, n, shade, len(own))
+        for n, tint in own.items():
+            _band(ax, scene, n, tint, len(own))
             spans.append((scene.last_N[n], scene.end_N[n]))
-        for run, shade in zip(runs, shades, strict=True):
-            _points(ax, scene, run, shade)
-        handles.append(tuple(_dot(shade) for shade in shades))
+        for run, tint in zip(runs, shades, strict=True):
+            _points(ax, scene, run, tint)
+        handles.append(tuple(_dot(tint) for tint in shades))
         lead = "" if len(recipes) == 1 and scene.base[j] in name else f"{scene.base[j]}:  "
         lo, mid, hi = scene.A_QJ[:, j]
         lines = [f"{lead}A = {mid:.3f} [{lo:.3f}, {hi:.3f}]", *_warnings(scene, j)]
@@ -233,7 +240,7 @@ def _curve_panel(ax: Axes, scene: _Scene, name: str, recipes: list[int]) -> None
     for span in spans:
         ax.axvspan(*span, color=FAINT, alpha=0.14 / len(spans), linewidth=0, zorder=0)
     ax.set_xscale("log")
-    _tidy(ax)
+    tidy(ax)
     ax.legend(
         handles,
         labels,
@@ -372,8 +379,8 @@ def ceilings(fit: ScalingFit, *, prob: float = 0.9) -> Figure:
         bars.annotate(
             text, (best[j], y), (4, 0), textcoords="offset points", va="center", fontsize=8
         )
-    _tidy(ax, "x")
-    _tidy(bars, None)
+    tidy(ax, "x")
+    tidy(bars, None)
     ax.set_yticks(range(len(order)), [labels[j] for j in order])
     ax.set_ylim(-0.6, len(order) - 0.4)
     ax.set_xlabel(f"ceiling A, {fit.evals.value_label}", fontsize=9)
@@ -443,8 +450,8 @@ def ridge(
     ax.autoscale(False)  # the points decide, not the grid of the outlines
     for (x, y), color in zip(draws, COLORS, strict=False):
         _outlines(ax, np.log(x), y, color, (prob, 0.5))
-    _tidy(ax)
-    _log_ticks(ax)
+    tidy(ax)
+    log_ticks(ax)
     ax.set_xlabel(rf"$C_\mathrm{{mid}}$, {fit.evals.compute_label}", fontsize=9)
     ax.set_ylabel(f"ceiling A, {fit.evals.value_label}", fontsize=9)
     handles += [
@@ -503,7 +510,7 @@ def effects(
     right.set_xscale("log")
     wide = 1 + margin_compute
     _forest(right, table, {"compute_ratio": 0.0, "pace_ratio": 0.22}, y_N, colors, (1 / wide, wide))
-    _log_ticks(right)
+    log_ticks(right)
     rows = table[["axis", "level", "reference"]].astype(str)
     left.set_yticks(y_N, [f"{r.axis}: {r.level} vs {r.reference}" for r in rows.itertuples()])
     left.set_ylim(y_N[-1] - 0.6, y_N[0] + 0.6)
@@ -561,7 +568,7 @@ def _forest(
         for q_Q, y, color in zip(q_NQ, y_N - down, colors, strict=True):
             if not np.isnan(q_Q).any():
                 _stretch(ax, q_Q, y, color, bold=down == 0)
-    _tidy(ax, "x")
+    tidy(ax, "x")
     ax.tick_params(axis="y", length=0)
 
 
@@ -620,7 +627,7 @@ def calibration(backtest: Backtest, *, prob: float = 0.9) -> Figure:
     grid[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
     grid[0].set_ylabel(f"evaluations inside their {100 * PROB:g} % interval", fontsize=9)
     for ax in grid:
-        _log_ticks(ax)
+        log_ticks(ax)
     handles: list[Artist] = [
         _dot(color, linestyle="-", lw=0.9, label=f"from {100 * origin:g} % of compute")
         for origin, color in zip(origins, COLORS, strict=False)
@@ -648,7 +655,7 @@ def _coverage(ax: Axes, scores: pd.DataFrame, origins: Floats) -> None:
         for rare, fill in ((False, color), (True, "white")):
             own = rows["rare"] == rare
             ax.plot(x[own], rows["coverage"][own], "o", color=color, mfc=fill, ms=5, zorder=3)
-    _tidy(ax)
+    tidy(ax)
 
 
 def jeffreys(share_N: ArrayLike, trials_N: ArrayLike, prob: float) -> tuple[Floats, Floats]:
@@ -681,21 +688,6 @@ def _truths(fit: ScalingFit, recipes: Sequence[int] | None = None) -> list[float
     return sorted({round(float(x), 6) for x in truth_R[np.isfinite(truth_R)]})
 
 
-def _natural(text: str) -> list[tuple[bool, float, str]]:
-    """Sort key that puts 9 before 10."""
-    return [
-        (part.isdigit(), float(part) if part.isdigit() else 0.0, part)
-        for part in re.split(r"(\d+)", text)
-    ]
-
-
-def _shade(color: str, i: int, n: int) -> tuple[float, float, float]:
-    """The i-th of n shades of a colour, the first unchanged, the last half way to white."""
-    mix = 0.5 * i / max(n - 1, 1)
-    r, g, b = to_rgb(color)
-    return (r + (1 - r) * mix, g + (1 - g) * mix, b + (1 - b) * mix)
-
-
 def _dot(color: Color, **options: Any) -> Line2D:
     style: dict[str, Any] = {
         "marker": "o",
@@ -706,27 +698,6 @@ def _dot(color: Color, **options: Any) -> Line2D:
     aliases = {"ms": "markersize", "mfc": "markerfacecolor", "lw": "linewidth"}
     style |= {aliases.get(key, key): value for key, value in options.items()}
     return Line2D([], [], color=color, **style)
-
-
-def _grid(n: int) -> tuple[Figure, NDArray]:
-    """A figure with n panels of shared axes, and the grid of its axes."""
-    columns = n if n <= 3 else 2 if n == 4 else min(math.ceil(math.sqrt(n)), 5)
-    rows = math.ceil(n / columns)
-    width, height = {1: (6.8, 4.8), 2: (5.0, 4.6)}.get(columns, (3.7, 3.4))
-    figure = Figure(figsize=(columns * width, rows * height), layout="constrained", dpi=150)
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    for ax in grid.flat[n:]:
-        ax.set_visible(False)
-    return figure, grid
-
-
-def _tidy(ax: Axes, rules: Literal["x", "y"] | None = "y") -> None:
-    """Two spines, small labels, faint rules across one axis."""
-    if rules:
-        ax.grid(axis=rules, color=RULE, linewidth=0.6)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.tick_params(labelsize=8)
 
 
 def _title(figure: Figure, title: str) -> None:
@@ -741,24 +712,3 @@ def _legend_below(figure: Figure, handles: Sequence[Artist]) -> None:
     figure.legend(
         handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=8
     )
-
-
-def _log_ticks(ax: Axes) -> None:
-    """Ticks of a log axis: the more decades it spans, the fewer in each."""
-    low, high = ax.get_xlim()
-    spans = {0.9: (1.0, 2.0, 3.0, 5.0, 7.0), 1.7: (1.0, 2.0, 5.0), 3.2: (1.0, 3.0)}
-    decades = math.log10(high / low)
-    subs = next((subs for span, subs in spans.items() if decades < span), (1.0,))
-    ax.xaxis.set_major_locator(LogLocator(subs=subs))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(FuncFormatter(_tick))
-
-
-def _tick(value: float, _: int) -> str:
-    """1000 as 1k, 50000 as 50k, 2e12 as 2 x 10^12."""
-    if value >= 1e6:
-        exponent = math.floor(math.log10(value) + 1e-9)
-        mantissa = value / 10**exponent
-        digits = "" if abs(mantissa - 1) < 1e-6 else rf"{mantissa:g}\times "
-        return rf"${digits}10^{{{exponent}}}$"
-    return f"{value / 1000:g}k" if value >= 1000 else f"{value:g}"

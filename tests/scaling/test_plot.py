@@ -22,6 +22,7 @@ from rlx.scaling.backtest import Backtest
 from rlx.scaling.bayes import Stats
 from rlx.scaling.infer import make_tree
 from rlx.scaling.posterior import NotConverged, ScalingFit
+from rlx.scaling.style import log_ticks, shade, tick
 
 R0, N, CHAINS, DRAWS = 0.2, 4000, 2, 150
 LO, HI = 0.05, 0.95
@@ -322,7 +323,7 @@ def test_colours_follow_recipes_across_levels(two, eight):
     for ax in shown(plot.curves(fit, by="recipe")):
         faces = [to_hex(c.get_facecolor()[0][:3]).upper() for c in ax.collections[::3]]
         assert faces == list(plot.COLORS[:2])
-    first, second = (plot._shade("#0072B2", i, 2) for i in (0, 1))
+    first, second = (shade("#0072B2", i, 2) for i in (0, 1))
     assert to_hex(first) == "#0072b2"
     assert second == pytest.approx((0.5, 0.5 + 0.5 * 0x72 / 255, 0.5 + 0.5 * 0xB2 / 255))
 
@@ -609,9 +610,9 @@ def test_ticks_of_a_log_axis(limits, labels):
     ax = Figure().subplots()
     ax.set_xscale("log")
     ax.set_xlim(*limits)
-    plot._log_ticks(ax)
+    log_ticks(ax)
     inside = [t for t in ax.get_xticks() if limits[0] <= t <= limits[1]]
-    assert [plot._tick(t, 0) for t in inside] == labels
+    assert [tick(t, 0) for t in inside] == labels
 
 
 def test_the_package_draws_nothing_by_itself():
