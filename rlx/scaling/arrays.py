@@ -115,13 +115,14 @@ def make_options(evals: Evals, curve: str, noise: str, priors: Priors) -> Option
 def _pool(run: str, rows: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     """Means of neighbouring evaluations where there are more than MAX_POINTS."""
     if len(rows) <= MAX_POINTS:
-        return rows
+        return rows.assign(pooled=1)
     group = np.arange(len(rows)) * MAX_POINTS // len(rows)
     notes.append(f"run {run}: {len(rows)} evaluations pooled into {MAX_POINTS} of neighbours")
     by = rows.groupby(group)
     mean = by[["compute", "value"]].mean()
     mean["stderr"] = np.sqrt((rows["stderr"] ** 2).groupby(group).sum(min_count=1)) / by.size()
     mean["trials"] = by["trials"].sum(min_count=1)
+    mean["pooled"] = by.size()
     return mean
 
 
@@ -139,7 +140,7 @@ def _row(rows: pd.DataFrame, C_ref: float, M: int) -> dict[str, Floats]:
         "log_C_RM": padded(np.log(compute_M / C_ref), 0.0),
         "value_RM": padded(rows["value"].to_numpy(float), 0.5),
         "var_RM": padded(np.where(known_M, rows["stderr"].fillna(0) ** 2, 0.0), 1.0),
-        "unknown_RM": padded(~known_M, 0.0),
+        "unknown_RM": padded(~known_M / rows["pooled"], 0.0),
         "seen_RM": padded(np.ones(n), 0.0),
         "gap_RM": padded(np.r_[FIRST_GAP, step_M / np.median(step_M) if n > 1 else []], FIRST_GAP),
         "trials_RM": padded(rows["trials"].fillna(0), 0.0),

@@ -162,6 +162,7 @@ def make_tree(
             :, :M
         ],
         "trials": np.where(seen, study["trials_RM"], np.nan)[:, :M],
+        "unknown": study["unknown_RM"][:, :M],
         "recipe_of_run": np.asarray(labels.recipe_R),
         "start_of_run": np.asarray(labels.start_R),
         "truth": labels.truth_R,
@@ -176,6 +177,7 @@ def make_tree(
         "compute": point,
         "stderr": point,
         "trials": point,
+        "unknown": point,
         "recipe_of_run": ["run"],
         "start_of_run": ["run"],
         "truth": ["run"],

@@ -56,7 +56,7 @@ class Study(NamedTuple):
     log_C_RM: Array  # log(C / C_ref)
     value_RM: Array
     var_RM: Array  # sampling variance; 0 where unknown
-    unknown_RM: Array  # 1 where the sampling variance is unknown
+    unknown_RM: Array  # 0 where the sampling variance is known, else 1 / evaluations pooled
     seen_RM: Array  # 1 where there is an evaluation, 0 for padding
     gap_RM: Array  # time since the evaluation before, in median gaps of the run
     trials_RM: Array  # graded samples, 0 where unknown

@@ -421,21 +421,22 @@ class ScalingFit:
         return self._at(np.nan_to_num(C_RM, nan=1.0), "run")
 
     def _noise_variance(self) -> Floats:
-        """Sampling variance [X or 1, R, M]."""
+        """Sampling variance [X or 1, R, M]; 1 where there is no evaluation."""
         sd_RM = self._constant("stderr")
         known = np.nan_to_num(sd_RM, nan=0.0) ** 2
         if "log_noise_sd" not in self.tree["posterior"]:
             return np.where(known > 0, known, 1.0)[None]
-        unknown = np.exp(2 * self._sites("log_noise_sd"))[:, None, None]
-        return np.where(np.isfinite(sd_RM), known, unknown)
+        var = np.exp(2 * self._sites("log_noise_sd"))[:, None, None] * self._constant("unknown")
+        return np.where(known + var > 0, known + var, 1.0)
 
     def _noise_sd(self, p: Floats, by: str, trials: float | None) -> Floats:
-        """sd of the sampling noise of new evaluations with pass rates p [X, N, C]."""
+        """sd of the sampling noise of a new evaluation with pass rates p [X, N, C]."""
         if trials is None and "log_noise_sd" in self.tree["posterior"]:
             return np.exp(self._sites("log_noise_sd"))[:, None, None]
         if trials is not None:
             return np.sqrt(p * (1 - p) / trials)
-        sd_R = np.nanmedian(self._constant("stderr"), axis=1)
+        later = self.evals.frame[self.evals.frame["compute"] > 0]  # as given, nothing pooled
+        sd_R = later.groupby("run")["stderr"].median().loc[self.runs].to_numpy()
         if by == "recipe":
             recipe_R = self._recipe_of_run
             sd_R = np.array([sd_R[recipe_R == j].mean() for j in range(len(self.recipes))])

@@ -54,6 +54,7 @@ def hand_fit(recipes: dict, *, chains=2, levels=None, **attrs) -> ScalingFit:
             "compute": (point, np.tile(COMPUTE, (len(names), 1))),
             "stderr": (point, np.full(value.shape, 0.005)),
             "trials": (point, np.full(value.shape, 1000.0)),
+            "unknown": (point, np.zeros(value.shape)),
             "recipe_of_run": ("run", np.arange(len(names))),
             "start_of_run": ("run", np.zeros(len(names), int)),
             "truth": ("run", np.full(len(names), np.nan)),

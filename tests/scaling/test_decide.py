@@ -14,6 +14,7 @@ from scipy.stats import norm
 import rlx.scaling as sc
 from rlx.scaling import curve as curves
 from rlx.scaling import decide
+from rlx.scaling.infer import evals_dataset
 from rlx.scaling.posterior import ScalingFit
 
 R0, X = 0.2, 2000
@@ -92,12 +93,16 @@ def posterior(
         "design": (("recipe", "effect"), np.zeros((J, 0))),
     }
     axes = {"recipe": names["recipe"]} | (axes or {})
+    rows = {"run": np.repeat(names["run"], C_RM.shape[1]), "compute": C_RM.ravel()}
+    frame = pd.DataFrame(rows | {"value": value_RM.ravel(), "stderr": noise_sd})
+    evals = sc.Evals.from_frame(frame, stderr="stderr", scale="fraction")
     tree = xr.DataTree.from_dict(
         {
             "posterior": xr.Dataset(draw, coords=names),
             "observed_data": xr.Dataset({"value": (point, value_RM)}, coords={"run": names["run"]}),
             "constant_data": xr.Dataset(constant),
             "levels": xr.Dataset({f"axis_{k}": ("recipe", v) for k, v in axes.items()}),
+            "evals": evals_dataset(evals),
         }
     )
     priors = json.dumps(asdict(sc.Priors()))

@@ -163,6 +163,18 @@ def test_prediction_carries_the_last_residual_over_and_forgets_it():
     assert sd[2] == pytest.approx(0.01, rel=0.05) and sd[0] < 0.006
 
 
+def test_a_pooled_log_predicts_single_evaluations():
+    """700 evaluations of sd .03 become 128 of sd .013; a new one still has .03."""
+    rng = np.random.default_rng(0)
+    C = np.arange(1.0, 701.0)
+    value = sigmoid(C, A=0.7, B=1.5, C_mid=60.0, R0=0.2) + 0.03 * rng.normal(size=C.size)
+    frame = pd.DataFrame({"run": "a", "compute": C, "value": value})
+    fit = sc.fit(sc.Evals.from_frame(frame, scale="fraction"), r0=0.2, method="laplace").unsafe()
+    assert fit.tree["constant_data"]["compute"].shape == (1, 128)
+    assert float(fit.predict([800.0]).std()) == pytest.approx(0.03, rel=0.15)
+    assert float(fit.predict([800.0], trials=np.inf).std()) < 0.012
+
+
 def test_importing_scaling_loads_no_trainer_and_no_jax():
     code = (
         "import sys, rlx.scaling\n"
