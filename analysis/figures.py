@@ -146,7 +146,7 @@ def _panel(
 def _ceiling(fit: RunFit) -> str:
     if fit.fit is None:
         return "no fit"
-    return f"{fit.fit.A:.3f}" + ("" if fit.fit.identified else "*")
+    return f"{fit.fit.A:.3f}" + "*" * (fit.status != "ok")
 
 
 def _run(ax: Axes, rows: pd.DataFrame, fit: RunFit, color, n_runs: int) -> None:
@@ -216,6 +216,6 @@ def _key(frame: pd.DataFrame, fits: Sequence[RunFit], holdout: float) -> list[Li
         )
         marks.append(Line2D([], [], linestyle=DASHES, label="forecast", **line))
         marks.append(Patch(color=FAINT, alpha=0.16, linewidth=0, label="forecast region"))
-    if any(fit.fit is not None and not fit.fit.identified for fit in fits):
+    if any(fit.fit is not None and fit.status != "ok" for fit in fits):
         marks.append(Line2D([], [], linestyle="none", label="* ceiling not determined"))
     return marks

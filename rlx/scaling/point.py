@@ -33,6 +33,7 @@ B_BOUNDS = (0.05, 20.0)
 C_MID_BELOW, C_MID_ABOVE = 0.1, 100.0  # of the smallest and of the largest compute of the window
 C_MID_FAR = 1e12  # in a profile, of the largest compute: a smaller bound would itself bound A
 A_ERROR_MAX = 0.05  # a ceiling with a larger standard error counts as not determined
+MAX_WIDTH = 0.1  # nor does one with a wider profile interval
 TRIM_STARTS = 20  # random halves from which trimming starts
 TINY = np.finfo(np.float64).tiny
 
@@ -650,7 +651,8 @@ def _trimmed(
 class RunFit:
     """One run of a study: its labels, its fit up to compute `C_fit`, and its forecast's error.
 
-    `fit` is None where too little of the run lies below C_fit; `status` then says so.
+    `fit` is None where too little of the run lies below C_fit; `status` then says so. A_lo and A_hi
+    are its `profile_A`; `status` also says where that is wider than MAX_WIDTH.
     """
 
     run: str
@@ -659,6 +661,8 @@ class RunFit:
     axes: str
     truth: float  # exact ceiling, NaN when unknown
     fit: PointFit | None
+    A_lo: float  # 90 %, NaN without a fit
+    A_hi: float  # inf where the data do not bound A
     C_fit: float  # the last fitted compute
     rmse_heldout: float  # NaN when nothing is held out
     status: str
@@ -696,10 +700,14 @@ def _fit_run(run: str, rows: pd.DataFrame, holdout: float, r0: float | str) -> R
     start = _start(run, rows, r0)
     try:
         fit = fit_point(compute_M[seen_M], value_M[seen_M], r0=start)
+        A_lo, A_hi = profile_A(compute_M[seen_M], value_M[seen_M], r0=start)
     except ValueError as error:
         fit, rmse, status = None, np.nan, f"too short: {error}"
+        A_lo = A_hi = np.nan
     else:
         status = fit.status
+        if fit.identified and min(A_hi, 1) - A_lo > MAX_WIDTH:
+            status = f"ceiling not determined: {A_lo:.2f} to {min(A_hi, 1):.2f}"
         residual = fit.at(compute_M[~seen_M]) - value_M[~seen_M]
         rmse = float(np.sqrt(np.mean(residual**2))) if residual.size else np.nan
     first = rows.iloc[0]
@@ -710,6 +718,8 @@ def _fit_run(run: str, rows: pd.DataFrame, holdout: float, r0: float | str) -> R
         axes=str(first["axes"]),
         truth=float(first["truth"]),
         fit=fit,
+        A_lo=A_lo,
+        A_hi=A_hi,
         C_fit=C_fit,
         rmse_heldout=rmse,
         status=status,

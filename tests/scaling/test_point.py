@@ -699,6 +699,17 @@ def test_study_takes_r0_from_a_column():
     assert_close(fit.fit, **TRUE)
 
 
+def test_study_states_the_interval_of_every_ceiling():
+    frame = study()
+    frame["value"] += 0.006 * np.sin(5.0 * np.arange(len(frame)))
+    [whole] = fit_study(frame, holdout=0, r0=0.4)
+    C, y = frame["compute"].to_numpy(), frame["value"].to_numpy()
+    assert (whole.A_lo, whole.A_hi) == profile_A(C, y, r0=0.4) and whole.status == "ok"
+    [early] = fit_study(frame[:9], holdout=0, r0=0.4)
+    assert early.fit is not None and early.fit.identified  # curvature says so, the profile does not
+    assert early.status == f"ceiling not determined: {early.A_lo:.2f} to {min(early.A_hi, 1):.2f}"
+
+
 def test_a_run_too_short_to_fit_is_reported():
     [fit] = fit_study(study(n=5), holdout=0.5)
     assert fit.fit is None and np.isnan(fit.rmse_heldout)
