@@ -16,8 +16,7 @@ checkpoints). Beside it lies `deep_grpo`, with two W&B exports; the digitised Fi
 and forecasts.png. The tables hold estimates and scores, not curves. Bad options end with exit code
 2 and one line on stderr.
 
-Every run is a recipe of its own: other checkpoints of an SFT run are not its replicates. Every
-forecast sees the same evaluations. R0 is the evaluation at C = 0 (P_sft in arXiv 2512.11470);
+Every forecast sees the same evaluations. R0 is the evaluation at C = 0 (P_sft in arXiv 2512.11470);
 where there is none, the point fits take the first evaluation and the posterior its prior around it.
 Only `agreement` uses the published R0 = P_sft + eps, because eps was fitted on later evaluations.
 """
@@ -77,8 +76,8 @@ def read_retu(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         folder: with curves.csv, published_fits.csv and fit_settings.csv (in percent, EFLOPs).
 
     Returns:
-        points: run, compute, value, and whether the authors fitted it (window). The pure-RL run,
-            which stands there under three names, comes once.
+        points: run, recipe (the scene), compute, value, and whether the authors fitted it (window).
+            The pure-RL run, which stands there under three names, comes once.
         published: of each fitted run P_sft, R0 = P_sft + eps, A = P_sft + PL, B, C_mid, A_printed,
             tau and alpha of the robust fit (NaN: no trimming). A_printed differs from the sum in
             three rows, where the curves show the sum.
@@ -99,6 +98,7 @@ def read_retu(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     points = pd.DataFrame(
         {
             "run": points["run"],
+            "recipe": points["scene"],
             "compute": points["rl_exaflops"],
             "value": points["overall_weighted"] / 100,
             "window": fitted,
@@ -151,14 +151,15 @@ def read_studies(folder: Path) -> dict[str, Evals]:
     """
     points, published = read_retu(folder)
     starts = pd.DataFrame({"run": published.index, "compute": 0.0, "value": published["P_sft"]})
-    table = pd.concat([starts, points])
+    recipe = points.groupby("run")["recipe"].first()
+    table = pd.concat([starts.assign(recipe=starts["run"].map(recipe)), points])
     table = table.assign(start=table["run"])
     logs = folder.parent / "deep_grpo"
     seconds = _export(logs / "scale_budget.csv")
     steps = _export(logs / "grpo_scale_rollout.csv", known=seconds.runs)
     return {
         "RETU": Evals.from_frame(
-            table, name="RETU", recipe="run", start="start", compute="compute", scale="fraction"
+            table, name="RETU", recipe="recipe", start="start", compute="compute", scale="fraction"
         ),
         "Deep-GRPO, seconds": _pooled(seconds),
         "Deep-GRPO, steps": _pooled(steps),
@@ -214,7 +215,7 @@ def agreement(
     table = points[points["run"].isin(published.index)]
     table = table.assign(start=table["run"], R0=table["run"].map(published["R0"]))
     evals = Evals.from_frame(
-        table[table["window"]], name="RETU", recipe="run", start="start", r0="R0", value="value",
+        table[table["window"]], name="RETU", recipe="recipe", start="start", r0="R0", value="value",
         compute="compute", scale="fraction",
     )  # fmt: skip
     posterior = fit(evals, curve="sigmoid", r0="R0", method=method).unsafe()

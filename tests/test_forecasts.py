@@ -187,8 +187,7 @@ def test_the_published_runs_are_read(retu):
     points, published = retu
     assert points["run"].nunique() == 17 and len(published) == 16
     assert set(points["run"]) - set(published.index) == {"easy102K-6120"}
-    scenes = {run.rsplit("-", 1)[0] for run in points["run"]}
-    assert scenes == {"pure_rl", "s1K", "easy102K", "uniform102K"}
+    assert set(points["recipe"]) == {"pure_rl", "s1K", "easy102K", "uniform102K"}
     row = published.loc["uniform102K-360"]
     assert row[["R0", "B", "C_mid"]].tolist() == [0.722, 1.8, 32]
     assert row["A"] == pytest.approx(0.770) and row["A_printed"] == 0.769
