@@ -99,10 +99,10 @@ def fits_table(fits: list[RunFit]) -> pd.DataFrame:
             "recipe": fit.recipe,
             "seed": fit.seed,
             **{p: getattr(fit.fit, p, np.nan) for p in ("A", "B", "C_mid", "R0")},
-            "A_lo": fit.A_lo,
-            "A_hi": fit.A_hi,
             "truth": fit.truth,
             "rmse_heldout": fit.rmse_heldout,
+            "A_lo": fit.A_lo,
+            "A_hi": fit.A_hi,
             "status": fit.status,
         }
         for fit in fits

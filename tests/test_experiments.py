@@ -19,7 +19,7 @@ SMALL = [
     "env.train_prompts=16", "env.heldout_prompts=8", "warm_start.steps=8",
     "warm_start.batch_size=8",
 ]  # fmt: skip
-FITS = ["run", "recipe", "seed", "A", "B", "C_mid", "R0", "A_lo", "A_hi", "truth", "rmse_heldout"]
+FITS = ["run", "recipe", "seed", "A", "B", "C_mid", "R0", "truth", "rmse_heldout"]
 
 
 @pytest.fixture(scope="module")

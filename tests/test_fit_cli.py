@@ -15,8 +15,8 @@ from rlx.scaling.data import Evals
 
 ROOT = Path(__file__).parents[1]
 FIG1A = ROOT / "tests" / "data" / "digitized_fig1a.csv"
-FITS = ["run", "recipe", "seed", "A", "B", "C_mid", "R0", "A_lo", "A_hi", "truth"]
-FITS += ["rmse_heldout", "status"]
+FITS = ["run", "recipe", "seed", "A", "B", "C_mid", "R0", "truth", "rmse_heldout"]
+FITS += ["A_lo", "A_hi", "status"]
 SUMMARY = ["level", "name", "param", "mean", "q05", "q50", "q95", "contraction", "phase", "status"]
 FORECAST = ["run", "compute", "q05", "q50", "q95", "extrapolation", "observed"]
 
