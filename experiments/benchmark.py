@@ -146,7 +146,7 @@ def rlx_system(what: str, options: Options):
     from rlx.mesh import make_mesh
     from rlx.models import transformer
     from rlx.record import RunRecord
-    from rlx.rollout.engine import Engine
+    from rlx.rollout.engine import Engine, Weights
     from rlx.train.buffer import Buffer
     from rlx.train.step import collate, init_state, make_train_step
 
@@ -160,7 +160,7 @@ def rlx_system(what: str, options: Options):
     model = ModelConfig(**yaml.safe_load((ROOT / f"conf/model/{options.model}.yaml").read_text()))
     config = Config(
         model=model,
-        algo=AlgoConfig(filter_zero_variance=False),
+        algo=AlgoConfig(zero_variance="keep"),
         env=EnvConfig(train_prompts=16, heldout_prompts=1),
         rollout=RolloutConfig(max_new_tokens=T, decode_chunk_tokens=T),
         pipeline=PipelineConfig("sync", 0),
@@ -181,7 +181,7 @@ def rlx_system(what: str, options: Options):
 
     def generate():
         while not buffer.ready():
-            engine.step(box["state"].params, box["version"])
+            engine.step(Weights(box["state"].params, box["version"]))
         box["groups"] = buffer.take(box["version"])
 
     def learn():

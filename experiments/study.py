@@ -23,7 +23,12 @@ from rlx.record import read_rows, runs
 
 
 def status(out: Path) -> pd.DataFrame:
-    """One line per run directory: how far it is and how well it does."""
+    """One line per run directory: how far it is, how well it does, and what its switches did.
+
+    epochs of the prompts begun and prompts retired so far; shares of groups without variance and of
+    samples interrupted and truncated, over all updates. `void` names the switches of a finished run
+    that are on and never did anything: it says nothing about them.
+    """
     table = []
     for path in runs(out):
         manifest = json.loads((path / "manifest.json").read_text())
@@ -32,8 +37,25 @@ def status(out: Path) -> pd.DataFrame:
         row = {"run": path.name, "status": manifest["status"]}
         row["step"] = f"{len(metrics)}/{manifest['config']['steps']}"
         row |= {"pass_rate": last["mean"], "ceiling": manifest["ceiling"]}
-        table.append(row | {"compute": last["compute"]})
+        row |= {"compute": last["compute"]} | events(metrics)
+        never = [name for name, times in manifest.get("fired", {}).items() if not times]
+        table.append(row | {"void": ", ".join(never)})
     return pd.DataFrame(table)
+
+
+def events(metrics: list[dict]) -> dict[str, float]:
+    """How often the switches of a run did something so far."""
+    if not metrics:
+        return dict.fromkeys(("epochs", "retired", "dropped", "interrupted", "truncated"), 0)
+    share = lambda name: sum(row[name] for row in metrics) / len(metrics)  # noqa: E731
+    last = metrics[-1]
+    return {
+        "epochs": last["prompts/epoch"],
+        "retired": last["prompts/retired"],
+        "dropped": share("rollout/zero_variance_share"),
+        "interrupted": share("rollout/interrupted_share"),
+        "truncated": share("rollout/truncated_share"),
+    }
 
 
 def main(argv: list[str]) -> int:

@@ -27,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rlx.config import Config, ConfigError
+from rlx.record import read_rows
 
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
 SHOW_KEYS = "`python -m experiments.train --cfg job` lists the keys"
@@ -86,11 +87,26 @@ def job(node: DictConfig) -> None:
         use_every_core()
         from rlx.train.loop import train  # slow to load: after bad input has been refused
 
-        train(config)
+        manifest = train(config)
+        if config.pipeline.schedule == "threads":
+            print(overlap(config.out), file=sys.stderr)
+        if void := [name for name, times in manifest["fired"].items() if not times]:
+            print(f"note: {config.out}: never fired: {', '.join(void)}", file=sys.stderr)
     except BAD_INPUT as error:
         if HydraConfig.get().mode is RunMode.MULTIRUN:
             raise  # the launcher goes on with the other jobs and reports at its end
         refused.append(error)
+
+
+def overlap(out: str) -> str:
+    """What running generator and learner at the same time came to, of a finished run."""
+    row = read_rows(Path(out) / "clock.jsonl")[-1]
+    busy = row["device_s"]
+    wall_s, both_s = row["modelled_device_s"], busy["generate"] + busy["train"]
+    return (
+        f"generator busy {busy['generate']:.1f} s, learner busy {busy['train']:.1f} s, wall "
+        f"{wall_s:.1f} s without evaluation and compilation: {wall_s / both_s:.2f} of their sum"
+    )
 
 
 def one_line(error: Exception) -> str:

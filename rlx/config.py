@@ -36,10 +36,17 @@ def _positive(prefix: str, config: object, names: tuple[str, ...]) -> None:
         _check(value > 0, f"{prefix}.{name}", value, "must be positive", "give a value above 0")
 
 
-LOSSES = ("reinforce", "ppo_clip", "cispo", "gspo")
-ADVANTAGES = ("centered", "prompt_norm", "batch_norm", "leave_one_out")
+LOSSES = ("reinforce", "ppo_clip", "cispo", "gspo", "tbrm")
+ADVANTAGES = ("centered", "prompt_norm", "batch_norm", "leave_one_out", "gae")
 AGGREGATIONS = ("token_mean", "sample_mean", "prompt_mean", "fixed_length")
 PIPELINES = ("sync", "pipeline", "ppo_off_policy")
+SCHEDULES = ("deterministic", "threads")
+CORRECTIONS = ("none", "truncated", "masked")
+KLS = ("none", "k1_reward", "k2", "k3")
+REWARDS = ("score", "format", "random")
+SHAPES = ("linear", "sigmoid")
+LENGTH_CONTROLS = ("none", "interruption", "penalty_passes", "penalty_all")
+ZERO_VARIANCE = ("keep", "drop", "refill")
 DTYPES = ("float32", "bfloat16")
 
 
@@ -59,8 +66,8 @@ class ModelConfig:
     qk_norm: bool = False
     tie_embeddings: bool = False
     scan_layers: bool = False  # one compiled layer, looped; unrolled is faster at depth <= 4
-    compute_dtype: str = "float32"  # activations; parameters stay float32
-    head_dtype: str = "float32"  # hidden states and head weights in the logits' matmul
+    param_dtype: str = "float32"  # parameters, and with them the optimiser's moments
+    compute_dtype: str = "float32"  # activations, keys and values
 
     def __post_init__(self):
         _positive(
@@ -74,14 +81,15 @@ class ModelConfig:
             "query heads share key/value heads in equal numbers",
         )
         _check(self.head_dim % 2 == 0, "model.head_dim", self.head_dim, "odd", "RoPE turns pairs")
+        _one_of("model.param_dtype", self.param_dtype, DTYPES)
         _one_of("model.compute_dtype", self.compute_dtype, DTYPES)
-        _one_of("model.head_dtype", self.head_dtype, DTYPES)
 
 
 @dataclass(frozen=True)
 class AlgoConfig:
     """One field per ablation axis; a row of conf/algo is a recipe."""
 
+    # Policy objective
     loss: str = "cispo"
     advantage: str = "batch_norm"
     aggregation: str = "prompt_mean"
@@ -89,14 +97,52 @@ class AlgoConfig:
     clip_high: float = 0.28  # ppo_clip, gspo: and below 1 + clip_high
     is_cap: float = 5.0  # cispo: absolute bound on the importance ratio
     advantage_eps: float = 1e-6  # added to the std that normalises advantages
-    filter_zero_variance: bool = True  # prompts whose samples all score alike do not count
+    correction: str = "none"  # of the sampler's policy, for losses that do not correct themselves
+    correction_cap: float = 2.0  # truncated: bound on the weight; masked: [1 / cap, cap] counts
+    # Terms beside it
+    kl: str = "none"  # to the warm start: k2 and k3 in the loss, k1_reward in the reward
+    kl_coef: float = 0.0
+    entropy_coef: float = 0.0
+    value_coef: float = 0.5  # gae: weight of the value loss
+    value_clip: float = 0.2  # gae: how far a value may leave the sampler's before it is clipped
+    gamma: float = 1.0  # gae: discount per token
+    gae_lambda: float = 0.95
+    tbrm_beta: float = 0.1  # tbrm: reward per nat
+    # Reward
+    reward: str = "score"  # format and random are controls: they do not know the answer
     reward_pass: float = 1.0  # reward of a pass ...
     reward_fail: float = -1.0  # ... and of a fail; scores between are interpolated
+    reward_shape: str = "linear"  # sigmoid: scores pass through it first
+    reward_threshold: float = 0.5  # sigmoid: the score that pays half
+    reward_sharpness: float = 10.0  # sigmoid: slope there, times 4
+    # Length
+    length_control: str = "none"  # interruption, or a penalty on right answers or on all (DAPO)
+    length_penalty_tokens: int = 2  # it grows from 0 to 1 over the last tokens of max_new_tokens
+    # Prompts
+    zero_variance: str = "drop"  # prompts whose samples all score alike: keep, drop, or refill
+    no_positive_resampling: bool = False  # a prompt that passes often enough never comes back
+    retire_pass_rate: float = 0.9  # what is often enough, of its latest group
+    band_low: float = 0.0  # curriculum: prompts whose latest pass rate lies outside the band ...
+    band_high: float = 1.0
+    band_retest_epochs: int = 4  # ... are asked in every so-manieth epoch only
 
     def __post_init__(self):
         _one_of("algo.loss", self.loss, LOSSES)
         _one_of("algo.advantage", self.advantage, ADVANTAGES)
         _one_of("algo.aggregation", self.aggregation, AGGREGATIONS)
+        _one_of("algo.correction", self.correction, CORRECTIONS)
+        _check(
+            self.kl != "k1",
+            "algo.kl",
+            self.kl,
+            "in a loss its expected gradient is zero",
+            "use k1_reward, or k2 or k3 in the loss",
+        )
+        _one_of("algo.kl", self.kl, KLS)
+        _one_of("algo.reward", self.reward, REWARDS)
+        _one_of("algo.reward_shape", self.reward_shape, SHAPES)
+        _one_of("algo.length_control", self.length_control, LENGTH_CONTROLS)
+        _one_of("algo.zero_variance", self.zero_variance, ZERO_VARIANCE)
         _check(
             0 <= self.clip_low < 1,
             "algo.clip_low",
@@ -104,8 +150,63 @@ class AlgoConfig:
             "outside [0, 1)",
             "the lower bound on the ratio is 1 - clip_low",
         )
-        _check(self.clip_high >= 0, "algo.clip_high", self.clip_high, "negative", "use >= 0")
-        _positive("algo", self, ("is_cap", "advantage_eps"))
+        for name in ("clip_high", "kl_coef", "entropy_coef", "value_coef", "value_clip"):
+            value = getattr(self, name)
+            _check(value >= 0, f"algo.{name}", value, "negative", "use 0 or more")
+        _positive("algo", self, ("is_cap", "advantage_eps", "tbrm_beta", "reward_sharpness"))
+        _positive("algo", self, ("length_penalty_tokens", "band_retest_epochs"))
+        _check(
+            self.correction_cap > 1,
+            "algo.correction_cap",
+            self.correction_cap,
+            "leaves out ratios of 1",
+            "use a value above 1",
+        )
+        for name in ("gamma", "gae_lambda", "retire_pass_rate", "band_low", "band_high"):
+            value = getattr(self, name)
+            _check(0 <= value <= 1, f"algo.{name}", value, "not in [0, 1]", "use a share")
+        _check(
+            self.band_low < self.band_high,
+            "algo.band_low",
+            self.band_low,
+            f"not below algo.band_high={self.band_high}",
+            "the band must hold some pass rates",
+        )
+        _check(
+            self.correction == "none" or self.loss in ("reinforce", "ppo_clip"),
+            "algo.correction",
+            self.correction,
+            f"algo.loss={self.loss} carries its own ratio to the sampler, or needs none",
+            "set algo.loss=reinforce or ppo_clip, or algo.correction=none",
+        )
+        _check(
+            self.kl == "none" or self.kl_coef > 0,
+            "algo.kl_coef",
+            self.kl_coef,
+            f"algo.kl={self.kl} would do nothing",
+            "give a coefficient above 0, or set algo.kl=none",
+        )
+        _check(
+            self.kl != "none" or self.kl_coef == 0,
+            "algo.kl",
+            self.kl,
+            f"algo.kl_coef={self.kl_coef} would do nothing",
+            "set algo.kl=k1_reward, k2 or k3",
+        )
+        _check(
+            self.advantage != "gae" or self.zero_variance == "keep",
+            "algo.zero_variance",
+            self.zero_variance,
+            "a critic learns from prompts without variance too",
+            "set algo.zero_variance=keep",
+        )
+        _check(
+            self.loss != "tbrm" or self.advantage != "gae" and self.kl == "none",
+            "algo.loss",
+            self.loss,
+            "its residual holds the reward and the reference already",
+            "leave algo.kl=none and algo.advantage as it is",
+        )
         _check(
             self.reward_pass > self.reward_fail,
             "algo.reward_pass",
@@ -113,6 +214,14 @@ class AlgoConfig:
             f"not above algo.reward_fail={self.reward_fail}",
             "a pass must pay more than a fail",
         )
+
+    @property
+    def has_critic(self) -> bool:
+        return self.advantage == "gae"
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.kl != "none" or self.loss == "tbrm"
 
 
 @dataclass(frozen=True)
@@ -138,8 +247,15 @@ class RolloutConfig:
     temperature: float = 1.0
     slots: int = 0  # sequences in flight; 0 means prompts_per_step * group_size
     decode_chunk_tokens: int = 3  # tokens decoded between two looks of the host
+    head_dtype: str = "float32"  # sampler: hidden states and head weights in the logits' matmul
+    think_tokens_min: int = 5  # algo.length_control=interruption: thinking ends after a number ...
+    think_tokens_max: int = 6  # ... of tokens drawn for each sample between these two
+    answer_tokens: int = 2  # room for the answer after it
+    interruption: str = ">"  # the phrase that is put into the mouth of the policy
+    think_end: str = ">"  # the token by which the policy ends its thinking itself
 
     def __post_init__(self):
+        _one_of("rollout.head_dtype", self.head_dtype, DTYPES)
         _positive("rollout", self, ("prompts_per_step", "max_new_tokens", "temperature"))
         _positive("rollout", self, ("decode_chunk_tokens",))
         _check(
@@ -165,9 +281,19 @@ class PipelineConfig:
     kind: str = "sync"
     k: int = 0
     decode_chunks_per_update: int = 3  # virtual clock: chunks that pass while one update is made
+    schedule: str = "deterministic"  # by that clock; threads: by the machine's, on two meshes
+    replay: str = ""  # run directory whose schedule.jsonl to follow instead
 
     def __post_init__(self):
         _one_of("pipeline.kind", self.kind, PIPELINES)
+        _one_of("pipeline.schedule", self.schedule, SCHEDULES)
+        _check(
+            not self.replay or self.schedule == "deterministic",
+            "pipeline.replay",
+            self.replay,
+            "a recorded schedule is followed by one thread",
+            "set pipeline.schedule=deterministic",
+        )
         _check(self.k >= 0, "pipeline.k", self.k, "negative", "k counts updates: use 0 or more")
         _check(
             self.kind != "sync" or self.k == 0,
@@ -199,9 +325,13 @@ class OptimConfig:
     max_grad_norm: float = 1.0
     microbatches: int = 1  # slices whose gradients add; slices without a kept prompt are skipped
     vocab_chunk: int = 0  # vocabulary entries per piece of the log-prob; 0: one piece
+    head_dtype: str = "float32"  # learner: hidden states and head weights in the logits' matmul
+    max_skipped_updates: int = 10  # updates in a row whose objective or gradient is not finite
 
     def __post_init__(self):
+        _one_of("optim.head_dtype", self.head_dtype, DTYPES)
         _positive("optim", self, ("learning_rate", "eps", "max_grad_norm", "microbatches"))
+        _positive("optim", self, ("max_skipped_updates",))
         _check(self.vocab_chunk >= 0, "optim.vocab_chunk", self.vocab_chunk, "negative", "use 0")
         _check(self.warmup_steps >= 0, "optim.warmup_steps", self.warmup_steps, "negative", "use 0")
 
@@ -244,9 +374,11 @@ class MeshConfig:
     data: int = 0  # devices that split the prompts of a batch; 0: all that divide it
     fsdp: int = 1  # devices that split the parameters, and the prompts too
     tensor: int = 1  # devices that split heads and feed-forward
+    generators: int = 0  # devices of the generator alone, the last ones; 0: it shares the learner's
 
     def __post_init__(self):
         _check(self.data >= 0, "mesh.data", self.data, "negative", "0 takes all devices")
+        _check(self.generators >= 0, "mesh.generators", self.generators, "negative", "use 0")
         _positive("mesh", self, ("fsdp", "tensor"))
 
 
@@ -289,6 +421,39 @@ class Config:
             prompts,
             f"more than env.train_prompts={self.env.train_prompts}",
             "one batch holds different prompts",
+        )
+        _check(
+            self.pipeline.schedule != "threads" or self.mesh.generators > 0,
+            "mesh.generators",
+            self.mesh.generators,
+            "pipeline.schedule=threads needs devices for generation alone",
+            "give a number of devices above 0",
+        )
+        rollout, length_control = self.rollout, self.algo.length_control
+        if length_control == "interruption":
+            _positive("rollout", rollout, ("think_tokens_min", "answer_tokens"))
+            _check(
+                rollout.think_tokens_min <= rollout.think_tokens_max,
+                "rollout.think_tokens_max",
+                rollout.think_tokens_max,
+                f"below rollout.think_tokens_min={rollout.think_tokens_min}",
+                "the budget is drawn between the two",
+            )
+            _check(
+                rollout.think_tokens_max + rollout.answer_tokens < rollout.max_new_tokens,
+                "rollout.max_new_tokens",
+                rollout.max_new_tokens,
+                f"no room for {rollout.think_tokens_max} tokens of thinking, an interruption and "
+                f"{rollout.answer_tokens} of answer",
+                "raise rollout.max_new_tokens",
+            )
+        _check(
+            self.algo.length_penalty_tokens < rollout.max_new_tokens
+            or not length_control.startswith("penalty"),
+            "algo.length_penalty_tokens",
+            self.algo.length_penalty_tokens,
+            f"not below rollout.max_new_tokens={rollout.max_new_tokens}",
+            "the penalty grows over the last tokens of an answer",
         )
 
     @property

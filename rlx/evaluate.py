@@ -14,7 +14,7 @@ from rlx import flops
 from rlx.config import Config
 from rlx.envs.base import Env
 from rlx.rollout import sampler
-from rlx.rollout.engine import score
+from rlx.rollout.engine import rules, score
 from rlx.types import Problem, left_padded
 
 
@@ -49,7 +49,7 @@ def generate(
     W, U, T = config.slots, env.max_prompt_tokens, config.rollout.max_new_tokens
     block = max(W // samples, 1)
     width = max(W, samples)
-    static = {"config": config.model, "stop_id": env.tokenizer.stop_id, "mesh": mesh}
+    static = {"config": config.model, "rules": rules(config, env), "mesh": mesh}
     temperature = config.rollout.temperature
     for start in range(0, len(problems), block):
         some = problems[start : start + block]

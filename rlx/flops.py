@@ -3,7 +3,8 @@
 Convention: a multiply and an add are 2 FLOPs. A forward pass costs 2 FLOPs per matrix weight and
 token, plus 4 N H per layer for every key that a query attends to (q k^T and the weighted sum of
 v). The head is counted where it is computed: once per token drawn or learned, not over the prompt.
-Training costs 3 forward passes. Only real tokens count, no padding; a group's prompt is run once,
+Training costs 3 forward passes, a reference one; a critic is a head of one word on the policy's
+trunk, which costs what the language-model head does, divided by V. Only real tokens count, no padding; a group's prompt is run once,
 by the sampler and by the learner. Left out (below 2 % at d_model = 64, less above): norms, RoPE,
 softmax, activations, the embedding's look-up, the optimiser.
 """
@@ -59,6 +60,16 @@ def train_flops(config: ModelConfig, vocab_size: int, prompt_length, length_G) -
     return float(3 * (forward + extra_heads))
 
 
+def reference_flops(config: ModelConfig, vocab_size: int, prompt_length, length_G) -> float:
+    """Log-probabilities of one group under the reference: a forward pass."""
+    return train_flops(config, vocab_size, prompt_length, length_G) / 3
+
+
+def critic_flops(config: ModelConfig, length_G) -> float:
+    """Values of one group, when sampled (1 pass) and when learned from (3)."""
+    return float(4 * head_flops(config, 1, np.sum(length_G)))
+
+
 @dataclass
 class Ledger:
     """Everything spent so far, in FLOPs and tokens. `discarded` is a memo inside the others."""
@@ -66,6 +77,8 @@ class Ledger:
     train_flops: float = 0.0
     prefill_flops: float = 0.0
     decode_flops: float = 0.0
+    critic_flops: float = 0.0
+    reference_flops: float = 0.0
     eval_flops: float = 0.0
     discarded_flops: float = 0.0
     tokens_generated: int = 0
@@ -74,8 +87,15 @@ class Ledger:
 
     @property
     def compute(self) -> float:
-        """C: generation and training; evaluation and the warm start are kept apart."""
-        return self.train_flops + self.prefill_flops + self.decode_flops
+        """C: generation, training, critic, reference; evaluation and warm start are kept apart."""
+        policy = self.train_flops + self.prefill_flops + self.decode_flops
+        return policy + self.critic_flops + self.reference_flops
+
+    def discard(self, config: ModelConfig, vocab_size: int, prompt_length, length_G) -> None:
+        """Note what a group had cost from which nothing is learned."""
+        drawn = decode_flops(config, vocab_size, prompt_length, length_G)
+        prefill = prefill_flops(config, vocab_size, prompt_length)
+        self.discarded_flops += float(prefill + np.sum(drawn))
 
     def row(self) -> dict:
         """The ledger's part of an evaluation row; what this run has no use for is 0."""
@@ -85,8 +105,8 @@ class Ledger:
             "samples": self.samples,
             "train_flops": self.train_flops,
             "generate_flops": {"prefill": self.prefill_flops, "decode": self.decode_flops},
-            "critic_flops": 0.0,
-            "reference_flops": 0.0,
+            "critic_flops": self.critic_flops,
+            "reference_flops": self.reference_flops,
             "reward_flops": 0.0,
             "eval_flops": self.eval_flops,
             "discarded_flops": self.discarded_flops,

@@ -28,10 +28,10 @@ RULES = {
 def make_mesh(config: MeshConfig, prompts: int = 1) -> Mesh:
     """A (data, fsdp, tensor) mesh over the first devices.
 
-    data = 0 takes as many devices as divide `prompts`, the groups of a slice of the batch.
-    ConfigError if there are too few.
+    data = 0 takes as many devices as divide `prompts`, the groups of a slice of the batch. The last
+    `generators` devices are left to the generator. ConfigError if there are too few.
     """
-    devices = jax.devices()
+    devices = jax.devices()[: jax.device_count() - config.generators]
     others = config.fsdp * config.tensor
     data = config.data
     if data == 0:
@@ -41,14 +41,23 @@ def make_mesh(config: MeshConfig, prompts: int = 1) -> Mesh:
         raise ConfigError(
             "mesh",
             f"{data}x{config.fsdp}x{config.tensor}",
-            f"needs {data * others} devices, {len(devices)} are there",
-            "shrink mesh.data, mesh.fsdp or mesh.tensor",
+            f"needs {data * others} devices, {len(devices)} are there for the learner",
+            "shrink mesh.data, mesh.fsdp, mesh.tensor or mesh.generators",
         )
+    return _mesh((data, config.fsdp, config.tensor), devices[: data * others])
+
+
+def generator_mesh(config: MeshConfig, learner: Mesh) -> Mesh:
+    """The learner's, or a mesh of its own over the last `generators` devices, disjoint from it."""
+    if not config.generators:
+        return learner
+    shape = (config.generators, 1, 1)  # slots are split, weights are whole on every device
+    return _mesh(shape, jax.devices()[-config.generators :])
+
+
+def _mesh(shape: tuple[int, int, int], devices: list[jax.Device]) -> Mesh:
     return jax.make_mesh(
-        (data, config.fsdp, config.tensor),
-        ("data", "fsdp", "tensor"),
-        axis_types=(AxisType.Auto,) * 3,
-        devices=devices[: data * others],
+        shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices
     )
 
 

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from flax import struct
 
+INJECTED = -1  # version of a token that no policy drew: an interruption, or padding
 Params = Any  # a plain pytree of arrays: nested dicts and lists
 
 
@@ -45,6 +46,7 @@ class Batch:
     completion_BT: Any  # int32, padded on the right
     mask_BT: Any  # float32, 1 where the token was sampled (holes allowed)
     behavior_logp_BT: Any  # float32
+    behavior_value_BT: Any  # float32, of the critic that sampled; 0 without one
     reward_PG: Any  # float32
     keep_P: Any  # float32, 0 for prompts that do not count (filtered, or padding of the batch)
 
@@ -66,18 +68,33 @@ class Group:
     problem_id: int
     prompt_U: np.ndarray  # int32, unpadded
     completion_GT: np.ndarray  # int32
-    length_G: np.ndarray  # int32, tokens sampled, the stop token included
+    length_G: np.ndarray  # int32, tokens, the stop token and an interruption included
     behavior_logp_GT: np.ndarray  # float32
-    version_GT: np.ndarray  # int32
+    behavior_value_GT: np.ndarray  # float32, 0 without a critic
+    version_GT: np.ndarray  # int32, of the weights that drew the token; INJECTED if none did
     reward_G: np.ndarray  # float32, what the policy is trained on
     score_G: np.ndarray  # float32 in [0, 1]; 1 is a pass
     stopped_G: np.ndarray  # bool, False where the length limit cut the sample
 
     @property
+    def sampled_GT(self) -> np.ndarray:
+        """bool, True where the policy drew the token."""
+        return self.version_GT != INJECTED
+
+    @property
     def first_version(self) -> int:
         """The oldest version among the sampled tokens."""
-        sampled = np.arange(self.version_GT.shape[1]) < self.length_G[:, None]
-        return int(self.version_GT[sampled].min())
+        return int(self.version_GT[self.sampled_GT].min())
+
+    @property
+    def zero_variance(self) -> bool:
+        return bool(np.ptp(self.reward_G) == 0)
+
+    @property
+    def interrupted_G(self) -> np.ndarray:
+        """bool, True where a phrase was put into the completion."""
+        within_GT = np.arange(self.version_GT.shape[1]) < self.length_G[:, None]
+        return (within_GT & ~self.sampled_GT).any(axis=1)
 
 
 def left_padded(prompts: Sequence[Sequence[int]], width: int, pad_id: int, rows: int = 0):

@@ -23,7 +23,7 @@ LAYERS = {
     "rlx.types": (),
     "rlx.config": (),
     "rlx.record": (),
-    "rlx.objectives": (),
+    "rlx.objectives": ("rlx.objectives",),
     "rlx.envs": ("rlx.types", "rlx.envs"),
     "rlx.scaling": ("rlx.scaling", "rlx.record"),
     "rlx.mesh": BASE,
@@ -33,6 +33,8 @@ LAYERS = {
     "rlx.rollout": (*MIDDLE, "rlx.models", "rlx.rollout"),
     "rlx.train.step": (*MIDDLE, "rlx.models"),
     "rlx.train.warm_start": (*MIDDLE, "rlx.models", "rlx.train.step"),
+    "rlx.train.clock": (),
+    "rlx.train.schedule": ("rlx.rollout.engine", "rlx.train.buffer", "rlx.train.clock"),
     "rlx.evaluate": (*MIDDLE, "rlx.models", "rlx.rollout"),
     "rlx.train.loop": (*MIDDLE, "rlx.models", "rlx.rollout", "rlx.train", "rlx.evaluate"),
 }

@@ -76,6 +76,10 @@ class Env(Protocol):
         """Score in [0, 1], 1 for a pass; 0 if the length limit cut the sample (not `stopped`)."""
         ...
 
+    def well_formed(self, completion: str, stopped: bool) -> bool:
+        """Whether it looks like an answer, right or wrong: the reward of a control."""
+        ...
+
     def solution(self, problem: Problem, rng: np.random.Generator, worked: bool) -> str:
         """A right completion, without the stop token; `worked` asks for the steps too."""
         ...

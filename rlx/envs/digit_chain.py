@@ -82,6 +82,11 @@ class DigitChain:
         _, mark, answer = completion.rpartition(">")
         return float(stopped and mark == ">" and answer == problem.answer)
 
+    def well_formed(self, completion: str, stopped: bool) -> bool:
+        """Whether it stopped after '>' and one digit."""
+        _, mark, answer = completion.rpartition(">")
+        return stopped and mark == ">" and len(answer) == 1
+
     def solution(self, problem: Problem, rng: np.random.Generator, worked: bool) -> str:
         """`>` and the answer, after the running sums if `worked`; `rng` is not used."""
         if not worked:

@@ -86,6 +86,10 @@ class ReasoningGym:
             return 0.0
         return min(max(score, 0.0), 1.0) if math.isfinite(score) else 0.0
 
+    def well_formed(self, completion: str, stopped: bool) -> bool:
+        """Whether it stopped and says anything."""
+        return stopped and completion.strip() != ""
+
     def solution(self, problem: Problem, rng: np.random.Generator, worked: bool) -> str:
         """The reference answer; the library has no worked ones, and `rng` is not used.
 

@@ -36,6 +36,7 @@ Remember = Callable[[Any, jax.Array, jax.Array], dict[str, jax.Array]]
 AXES = {
     "embed": ("vocab", "model"),
     "head": ("model", "vocab"),
+    "value": ("model",),
     "final_norm": ("norm",),
     "attn_norm": ("norm",),
     "mlp_norm": ("norm",),
@@ -63,7 +64,7 @@ def rms_norm(x: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
     """x / sqrt(mean(x^2) + eps) * scale, in float32."""
     x32 = x.astype(jnp.float32)
     inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
-    scale = jnp.expand_dims(scale_D, range(x.ndim - 1))
+    scale = jnp.expand_dims(scale_D.astype(jnp.float32), range(x.ndim - 1))
     return (x32 * inverse * scale).astype(x.dtype)
 
 
@@ -147,7 +148,7 @@ def _block(config: ModelConfig):
 
 
 def init(key: jax.Array, config: ModelConfig, vocab_size: int) -> Params:
-    """Fresh float32 parameters: matrices N(0, 1/fan_in), embedding N(0, 1/D), norms at one."""
+    """Fresh parameters: matrices N(0, 1/fan_in), embedding N(0, 1/D), norms at one."""
     rngs = nnx.Rngs(params=key)
     layers = [nnx.to_pure_dict(nnx.state(Block(config, rngs))) for _ in range(config.n_layers)]
     params = {
@@ -159,7 +160,18 @@ def init(key: jax.Array, config: ModelConfig, vocab_size: int) -> Params:
     if not config.tie_embeddings:
         shape = (config.d_model, vocab_size)
         params["head"] = nnx.initializers.lecun_normal()(rngs.params(), shape)
-    return params
+    return jax.tree.map(lambda x: x.astype(config.param_dtype), params)
+
+
+def with_critic(params: Params) -> Params:
+    """The same with a value head [D] that starts at 0: V = hidden . value."""
+    return {**params, "value": jnp.zeros_like(params["final_norm"])}
+
+
+def values(params: Params, hidden_BD: jax.Array) -> jax.Array:
+    """The critic's values, float32, of hidden states [..., D]; V of the token they predict."""
+    dtype = jnp.float32
+    return jnp.matmul(hidden_BD.astype(dtype), params["value"].astype(dtype))
 
 
 def stack_layers(layers: list[Params]) -> Params:

@@ -74,6 +74,18 @@ def zero_variance(reward_PG):
     return jnp.max(reward_PG, axis=1) == jnp.min(reward_PG, axis=1)
 
 
+def whitened(adv_BT, mask_BT, *, eps):
+    """(A - mean(A)) / (std(A) + eps) over the tokens that count; 0 where masked
+
+    What PPO's implementations do to the result of `gae`. std with ddof 1.
+    """
+    sampled_BT = mask_BT.astype(bool)
+    count = jnp.sum(mask_BT)
+    mean = jnp.sum(jnp.where(sampled_BT, adv_BT, 0)) / jnp.maximum(count, 1)
+    adv_BT = jnp.where(sampled_BT, adv_BT - mean, 0)
+    return adv_BT / (_std(adv_BT, count, (0, 1), 1) + eps)
+
+
 def gae(value_BT, reward_BT, mask_BT, *, gamma, lam):
     """A_t = delta_t + gamma lam A_{t+1}, delta_t = r_t + gamma V_{t+1} - V_t, return_t = A_t + V_t
 

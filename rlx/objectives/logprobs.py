@@ -61,6 +61,12 @@ def token_logprobs(
     return _chunked(chunk_logits, hidden_ND, head_DV, token_N, vocab_chunk)
 
 
+def log_partition(hidden_ND, head_DV, *, temperature=1.0, head_dtype=jnp.float32):
+    """log sum_v exp(z_v), float32 [N]."""
+    z_NV = logits(hidden_ND, head_DV, temperature=temperature, head_dtype=head_dtype)
+    return jax.nn.logsumexp(z_NV, axis=-1)
+
+
 def _chunked(chunk_logits, hidden_ND, head_DV, token_N, vocab_chunk):
     """One pass over the vocabulary, keeping for each position, of the words seen so far,
 

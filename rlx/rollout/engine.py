@@ -1,14 +1,15 @@
 """The generator on the host: problems in, graded groups out.
 
-Prompts come from the finite training set in epochs, each a permutation of its own; the problem of
-a group follows from its serial number alone. A group waits until as many slots are free as it has
-samples, then starts; a slot is free again as soon as its sample is finished, whatever the rest of
-its group does.
+A group waits until as many slots are free as it has samples, then starts; a slot is free again as
+soon as its sample is finished, whatever the rest of its group does. A chunk of decoding lies
+between two short moments on the host, which hold `lock`: `begin` starts groups and picks up the
+newest weights, `collect` grades what finished. `events` says in which order they happened ("b",
+"c"); with the updates between them that order decides everything, whichever threads were at work.
 """
 
 from __future__ import annotations
 
-import functools
+import threading
 from dataclasses import dataclass
 
 import jax
@@ -16,28 +17,28 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rlx import flops
-from rlx.config import Config
+from rlx.config import Config, ConfigError
 from rlx.envs.base import Env
 from rlx.rollout import sampler
+from rlx.rollout.prompts import Prompts
+from rlx.rollout.rewards import rewards
 from rlx.train.buffer import Buffer
-from rlx.types import Group, Problem, left_padded
+from rlx.types import INJECTED, Group, Params, Problem, left_padded
 
 
-@functools.lru_cache(maxsize=4)
-def _epoch_order(seed: int, epoch: int, problems: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(problems)
+@dataclass
+class Weights:
+    """What the generator samples with: the newest that the learner has published."""
 
-
-def problem_of(serial: int, seed: int, problems: int) -> int:
-    """Index of the training problem of a group: every epoch is a fresh permutation."""
-    epoch, position = divmod(serial, problems)
-    return int(_epoch_order(seed, epoch, problems)[position])
+    params: Params
+    version: int
 
 
 @dataclass
 class _Running:
     """A group in flight, and its finished samples."""
 
+    problem_index: int
     problem: Problem
     prompt_U: np.ndarray
     slot_G: np.ndarray
@@ -45,16 +46,51 @@ class _Running:
     length_G: np.ndarray  # tokens drawn; this and what follows once the sample is finished
     token_GT: np.ndarray
     logp_GT: np.ndarray
+    value_GT: np.ndarray
     version_GT: np.ndarray
+
+
+def rules(config: Config, env: Env) -> sampler.Rules:
+    """When samples end, in token ids. ConfigError where the interruption cannot be said."""
+    rollout, ids = config.rollout, env.tokenizer
+    if config.algo.length_control != "interruption":
+        return sampler.Rules(ids.stop_id, head_dtype=rollout.head_dtype)
+    try:
+        phrase, (think_end_id,) = ids.encode(rollout.interruption), ids.encode(rollout.think_end)
+    except ValueError as error:
+        said = f"{rollout.interruption!r}, {rollout.think_end!r}"
+        remedy = "use words of the environment, think_end a single token"
+        raise ConfigError("rollout.interruption", said, str(error), remedy) from None
+    room = rollout.max_new_tokens - rollout.think_tokens_max - rollout.answer_tokens
+    if not 0 < len(phrase) <= room:
+        raise ConfigError(
+            "rollout.interruption",
+            rollout.interruption,
+            f"{len(phrase)} tokens where 1 to {room} are left of rollout.max_new_tokens",
+            "raise rollout.max_new_tokens",
+        )
+    return sampler.Rules(
+        stop_id=ids.stop_id,
+        phrase=tuple(phrase),
+        think_end_id=think_end_id,
+        think_min=rollout.think_tokens_min,
+        think_max=rollout.think_tokens_max,
+        answer_tokens=rollout.answer_tokens,
+        head_dtype=rollout.head_dtype,
+    )
+
+
+def texts(env: Env, token_GT: np.ndarray, length_G: np.ndarray):
+    """(text, stopped) of the samples of one problem."""
+    stopped_G = token_GT[np.arange(len(length_G)), length_G - 1] == env.tokenizer.stop_id
+    rows = zip(token_GT, length_G, strict=True)
+    return [env.tokenizer.decode(row[:n].tolist()) for row, n in rows], stopped_G
 
 
 def score(env: Env, problem: Problem, token_GT: np.ndarray, length_G: np.ndarray):
     """(score_G in [0, 1], stopped_G) of the samples of one problem."""
-    stopped_G = token_GT[np.arange(len(length_G)), length_G - 1] == env.tokenizer.stop_id
-    texts = [
-        env.tokenizer.decode(row[:n].tolist()) for row, n in zip(token_GT, length_G, strict=True)
-    ]
-    pairs = zip(texts, stopped_G.tolist(), strict=True)
+    text_G, stopped_G = texts(env, token_GT, length_G)
+    pairs = zip(text_G, stopped_G.tolist(), strict=True)
     return np.array([env.grade(problem, *pair) for pair in pairs], np.float32), stopped_G
 
 
@@ -66,21 +102,35 @@ class Engine:
         self.G, self.T = config.rollout.group_size, config.rollout.max_new_tokens
         self.W, self.U = config.slots, env.max_prompt_tokens
         self.key = jax.random.key(config.seed)
+        self.prompts = Prompts(config.algo, len(env.train), config.seed)
+        self.lock = threading.RLock()
+        self.events = ""
         self.running: dict[int, _Running] = {}
         self.free = list(range(self.W))
         self.prompt_length_W = np.zeros(self.W, np.int64)
         self.count_W = np.zeros(self.W, np.int64)  # tokens drawn, as entered into the ledger
         self.slots = sampler.empty(config.model, self.W, self.U, self.T, mesh)
-        self.static = {"config": config.model, "stop_id": env.tokenizer.stop_id, "mesh": mesh}
+        self.static = {"config": config.model, "rules": rules(config, env), "mesh": mesh}
 
     def has_work(self) -> bool:
         """Whether `step` would draw tokens: a sequence is in flight, or a group may start."""
-        return bool(self.running) or self.buffer.may_start()
+        return bool(self.running) or self._may_start()
 
-    def step(self, params, version: int) -> None:
-        """Fill the free slots, decode one chunk, grade what finished."""
+    def _may_start(self) -> bool:
+        return self.buffer.may_start() and not self.prompts.exhausted()
+
+    def step(self, weights: Weights) -> None:
+        self.begin(weights)
+        self.collect()
+
+    def begin(self, weights: Weights) -> None:
+        """Fill the free slots and decode one chunk."""
         temperature = self.config.rollout.temperature
-        if new := self._start_groups():
+        with self.lock:
+            params, version = weights.params, weights.version
+            new = self._start_groups()
+            self.events += "b"
+        if new:
             prompt_PU, length_P, slot_PG, serial_P = self._padded(new)
             self.slots = sampler.insert(
                 params, self.slots, prompt_PU, length_P, slot_PG, serial_P, self.key, version,
@@ -90,14 +140,23 @@ class Engine:
             params, self.slots, version, temperature,
             self.config.rollout.decode_chunk_tokens, **self.static,
         )  # fmt: skip
-        self._collect()
+
+    def collect(self) -> None:
+        """Look at the slots: ledger, finished samples, groups that are complete."""
+        s = self.slots
+        count_W, active_W, *row_WTs = jax.device_get(
+            (s.count_W, s.active_W, s.token_WT, s.logp_WT, s.value_WT, s.version_WT)
+        )
+        with self.lock:
+            self._collect(count_W, active_W, row_WTs)
+            self.events += "c"
 
     def _start_groups(self) -> list[int]:
         """Serial numbers of the groups that start now; each takes G free slots."""
         new = []
-        while len(self.free) >= self.G and self.buffer.may_start():
+        while len(self.free) >= self.G and self._may_start():
+            index = self.prompts.next()
             serial = self.buffer.start()
-            index = problem_of(serial, self.config.seed, len(self.env.train))
             problem = self.env.train[index]
             prompt_U = np.array(self.env.tokenizer.encode(problem.prompt), np.int32)
             slot_G, self.free = np.array(self.free[: self.G]), self.free[self.G :]
@@ -108,6 +167,7 @@ class Engine:
             self.ledger.prefill_flops += float(cost)
             nothing_GT = np.zeros((self.G, self.T), np.int32)
             self.running[serial] = _Running(
+                problem_index=index,
                 problem=problem,
                 prompt_U=prompt_U,
                 slot_G=slot_G,
@@ -115,6 +175,7 @@ class Engine:
                 length_G=np.zeros(self.G, np.int32),
                 token_GT=nothing_GT,
                 logp_GT=nothing_GT.astype(np.float32),
+                value_GT=nothing_GT.astype(np.float32),
                 version_GT=nothing_GT.copy(),
             )
             new.append(serial)
@@ -131,12 +192,7 @@ class Engine:
         serial_P = np.array(serials + [0] * (P - len(serials)), np.int32)
         return prompt_PU, length_P, slot_PG, serial_P
 
-    def _collect(self) -> None:
-        """Look at the slots: ledger, finished samples, groups that are complete."""
-        s = self.slots
-        count_W, active_W, *rows = jax.device_get(
-            (s.count_W, s.active_W, s.token_WT, s.logp_WT, s.version_WT)
-        )
+    def _collect(self, count_W, active_W, row_WTs) -> None:
         self._spend(count_W)
         for serial, group in list(self.running.items()):
             finished_G = group.open_G & ~active_W[group.slot_G]
@@ -144,14 +200,13 @@ class Engine:
                 slots = group.slot_G[finished_G]
                 group.open_G[finished_G] = False
                 group.length_G[finished_G] = count_W[slots]
-                for mine_GT, row_WT in zip(
-                    (group.token_GT, group.logp_GT, group.version_GT), rows, strict=True
-                ):
+                mine = (group.token_GT, group.logp_GT, group.value_GT, group.version_GT)
+                for mine_GT, row_WT in zip(mine, row_WTs, strict=True):
                     mine_GT[finished_G] = row_WT[slots]
                 self.free += slots.tolist()
             if not group.open_G.any():
-                self.buffer.put(self._grade(serial, group))
                 del self.running[serial]
+                self._finish(self._grade(serial, group), group.problem_index)
         self.free.sort()
 
     def _spend(self, count_W: np.ndarray) -> None:
@@ -163,21 +218,43 @@ class Engine:
         self.ledger.tokens_generated += int(np.sum(count_W - self.count_W))
         self.count_W = count_W.astype(np.int64)
 
+    def _finish(self, group: Group, problem_index: int) -> None:
+        """Into the history of its problem and into the buffer; what that drops was for nothing."""
+        self.prompts.graded(problem_index, float(np.mean(group.score_G == 1)))
+        if not self.buffer.put(group):
+            model, vocab = self.config.model, self.env.tokenizer.vocab_size
+            self.ledger.discard(model, vocab, len(group.prompt_U), group.length_G)
+            self.ledger.samples += self.G
+
     def _grade(self, serial: int, group: _Running) -> Group:
-        """reward = reward_fail + score * (reward_pass - reward_fail); nothing beyond the length."""
+        """Scores, rewards, and nothing beyond the length."""
         length_G, token_GT = group.length_G, group.token_GT
         score_G, stopped_G = score(self.env, group.problem, token_GT, length_G)
-        low, high = self.config.algo.reward_fail, self.config.algo.reward_pass
-        sampled_GT = np.arange(self.T) < length_G[:, None]
+        within_GT = np.arange(self.T) < length_G[:, None]
+        version_GT = np.where(within_GT, group.version_GT, INJECTED)
+        sampled_GT = version_GT != INJECTED
         return Group(
             serial=serial,
             problem_id=group.problem.id,
             prompt_U=group.prompt_U,
-            completion_GT=np.where(sampled_GT, token_GT, self.env.tokenizer.pad_id),
+            completion_GT=np.where(within_GT, token_GT, self.env.tokenizer.pad_id),
             length_G=length_G,
             behavior_logp_GT=np.where(sampled_GT, group.logp_GT, 0),
-            version_GT=np.where(sampled_GT, group.version_GT, 0),
-            reward_G=low + score_G * (high - low),
+            behavior_value_GT=np.where(sampled_GT, group.value_GT, 0),
+            version_GT=version_GT,
+            reward_G=self._rewards(serial, score_G, token_GT, length_G),
             score_G=score_G,
             stopped_G=stopped_G,
         )
+
+    def _rewards(self, serial: int, score_G, token_GT, length_G) -> np.ndarray:
+        """Of the scores, or of what the controls put in their place."""
+        algo = self.config.algo
+        if algo.reward == "random":  # heads or tails, whatever was said
+            coin = np.random.default_rng((self.config.seed, serial))
+            score_G = coin.integers(0, 2, self.G).astype(np.float32)
+        if algo.reward == "format":
+            text_G, stopped_G = texts(self.env, token_GT, length_G)
+            pairs = zip(text_G, stopped_G.tolist(), strict=True)
+            score_G = np.array([self.env.well_formed(*pair) for pair in pairs], np.float32)
+        return rewards(score_G, length_G, algo, self.T)

@@ -8,12 +8,16 @@ calls: the keys/values of the earlier weights stay, and each token stores the ve
 
 The key of a token is fold_in(fold_in(fold_in(key, serial), sample), token index), so what is
 sampled depends neither on the slot, nor on the chunks, nor on the neighbours.
+
+Forced interruption: a sample that has not ended its thinking within its budget of tokens, drawn
+from [think_min, think_max] by the key of token T, has a phrase put into its mouth; those tokens
+are fed and kept, with version INJECTED and log-probability 0. Then `answer_tokens` are left.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +28,23 @@ from rlx import mesh as meshes
 from rlx.config import ModelConfig
 from rlx.models import transformer
 from rlx.objectives import logprobs
+from rlx.types import INJECTED
+
+
+class Rules(NamedTuple):
+    """When a sample ends. With `phrase` empty, at its stop token or at the length limit."""
+
+    stop_id: int
+    phrase: tuple[int, ...] = ()
+    think_end_id: int = -1  # the policy's own way out of thinking
+    think_min: int = 0
+    think_max: int = 0
+    answer_tokens: int = 0
+    head_dtype: str = "float32"
+
+
+
+NEVER = 2**30  # a token index that no sample reaches
 
 
 @struct.dataclass
@@ -35,8 +56,11 @@ class Slots:
     pad_W: jax.Array  # int32, cache columns before the prompt
     count_W: jax.Array  # int32, tokens drawn so far
     active_W: jax.Array  # bool, neither stopped nor at the length limit
+    think_W: jax.Array  # int32, thinking is interrupted after so many tokens
+    answer_W: jax.Array  # int32, where the answer begins; NEVER while the sample thinks
     token_WT: jax.Array  # int32
     logp_WT: jax.Array  # float32, of the distribution that was sampled
+    value_WT: jax.Array  # float32, of the critic before the token; 0 without one
     version_WT: jax.Array  # int32, of the weights that drew the token
 
 
@@ -54,23 +78,29 @@ def empty(
 ) -> Slots:
     """No sequence in flight. The last token drawn is never fed back, so S = U + T - 1."""
     shape = (slots, max_new_tokens)
+    integers_W = functools.partial(jnp.zeros, slots, jnp.int32)
     state = Slots(
         cache=transformer.empty_cache(config, slots, prompt_tokens + max_new_tokens - 1),
         key_W=jax.random.split(jax.random.key(0), slots),
-        pad_W=jnp.zeros(slots, jnp.int32),
-        count_W=jnp.zeros(slots, jnp.int32),
+        pad_W=integers_W(),
+        count_W=integers_W(),
         active_W=jnp.zeros(slots, bool),
+        think_W=integers_W(),
+        answer_W=integers_W(),
         token_WT=jnp.zeros(shape, jnp.int32),
         logp_WT=jnp.zeros(shape, jnp.float32),
+        value_WT=jnp.zeros(shape, jnp.float32),
         version_WT=jnp.zeros(shape, jnp.int32),
     )
     return jax.device_put(state, _shardings(state, config, mesh), may_alias=False)
 
 
-def _logits(params, config: ModelConfig, hidden_BD, temperature):
+def _logits_and_values(params, hidden_BD, temperature, rules: Rules):
     head_DV = transformer.head_matrix(params)
-    head_dtype = jnp.dtype(config.head_dtype)
-    return logprobs.logits(hidden_BD, head_DV, temperature=temperature, head_dtype=head_dtype)
+    head_dtype = jnp.dtype(rules.head_dtype)
+    z_BV = logprobs.logits(hidden_BD, head_DV, temperature=temperature, head_dtype=head_dtype)
+    has_critic = "value" in params
+    return z_BV, transformer.values(params, hidden_BD) if has_critic else jnp.zeros_like(z_BV[:, 0])
 
 
 def _draw(logits_BV, key_B):
@@ -79,10 +109,25 @@ def _draw(logits_BV, key_B):
     return token_B, logprobs.from_logits(logits_BV, token_B)[0]
 
 
-@functools.partial(jax.jit, static_argnames=("config", "stop_id", "mesh"), donate_argnames="slots")
+def _force(rules: Rules, think_W, answer_W, count_W, token_W):
+    """(token_W, injected_W, answer_W, limit_W) once token `count_W` is drawn or put in."""
+    if not rules.phrase:
+        return token_W, jnp.zeros(token_W.shape, bool), answer_W, jnp.full_like(count_W, NEVER)
+    phrase = jnp.array(rules.phrase, jnp.int32)
+    out_of_time_W = (answer_W == NEVER) & (count_W >= think_W)
+    answer_W = jnp.where(out_of_time_W, count_W + len(rules.phrase), answer_W)
+    injected_W = (answer_W != NEVER) & (count_W < answer_W)
+    place_W = jnp.clip(count_W - (answer_W - len(rules.phrase)), 0, len(rules.phrase) - 1)
+    token_W = jnp.where(injected_W, phrase[place_W], token_W)
+    ended_W = (answer_W == NEVER) & (token_W == rules.think_end_id)
+    answer_W = jnp.where(ended_W, count_W + 1, answer_W)
+    return token_W, injected_W, answer_W, answer_W + rules.answer_tokens
+
+
+@functools.partial(jax.jit, static_argnames=("config", "rules", "mesh"), donate_argnames="slots")
 def insert(
     params, slots: Slots, prompt_PU, length_P, slot_PG, serial_P, key, version, temperature,
-    *, config: ModelConfig, stop_id: int, mesh: Mesh,
+    *, config: ModelConfig, rules: Rules, mesh: Mesh,
 ) -> Slots:  # fmt: skip
     """Start one group per row: its sample g goes to slot `slot_PG[p, g]`.
 
@@ -91,7 +136,7 @@ def insert(
     P, G = slot_PG.shape
     U, (W, T) = prompt_PU.shape[1], slots.token_WT.shape
     hidden_PD, context = transformer.prefill(params, config, prompt_PU, length_P)
-    logits_PV = _logits(params, config, hidden_PD, temperature)
+    logits_PV, value_P = _logits_and_values(params, hidden_PD, temperature, rules)
 
     # Every slot looks up its new sample, if it has one, so that a mesh can split the slots.
     sample_B = jnp.arange(P * G)
@@ -101,6 +146,11 @@ def insert(
     key_W = jax.vmap(jax.random.fold_in)(group_key_W, sample_W % G)
     first_key_W = jax.vmap(jax.random.fold_in, (0, None))(key_W, 0)
     token_W, logp_W = _draw(logits_PV[p_W], first_key_W)
+    budget_key_W = jax.vmap(jax.random.fold_in, (0, None))(key_W, T)
+    draw = lambda key: jax.random.randint(key, (), rules.think_min, rules.think_max + 1)  # noqa: E731
+    think_W = jax.vmap(draw)(budget_key_W) if rules.phrase else jnp.zeros_like(token_W)
+    thinks_W, zero_W = jnp.full_like(token_W, NEVER), jnp.zeros_like(token_W)
+    _, _, answer_W, limit_W = _force(rules, think_W, thinks_W, zero_W, token_W)
 
     def fill(x, value):
         return jnp.where(jnp.expand_dims(new_W, range(1, x.ndim)), value, x)
@@ -117,18 +167,23 @@ def insert(
         key_W=fill(slots.key_W, key_W),
         pad_W=fill(slots.pad_W, U - length_P[p_W]),
         count_W=fill(slots.count_W, 1),
-        active_W=fill(slots.active_W, (token_W != stop_id) & (T > 1)),
+        active_W=fill(
+            slots.active_W, (token_W != rules.stop_id) & (jnp.minimum(limit_W, T) > 1)
+        ),
+        think_W=fill(slots.think_W, think_W),
+        answer_W=fill(slots.answer_W, answer_W),
         token_WT=fill_first(slots.token_WT, token_W),
         logp_WT=fill_first(slots.logp_WT, logp_W),
+        value_WT=fill_first(slots.value_WT, value_P[p_W]),
         version_WT=fill_first(slots.version_WT, jnp.full(W, version, jnp.int32)),
     )
     return jax.lax.with_sharding_constraint(started, _shardings(slots, config, mesh))
 
 
-@functools.partial(jax.jit, static_argnames=("config", "stop_id", "mesh"), donate_argnames="slots")
+@functools.partial(jax.jit, static_argnames=("config", "rules", "mesh"), donate_argnames="slots")
 def decode(
     params, slots: Slots, version, temperature, max_steps,
-    *, config: ModelConfig, stop_id: int, mesh: Mesh,
+    *, config: ModelConfig, rules: Rules, mesh: Mesh,
 ) -> Slots:  # fmt: skip
     """Draw up to `max_steps` tokens in every active slot."""
     W, T = slots.token_WT.shape
@@ -145,21 +200,28 @@ def decode(
             params, config, s.cache, last_W1[:, 0], column_W, s.pad_W
         )
         key_W = jax.vmap(jax.random.fold_in)(s.key_W, s.count_W)
-        token_W, logp_W = _draw(_logits(params, config, hidden_WD, temperature), key_W)
+        logits_WV, value_W = _logits_and_values(params, hidden_WD, temperature, rules)
+        token_W, logp_W = _draw(logits_WV, key_W)
+        token_W, injected_W, answer_W, limit_W = _force(
+            rules, s.think_W, s.answer_W, s.count_W, token_W
+        )
         at_W = jnp.where(s.active_W, s.count_W, T)  # T is outside: idle slots keep what they have
         count_W = s.count_W + s.active_W
+        goes_on_W = (token_W != rules.stop_id) | injected_W
         return step + 1, s.replace(
             cache=cache,
             count_W=count_W,
-            active_W=s.active_W & (token_W != stop_id) & (count_W < T),
+            active_W=s.active_W & goes_on_W & (count_W < jnp.minimum(limit_W, T)),
+            answer_W=jnp.where(s.active_W, answer_W, s.answer_W),
             token_WT=write(s.token_WT, at_W, token_W),
-            logp_WT=write(s.logp_WT, at_W, logp_W),
-            version_WT=write(s.version_WT, at_W, version_W),
+            logp_WT=write(s.logp_WT, at_W, jnp.where(injected_W, 0, logp_W)),
+            value_WT=write(s.value_WT, at_W, jnp.where(injected_W, 0, value_W)),
+            version_WT=write(s.version_WT, at_W, jnp.where(injected_W, INJECTED, version_W)),
         )
 
-    def go_on(carry):
+    def work_left(carry):
         step, s = carry
         return (step < max_steps) & jnp.any(s.active_W)
 
-    decoded = jax.lax.while_loop(go_on, one_token, (jnp.int32(0), slots))[1]
+    decoded = jax.lax.while_loop(work_left, one_token, (jnp.int32(0), slots))[1]
     return jax.lax.with_sharding_constraint(decoded, _shardings(slots, config, mesh))

@@ -10,6 +10,10 @@ be used ahead // P updates later (sooner if groups are passed over), so
     ppo_off_policy staleness <= k - 1  k P groups are started, all finish, then k updates are made
 
 Whoever would break the bound waits: the generator for an update, the learner for its oldest group.
+
+With `refill`, a finished group whose samples all score alike leaves the queue at once and another
+may start in its place: batches are full, and the bound is the same, since what stands before a
+group only ever gets less.
 """
 
 from __future__ import annotations
@@ -18,50 +22,65 @@ from rlx.types import Group
 
 
 class Buffer:
-    def __init__(self, kind: str, k: int, prompts_per_step: int):
-        self.kind, self.k, self.P = kind, k, prompts_per_step
+    def __init__(self, kind: str, k: int, prompts_per_step: int, refill: bool = False):
+        self.kind, self.k, self.P, self.refill = kind, k, prompts_per_step, refill
         self.started = 0  # groups given a serial number
-        self.retired = 0  # groups learned from
-        self.waiting: dict[int, Group] = {}  # finished, not yet learned from
+        self.queue: list[int] = []  # those still to be learned from, oldest first
+        self.waiting: dict[int, Group] = {}  # of these, the finished ones
+        self.refilled = 0  # finished groups that left the queue for want of variance
+        self.used_of_phase = 0  # ppo_off_policy: groups of this phase learned from already
 
     @property
     def max_staleness_steps(self) -> int:
         return self.k - 1 if self.kind == "ppo_off_policy" else self.k
 
-    def _may_start_up_to(self) -> int:
-        if self.kind == "ppo_off_policy":
-            phase = self.k * self.P
-            return (self.retired // phase + 1) * phase
-        return self.retired + (self.k + 1) * self.P
-
     def may_start(self) -> bool:
         """Whether one more group can be started without ever breaking the bound."""
-        return self.started < self._may_start_up_to()
+        if self.kind == "ppo_off_policy":
+            return self.used_of_phase + len(self.queue) < self.k * self.P
+        return len(self.queue) < (self.k + 1) * self.P
 
     def start(self) -> int:
         """The serial number of a new group."""
         if not self.may_start():
             raise RuntimeError(f"group {self.started} would be staler than the bound allows")
+        self.queue.append(self.started)
         self.started += 1
         return self.started - 1
 
-    def put(self, group: Group) -> None:
-        if not self.retired <= group.serial < self.started or group.serial in self.waiting:
+    def put(self, group: Group) -> bool:
+        """Whether the finished group is kept."""
+        if group.serial not in self.queue or group.serial in self.waiting:
             raise RuntimeError(f"group {group.serial} was not started, or was put before")
+        if self.refill and group.zero_variance:
+            self.queue.remove(group.serial)
+            self.refilled += 1
+            return False
         self.waiting[group.serial] = group
+        return True
 
     def ready(self) -> bool:
         """Whether the next update has all its groups (ppo_off_policy: every group of the phase)."""
-        end = self.retired + self.P
+        needed = self.queue[: self.P]
         if self.kind == "ppo_off_policy":
-            end = self._may_start_up_to()
-        return all(serial in self.waiting for serial in range(self.retired, end))
+            needed = self.queue
+            if self.may_start():
+                return False
+        return len(needed) >= self.P and all(serial in self.waiting for serial in needed)
+
+    def oldest(self) -> list[Group]:
+        """The groups of the next update."""
+        return [self.waiting[serial] for serial in self.queue[: self.P]]
 
     def take(self, version: int) -> list[Group]:
-        """The P oldest groups, for the update of weights `version`, which must follow at once."""
-        batch = [self.waiting.pop(serial) for serial in range(self.retired, self.retired + self.P)]
-        self.retired += self.P
+        """The same, and they leave the buffer; the update of weights `version` follows at once."""
+        batch = self.oldest()
         staleness = version - min(group.first_version for group in batch)
         if staleness > self.max_staleness_steps:
             raise RuntimeError(f"staleness {staleness} exceeds {self.max_staleness_steps}")
+        for group in batch:
+            del self.waiting[group.serial]
+        self.queue = self.queue[self.P :]
+        if self.kind == "ppo_off_policy":
+            self.used_of_phase = (self.used_of_phase + self.P) % (self.k * self.P)
         return batch

@@ -6,6 +6,8 @@ The weights and the advantages are computed once, on the whole batch, and the ob
 in the weights; so the gradient is the same for any microbatch, padding or mesh, and slices of the
 batch simply add. Prompts that count are moved to the front and slices behind them are skipped:
 a filtered prompt costs its generation, not its share of the update.
+
+An update whose objective or gradient is not finite leaves parameters and moments as they are.
 """
 
 from __future__ import annotations
@@ -17,24 +19,45 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import struct
 from jax.sharding import Mesh
 
 from rlx import mesh as meshes
 from rlx.config import Config, ModelConfig
 from rlx.models import transformer
-from rlx.objectives.advantages import advantages, zero_variance
-from rlx.objectives.logprobs import token_logprobs
+from rlx.objectives.advantages import advantages, gae, whitened, zero_variance
+from rlx.objectives.logprobs import log_partition, token_logprobs
 from rlx.objectives.losses import policy_objective
+from rlx.objectives.terms import bellman_residual, correction, kl, value_loss
 from rlx.objectives.weights import weights
 from rlx.types import Batch, Group, Params, TrainState, left_padded
 
 # What a slice reports: sums over its tokens, and maxima.
 ZERO_SUMS = dict.fromkeys(
-    ("objective", "tokens", "policy/entropy", "policy/logp_gap_mean", "policy/clipped_share"), 0.0
+    (
+        "objective",
+        "tokens",
+        "policy/entropy",
+        "policy/logp_gap_mean",
+        "policy/clipped_share",
+        "policy/kl",
+        "critic/loss",
+    ),
+    0.0,
 )
 ZERO_MAXIMA = dict.fromkeys(
     ("policy/logp_gap_max", "policy/ratio_max", "policy/inverse_ratio_max"), 0.0
 )
+
+
+@struct.dataclass
+class Targets:
+    """What the tokens of a batch are to be moved by; constants of the objective, all [B, T]."""
+
+    adv_BT: jax.Array
+    weight_BT: jax.Array
+    ref_logp_BT: jax.Array  # 0 without a reference
+    return_BT: jax.Array  # what the critic should have said; 0 without one
 
 
 class Spec(NamedTuple):
@@ -44,9 +67,13 @@ class Spec(NamedTuple):
     loss: str
     advantage: str
     aggregation: str
-    filter_zero_variance: bool
+    correction: str
+    kl: str
+    entropy_bonus: bool
+    drop_zero_variance: bool
     microbatches: int
     vocab_chunk: int
+    head_dtype: str
     mesh: Mesh
 
 
@@ -57,6 +84,14 @@ class Hyper(NamedTuple):
     clip_high: float
     is_cap: float
     advantage_eps: float
+    correction_cap: float
+    kl_coef: float
+    entropy_coef: float
+    value_coef: float
+    value_clip: float
+    gamma: float
+    gae_lambda: float
+    tbrm_beta: float
     temperature: float
     max_new_tokens: float
     learning_rate: float
@@ -102,6 +137,8 @@ def _place(state: TrainState, mesh: Mesh) -> TrainState:
 
 def init_state(config: Config, mesh: Mesh, params: Params) -> TrainState:
     """Version 0, laid out on the mesh; the caller's arrays are copied, since the step donates."""
+    if config.algo.has_critic:
+        params = transformer.with_critic(params)
     opt_state = optimizer(numbers(config), 0).init(params)
     state = TrainState(params=params, opt_state=opt_state, version=jnp.zeros((), jnp.int32))
     return jax.device_put(state, _place(state, mesh), may_alias=False)
@@ -110,22 +147,21 @@ def init_state(config: Config, mesh: Mesh, params: Params) -> TrainState:
 def collate(groups: Sequence[Group], prompt_tokens: int, pad_id: int) -> Batch:
     """P graded groups as arrays; prompts padded on the left to `prompt_tokens`."""
     prompt_PU, length_P = left_padded([g.prompt_U for g in groups], prompt_tokens, pad_id)
-    length_B = np.concatenate([group.length_G for group in groups])
     completion_BT = np.concatenate([group.completion_GT for group in groups])
-    mask_BT = np.arange(completion_BT.shape[1]) < length_B[:, None]
     return Batch(
         prompt_PU=prompt_PU,
         prompt_length_P=length_P,
-        completion_BT=np.where(mask_BT, completion_BT, pad_id).astype(np.int32),
-        mask_BT=mask_BT.astype(np.float32),
+        completion_BT=completion_BT.astype(np.int32),
+        mask_BT=np.concatenate([group.sampled_GT for group in groups]).astype(np.float32),
         behavior_logp_BT=np.concatenate([group.behavior_logp_GT for group in groups]),
+        behavior_value_BT=np.concatenate([group.behavior_value_GT for group in groups]),
         reward_PG=np.stack([group.reward_G for group in groups]).astype(np.float32),
         keep_P=np.ones(len(groups), np.float32),
     )
 
 
-def completion_logprobs(params, batch: Batch, temperature, *, model: ModelConfig, vocab_chunk=0):
-    """log pi(token) and entropy of every completion token, [B, T], in nats.
+def completion_hidden(params, batch: Batch, *, model: ModelConfig):
+    """The hidden state [B, T, D] that predicts each completion token.
 
     The prompt runs once per group; token 0 is predicted by its last hidden state, token t by the
     hidden state of token t - 1.
@@ -134,45 +170,106 @@ def completion_logprobs(params, batch: Batch, temperature, *, model: ModelConfig
     length_P = batch.prompt_length_P
     hidden_PD, context = transformer.prefill(params, model, batch.prompt_PU, length_P)
     hidden_BTD = jnp.repeat(hidden_PD, B // length_P.shape[0], axis=0)[:, None]
-    if T > 1:
-        later_BTD = transformer.extend(
-            params, model, context, length_P, batch.completion_BT[:, :-1]
-        )
-        hidden_BTD = jnp.concatenate([hidden_BTD, later_BTD], axis=1)
+    if T == 1:
+        return hidden_BTD
+    later_BTD = transformer.extend(params, model, context, length_P, batch.completion_BT[:, :-1])
+    return jnp.concatenate([hidden_BTD, later_BTD], axis=1)
+
+
+def completion_logprobs(
+    params, hidden_BTD, batch: Batch, temperature, *, vocab_chunk=0, head_dtype="float32"
+):
+    """log pi(token) and entropy of every completion token, [B, T], in nats."""
+    B, T, D = hidden_BTD.shape
     logp_N, entropy_N = token_logprobs(
-        hidden_BTD.reshape(B * T, -1),
+        hidden_BTD.reshape(B * T, D),
         transformer.head_matrix(params),
         batch.completion_BT.reshape(B * T),
         temperature=temperature,
         vocab_chunk=vocab_chunk,
-        head_dtype=jnp.dtype(model.head_dtype),
+        head_dtype=jnp.dtype(head_dtype),
     )
     return logp_N.reshape(B, T), entropy_N.reshape(B, T)
 
 
-def _slice_objective(params, batch: Batch, adv_BT, weight_BT, hyper: Hyper, spec: Spec):
-    """The slice's part of the objective, and the sums and maxima that metrics are made of."""
-    logp_BT, entropy_BT = completion_logprobs(
-        params, batch, hyper.temperature, model=spec.model, vocab_chunk=spec.vocab_chunk
-    )
+def _policy(params, batch: Batch, hyper: Hyper, spec: Spec):
+    """(logp_BT, entropy_BT, hidden_BTD) of the learner, or of a reference."""
+    hidden_BTD = completion_hidden(params, batch, model=spec.model)
+    options = {"vocab_chunk": spec.vocab_chunk, "head_dtype": spec.head_dtype}
+    return *completion_logprobs(params, hidden_BTD, batch, hyper.temperature, **options), hidden_BTD
+
+
+def _objective_BT(params, batch: Batch, to: Targets, hyper: Hyper, spec: Spec):
+    """(obj_BT, info): the policy's objective and every term beside it, token by token."""
+    logp_BT, entropy_BT, hidden_BTD = _policy(params, batch, hyper, spec)
+    mask_BT, behavior_logp_BT, adv_BT = batch.mask_BT, batch.behavior_logp_BT, to.adv_BT
     clip = {name: getattr(hyper, name) for name in ("clip_low", "clip_high", "is_cap")}
+    zero_BT = jnp.zeros_like(logp_BT)
+    info = {"logp_BT": logp_BT, "entropy_BT": entropy_BT, "kl_BT": zero_BT, "value_BT": zero_BT}
+
+    if spec.loss == "tbrm":
+        _, ratio = policy_objective("reinforce", logp_BT, behavior_logp_BT, adv_BT, mask_BT, **clip)
+        log_partition_B = log_partition(
+            hidden_BTD[:, 0],
+            transformer.head_matrix(params),
+            temperature=hyper.temperature,
+            head_dtype=jnp.dtype(spec.head_dtype),
+        )
+        reward_B = batch.reward_PG.reshape(-1)
+        obj_BT = bellman_residual(
+            log_partition_B, logp_BT, to.ref_logp_BT, reward_B, mask_BT, beta=hyper.tbrm_beta
+        )
+    elif spec.correction == "none":
+        obj_BT, ratio = policy_objective(
+            spec.loss, logp_BT, behavior_logp_BT, adv_BT, mask_BT, **clip
+        )
+    else:  # the loss between the learner's weights, times a weight for those that sampled
+        now_BT = jax.lax.stop_gradient(logp_BT)
+        obj_BT, _ = policy_objective(spec.loss, logp_BT, now_BT, adv_BT, mask_BT, **clip)
+        _, ratio = policy_objective("reinforce", logp_BT, behavior_logp_BT, adv_BT, mask_BT, **clip)
+        weight_BT, ratio["clipped_BT"] = correction(
+            logp_BT, behavior_logp_BT, mask_BT, kind=spec.correction, cap=hyper.correction_cap
+        )
+        obj_BT = weight_BT * obj_BT
+
+    if spec.kl in ("k2", "k3"):
+        info["kl_BT"] = kl(logp_BT, to.ref_logp_BT, mask_BT, kind=spec.kl)
+        obj_BT -= hyper.kl_coef * info["kl_BT"]
+    elif spec.kl == "k1_reward":
+        info["kl_BT"] = kl(logp_BT, to.ref_logp_BT, mask_BT, kind="k1")
+    if spec.entropy_bonus:
+        obj_BT += hyper.entropy_coef * jnp.where(mask_BT > 0, entropy_BT, 0)
+    if spec.advantage == "gae":
+        info["value_BT"] = value_loss(
+            transformer.values(params, hidden_BTD),
+            batch.behavior_value_BT,
+            to.return_BT,
+            mask_BT,
+            clip=hyper.value_clip,
+        )
+        obj_BT -= hyper.value_coef * info["value_BT"]
+    return obj_BT, info | ratio
+
+
+def _slice_objective(params, batch: Batch, to: Targets, hyper: Hyper, spec: Spec):
+    """The slice's part of the objective, and the sums and maxima that metrics are made of."""
+    obj_BT, info = _objective_BT(params, batch, to, hyper, spec)
     mask_BT = batch.mask_BT
-    obj_BT, info = policy_objective(
-        spec.loss, logp_BT, batch.behavior_logp_BT, adv_BT, mask_BT, **clip
-    )
-    gap_BT = jnp.where(mask_BT > 0, jnp.abs(logp_BT - batch.behavior_logp_BT), 0)
+    gap_BT = jnp.where(mask_BT > 0, jnp.abs(info["logp_BT"] - batch.behavior_logp_BT), 0)
     sums = {
         "tokens": jnp.sum(mask_BT),
-        "policy/entropy": jnp.sum(entropy_BT * mask_BT),
+        "policy/entropy": jnp.sum(info["entropy_BT"] * mask_BT),
         "policy/logp_gap_mean": jnp.sum(gap_BT),
         "policy/clipped_share": jnp.sum(info["clipped_BT"]),
+        "policy/kl": jnp.sum(info["kl_BT"]),
+        "critic/loss": jnp.sum(info["value_BT"]),
     }
     maxima = {
         "policy/logp_gap_max": jnp.max(gap_BT),
         "policy/ratio_max": jnp.max(info["ratio_BT"]),
         "policy/inverse_ratio_max": jnp.max(1 / info["ratio_BT"]),
     }
-    objective = jnp.sum(weight_BT * obj_BT)
+    objective = jnp.sum(to.weight_BT * obj_BT)
     return objective, ({"objective": objective, **sums}, maxima)
 
 
@@ -189,30 +286,57 @@ def _kept_first(batch: Batch, keep_P):
     return batch.replace(mask_BT=batch.mask_BT * jnp.repeat(batch.keep_P, G)[:, None])
 
 
-def _train_step(state: TrainState, batch: Batch, hyper: Hyper, *, spec: Spec):
-    """(state, batch) -> (state, metrics), pure."""
+def _in_slices(x, spec: Spec):
+    """[slices, rows, ...]: each slice is spread over the whole mesh."""
+    rows = x.reshape(spec.microbatches, -1, *x.shape[1:])
+    return jax.lax.with_sharding_constraint(rows, meshes.along(spec.mesh, "prompts", rows, 1))
+
+
+def _reference_logp(reference, batch: Batch, hyper: Hyper, spec: Spec):
+    """ref_logp_BT, slice by slice; 0 without a reference."""
+    if reference is None:
+        return jnp.zeros_like(batch.behavior_logp_BT)
+    slices = jax.tree.map(lambda x: _in_slices(x, spec), batch)
+    one = lambda part: _policy(reference, part, hyper, spec)[0]  # noqa: E731
+    return jax.lax.map(one, slices).reshape(batch.behavior_logp_BT.shape)
+
+
+def _targets(batch: Batch, ref_logp_BT, hyper: Hyper, spec: Spec) -> Targets:
+    """Advantages, weights and returns, of the whole batch at once."""
     P, G = batch.reward_PG.shape
-    B, T = batch.completion_BT.shape
-    keep_P = batch.keep_P
-    if spec.filter_zero_variance:
-        keep_P = keep_P * ~zero_variance(batch.reward_PG)
-    batch = _kept_first(batch, keep_P)
-    adv_PG = advantages(batch.reward_PG, batch.keep_P, kind=spec.advantage, eps=hyper.advantage_eps)
-    adv_BT = jnp.broadcast_to(adv_PG.reshape(B, 1), (B, T))
+    B, T = mask_shape = batch.mask_BT.shape
+    mask_BT, reward_PG = batch.mask_BT, batch.reward_PG
+    penalty_BT = jnp.zeros(mask_shape)
+    if spec.kl == "k1_reward":  # of the policy that sampled, as the samples are
+        penalty_BT = -hyper.kl_coef * kl(batch.behavior_logp_BT, ref_logp_BT, mask_BT, kind="k1")
+    if spec.advantage == "gae":
+        at_BT = jnp.arange(T)[None] * jnp.ones((B, 1), jnp.int32)
+        last_B1 = jnp.max(jnp.where(mask_BT > 0, at_BT, -1), axis=1, keepdims=True)
+        reward_BT = penalty_BT + jnp.where(at_BT == last_B1, reward_PG.reshape(B, 1), 0)
+        adv_BT, return_BT = gae(
+            batch.behavior_value_BT, reward_BT, mask_BT, gamma=hyper.gamma, lam=hyper.gae_lambda
+        )
+        adv_BT = whitened(adv_BT, mask_BT, eps=hyper.advantage_eps)
+    else:
+        reward_PG = reward_PG + jnp.sum(penalty_BT, axis=1).reshape(P, G)
+        adv_PG = advantages(reward_PG, batch.keep_P, kind=spec.advantage, eps=hyper.advantage_eps)
+        adv_BT = jnp.broadcast_to(adv_PG.reshape(B, 1), mask_shape)
+        return_BT = jnp.zeros(mask_shape)
     prompt_B = jnp.repeat(jnp.arange(P), G)
     weight_BT = weights(
-        batch.mask_BT,
-        prompt_B,
-        kind=spec.aggregation,
-        length=hyper.max_new_tokens,
-        n_prompts=P,
+        mask_BT, prompt_B, kind=spec.aggregation, length=hyper.max_new_tokens, n_prompts=P
     )
+    return Targets(adv_BT, weight_BT, ref_logp_BT, return_BT)
 
-    def in_slices(x):  # [slices, rows, ...]: each slice is spread over the whole mesh
-        rows = x.reshape(spec.microbatches, -1, *x.shape[1:])
-        return jax.lax.with_sharding_constraint(rows, meshes.along(spec.mesh, "prompts", rows, 1))
 
-    slices = jax.tree.map(in_slices, (batch, adv_BT, weight_BT))
+def _train_step(state: TrainState, batch: Batch, reference, hyper: Hyper, *, spec: Spec):
+    """(state, batch) -> (state, metrics), pure."""
+    keep_P = batch.keep_P
+    if spec.drop_zero_variance:
+        keep_P = keep_P * ~zero_variance(batch.reward_PG)
+    batch = _kept_first(batch, keep_P)
+    targets = _targets(batch, _reference_logp(reference, batch, hyper, spec), hyper, spec)
+    slices = jax.tree.map(lambda x: _in_slices(x, spec), (batch, targets))
 
     def add_slice(i, total):
         part = jax.tree.map(lambda x: x[i], slices)
@@ -221,51 +345,70 @@ def _train_step(state: TrainState, batch: Batch, hyper: Hyper, *, spec: Spec):
         grads, sums = jax.tree.map(jnp.add, total[:2], (grads, sums))
         return grads, sums, jax.tree.map(jnp.maximum, total[2], maxima)
 
-    used = jnp.ceil(jnp.sum(batch.keep_P) * spec.microbatches / P).astype(jnp.int32)
+    kept = jnp.sum(batch.keep_P)
+    used = jnp.ceil(kept * spec.microbatches / len(batch.keep_P)).astype(jnp.int32)
     zeros = (jax.tree.map(jnp.zeros_like, state.params), dict(ZERO_SUMS), dict(ZERO_MAXIMA))
     grads, sums, maxima = jax.lax.fori_loop(0, used, add_slice, zeros)
 
     descent = jax.tree.map(jnp.negative, grads)  # the objective is maximised
     moving = optimizer(hyper, state.version, learns=used > 0)
     updates, opt_state = moving.update(descent, state.opt_state, state.params)
-    tokens = sums.pop("tokens")
-    objective = sums.pop("objective")
+    tokens, objective = sums.pop("tokens"), sums.pop("objective")
+    grad_norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(objective) & jnp.isfinite(grad_norm)
+    moved = (optax.apply_updates(state.params, updates), opt_state)
+    params, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old), moved, (state.params, state.opt_state)
+    )
     metrics = {
         "objective": objective,
         "tokens_trained": tokens,
-        "grad_norm": optax.tree.norm(grads),
-        "prompts_kept": jnp.sum(batch.keep_P),
+        "grad_norm": grad_norm,
+        "prompts_kept": kept,
+        "update/skipped": 1 - finite.astype(jnp.float32),
         **{name: total / jnp.maximum(tokens, 1) for name, total in sums.items()},
         **maxima,
     }
-    state = TrainState(
-        params=optax.apply_updates(state.params, updates),
-        opt_state=opt_state,
-        version=state.version + 1,
-    )
+    state = TrainState(params=params, opt_state=opt_state, version=state.version + 1)
     return jax.lax.with_sharding_constraint(state, _place(state, spec.mesh)), metrics
 
 
 _jitted_step = jax.jit(_train_step, static_argnames="spec", donate_argnames="state")
 
 
-def make_train_step(config: Config, mesh: Mesh):
-    """The jitted (state, batch) -> (state, metrics) of a configuration."""
+def make_train_step(config: Config, mesh: Mesh, reference: Params | None = None):
+    """The jitted (state, batch) -> (state, metrics) of a configuration.
+
+    reference: the parameters that a KL term or the Bellman residual compares with; it is laid out
+    on the mesh here. ValueError if the configuration needs one and it is missing.
+    """
     algo, optim = config.algo, config.optim
     spec = Spec(
         model=config.model,
         loss=algo.loss,
         advantage=algo.advantage,
         aggregation=algo.aggregation,
-        filter_zero_variance=algo.filter_zero_variance,
+        correction=algo.correction,
+        kl=algo.kl,
+        entropy_bonus=algo.entropy_coef > 0,
+        drop_zero_variance=algo.zero_variance == "drop",
         microbatches=optim.microbatches,
         vocab_chunk=optim.vocab_chunk,
+        head_dtype=optim.head_dtype,
         mesh=mesh,
     )
     hyper = numbers(config)
+    if not algo.needs_reference:
+        reference = None
+    elif reference is None:
+        raise ValueError(f"reference=None: algo.kl={algo.kl}, algo.loss={algo.loss}; give params")
+    else:
+        axes = transformer.logical_axes(reference)
+        layout = meshes.of_params(mesh, reference, axes)
+        reference = jax.device_put(reference, layout, may_alias=False)
 
     def train_step(state: TrainState, batch: Batch):
         batch = jax.tree.map(lambda x: jax.device_put(x, meshes.along(mesh, "prompts", x)), batch)
-        return _jitted_step(state, batch, hyper, spec=spec)
+        return _jitted_step(state, batch, reference, hyper, spec=spec)
 
     return train_step

@@ -25,7 +25,7 @@ from rlx import flops, record
 from rlx.config import Config, WarmStartConfig, config_sha
 from rlx.envs.base import Env
 from rlx.models import transformer
-from rlx.train.step import completion_logprobs
+from rlx.train.step import completion_hidden, completion_logprobs
 from rlx.types import Batch, Params, left_padded
 
 
@@ -57,6 +57,7 @@ def solutions(env: Env, config: WarmStartConfig, step: int, T: int) -> Batch:
         completion_BT=completion_BT,
         mask_BT=mask_BT,
         behavior_logp_BT=np.zeros((B, T), np.float32),
+        behavior_value_BT=np.zeros((B, T), np.float32),
         reward_PG=np.zeros((B, 1), np.float32),
         keep_P=np.ones(B, np.float32),
     )
@@ -82,7 +83,8 @@ def train(config: Config, env: Env, progress: bool = False) -> tuple[Params, flo
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.95))
 
     def loss(params, batch):
-        logp_BT, _ = completion_logprobs(params, batch, 1.0, model=config.model)
+        hidden_BTD = completion_hidden(params, batch, model=config.model)
+        logp_BT, _ = completion_logprobs(params, hidden_BTD, batch, 1.0)
         return -jnp.sum(logp_BT * batch.mask_BT) / jnp.sum(batch.mask_BT)
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))

@@ -9,7 +9,8 @@ from rlx.config import AlgoConfig, MeshConfig, RolloutConfig
 from rlx.envs.digit_chain import DigitChain
 from rlx.mesh import make_mesh
 from rlx.models import transformer
-from rlx.rollout.engine import Engine, problem_of
+from rlx.rollout.engine import Engine, Weights
+from rlx.rollout.prompts import epoch_order
 from rlx.train.buffer import Buffer
 
 P, G, T, PROBLEMS = 4, 4, 6, 32
@@ -51,7 +52,7 @@ def batches(engine, n):
     taken = []
     for version in range(n):
         while not engine.buffer.ready():
-            engine.step(engine.params, version)
+            engine.step(Weights(engine.params, version))
         taken += engine.buffer.take(version)
     return taken
 
@@ -89,8 +90,8 @@ def test_every_epoch_is_a_fresh_permutation(make):
     first, second = order[:PROBLEMS], order[PROBLEMS:]
     assert sorted(first) == sorted(second) == list(range(PROBLEMS))
     assert first != second and first != list(range(PROBLEMS))
-    assert order[:8] == [problem_of(serial, 0, PROBLEMS) for serial in range(8)]
-    assert order[:8] != [problem_of(serial, 1, PROBLEMS) for serial in range(8)]
+    assert order[:8] == [int(i) for i in epoch_order(0, 0, PROBLEMS)[:8]]
+    assert order[:8] != [int(i) for i in epoch_order(1, 0, PROBLEMS)[:8]]
 
 
 def test_the_ledger_is_the_closed_form_of_the_finished_groups(make, tiny):
@@ -123,7 +124,7 @@ def test_slots_are_refilled_while_others_go_on(make):
     """Every slot is free or belongs to one open sample, and groups of different ages coexist."""
     engine, started, ages = make("pipeline", 9, 2 * G), {}, set()
     for now in range(30):
-        engine.step(engine.params, 0)
+        engine.step(Weights(engine.params, 0))
         open_slots = [group.slot_G[group.open_G].tolist() for group in engine.running.values()]
         taken = sum(open_slots, [])
         assert sorted(taken + engine.free) == list(range(2 * G))

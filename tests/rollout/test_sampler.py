@@ -9,13 +9,13 @@ from rlx.config import MeshConfig, ModelConfig
 from rlx.mesh import make_mesh
 from rlx.models import transformer
 from rlx.rollout import sampler
-from rlx.train.step import completion_logprobs
+from rlx.train.step import completion_hidden, completion_logprobs
 from rlx.types import Batch
 
 CONFIG = ModelConfig(d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=24)
 V, U, T, G, STOP = 7, 5, 6, 3, 6
 MESH = make_mesh(MeshConfig(data=1))
-STATIC = {"config": CONFIG, "stop_id": STOP, "mesh": MESH}
+STATIC = {"config": CONFIG, "rules": sampler.Rules(STOP), "mesh": MESH}
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +108,10 @@ def test_behaviour_logp_is_the_learners(params):
     mask_BT = np.arange(T) < s.count_W[:6, None]
     batch = Batch(
         prompt_PU=prompt_PU[1:3], prompt_length_P=length_P[1:3], completion_BT=s.token_WT[:6],
-        mask_BT=mask_BT, behavior_logp_BT=None, reward_PG=None, keep_P=None,
+        mask_BT=mask_BT, behavior_logp_BT=None, behavior_value_BT=None, reward_PG=None, keep_P=None,
     )  # fmt: skip
-    logp_BT, entropy_BT = completion_logprobs(params, batch, temperature, model=CONFIG)
+    hidden_BTD = completion_hidden(params, batch, model=CONFIG)
+    logp_BT, entropy_BT = completion_logprobs(params, hidden_BTD, batch, temperature)
     gap = np.abs(np.where(mask_BT, logp_BT - s.logp_WT[:6], 0))
     assert gap.max() < 1e-5 and (np.where(mask_BT, entropy_BT, 1) > 0).all()
 
@@ -143,3 +144,109 @@ def test_traced_once(params):
     for chunks in ([1, 2, 3], [2, 2, 2]):
         run(params, [[0, 1, 2]], [1], slots=5, chunks=chunks, temperature=0.5)
     assert sampler.decode._cache_size() == before + 1
+
+
+# Forced interruptions
+
+PHRASE, THINK_END = (2, 3), 5
+INTERRUPT = sampler.Rules(
+    STOP, phrase=PHRASE, think_end_id=THINK_END, think_min=2, think_max=4, answer_tokens=3
+)
+LONG = 4 + len(PHRASE) + 3  # room for the longest: think_max, the phrase, the answer
+
+
+@pytest.fixture(scope="module")
+def interrupted(params):
+    """1,800 samples of three prompts, in one piece."""
+    prompt_PU, length_P = prompts(3)
+    s = sampler.empty(CONFIG, 1800, U, LONG, MESH)
+    static = {**STATIC, "rules": INTERRUPT}
+    slot_PG, serial_P = np.arange(1800).reshape(3, 600), np.arange(3)
+    key = jax.random.key(0)
+    s = sampler.insert(params, s, prompt_PU, length_P, slot_PG, serial_P, key, 7, 1.0, **static)
+    s = sampler.decode(params, s, 7, 1.0, LONG, **static)
+    return jax.device_get(s.replace(key_W=None))
+
+
+def test_thinking_ends_by_itself_or_within_its_budget(interrupted):
+    s, budgets, kinds = interrupted, [], set()
+    for w in range(1800):
+        n = s.count_W[w]
+        token_T, version_T = s.token_WT[w, :n].tolist(), s.version_WT[w, :n]
+        assert not s.active_W[w] and set(version_T.tolist()) <= {7, -1}
+        put_in = np.flatnonzero(version_T == -1)
+        if len(put_in):
+            start = put_in[0]
+            budgets.append(start)
+            assert put_in.tolist() == [start, start + 1] and start == s.think_W[w]
+            assert tuple(token_T[start : start + 2]) == PHRASE
+            assert THINK_END not in token_T[:start] and STOP not in token_T[:start]
+            answer_T = token_T[start + 2 :]
+            assert (s.logp_WT[w, put_in] == 0).all() and s.count_W[w] > start + 2
+        elif THINK_END in token_T[: s.think_W[w]]:
+            answer_T = token_T[token_T.index(THINK_END) + 1 :]
+        else:  # it stopped while it thought
+            assert token_T[-1] == STOP and n <= s.think_W[w]
+            kinds.add("stopped")
+            continue
+        assert 1 <= len(answer_T) <= 3 and STOP not in answer_T[:-1]
+        kinds.add((len(put_in) > 0, answer_T[-1] == STOP))
+    assert kinds == {"stopped", (True, True), (True, False), (False, True), (False, False)}
+    assert set(budgets) == {2, 3, 4}
+
+
+def test_budgets_are_uniform_and_the_samples_own(interrupted, params):
+    """600 draws from 2, 3, 4 for each prompt: four standard errors are 46; no two prompts alike."""
+    think_PG = interrupted.think_W.reshape(3, 600)
+    for think_G in think_PG:
+        assert (np.abs(np.bincount(think_G, minlength=5)[2:] - 200) < 47).all()
+    assert len({tuple(think_G) for think_G in think_PG.tolist()}) == 3
+
+
+def test_interruption_does_not_depend_on_chunks(interrupted, params):
+    prompt_PU, length_P = prompts(3)
+    static = {**STATIC, "rules": INTERRUPT}
+    s = sampler.empty(CONFIG, 1800, U, LONG, MESH)
+    slot_PG, serial_P = np.arange(1800).reshape(3, 600), np.arange(3)
+    key = jax.random.key(0)
+    s = sampler.insert(params, s, prompt_PU, length_P, slot_PG, serial_P, key, 7, 1.0, **static)
+    for _ in range(LONG):
+        s = sampler.decode(params, s, 7, 1.0, 1, **static)
+    got = jax.device_get(s.replace(key_W=None))
+    np.testing.assert_array_equal(got.token_WT, interrupted.token_WT)
+    np.testing.assert_array_equal(got.version_WT, interrupted.version_WT)
+
+
+def test_after_an_interruption_the_policy_goes_on_from_the_phrase(interrupted, params):
+    """Log-probabilities of sampled tokens are the learner's, who is fed the phrase as well."""
+    prompt_PU, length_P = prompts(3)
+    s, rows = interrupted, [w for w in range(0, 1800, 50)]
+    mask_BT = (np.arange(LONG) < s.count_W[rows, None]) & (s.version_WT[rows] != -1)
+    batch = Batch(
+        prompt_PU=np.repeat(prompt_PU, 12, axis=0), prompt_length_P=np.repeat(length_P, 12),
+        completion_BT=s.token_WT[rows], mask_BT=mask_BT, behavior_logp_BT=None,
+        behavior_value_BT=None, reward_PG=None, keep_P=None,
+    )  # fmt: skip
+    hidden_BTD = completion_hidden(params, batch, model=CONFIG)
+    logp_BT, _ = completion_logprobs(params, hidden_BTD, batch, 1.0)
+    assert np.abs(np.where(mask_BT, logp_BT - s.logp_WT[rows], 0)).max() < 1e-5
+    assert (~mask_BT[:, :-1] & (np.arange(LONG - 1) < s.count_W[rows, None] - 1)).any()
+
+
+def test_values_are_those_of_the_state_before_the_token(params):
+    """The critic's value of token t is its head on the hidden state that predicts token t."""
+    rng = np.random.default_rng(0)
+    critic = {**params, "value": rng.normal(size=16).astype(np.float32)}
+    s = run(critic, [[0, 1, 2], [3, 4, 5]], [1, 2])
+    prompt_PU, length_P = prompts(4)
+    batch = Batch(
+        prompt_PU=prompt_PU[1:3], prompt_length_P=length_P[1:3], completion_BT=s.token_WT[:6],
+        mask_BT=None, behavior_logp_BT=None, behavior_value_BT=None, reward_PG=None, keep_P=None,
+    )  # fmt: skip
+    value_BT = completion_hidden(params, batch, model=CONFIG) @ critic["value"]
+    within_BT = np.arange(T) < s.count_W[:6, None]
+    assert np.abs(np.where(within_BT, value_BT - s.value_WT[:6], 0)).max() < 1e-5
+    assert np.ptp(s.value_WT[:6][within_BT]) > 0.1
+    without = run(params, [[0, 1, 2], [3, 4, 5]], [1, 2])
+    np.testing.assert_array_equal(without.token_WT, s.token_WT)
+    assert (without.value_WT == 0).all()

@@ -9,12 +9,12 @@ from rlx.train.buffer import Buffer
 from rlx.types import Group
 
 
-def group(serial: int, versions: list[int]) -> Group:
+def group(serial: int, versions: list[int], rewards=(0.0, 1.0)) -> Group:
     one = np.zeros((1, len(versions)))
     return Group(
         serial=serial, problem_id=0, prompt_U=np.zeros(1, np.int32), completion_GT=one,
-        length_G=np.array([len(versions)]), behavior_logp_GT=one,
-        version_GT=np.array([versions]), reward_G=np.zeros(1), score_G=np.zeros(1),
+        length_G=np.array([len(versions)]), behavior_logp_GT=one, behavior_value_GT=one,
+        version_GT=np.array([versions]), reward_G=np.array(rewards), score_G=np.zeros(1),
         stopped_G=np.ones(1, bool),
     )  # fmt: skip
 
@@ -60,6 +60,60 @@ def test_bound_order_and_liveness(kind_k, P, random):
     assert used == list(range(len(used)))
     bound = k - 1 if kind == "ppo_off_policy" else k
     assert all(0 <= s <= bound for s in seen_staleness)
+
+
+@settings(deadline=None, max_examples=200)
+@given(kinds, st.integers(1, 3), st.randoms(use_true_random=False))
+def test_refilling_keeps_the_bound_and_fills_every_batch(kind_k, P, random):
+    """Groups without variance leave when they finish; batches are the oldest others, whole."""
+    kind, k = kind_k
+    buffer, version, running, used, dropped = Buffer(kind, k, P, refill=True), 0, {}, [], []
+    for _ in range(300):
+        actions = ["start"] * buffer.may_start() + ["token", "finish"] * bool(running)
+        actions += ["learn"] * buffer.ready()
+        assert actions, "nothing can happen"
+        action = random.choice(actions)
+        if action == "start":
+            running[buffer.start()] = [version]
+        elif action == "token":
+            running[random.choice(list(running))].append(version)
+        elif action == "finish":
+            serial = random.choice(list(running))
+            rewards = (1.0, 1.0) if random.random() < 0.4 else (0.0, 1.0)
+            kept = buffer.put(group(serial, running.pop(serial), rewards))
+            assert kept == (len(set(rewards)) == 2)
+            dropped += [] if kept else [serial]
+        else:
+            batch = buffer.take(version)  # raises if it is too stale
+            assert len(batch) == P and not any(g.zero_variance for g in batch)
+            used += [g.serial for g in batch]
+            version += 1
+    assert used == sorted(used) and len(set(used)) == len(used)
+    skipped = set(range(max(used, default=0))) - set(used)
+    assert skipped <= set(dropped) and not set(dropped) & set(used)
+    assert buffer.refilled == len(dropped)
+
+
+def test_nothing_is_selected_by_length():
+    """Long groups finish last and are used in their turn: with lengths drawn at random, those used
+    by the time of any update are the ones started first, whatever their lengths."""
+    rng = np.random.default_rng(0)
+    buffer, version, running, lengths, used = Buffer("pipeline", 4, 4), 0, {}, {}, []
+    for _ in range(4000):
+        while buffer.may_start():
+            serial = buffer.start()
+            running[serial] = lengths[serial] = int(rng.geometric(0.1))
+        for serial in list(running):
+            running[serial] -= 1
+            if not running[serial]:
+                del running[serial]
+                buffer.put(group(serial, [version]))
+        if buffer.ready():
+            used += [g.serial for g in buffer.take(version)]
+            version += 1
+    assert used == list(range(len(used))) and len(used) > 300
+    mean = np.mean([lengths[serial] for serial in used])
+    assert abs(mean - 10) < 4 * 9.5 / len(used) ** 0.5  # of the geometric distribution
 
 
 def test_generating_as_fast_as_possible_reaches_the_bound():

@@ -18,7 +18,7 @@ from rlx.mesh import make_mesh
 from rlx.models import transformer
 from rlx.record import read_rows
 from rlx.rollout import sampler
-from rlx.rollout.engine import problem_of
+from rlx.rollout.prompts import epoch_order
 from rlx.train import loop, warm_start
 from rlx.train.step import init_state, make_train_step
 from rlx.types import Batch
@@ -33,8 +33,8 @@ def run(config, path):
     config = replace(config, out=str(path))
     weights, batches = [], []
 
-    def watched_step(config, mesh):
-        step = make_train_step(config, mesh)
+    def watched_step(*args):
+        step = make_train_step(*args)
 
         def train_step(state, batch):
             if not weights:
@@ -88,14 +88,14 @@ def synchronous(config, params):
     )
     mesh, ids = make_mesh(config.mesh), env.tokenizer
     P, G, U, T = rollout.prompts_per_step, rollout.group_size, env.max_prompt_tokens, 6
-    static = {"config": config.model, "stop_id": ids.stop_id, "mesh": mesh}
+    static = {"config": config.model, "rules": sampler.Rules(ids.stop_id), "mesh": mesh}
     state, step = init_state(config, mesh, params), make_train_step(config, mesh)
     weights, rows, evals = [copy(state.params)], [], []
     for version in range(config.steps):
         if version % config.eval.every_steps == 0:
             evals.append(evaluate(state.params, config, env, version, flops.Ledger(), mesh))
         serial_P = np.arange(version * P, (version + 1) * P)
-        problems = [env.train[problem_of(int(s), config.seed, n)] for s in serial_P]
+        problems = [env.train[epoch_order(config.seed, s // n, n)[s % n]] for s in serial_P]
         prompt_PU = np.array([ids.encode(p.prompt) for p in problems], np.int32)
         slots = sampler.insert(
             state.params, sampler.empty(config.model, P * G, U, T, mesh), prompt_PU,
@@ -115,6 +115,7 @@ def synchronous(config, params):
             completion_BT=np.where(mask_BT, slots.token_WT, ids.pad_id),
             mask_BT=mask_BT.astype(np.float32),
             behavior_logp_BT=np.where(mask_BT, slots.logp_WT, 0),
+            behavior_value_BT=np.zeros(mask_BT.shape, np.float32),
             reward_PG=np.array(reward_B, np.float32).reshape(P, G), keep_P=np.ones(P, np.float32),
         )  # fmt: skip
         state, metrics = step(state, batch)

@@ -12,7 +12,7 @@ from rlx.config import WarmStartConfig
 from rlx.models import transformer
 from rlx.train import warm_start
 from rlx.train.loop import make_env
-from rlx.train.step import completion_logprobs
+from rlx.train.step import completion_hidden, completion_logprobs
 from rlx.train.warm_start import load_or_make, solutions, worked_share
 
 
@@ -114,7 +114,8 @@ def test_training_raises_the_likelihood_of_solutions(easy, env, loaded):
 
     @jax.jit
     def loss(params):
-        logp_BT, _ = completion_logprobs(params, batch, 1.0, model=easy.model)
+        hidden_BTD = completion_hidden(params, batch, model=easy.model)
+        logp_BT, _ = completion_logprobs(params, hidden_BTD, batch, 1.0)
         return -(logp_BT * batch.mask_BT).sum() / batch.mask_BT.sum()
 
     before, after = loss(fresh), loss(loaded[0])

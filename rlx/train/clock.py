@@ -1,0 +1,75 @@
+"""Seconds by phase: what generation, learning, evaluation and compilation took."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+
+
+class Clock:
+    """Compilation is taken out of the phase, of the same thread, in which it happens.
+
+    `modelled_device_s` is the makespan: the sum of phases where generator and learner take turns,
+    the longer of the two where generation is known to overlap an update, and, once they really are
+    `concurrent`, the wall time outside evaluation, compilation and checkpoints.
+    """
+
+    def __init__(self):
+        self.start = time.perf_counter()
+        self.device_s = dict.fromkeys(
+            ("generate", "train", "idle", "compile", "checkpoint", "eval"), 0.0
+        )
+        self.concurrent = False
+        self._modelled_s = 0.0
+        self._overlapped_s = 0.0  # generation since the learner's groups were ready
+        self._compiled_s: dict[int, float] = defaultdict(float)  # by thread
+        jax.monitoring.register_event_duration_secs_listener(self._on_event)
+
+    def _on_event(self, event: str, seconds: float, **_: Any) -> None:
+        if event.startswith("/jax/core/compile"):
+            self._compiled_s[threading.get_ident()] += seconds
+            self.device_s["compile"] += seconds
+
+    @contextmanager
+    def phase(self, name: str, overlaps: bool = False) -> Iterator[None]:
+        """Charge the time inside to `name`. Generation that `overlaps` runs beside an update."""
+        me = threading.get_ident()
+        start, compiled_s = time.perf_counter(), self._compiled_s[me]
+        yield
+        seconds = time.perf_counter() - start - (self._compiled_s[me] - compiled_s)
+        self.device_s[name] += seconds
+        if name == "generate" and overlaps:
+            self._overlapped_s += seconds
+        elif name == "generate":
+            self._modelled_s += seconds
+        elif name == "train":
+            self._modelled_s += max(seconds, self._overlapped_s)
+            self._overlapped_s = 0.0
+
+    @property
+    def wall_s(self) -> float:
+        return time.perf_counter() - self.start
+
+    @property
+    def modelled_device_s(self) -> float:
+        if not self.concurrent:
+            return self._modelled_s
+        apart = ("eval", "compile", "checkpoint")
+        return self.wall_s - sum(self.device_s[name] for name in apart)
+
+    def row(self, step: int) -> dict[str, Any]:
+        return {
+            "step": step,
+            "wall_s": self.wall_s,
+            "device_s": dict(self.device_s),
+            "modelled_device_s": self.modelled_device_s,
+        }
+
+    def close(self) -> None:
+        jax.monitoring.unregister_event_duration_listener(self._on_event)

@@ -1,0 +1,109 @@
+"""Who acts when: three ways to keep the generator going while the learner makes updates.
+
+`advance` returns when the learner is to make its next update, or says False where none can come
+any more because every training prompt is retired. The order of what happened is in
+`Engine.events`; the loop writes it beside each update, so a run can be replayed.
+
+    VirtualClock  they take turns; a clock counted in decode chunks says for how long. An update
+                  takes `decode_chunks_per_update` chunks, during which the generator goes on with
+                  the weights it has; where the staleness bound leaves it nothing to do, the update
+                  ends at once. The clock counts, it does not measure: runs repeat bit for bit.
+    Threads       they work at the same time, each on devices of its own, at the machine's pace.
+    Replay        one thread does what another run did, in the same order.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+from rlx.rollout.engine import Engine, Weights
+from rlx.train.buffer import Buffer
+from rlx.train.clock import Clock
+
+
+class VirtualClock(AbstractContextManager):
+    def __init__(self, engine: Engine, buffer: Buffer, weights: Weights, clock: Clock, chunks: int):
+        self.engine, self.buffer, self.weights = engine, buffer, weights
+        self.clock, self.chunks_per_update = clock, chunks
+
+    def advance(self) -> bool:
+        overlapping = 0
+        while True:
+            ready = self.buffer.ready()
+            if not self.engine.has_work() or ready and overlapping >= self.chunks_per_update:
+                return ready
+            with self.clock.phase("generate", overlaps=ready):
+                self.engine.step(self.weights)
+            overlapping += ready
+
+    def __exit__(self, *_) -> None:
+        pass
+
+
+class Threads(AbstractContextManager):
+    def __init__(self, engine: Engine, buffer: Buffer, weights: Weights, clock: Clock):
+        self.engine, self.buffer, self.weights, self.clock = engine, buffer, weights, clock
+        self.changed = threading.Condition(engine.lock)  # by an update or a finished chunk
+        self.over, self.error = False, None
+        self.thread = threading.Thread(target=self._generate, name="generator", daemon=True)
+        clock.concurrent = True
+
+    def __enter__(self) -> Threads:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        with self.changed:
+            self.over = True
+            self.changed.notify_all()
+        self.thread.join()
+
+    def _generate(self) -> None:
+        try:
+            while self._wait(self.engine.has_work):
+                with self.clock.phase("generate"):
+                    self.engine.step(self.weights)
+                with self.changed:
+                    self.changed.notify_all()
+        except BaseException as error:  # the learner raises it
+            with self.changed:
+                self.error = error
+                self.changed.notify_all()
+
+    def _wait(self, until) -> bool:
+        """Whether to go on, once `until()` holds or the run is over."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.over or until())
+            return not self.over
+
+    def advance(self) -> bool:
+        with self.changed:
+            self.changed.notify_all()  # an update may have given the generator work
+            self.changed.wait_for(
+                lambda: self.buffer.ready() or self.error or not self.engine.has_work()
+            )
+            if self.error:
+                raise self.error
+            return self.buffer.ready()
+
+
+class Replay(AbstractContextManager):
+    def __init__(self, engine: Engine, weights: Weights, clock: Clock, events: Sequence[str]):
+        """`events[v]`: what happened between the updates of versions v - 1 and v."""
+        self.engine, self.weights, self.clock, self.events = engine, weights, clock, events
+
+    def advance(self) -> bool:
+        if self.weights.version >= len(self.events):
+            return False
+        for event in self.events[self.weights.version]:
+            with self.clock.phase("generate"):
+                if event == "b":
+                    self.engine.begin(self.weights)
+                else:
+                    self.engine.collect()
+        return True
+
+    def __exit__(self, *_) -> None:
+        pass
