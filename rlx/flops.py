@@ -4,8 +4,8 @@ Convention: a multiply and an add are 2 FLOPs. A forward pass costs 2 FLOPs per 
 token, plus 4 N H per layer for every key that a query attends to (q k^T and the weighted sum of
 v). The head is counted where it is computed: once per token drawn or learned, not over the prompt.
 Training costs 3 forward passes, a reference one; a critic is a head of one word on the policy's
-trunk, which costs what the language-model head does, divided by V. Only real tokens count, no padding; a group's prompt is run once,
-by the sampler and by the learner. Left out (below 2 % at d_model = 64, less above): norms, RoPE,
+trunk. Only real tokens count, no padding; a group's prompt is run once, by the sampler and by the
+learner. Left out (below 2 % at d_model = 64, less above): norms, RoPE,
 softmax, activations, the embedding's look-up, the optimiser.
 """
 

@@ -14,7 +14,7 @@ from rlx.objectives.losses import _exp, _zero_masked
 
 
 def correction(logp_BT, behavior_logp_BT, mask_BT, *, kind, cap):
-    """(weight, clipped): sg(min(rho, cap)) if truncated, sg(rho) or 0 outside [1/cap, cap] if masked
+    """(weight, clipped): sg(min(rho, cap)), or if masked sg(rho), 0 outside [1/cap, cap]
 
     rho = exp(logp - behavior_logp). For a loss whose own ratio is between the learner's weights
     before and after an update (with one update per batch, between logp and sg(logp)), this is what

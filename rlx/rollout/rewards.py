@@ -11,7 +11,7 @@ from rlx.config import AlgoConfig
 
 
 def shaped(score_G: np.ndarray, *, threshold: float, sharpness: float) -> np.ndarray:
-    """s(score) = 1 / (1 + exp(-sharpness (score - threshold))), stretched so that s(0) = 0, s(1) = 1
+    """s(x) = 1 / (1 + exp(-sharpness (x - threshold))), stretched so that s(0) = 0, s(1) = 1
 
     Between a linear reward (sharpness near 0) and pass or fail at `threshold` (sharpness large).
     """
@@ -41,6 +41,8 @@ def rewards(
     if algo.length_control.startswith("penalty"):
         margin = algo.length_penalty_tokens
         penalty_G = length_penalty(length_G, longest=max_new_tokens, margin=margin)
-        counts_G = score_G == 1 if algo.length_control == "penalty_passes" else np.ones_like(score_G)
+        counts_G = (
+            score_G == 1 if algo.length_control == "penalty_passes" else np.ones_like(score_G)
+        )
         reward_G = reward_G + penalty_G * counts_G
     return reward_G.astype(np.float32)

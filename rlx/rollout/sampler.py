@@ -43,7 +43,6 @@ class Rules(NamedTuple):
     head_dtype: str = "float32"
 
 
-
 NEVER = 2**30  # a token index that no sample reaches
 
 
@@ -167,9 +166,7 @@ def insert(
         key_W=fill(slots.key_W, key_W),
         pad_W=fill(slots.pad_W, U - length_P[p_W]),
         count_W=fill(slots.count_W, 1),
-        active_W=fill(
-            slots.active_W, (token_W != rules.stop_id) & (jnp.minimum(limit_W, T) > 1)
-        ),
+        active_W=fill(slots.active_W, (token_W != rules.stop_id) & (jnp.minimum(limit_W, T) > 1)),
         think_W=fill(slots.think_W, think_W),
         answer_W=fill(slots.answer_W, answer_W),
         token_WT=fill_first(slots.token_WT, token_W),

@@ -1,5 +1,7 @@
-"""Corrections, KL estimates, the value loss and the Bellman residual: by hand, by float64 loops with
-central differences, and by what they must have in common with the losses."""
+"""Corrections, KL estimates, the value loss and the Bellman residual.
+
+By hand, by float64 loops with central differences, and by what they must share with the losses.
+"""
 
 from functools import partial
 
@@ -79,8 +81,8 @@ def test_kl_is_the_loop_and_its_slope(kind):
 
 
 def test_means_and_gradients_of_kl_are_what_the_docstring_says():
-    """Exactly, over a vocabulary of 4: E_pi[k1] = E_pi[k3] = KL; E_pi[grad k1] = 0; E_pi[grad k2] is
-    the gradient of KL(pi || ref), E_pi[grad k3] that of KL(ref || pi)."""
+    """Exactly, over a vocabulary of 4: E_pi[k1] = E_pi[k3] = KL; E_pi[grad k1] = 0; E_pi[grad k2]
+    is the gradient of KL(pi || ref), E_pi[grad k3] that of KL(ref || pi)."""
     rng = np.random.default_rng(0)
     z_V, ref_V = rng.normal(size=(2, 4)).astype(np.float32)
     ref_V = jax.nn.log_softmax(ref_V)
@@ -162,7 +164,7 @@ def test_bellman_residuals_telescope():
 
 
 def test_the_residual_is_zero_at_the_optimal_policy():
-    """One step, pi* = ref exp(r / beta) / Z: with logits log ref + r / beta no token has a slope."""
+    """One step, pi* = ref exp(r / beta) / Z: logits log ref + r / beta have no slope."""
     ref_V, reward_V, beta = jnp.log(jnp.array([0.5, 0.3, 0.2])), jnp.array([1.0, -1.0, 0.5]), 0.7
 
     def objective(z_V):

@@ -144,7 +144,9 @@ def test_updates_that_are_not_finite_stop_the_run(easy, tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "collate", poisoned)
     optim = replace(easy.optim, max_skipped_updates=2)
-    with pytest.raises(loop.NotFinite, match="optim.max_skipped_updates=2: so many updates in a row"):
+    with pytest.raises(
+        loop.NotFinite, match="optim.max_skipped_updates=2: so many updates in a row"
+    ):
         loop.train(replace(easy, out=str(tmp_path), optim=optim), progress=False)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["status"] == "failed" and "NotFinite" in manifest["error"]
@@ -155,7 +157,9 @@ def test_updates_that_are_not_finite_stop_the_run(easy, tmp_path, monkeypatch):
     "algo",
     [
         AlgoConfig(loss="tbrm", aggregation="sample_mean", zero_variance="keep", tbrm_beta=0.1),
-        AlgoConfig(loss="ppo_clip", advantage="gae", aggregation="token_mean", zero_variance="keep"),
+        AlgoConfig(
+            loss="ppo_clip", advantage="gae", aggregation="token_mean", zero_variance="keep"
+        ),
         AlgoConfig(loss="reinforce", correction="masked", kl="k3", kl_coef=0.01, entropy_coef=1e-3),
     ],
     ids=["tbrm", "critic", "kl"],

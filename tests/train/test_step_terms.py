@@ -1,3 +1,4 @@
+# ruff: noqa: F401, F811
 """What stands beside the ratio, in a whole step: gradients put together token by token.
 
 As in test_step.py, log-probabilities and their gradients come from prefixes run one at a time, and
@@ -13,11 +14,6 @@ import numpy as np
 import optax
 import pytest
 from jax.flatten_util import ravel_pytree
-
-from rlx.config import AlgoConfig
-from rlx.mesh import make_mesh
-from rlx.models import transformer
-from rlx.train.step import init_state, make_train_step
 from test_step import (
     PAD,
     TEMPERATURE,
@@ -26,24 +22,29 @@ from test_step import (
     T,
     U,
     V,
-    batch,  # noqa: F401
-    config,  # noqa: F401
-    params,  # noqa: F401
-    tokens,  # noqa: F401
+    batch,
+    config,
+    params,
+    tokens,
 )
+
+from rlx.config import AlgoConfig
+from rlx.mesh import make_mesh
+from rlx.models import transformer
+from rlx.train.step import init_state, make_train_step
 
 CAP, COEF, BETA, GAMMA, LAM, EPS = 1.5, 0.3, 0.4, 0.9, 0.8, 1e-6
 KEEP = {"zero_variance": "keep", "aggregation": "token_mean", "advantage_eps": EPS}
 
 
 @pytest.fixture(scope="module")
-def reference(params):  # noqa: F811
+def reference(params):
     rng = np.random.default_rng(11)
     return jax.tree.map(lambda x: x + rng.normal(0, 0.1, x.shape).astype("f"), params)
 
 
 @pytest.fixture(scope="module")
-def prefixes(config, batch):  # noqa: F811
+def prefixes(config, batch):
     """prefixes(params) -> {(b, t): (log-probability, log partition, hidden)}."""
 
     @jax.jit
@@ -65,7 +66,7 @@ def prefixes(config, batch):  # noqa: F811
     return table
 
 
-def one_step(config, params, batch, reference=None, **algo):  # noqa: F811
+def one_step(config, params, batch, reference=None, **algo):
     """Gradient by parameter (of the objective, ascending), and the metrics."""
     config = replace(config, algo=AlgoConfig(**algo))
     mesh = make_mesh(config.mesh)
@@ -82,11 +83,11 @@ def one_step(config, params, batch, reference=None, **algo):  # noqa: F811
     )
 
 
-def added_up(tokens, coefficient):  # noqa: F811
+def added_up(tokens, coefficient):
     return sum(coefficient(int(b), int(t), logp) * grad for b, t, logp, grad in tokens)
 
 
-def centred(batch, kl_B=None):  # noqa: F811
+def centred(batch, kl_B=None):
     """Rewards of sequences minus the mean of their prompt."""
     reward_PG = batch.reward_PG.astype(np.float64)
     if kl_B is not None:
@@ -95,7 +96,7 @@ def centred(batch, kl_B=None):  # noqa: F811
 
 
 @pytest.mark.parametrize("kind", ["truncated", "masked"])
-def test_correction(config, params, batch, tokens, kind):  # noqa: F811
+def test_correction(config, params, batch, tokens, kind):
     """ppo_clip between the learner's own weights never clips; the weight does the rest."""
     for loss in ("ppo_clip", "reinforce"):
         algo = dict(KEEP, loss=loss, advantage="centered", correction=kind, correction_cap=CAP)
@@ -113,7 +114,7 @@ def test_correction(config, params, batch, tokens, kind):  # noqa: F811
 
 
 @pytest.mark.parametrize("kind", ["k2", "k3", "k1_reward"])
-def test_kl_to_a_reference(config, params, batch, tokens, prefixes, reference, kind):  # noqa: F811
+def test_kl_to_a_reference(config, params, batch, tokens, prefixes, reference, kind):
     algo = dict(KEEP, loss="reinforce", advantage="centered", kl=kind, kl_coef=COEF)
     step = one_step(config, params, batch, reference, **algo)
     ref = {bt: logp for bt, (logp, *_) in prefixes(reference).items()}
@@ -149,15 +150,15 @@ def gae_loop(value_T, reward_T):
 
 
 @pytest.fixture(scope="module")
-def critic_batch(batch):  # noqa: F811
+def critic_batch(batch):
     rng = np.random.default_rng(5)
     value_BT = rng.normal(0, 0.5, (P * G, T)).astype("f") * batch.mask_BT
     return batch.replace(behavior_value_BT=value_BT)
 
 
-def test_actor_and_critic(config, params, critic_batch, tokens, prefixes):  # noqa: F811
+def test_actor_and_critic(config, params, critic_batch, tokens, prefixes):
     """GAE on the sampler's values, whitened; the critic's slope on its own head."""
-    batch, n = critic_batch, critic_batch.mask_BT.sum()  # noqa: F811
+    batch, n = critic_batch, critic_batch.mask_BT.sum()
     algo = dict(KEEP, loss="reinforce", advantage="gae", gamma=GAMMA, gae_lambda=LAM)
     adv, target = {}, {}
     for b in range(P * G):
@@ -189,7 +190,7 @@ def test_actor_and_critic(config, params, critic_batch, tokens, prefixes):  # no
     assert critic.metrics["critic/loss"] == pytest.approx(loss, rel=1e-5)
 
 
-def test_bellman(config, params, batch, tokens, prefixes, reference):  # noqa: F811
+def test_bellman(config, params, batch, tokens, prefixes, reference):
     """-(log Z + sum (logp - ref) - r / beta)^2: its slope by tokens, and by log Z of the prompt."""
     algo = dict(KEEP, loss="tbrm", tbrm_beta=BETA) | {"aggregation": "sample_mean"}
     step = one_step(config, params, batch, reference, **algo)
@@ -208,7 +209,7 @@ def test_bellman(config, params, batch, tokens, prefixes, reference):  # noqa: F
 
     @jax.jit
     @jax.grad
-    def log_z(params, prompt_1U, length_1):  # noqa: F811
+    def log_z(params, prompt_1U, length_1):
         hidden_1D, _ = transformer.prefill(params, config.model, prompt_1U, length_1)
         return jax.nn.logsumexp(hidden_1D[0] @ params["head"] / TEMPERATURE)
 
@@ -221,13 +222,13 @@ def test_bellman(config, params, batch, tokens, prefixes, reference):  # noqa: F
     assert step.metrics["objective"] == pytest.approx(-np.mean(residual_B**2), rel=1e-4)
 
 
-def test_entropy_bonus(config, params, batch):  # noqa: F811
+def test_entropy_bonus(config, params, batch):
     """Adds coef * grad(mean entropy): the difference of two steps is linear in the coefficient."""
     algo = dict(KEEP, loss="reinforce", advantage="centered")
     grads = [one_step(config, params, batch, **algo, entropy_coef=c).grad for c in (0, 0.1, 0.2)]
     np.testing.assert_allclose(grads[2] - grads[0], 2 * (grads[1] - grads[0]), atol=1e-5)
 
-    def mean_entropy(params):  # noqa: F811
+    def mean_entropy(params):
         from rlx.train.step import completion_hidden
 
         hidden_BTD = completion_hidden(params, batch, model=config.model)
@@ -249,7 +250,7 @@ def test_entropy_bonus(config, params, batch):  # noqa: F811
     ],
     ids=["k3", "k1_reward", "tbrm", "gae"],
 )
-def test_slices_change_nothing(config, params, critic_batch, reference, algo):  # noqa: F811
+def test_slices_change_nothing(config, params, critic_batch, reference, algo):
     whole = one_step(config, params, critic_batch, reference, **algo)
     sliced = replace(config, optim=replace(config.optim, microbatches=4))
     parts = one_step(sliced, params, critic_batch, reference, **algo)
@@ -258,7 +259,7 @@ def test_slices_change_nothing(config, params, critic_batch, reference, algo):  
     assert whole.metrics["objective"] == pytest.approx(parts.metrics["objective"], rel=1e-4)
 
 
-def test_an_update_that_is_not_finite_is_skipped(config, params, batch):  # noqa: F811
+def test_an_update_that_is_not_finite_is_skipped(config, params, batch):
     """Parameters and moments stay; the version goes on, and the next batch is learned from."""
     mesh = make_mesh(config.mesh)
     step = make_train_step(config, mesh)
@@ -276,14 +277,14 @@ def test_an_update_that_is_not_finite_is_skipped(config, params, batch):  # noqa
     assert np.abs(moved).max() > 1e-4
 
 
-def test_a_missing_reference_is_refused(config):  # noqa: F811
+def test_a_missing_reference_is_refused(config):
     kl = replace(config, algo=AlgoConfig(kl="k3", kl_coef=0.1))
     with pytest.raises(ValueError, match="reference=None: algo.kl=k3"):
         make_train_step(kl, make_mesh(kl.mesh))
 
 
 @pytest.mark.parametrize("head_dtype", ["float32", "bfloat16"])
-def test_precision_of_the_learners_head(config, params, batch, head_dtype):  # noqa: F811
+def test_precision_of_the_learners_head(config, params, batch, head_dtype):
     """bfloat16 factors move log-probabilities by about 2^-8 of the logits; parameters stay."""
     low = replace(config, optim=replace(config.optim, head_dtype=head_dtype))
     exact, rounded = (one_step(c, params, batch, **KEEP) for c in (config, low))
@@ -292,12 +293,14 @@ def test_precision_of_the_learners_head(config, params, batch, head_dtype):  # n
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(rounded.params))
 
 
-def test_parameters_in_bfloat16(config, batch):  # noqa: F811
+def test_parameters_in_bfloat16(config, batch):
     model = replace(config.model, param_dtype="bfloat16", compute_dtype="bfloat16")
     low = replace(config, model=model, optim=replace(config.optim, learning_rate=0.1))
     start = transformer.init(jax.random.key(0), model, V)
     got = one_step(low, start, batch, **KEEP)
     assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(got.params))
     assert np.isfinite(got.metrics["objective"]) and got.metrics["update/skipped"] == 0
-    moved = [np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (start, got.params)), strict=True)]
+    moved = [
+        np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (start, got.params)), strict=True)
+    ]
     assert all(moved)

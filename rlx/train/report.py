@@ -1,0 +1,141 @@
+"""What a run says about itself: its manifest, its metrics beside the update's, its verdict."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from rlx import flops
+from rlx.config import Config, run_sha
+from rlx.envs.base import Env
+from rlx.rollout.engine import Engine
+from rlx.train.buffer import Buffer
+from rlx.types import Group
+
+UNSTABLE_TRUNCATION = 0.10  # truncated share past which runs of ScaleRL's size used to destabilise
+
+
+def ceiling(config: Config, env: Env) -> float | None:
+    """The environment's, on average over the lengths that samples may have."""
+    rollout = config.rollout
+    lengths = [rollout.max_new_tokens]
+    if config.algo.length_control == "interruption":
+        said = len(env.tokenizer.encode(rollout.interruption)) + rollout.answer_tokens
+        budgets = range(rollout.think_tokens_min, rollout.think_tokens_max + 1)
+        lengths = [budget + said for budget in budgets]
+    bounds = [env.ceiling(env.heldout, length) for length in lengths]
+    return None if None in bounds else float(np.mean(bounds))
+
+
+def describe(config: Config, env: Env) -> dict[str, Any]:
+    """The manifest of a new run."""
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
+    return {
+        "run_id": Path(config.out).name,
+        "study": config.study,
+        "recipe": config.recipe,
+        "seed": config.seed,
+        "axes": config.axes,
+        "config": asdict(config),
+        "config_sha": run_sha(config),
+        "versions": {"python": platform.python_version()} | {p: version_of(p) for p in packages},
+        "devices": [str(device) for device in jax.devices()],
+        "ceiling": ceiling(config, env),
+        "status": "running",
+    }
+
+
+def rollout_metrics(groups: list[Group], version: int) -> dict[str, float]:
+    """What the batch of update `version` looks like before it is learned from."""
+    sampled = [group.sampled_GT for group in groups]
+    oldest_B = np.concatenate(
+        [np.where(m, g.version_GT, version).min(1) for g, m in zip(groups, sampled, strict=True)]
+    )
+    newest_B = np.concatenate([g.version_GT.max(1) for g in groups])
+    length_B = np.concatenate([g.length_G for g in groups])
+    return {
+        "rollout/score_mean": float(np.mean([g.score_G.mean() for g in groups])),
+        "rollout/reward_mean": float(np.mean([g.reward_G.mean() for g in groups])),
+        "rollout/length_mean": float(length_B.mean()),
+        "rollout/truncated_share": float(1 - np.mean([g.stopped_G.mean() for g in groups])),
+        "rollout/interrupted_share": float(np.mean([g.interrupted_G.mean() for g in groups])),
+        "rollout/zero_variance_share": float(np.mean([g.zero_variance for g in groups])),
+        "rollout/staleness_mean": float(np.mean(version - oldest_B)),
+        "rollout/staleness_max": int(np.max(version - oldest_B)),
+        "rollout/mixed_versions_share": float(np.mean(newest_B > oldest_B)),
+    }
+
+
+def waiting_metrics(engine: Engine, buffer: Buffer) -> dict[str, float]:
+    """What is finished and waits for its turn, and what has become of the prompts."""
+    waiting = [group.length_G.mean() for group in buffer.waiting.values()]
+    return {
+        "buffer/waiting_groups": len(waiting),
+        "buffer/waiting_length_mean": float(np.mean(waiting)) if waiting else 0.0,
+        "buffer/refilled_groups": buffer.refilled,
+        "prompts/epoch": engine.prompts.epoch,
+        "prompts/retired": engine.prompts.retired,
+        "prompts/passed_over": engine.prompts.passed_over,
+    }
+
+
+def spend_update(ledger: flops.Ledger, config: Config, env: Env, groups: list[Group]) -> None:
+    """Enter one update: its own FLOPs, and what the prompts it passed over had cost."""
+    model, vocab, algo = config.model, env.tokenizer.vocab_size, config.algo
+    for group in groups:
+        length, length_G = len(group.prompt_U), group.length_G
+        ledger.samples += len(length_G)
+        if algo.needs_reference:
+            ledger.reference_flops += flops.reference_flops(model, vocab, length, length_G)
+        if algo.has_critic:
+            ledger.critic_flops += flops.critic_flops(model, length_G)
+        if algo.zero_variance == "drop" and group.zero_variance:
+            ledger.discard(model, vocab, length, length_G)
+        else:
+            ledger.train_flops += flops.train_flops(model, vocab, length, length_G)
+            ledger.tokens_trained += int(length_G.sum())
+
+
+def verdict(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a reader of the run should know: which switches fired, and what looked unstable."""
+    algo, steps = config.algo, len(rows)
+    total = lambda name: float(sum(row[name] for row in rows))  # noqa: E731
+    last = rows[-1] if rows else {}
+    switches = {  # whether it is on, how often it did something
+        "zero_variance=drop": (algo.zero_variance == "drop", total("rollout/zero_variance_share")),
+        "zero_variance=refill": (algo.zero_variance == "refill", last["buffer/refilled_groups"]),
+        "no_positive_resampling": (algo.no_positive_resampling, last["prompts/retired"]),
+        "band": (
+            (algo.band_low, algo.band_high) != (0.0, 1.0) and not algo.no_positive_resampling,
+            last["prompts/passed_over"],
+        ),
+        "interruption": (
+            algo.length_control == "interruption",
+            total("rollout/interrupted_share"),
+        ),
+        "clip": (
+            algo.loss in ("ppo_clip", "cispo", "gspo") and algo.correction == "none",
+            total("policy/clipped_share"),
+        ),
+        "correction": (algo.correction != "none", total("policy/clipped_share")),
+    }
+    truncated = np.array([row["rollout/truncated_share"] for row in rows])
+    over = np.flatnonzero(truncated > UNSTABLE_TRUNCATION)
+    return {
+        "steps_done": steps,
+        "ended": "all steps" if steps == config.steps else "every training prompt is retired",
+        "fired": {name: fired for name, (on, fired) in switches.items() if on},
+        "updates_skipped": int(total("update/skipped")),
+        "truncation": {
+            "limit": UNSTABLE_TRUNCATION,
+            "share_of_steps_over": len(over) / max(steps, 1),
+            "first_step_over": int(over[0]) if len(over) else None,
+            "max": float(truncated.max(initial=0)),
+        },
+    }
