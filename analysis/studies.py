@@ -1,0 +1,494 @@
+"""Figures of arXiv 2510.13786 that need runs, from our studies, and what becomes of its claims.
+
+    python -m analysis.studies fig=2|4a|4b|5a|5b|6a|6b|7|8a|9a|10a|14a|14b|15|16|17a|19a|19b|20|
+                                   verdicts|all
+                               [runs=runs] [compute=compute|modelled_device_s|tokens_generated]
+                               [out=analysis/results/studies]
+
+Each figure reads one study, a directory under `runs` that `python -m experiments.study sweep=NAME`
+fills. A study is fitted once per axis of compute, on all of its evaluations; the posterior lies
+beside the runs and is fitted again when they change. `verdicts` (CSV) says of each claim with what
+probability the posterior supports it, and the smallest effect it would have seen. Our numbers are
+of a model of 100,000 parameters on sums of digits; only their order can be compared with the
+paper's. Bad options end with exit code 2 and one line on stderr.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+import rlx.scaling as sc
+from experiments.options import read_options
+from rlx.record import RunRecord, read_rows
+from rlx.record import runs as run_directories
+from rlx.scaling import DataError, Evals, ScalingFit
+from rlx.scaling.style import COLORS, FAINT, INK, log_ticks, tidy
+
+DETECTED = 2.8  # standard errors between 0 and what is seen in 80 % of studies, at 5 % two-sided
+
+
+@dataclass(frozen=True)
+class Options:
+    fig: str = "all"
+    runs: Path = Path("runs")
+    compute: str = "compute"
+    out: Path = Path("analysis/results/studies")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A figure: recipes of a study side by side, the first the reference of the others."""
+
+    study: str
+    title: str
+    recipes: dict[str, str]
+    paper: str
+    kind: str = "curves"
+    match: dict[str, str] = field(default_factory=dict)  # levels that the recipes' runs must have
+
+
+LOO = {
+    "scalerl_whole": "ScaleRL",
+    "loo_8op": "PPO-off-policy-8",
+    "loo_batch": "zero variance kept",
+    "loo_dapo": "DAPO's loss",
+    "loo_fp32": "bfloat16 heads",
+    "loo_lp": "length penalty",
+    "loo_npr": "uniform resampling",
+    "loo_plan": "prompt norm",
+    "loo_savg": "sample mean",
+}
+SHAPES = "efficiency_shapers"
+
+FIGURES = {
+    "2": Comparison(
+        "recipes",
+        "Fig. 2: five recipes",
+        {
+            "scalerl_whole": "ScaleRL",
+            "minimax_m1": "MiniMax-M1",
+            "magistral": "Magistral",
+            "qwen2_5_dapo": "Qwen2.5 (DAPO)",
+            "deepseek_grpo": "DeepSeek (GRPO)",
+        },
+        "A .61, .61, .535, .515, .49",
+    ),
+    "4a": Comparison(
+        SHAPES,
+        "Fig. 4a: off-policy algorithm",
+        {"scalerl": "PipelineRL-8", "shape_sync": "PPO-off-policy-1", "shape_8op": "PPO-off-p.-8"},
+        "A .52 each; B 4.6, 2.2, 2.7",
+    ),
+    "4b": Comparison(
+        SHAPES,
+        "Fig. 4b: k of PipelineRL",
+        {"scalerl": "k = 8", "shape_pipeline_1": "k = 1", "shape_sync": "k = 0"},
+        "k = 4 and 8 equally good",
+    ),
+    "5a": Comparison(
+        SHAPES,
+        "Fig. 5a: loss",
+        {"scalerl": "CISPO", "shape_gspo": "GSPO", "shape_clip_wide": "DAPO's clip"},
+        "A .595, .595, .52",
+    ),
+    "5b": Comparison(
+        "loo",
+        "Fig. 5b: precision of the head",
+        {"scalerl_whole": "float32", "loo_fp32": "bfloat16"},
+        "A .61, .52 (alone); .61, .61 (left out)",
+    ),
+    "6a": Comparison(
+        "loo",
+        "Fig. 6a: prompts without variance",
+        {"scalerl_whole": "dropped", "loo_batch": "kept"},
+        "dropping raises A",
+    ),
+    "6b": Comparison(
+        "loo",
+        "Fig. 6b: resampling of prompts",
+        {"scalerl_whole": "no positive", "loo_npr": "uniform"},
+        "no positive resampling raises A",
+    ),
+    "7": Comparison(
+        "loo", "Fig. 7: leave one out", LOO, "A within .02, slopes 1.8 to 2.0", "slope"
+    ),
+    "8a": Comparison(
+        "loo", "Fig. 8a: repeats", {"scalerl_whole": "ScaleRL"}, "A within .015", "repeats"
+    ),
+    "9a": Comparison(
+        "ceiling_movers",
+        "Fig. 9a: generation length",
+        {"9": "9 tokens", "11": "11 tokens"},
+        "A .61, .645; C_mid 2.5k, 11k",
+        match={"axis": "max_new_tokens", "d_model": "64", "prompts_per_step": "16"},
+    ),
+    "10a": Comparison(
+        "ceiling_movers",
+        "Fig. 10a: batch size",
+        {"8": "8 x 16", "16": "16 x 16"},
+        "A .605, .61, .645 for 512, 768, 2048",
+        match={"axis": "prompts_per_step", "d_model": "64", "max_new_tokens": "11"},
+    ),
+    "14a": Comparison(
+        SHAPES,
+        "Fig. 14a: aggregation",
+        {
+            "scalerl": "prompt mean",
+            "shape_sample_mean": "sample mean",
+            "shape_token_mean": "token mean",
+        },
+        "prompt mean has the highest A",
+    ),
+    "14b": Comparison(
+        SHAPES,
+        "Fig. 14b: normalisation",
+        {
+            "scalerl": "batch",
+            "shape_prompt_norm": "prompt",
+            "shape_centered": "none",
+        },
+        "all similar",
+    ),
+    "15": Comparison("loo", "Fig. 15: leave one out", LOO, "A within .02"),
+    "16": Comparison(
+        "ceiling_movers",
+        "Fig. 16: entropy by batch size",
+        {"8": "8 x 16", "16": "16 x 16"},
+        "nearly the same per update",
+        "entropy",
+        match={"axis": "prompts_per_step", "d_model": "64", "max_new_tokens": "11"},
+    ),
+    "17a": Comparison(
+        SHAPES,
+        "Fig. 17a: samples per prompt, 256 in all",
+        {"scalerl": "16", "shape_g8": "8", "shape_g32": "32"},
+        "A .61, .585, .595",
+    ),
+    "19a": Comparison(
+        SHAPES,
+        "Fig. 19a: upper clip of DAPO's loss",
+        {"shape_clip_wide": ".28", "shape_clip_narrow": ".20"},
+        "A rises up to an optimum",
+    ),
+    "19b": Comparison(
+        SHAPES,
+        "Fig. 19b: cap of CISPO",
+        {"scalerl": "5", "shape_cap_4": "4", "shape_cap_8": "8"},
+        "no difference",
+    ),
+    "20": Comparison(
+        SHAPES,
+        "Fig. 20: clip of GSPO",
+        {"shape_gspo": "3e-3, 5e-3", "shape_gspo_small": "3e-4, 4e-4"},
+        "1e-4 poor, 1e-3 as good or better",
+    ),
+}
+
+
+# What the paper says of a level against a reference, as an event of `fit.effects`.
+CLAIMS = Path(__file__).parent / "claims.csv"
+EVENTS: dict[str, Callable[[pd.Series], float]] = {
+    "same A": lambda row: 1 - row["p_ceiling"],
+    "higher A": lambda row: row["p_raises"],
+    "lower A": lambda row: row["p_lowers"],
+    "no higher A": lambda row: 1 - row["p_raises"],
+    "more compute": lambda row: row["p_dearer"],
+    "more compute to 80 %": lambda row: row["p_pace"] if row["pace_ratio_q50"] > 1 else 0.0,
+}
+
+
+# ------------------------------------------------------------------ posteriors
+
+
+def posterior(study: Path, compute: str) -> ScalingFit:
+    """The fit of a whole study, made where it is missing or of other evaluations."""
+    if not run_directories(study):
+        remedy = f"python -m experiments.study sweep={study.name} out={study}"
+        raise DataError("runs", study, "no runs of this study", remedy)
+    evals = Evals.read(study, compute=compute)
+    path = study / f"posterior-{compute}.nc"
+    if path.exists():
+        fit = sc.load(path)
+        if fit.attrs["data_sha256"] == evals.sha256():
+            return fit
+    fit = sc.fit(evals, progress=True)
+    fit.save(path)
+    return fit
+
+
+def verdicts(fit_of: Callable[[str], ScalingFit]) -> pd.DataFrame:
+    """One row per claim: its probability, the effect, and the smallest that would be seen."""
+    rows = []
+    for claim in pd.read_csv(CLAIMS, dtype=str).itertuples():
+        table = fit_of(claim.study).effects(claim.axis, reference=claim.reference)
+        row = table[table["level"] == claim.level].iloc[0]
+        probability = EVENTS[claim.event](row)
+        sd_A = (row["dA_q95"] - row["dA_q05"]) / 3.29  # quantiles of a normal
+        sd_log_C = np.log(row["compute_ratio_q95"] / row["compute_ratio_q05"]) / 3.29
+        shown = {
+            f"{name}{q}": row[f"{name}_{quantile}"]
+            for name in ("dA", "compute_ratio")
+            for q, quantile in (("", "q50"), ("_q05", "q05"), ("_q95", "q95"))
+        }
+        rows.append(
+            {
+                "claim": claim.claim,
+                "figure": claim.figure,
+                "study": claim.study,
+                "event": claim.event,
+                "probability": probability,
+                "verdict": "reproduced"
+                if probability >= 0.9
+                else "contradicted"
+                if probability <= 0.1
+                else "cannot tell",
+                **shown,
+                "smallest_dA": DETECTED * sd_A,
+                "smallest_ratio": np.exp(DETECTED * sd_log_C),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+# ------------------------------------------------------------------ figures
+
+
+def draw(comparison: Comparison, fit: ScalingFit) -> Figure:
+    """The comparison on the left; on the right, what it does to ceiling and compute."""
+    names = _recipes_of(comparison, fit)
+    table = _effects(comparison, fit)
+    wide = len(names) > 5
+    figure = Figure(figsize=(11.5, 5.4 if wide else 4.3), layout="constrained", dpi=150)
+    left, ceiling, compute = figure.subplots(1, 3, width_ratios=[2.2, 1, 1])
+    kinds = {"curves": _curves, "slope": _slopes, "repeats": _repeats}
+    kinds[comparison.kind](left, fit, names)
+    left.set_xscale("log")
+    left.set_xlabel(fit.evals.compute_label, fontsize=9)
+    log_ticks(left)
+    tidy(left)
+    left.legend(frameon=False, fontsize=8, loc="best")
+    labels = list(comparison.recipes.values())
+    if table.empty:
+        _ceilings(ceiling, fit, names)
+        compute.set_visible(False)
+    else:
+        _forest(ceiling, table, "dA", 0.0, (-0.02, 0.02), labels[1:])
+        ceiling.set_xlabel(f"change of A against {labels[0]}", fontsize=9)
+        _forest(compute, table, "compute_ratio", 1.0, (1 / 1.1, 1.1), [""] * len(table))
+        compute.set_xscale("log")
+        log_ticks(compute)
+        compute.set_xlabel("compute to the same pass rate, ratio", fontsize=9)
+    figure.suptitle(
+        f"{comparison.title}    (the paper: {comparison.paper})", fontsize=10, color=INK, x=0.01,
+        ha="left",
+    )  # fmt: skip
+    return figure
+
+
+def draw_entropy(comparison: Comparison, study: Path) -> Figure:
+    """Entropy of the policy against updates, a line per seed."""
+    figure = Figure(figsize=(6.8, 4.3), layout="constrained", dpi=150)
+    ax = figure.subplots()
+    axis, others = _axis_of(comparison)
+    for color, (level, label) in zip(COLORS, comparison.recipes.items(), strict=False):
+        first = True
+        for path in run_directories(study):
+            manifest = RunRecord(path).manifest
+            levels = {name: str(value) for name, value in manifest["axes"].items()}
+            if levels != others | {axis: level}:
+                continue
+            rows = read_rows(path / "metrics.jsonl")
+            entropy = pd.Series([row["policy/entropy"] for row in rows])
+            smooth = entropy.rolling(10, min_periods=1).mean()
+            ax.plot(smooth, color=color, linewidth=1, label=label if first else None)
+            first = False
+    ax.set_yscale("log")
+    ax.set_xlabel("update", fontsize=9)
+    ax.set_ylabel("entropy of the policy (nats per token, mean of 10 updates)", fontsize=9)
+    tidy(ax)
+    ax.legend(frameon=False, fontsize=8)
+    figure.suptitle(
+        f"{comparison.title}    (the paper: {comparison.paper})", fontsize=10, color=INK, x=0.01,
+        ha="left",
+    )  # fmt: skip
+    return figure
+
+
+def _axis_of(comparison: Comparison) -> tuple[str, dict[str, str]]:
+    others = dict(comparison.match)
+    return others.pop("axis"), others
+
+
+def _recipes_of(comparison: Comparison, fit: ScalingFit) -> dict[str, str]:
+    """Label of each recipe of the fit that the figure shows. DataError if one is missing."""
+    if not comparison.match:
+        named = {recipe.partition(",")[0]: recipe for recipe in fit.recipes}
+        wanted = {name: named.get(name) for name in comparison.recipes}
+    else:
+        axis, others = _axis_of(comparison)
+        levels = fit.evals.frame.groupby("recipe", sort=False)[list(fit.axes)].first().astype(str)
+        wanted = {}
+        for level in comparison.recipes:
+            rows = (levels[list(others)] == pd.Series(others)).all(axis=1)
+            found = levels.index[rows & (levels[axis] == level)]
+            wanted[level] = found[0] if len(found) else None
+    for name, recipe in wanted.items():
+        if recipe is None:
+            raise DataError("runs", comparison.study, f"{name} is missing", "finish the study")
+    return {recipe: comparison.recipes[name] for name, recipe in wanted.items()}
+
+
+def _effects(comparison: Comparison, fit: ScalingFit) -> pd.DataFrame:
+    names = list(comparison.recipes)
+    if len(names) < 2:
+        return pd.DataFrame()
+    axis = comparison.match.get("axis", "recipe")
+    table = fit.effects(axis, reference=names[0]).set_index("level")
+    return table.loc[names[1:]].reset_index()
+
+
+def _each(fit: ScalingFit, names: dict[str, str]):
+    """(label, colour, evaluations beyond C = 0) of each recipe."""
+    for i, (recipe, label) in enumerate(names.items()):
+        frame = fit.evals.frame
+        rows = frame[(frame["recipe"] == recipe) & (frame["compute"] > 0)]
+        color = COLORS[i % len(COLORS)]
+        yield recipe, label, color, rows
+
+
+def _grid(rows: pd.DataFrame) -> np.ndarray:
+    return np.geomspace(rows["compute"].min(), rows["compute"].max(), 100)
+
+
+def _curves(ax: Axes, fit: ScalingFit, names: dict[str, str]) -> None:
+    """Evaluations, and the posterior of the recipe's typical seed: median and 90 %."""
+    for i, (recipe, label, color, rows) in enumerate(_each(fit, names)):
+        ax.plot(rows["compute"], rows["value"], "o", color=color, ms=2, alpha=0.35, mew=0)
+        grid_C = _grid(rows)
+        draws = fit.curve(grid_C).sel(recipe=recipe).values.reshape(-1, len(grid_C))
+        low, middle, high = np.quantile(draws, [0.05, 0.5, 0.95], axis=0)
+        ax.fill_between(grid_C, low, high, color=color, alpha=0.15, linewidth=0)
+        style = "-" if i < len(COLORS) else "--"
+        ax.plot(grid_C, middle, color=color, linewidth=1.4, linestyle=style, label=label)
+    ax.set_ylabel(fit.evals.value_label, fontsize=9)
+
+
+def _slopes(ax: Axes, fit: ScalingFit, names: dict[str, str]) -> None:
+    """(R - R0) / (A - R) on log axes, with the reference's A: a sigmoid is a line of slope B."""
+    params = fit.summary().set_index(["name", "param"])["mean"]
+    A = params[next(iter(names)), "A"]
+    for i, (recipe, label, color, rows) in enumerate(_each(fit, names)):
+        R0 = params[recipe, "R0"]
+        inside = rows[(rows["value"] > R0 + 0.01) & (rows["value"] < A - 0.01)]
+        y = (inside["value"] - R0) / (A - inside["value"])
+        ax.plot(inside["compute"], y, "o", color=color, ms=2.5, alpha=0.4, mew=0)
+        slope, start = np.polyfit(np.log(inside["compute"]), np.log(y), 1)
+        grid_C = _grid(inside)
+        style = "-" if i < len(COLORS) else "--"
+        line = np.exp(start + slope * np.log(grid_C))
+        ax.plot(grid_C, line, style, color=color, linewidth=1.2, label=f"{label}: {slope:.2f}")
+    ax.set_yscale("log")
+    ax.set_ylabel(f"(R - R0) / (A - R), A = {A:.3f}; slope B in the legend", fontsize=9)
+
+
+def _repeats(ax: Axes, fit: ScalingFit, names: dict[str, str]) -> None:
+    """A colour per seed of one recipe."""
+    for recipe, _, _, rows in _each(fit, names):
+        grid_C = _grid(rows)
+        for color, (run, mine) in zip(COLORS, rows.groupby("run", sort=False), strict=False):
+            ax.plot(mine["compute"], mine["value"], "o", color=color, ms=2.5, alpha=0.5, mew=0)
+            middle = fit.curve(grid_C, by="run").sel(run=run).values.reshape(-1, 100)
+            ax.plot(grid_C, np.median(middle, 0), color=color, linewidth=1.4, label=str(run))
+        assert recipe in fit.recipes
+    ax.set_ylabel(fit.evals.value_label, fontsize=9)
+
+
+def _ceilings(ax: Axes, fit: ScalingFit, names: dict[str, str]) -> None:
+    """A of every run."""
+    frame = fit.evals.frame
+    runs = [run for run in fit.runs if frame.set_index("run")["recipe"][run].iloc[0] in names]
+    draws = fit.param("A", by="run").sel(run=runs).values.reshape(-1, len(runs))
+    for y, (x_X, color) in enumerate(zip(draws.T, COLORS, strict=False)):
+        low, middle, high = np.quantile(x_X, [0.05, 0.5, 0.95])
+        ax.plot([low, high], [-y, -y], color=color, linewidth=2.4)
+        ax.plot(middle, -y, "o", color=color)
+    ax.set_yticks([])
+    ax.set_xlabel("A of each seed (90 %)", fontsize=9)
+    tidy(ax, rules="x")
+
+
+def _forest(
+    ax: Axes,
+    table: pd.DataFrame,
+    name: str,
+    zero: float,
+    margin: tuple[float, float],
+    labels: Sequence[str],
+) -> None:
+    ax.axvspan(*margin, color=FAINT, alpha=0.2, linewidth=0)
+    ax.axvline(zero, color=INK, linewidth=0.8)
+    for y, (_, row) in enumerate(table.iterrows()):
+        color = COLORS[(y + 1) % len(COLORS)]
+        low, high = row[f"{name}_q05"], row[f"{name}_q95"]
+        ax.plot([low, high], [-y, -y], color=color, linewidth=2.4, solid_capstyle="butt")
+        ax.plot(row[f"{name}_q50"], -y, "o", color=color, ms=5)
+    ax.set_yticks(-np.arange(len(table)), labels, fontsize=8)
+    ax.set_ylim(-len(table) + 0.4, 0.6)
+    tidy(ax, rules="x")
+
+
+# ------------------------------------------------------------------ command
+
+
+def main(argv: Sequence[str]) -> list[Path]:
+    """Make what the options ask for; returns the files. DataError on bad options, missing runs."""
+    options = read_options(Options, argv)
+    names = [*FIGURES, "verdicts"] if options.fig == "all" else [options.fig]
+    if names[0] not in (*FIGURES, "verdicts"):
+        known = "|".join([*FIGURES, "verdicts", "all"])
+        raise DataError("fig", options.fig, "no such figure", f"use {known}")
+    out = options.out
+    out.mkdir(parents=True, exist_ok=True)
+    fits: dict[str, ScalingFit] = {}
+
+    def fit_of(study: str) -> ScalingFit:
+        if study not in fits:
+            fits[study] = posterior(options.runs / study, options.compute)
+        return fits[study]
+
+    suffix = "" if options.compute == "compute" else f"-{options.compute}"
+    written = []
+    for name in names:
+        if name == "verdicts":
+            table = verdicts(fit_of)
+            path = out / f"verdicts{suffix}.csv"
+            table.round(4).to_csv(path, index=False)
+            shown = ["claim", "probability", "verdict", "dA", "compute_ratio", "smallest_dA"]
+            print(table[[*shown, "smallest_ratio"]].round(3).to_string(index=False))
+        else:
+            comparison = FIGURES[name]
+            study = options.runs / comparison.study
+            path = out / f"fig{name}{suffix}.png"
+            if comparison.kind == "entropy":
+                figure = draw_entropy(comparison, study)
+            else:
+                figure = draw(comparison, fit_of(comparison.study))
+            figure.savefig(path)
+        written.append(path)
+    return written
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
