@@ -11,6 +11,7 @@ command goes on), 2 bad input, with one line on stderr: `error: KEY=VALUE: reaso
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -78,6 +79,19 @@ def use_every_core() -> None:
 
 
 refused: list[Exception] = []  # bad input of a single run
+signals: list[int] = []  # received, asking for a checkpoint and the end
+
+
+def asked_to_stop() -> bool:
+    return bool(signals)
+
+
+def on_signal(number: int, _) -> None:
+    """The first asks the run to stop after its update; the second stops it at once."""
+    if signals:
+        raise KeyboardInterrupt
+    signals.append(number)
+    print("stopping after this update; once more stops at once", file=sys.stderr)
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
@@ -87,7 +101,7 @@ def job(node: DictConfig) -> None:
         use_every_core()
         from rlx.train.loop import train  # slow to load: after bad input has been refused
 
-        manifest = train(config)
+        manifest = train(config, stop=asked_to_stop)
         if config.pipeline.schedule == "threads":
             print(overlap(config.out), file=sys.stderr)
         if void := [name for name, times in manifest["fired"].items() if not times]:
@@ -130,8 +144,10 @@ def one_line(error: Exception) -> str:
 
 def main() -> int:
     refused.clear()
+    signals.clear()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here instead of to Hydra's own report
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, on_signal)
     try:
         job()
         for error in refused:
@@ -142,6 +158,11 @@ def main() -> int:
     except BAD_INPUT as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"error: {error}: make room; the same command goes on", file=sys.stderr)
+        return INTERRUPTED
     return 0
 
 

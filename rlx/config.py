@@ -383,6 +383,21 @@ class MeshConfig:
 
 
 @dataclass(frozen=True)
+class CheckpointConfig:
+    """When the whole state is written; it changes nothing of what a run computes."""
+
+    every_steps: int = 100  # updates between two, or ...
+    every_minutes: float = 10.0  # ... minutes, whichever comes first
+    keep_last: int = 2
+    keep_every_steps: int = 0  # besides, those of multiples of so many updates; 0: none
+
+    def __post_init__(self):
+        _positive("checkpoint", self, ("every_steps", "every_minutes", "keep_last"))
+        every = self.keep_every_steps
+        _check(every >= 0, "checkpoint.keep_every_steps", every, "negative", "use 0 for none")
+
+
+@dataclass(frozen=True)
 class Config:
     """One run."""
 
@@ -395,6 +410,7 @@ class Config:
     warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     steps: int = 200
     seed: int = 0
     recipe: str = "scalerl"  # the row of conf/algo
@@ -469,4 +485,5 @@ def config_sha(config: object) -> str:
 
 def run_sha(config: Config) -> str:
     """The name of what a run computes, wherever it is kept."""
-    return config_sha(replace(config, out="", warm_start_dir=""))
+    elsewhere = replace(config, out="", warm_start_dir="", checkpoint=CheckpointConfig())
+    return config_sha(elsewhere)

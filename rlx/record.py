@@ -5,6 +5,7 @@
     metrics.jsonl    one row per update
     clock.jsonl      wall and device seconds at each evaluation
     restarts.jsonl   work that an interruption threw away
+    checkpoints/     the whole state, newest last (rlx.checkpoint)
 
 `evals.jsonl` and `metrics.jsonl` hold no clocks: they are the same, bit for bit, for every run of
 the same configuration. Rows are flushed to disk one by one; readers tolerate a torn last line.
@@ -14,8 +15,10 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -35,6 +38,10 @@ def write_json(path: Path, value: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     scratch.replace(path)
+
+
+class Busy(RuntimeError):
+    """Another process has the run directory open for writing."""
 
 
 class RunRecord:
@@ -60,6 +67,29 @@ class RunRecord:
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         return read_rows(self.path / name)
+
+    def sizes(self, names: Sequence[str]) -> dict[str, int]:
+        """Bytes of the files of rows, 0 where there is none yet."""
+        files = {name: self.path / name for name in names}
+        return {name: file.stat().st_size if file.exists() else 0 for name, file in files.items()}
+
+    def lock(self) -> IO[str]:
+        """An open file; until it is closed no other process may write this run. Raises Busy.
+
+        The system gives the lock back when the process ends, however it ends.
+        """
+        import fcntl  # not on every system, and readers do without
+
+        file = (self.path / ".lock").open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise Busy(f"{file.read() or 'another process'} is writing this run") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        return file
 
     def truncate(self, offsets: dict[str, int]) -> None:
         """Cut files of rows back to an earlier size, in bytes."""

@@ -29,6 +29,7 @@ LAYERS = {
     "rlx.mesh": BASE,
     "rlx.flops": BASE,
     "rlx.train.buffer": BASE,
+    "rlx.checkpoint": BASE,
     "rlx.models": (*MIDDLE, "rlx.models"),
     "rlx.rollout": (*MIDDLE, "rlx.models", "rlx.rollout"),
     "rlx.train.step": (*MIDDLE, "rlx.models"),
@@ -37,7 +38,14 @@ LAYERS = {
     "rlx.train.report": (*MIDDLE, "rlx.rollout.engine"),
     "rlx.train.schedule": ("rlx.rollout.engine", "rlx.train.buffer", "rlx.train.clock"),
     "rlx.evaluate": (*MIDDLE, "rlx.models", "rlx.rollout"),
-    "rlx.train.loop": (*MIDDLE, "rlx.models", "rlx.rollout", "rlx.train", "rlx.evaluate"),
+    "rlx.train.loop": (
+        *MIDDLE,
+        "rlx.checkpoint",
+        "rlx.models",
+        "rlx.rollout",
+        "rlx.train",
+        "rlx.evaluate",
+    ),  # fmt: skip
 }
 
 

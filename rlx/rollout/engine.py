@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -111,6 +112,26 @@ class Engine:
         self.count_W = np.zeros(self.W, np.int64)  # tokens drawn, as entered into the ledger
         self.slots = sampler.empty(config.model, self.W, self.U, self.T, mesh)
         self.static = {"config": config.model, "rules": rules(config, env), "mesh": mesh}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything on the host; the groups' problems follow from their indices."""
+        running = {
+            str(serial): {k: v for k, v in vars(group).items() if k != "problem"}
+            for serial, group in self.running.items()
+        }
+        counts = {"prompt_length_W": self.prompt_length_W, "count_W": self.count_W}
+        rest = {"free": list(self.free), "events": self.events, "running": running}
+        return {**rest, **counts, "prompts": self.prompts.state_dict()}
+
+    def load(self, state: dict[str, Any], slots: sampler.Slots) -> None:
+        for name in ("free", "events", "prompt_length_W", "count_W"):
+            setattr(self, name, state[name])
+        self.prompts.load(state["prompts"])
+        self.running = {
+            int(serial): _Running(problem=self.env.train[group["problem_index"]], **group)
+            for serial, group in state["running"].items()
+        }
+        self.slots = slots
 
     def has_work(self) -> bool:
         """Whether `step` would draw tokens: a sequence is in flight, or a group may start."""

@@ -94,6 +94,15 @@ def empty(
     return jax.device_put(state, _shardings(state, config, mesh), may_alias=False)
 
 
+def to_arrays(slots: Slots) -> Slots:
+    """The same with its random keys as integers, for a checkpoint."""
+    return slots.replace(key_W=jax.random.key_data(slots.key_W))
+
+
+def from_arrays(slots: Slots) -> Slots:
+    return slots.replace(key_W=jax.random.wrap_key_data(slots.key_W))
+
+
 def _logits_and_values(params, hidden_BD, temperature, rules: Rules):
     head_DV = transformer.head_matrix(params)
     head_dtype = jnp.dtype(rules.head_dtype)

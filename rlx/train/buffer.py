@@ -18,6 +18,8 @@ group only ever gets less.
 
 from __future__ import annotations
 
+from typing import Any
+
 from rlx.types import Group
 
 
@@ -29,6 +31,16 @@ class Buffer:
         self.waiting: dict[int, Group] = {}  # of these, the finished ones
         self.refilled = 0  # finished groups that left the queue for want of variance
         self.used_of_phase = 0  # ppo_off_policy: groups of this phase learned from already
+
+    def state_dict(self) -> dict[str, Any]:
+        waiting = {str(serial): dict(vars(group)) for serial, group in self.waiting.items()}
+        numbers = {name: getattr(self, name) for name in ("started", "refilled", "used_of_phase")}
+        return {**numbers, "queue": list(self.queue), "waiting": waiting}
+
+    def load(self, state: dict[str, Any]) -> None:
+        for name in ("started", "refilled", "used_of_phase", "queue"):
+            setattr(self, name, state[name])
+        self.waiting = {int(serial): Group(**g) for serial, g in state["waiting"].items()}
 
     @property
     def max_staleness_steps(self) -> int:

@@ -21,7 +21,7 @@ class Clock:
     """
 
     def __init__(self):
-        self.start = time.perf_counter()
+        self.start, self._before_s = time.perf_counter(), 0.0
         self.device_s = dict.fromkeys(
             ("generate", "train", "idle", "compile", "checkpoint", "eval"), 0.0
         )
@@ -52,9 +52,20 @@ class Clock:
             self._modelled_s += max(seconds, self._overlapped_s)
             self._overlapped_s = 0.0
 
+    def state_dict(self) -> dict[str, Any]:
+        spent = {"wall_s": self.wall_s, "modelled_s": self._modelled_s}
+        return {**spent, "device_s": dict(self.device_s)}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from there, with what was spent since this clock was started added."""
+        self._before_s = state["wall_s"]
+        for name, seconds in state["device_s"].items():
+            self.device_s[name] += seconds
+        self._modelled_s = state["modelled_s"]
+
     @property
     def wall_s(self) -> float:
-        return time.perf_counter() - self.start
+        return self._before_s + time.perf_counter() - self.start
 
     @property
     def modelled_device_s(self) -> float:

@@ -2,10 +2,15 @@
 
 One loop serves every pipeline and every schedule: let the generator go on until an update is due,
 make it, publish the weights. `rlx.train.schedule` says how long that is and who waits.
+
+A run that stops, for whatever reason, goes on from its newest checkpoint: its rows are cut back to
+that moment and everything that follows is computed again, so the curve is that of a run which never
+stopped, bit for bit unless threads decide its schedule.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,13 +20,15 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from rlx import flops
+from rlx.checkpoint import Checkpoints
 from rlx.config import Config, ConfigError, run_sha
 from rlx.envs import base
 from rlx.envs.base import Env
 from rlx.evaluate import evaluate
 from rlx.mesh import generator_mesh, make_mesh, of_params
 from rlx.models import transformer
-from rlx.record import RunRecord, read_rows
+from rlx.record import Busy, RunRecord, read_rows
+from rlx.rollout import sampler
 from rlx.rollout.engine import Engine, Weights
 from rlx.train import schedule, warm_start
 from rlx.train.buffer import Buffer
@@ -36,6 +43,8 @@ from rlx.train.report import (
 from rlx.train.step import collate, init_state, make_train_step
 from rlx.types import Params
 
+ROWS = ("evals.jsonl", "metrics.jsonl", "clock.jsonl")
+
 
 def make_env(config: Config) -> Env:
     c = config.env
@@ -48,11 +57,15 @@ def make_env(config: Config) -> Env:
     )
 
 
-def train(config: Config, *, progress: bool = True) -> dict[str, Any]:
+def train(
+    config: Config, *, progress: bool = True, stop: Callable[[], bool] = lambda: False
+) -> dict[str, Any]:
     """Run to the end (or find it ended) and return the manifest.
 
-    Raises ConfigError or ValueError, before anything is written, for a configuration that cannot
-    work here or that is not the one `config.out` holds a run of.
+    `stop` is asked after every update; once it says True a checkpoint is written and `Interrupted`
+    raised. Raises ConfigError or ValueError, before anything is written, for a configuration that
+    cannot work here, that is not the one `config.out` holds a run of, or whose directory another
+    process is writing.
     """
     record = RunRecord(config.out)
     before = record.manifest
@@ -63,109 +76,196 @@ def train(config: Config, *, progress: bool = True) -> dict[str, Any]:
         return before
     env = make_env(config)
     mesh = make_mesh(config.mesh, config.rollout.prompts_per_step // config.optim.microbatches)
-    restart(record)
-    record.update_manifest(**describe(config, env))
     try:
-        with closing(Clock()) as clock:
-            run(config, env, mesh, record, clock, progress)
-    except BaseException as error:
-        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        record.update_manifest(status=status, error=f"{type(error).__name__}: {error}")
-        raise
-    record.update_manifest(status="done")
+        lock = record.lock()
+    except Busy as error:
+        remedy = "wait for its end, or choose another directory"
+        raise ConfigError("out", config.out, str(error), remedy) from None
+    with lock:
+        record.update_manifest(**describe(config, env))
+        try:
+            with closing(Clock()) as clock:
+                run(config, env, mesh, record, clock, progress, stop)
+        except BaseException as error:
+            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            record.update_manifest(status=status, error=f"{type(error).__name__}: {error}")
+            raise
+        record.update_manifest(status="done", error="")
     return record.manifest
 
 
-def published(mesh: Mesh, params: Params, version: int) -> Weights:
-    """Weights where the generator wants them; a copy if its devices are not the learner's."""
-    params = jax.device_put(params, of_params(mesh, params, transformer.logical_axes(params)))
-    return Weights(params, version)
-
-
-def make_schedule(config: Config, engine: Engine, buffer: Buffer, weights: Weights, clock: Clock):
-    c = config.pipeline
-    if c.replay:
-        rows = read_rows(Path(c.replay) / "metrics.jsonl")
-        if not rows:
-            reason, remedy = "no metrics.jsonl with updates there", "give the directory of a run"
-            raise ConfigError("pipeline.replay", c.replay, reason, remedy)
-        return schedule.Replay(engine, weights, clock, [row["schedule/events"] for row in rows])
-    if c.schedule == "threads":
-        return schedule.Threads(engine, buffer, weights, clock)
-    return schedule.VirtualClock(engine, buffer, weights, clock, c.decode_chunks_per_update)
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to stop and has written a checkpoint."""
 
 
 class NotFinite(RuntimeError):
     """Too many updates in a row had an objective or a gradient that is not finite."""
 
 
+class Run:
+    """All that changes while a run goes on, and what changes it."""
+
+    def __init__(
+        self, config: Config, env: Env, mesh: Mesh, record: RunRecord, clock: Clock, params: Params
+    ):
+        self.config, self.env, self.mesh, self.record, self.clock = config, env, mesh, record, clock
+        self.state = init_state(config, mesh, params)
+        self.train_step = make_train_step(config, mesh, params)
+        self.ledger, pipeline = flops.Ledger(), config.pipeline
+        refill = config.algo.zero_variance == "refill"
+        prompts = config.rollout.prompts_per_step
+        self.buffer = Buffer(pipeline.kind, pipeline.k, prompts, refill)
+        self.generators = generator_mesh(config.mesh, mesh)
+        self.engine = Engine(config, env, self.buffer, self.ledger, self.generators)
+        self.version, self.skipped, self.measured = 0, 0, -1
+        self.weights = Weights(self._published(), 0)
+
+    def _published(self) -> Params:
+        """Weights where the generator wants them; a copy if its devices are not the learner's."""
+        params = self.state.params
+        layout = of_params(self.generators, params, transformer.logical_axes(params))
+        return jax.device_put(params, layout)
+
+    def update(self) -> None:
+        """One update of the groups that are due; rows, ledger and weights follow."""
+        version, groups = self.version, self.buffer.oldest()
+        with self.clock.phase("train"):
+            batch = collate(groups, self.env.max_prompt_tokens, self.env.tokenizer.pad_id)
+            self.state, metrics = self.train_step(self.state, batch)
+            metrics = {name: float(x) for name, x in jax.device_get(metrics).items()}
+            params = self._published()
+        row = {"step": version, **metrics, **rollout_metrics(groups, version)}
+        with self.engine.lock:
+            self.buffer.take(version)
+            spend_update(self.ledger, self.config, self.env, groups)
+            row |= waiting_metrics(self.engine, self.buffer)
+            row["schedule/events"], self.engine.events = self.engine.events, ""
+            self.spent = self.ledger.row()
+            self.weights.params, self.weights.version = params, version + 1
+        self.record.append("metrics.jsonl", row)
+        self.version += 1
+        self.skipped = self.skipped + 1 if metrics["update/skipped"] else 0
+        if self.skipped == self.config.optim.max_skipped_updates:
+            raise NotFinite(
+                f"optim.max_skipped_updates={self.skipped}: so many updates in a row, up to "
+                f"{self.version}, had an objective or a gradient that is not finite; "
+                "lower optim.learning_rate or look at policy/ratio_max in metrics.jsonl"
+            )
+
+    def measure(self) -> str:
+        """Evaluate, with the compute spent when the update ended; a line for the progress bar."""
+        if self.version == 0:
+            self.spent = self.ledger.row()
+        with self.clock.phase("eval"):
+            row = evaluate(
+                self.state.params, self.config, self.env, self.version, self.ledger, self.mesh
+            )
+        spent = self.spent | {"eval_flops": self.ledger.eval_flops}
+        at = {"step": self.version, "version": self.version}
+        self.record.append("evals.jsonl", at | row | spent)
+        self.record.append("clock.jsonl", self.clock.row(self.version))
+        self.measured = self.version
+        busy_s = self.clock.device_s["generate"] + self.clock.device_s["train"]
+        rate = self.ledger.tokens_generated / max(busy_s, 1e-9)
+        return f"pass {row['mean']:.3f}, {rate:,.0f} tok/s"
+
+    def save(self, checkpoints: Checkpoints) -> None:
+        """Start a checkpoint of this moment, between two updates."""
+        with self.clock.phase("checkpoint"):
+            host = {
+                "version": self.version,
+                "skipped": self.skipped,
+                "measured": self.measured,
+                "ledger": dict(vars(self.ledger)),
+                "buffer": self.buffer.state_dict(),
+                "engine": self.engine.state_dict(),
+                "clock": self.clock.state_dict(),
+                "offsets": self.record.sizes(ROWS),
+            }
+            checkpoints.save(self.version, self._device(), host)
+
+    def _device(self) -> dict[str, Any]:
+        return {"state": self.state, "slots": sampler.to_arrays(self.engine.slots)}
+
+    def restore(self, checkpoints: Checkpoints) -> bool:
+        """Go back to the newest checkpoint, if there is one; rows after it are cut off."""
+        saved = checkpoints.restore(self._device())
+        host = saved[2] if saved else {"version": 0, "offsets": dict.fromkeys(ROWS, 0)}
+        note_lost_work(self.record, host)
+        self.record.truncate(host["offsets"])
+        if not saved:
+            return False
+        device = saved[1]
+        for name in ("version", "skipped", "measured"):
+            setattr(self, name, host[name])
+        vars(self.ledger).update(host["ledger"])
+        self.buffer.load(host["buffer"])
+        self.engine.load(host["engine"], sampler.from_arrays(device["slots"]))
+        self.clock.load(host["clock"])
+        self.state = device["state"]
+        self.weights.params, self.weights.version = self._published(), self.version
+        return True
+
+
+def make_schedule(config: Config, run: Run):
+    c = config.pipeline
+    if c.replay:
+        rows = read_rows(Path(c.replay) / "metrics.jsonl")
+        if not rows:
+            reason, remedy = "no metrics.jsonl with updates there", "give the directory of a run"
+            raise ConfigError("pipeline.replay", c.replay, reason, remedy)
+        events = [row["schedule/events"] for row in rows]
+        return schedule.Replay(run.engine, run.weights, run.clock, events)
+    parts = (run.engine, run.buffer, run.weights, run.clock)
+    if c.schedule == "threads":
+        return schedule.Threads(*parts)
+    return schedule.VirtualClock(*parts, c.decode_chunks_per_update)
+
+
 def run(
-    config: Config, env: Env, mesh: Mesh, record: RunRecord, clock: Clock, progress: bool
-) -> None:
-    """From the warm start to the last update."""
+    config: Config, env: Env, mesh: Mesh, record: RunRecord, clock: Clock, progress: bool,
+    stop: Callable[[], bool],
+) -> None:  # fmt: skip
+    """From the warm start, or the newest checkpoint, to the last update."""
     directory = config.warm_start_dir or Path(config.out) / "warm_start"
     params, spent = warm_start.load_or_make(config, env, directory, progress)
     record.update_manifest(warm_start_flops=spent)
-    state = init_state(config, mesh, params)
-    train_step = make_train_step(config, mesh, params)
-    ledger, pipeline = flops.Ledger(), config.pipeline
-    refill = config.algo.zero_variance == "refill"
-    buffer = Buffer(pipeline.kind, pipeline.k, config.rollout.prompts_per_step, refill)
-    elsewhere = generator_mesh(config.mesh, mesh)
-    engine = Engine(config, env, buffer, ledger, elsewhere)
-    weights = published(elsewhere, state.params, 0)
-    turns = make_schedule(config, engine, buffer, weights, clock)
-
-    def measure(spent: dict[str, Any]) -> None:
-        with clock.phase("eval"):
-            row = evaluate(state.params, config, env, version, ledger, mesh)
-        spent["eval_flops"] = ledger.eval_flops
-        record.append("evals.jsonl", {"step": version, "version": version, **row, **spent})
-        record.append("clock.jsonl", clock.row(version))
-        busy_s = clock.device_s["generate"] + clock.device_s["train"]
-        rate = ledger.tokens_generated / max(busy_s, 1e-9)
-        bar.set_postfix_str(f"pass {row['mean']:.3f}, {rate:,.0f} tok/s", refresh=False)
-
-    version, skipped, spent_now = 0, 0, ledger.row()
+    it = Run(config, env, mesh, record, clock, params)
+    turns = make_schedule(config, it)
     bar = tqdm(total=config.steps, desc=record.path.name, disable=not progress, unit="step")
-    with bar:
-        measure(ledger.row())
+    with closing(Checkpoints(record.path / "checkpoints", config.checkpoint)) as checkpoints, bar:
+        if not it.restore(checkpoints):
+            bar.set_postfix_str(it.measure(), refresh=False)
+        bar.update(it.version)
         with turns:
-            while version < config.steps and turns.advance():
-                groups = buffer.oldest()
-                with clock.phase("train"):
-                    batch = collate(groups, env.max_prompt_tokens, env.tokenizer.pad_id)
-                    state, metrics = train_step(state, batch)
-                    metrics = {name: float(x) for name, x in jax.device_get(metrics).items()}
-                    fresh = published(elsewhere, state.params, version + 1)
-                row = {"step": version, **metrics, **rollout_metrics(groups, version)}
-                with engine.lock:
-                    buffer.take(version)
-                    spend_update(ledger, config, env, groups)
-                    row |= waiting_metrics(engine, buffer) | {"schedule/events": engine.events}
-                    spent_now, engine.events = ledger.row(), ""
-                    weights.params, weights.version = fresh.params, fresh.version
-                record.append("metrics.jsonl", row)
-                version += 1
-                skipped = skipped + 1 if metrics["update/skipped"] else 0
-                if skipped == config.optim.max_skipped_updates:
-                    raise NotFinite(
-                        f"optim.max_skipped_updates={skipped}: so many updates in a row, up to "
-                        f"{version}, had an objective or a gradient that is not finite; "
-                        "lower optim.learning_rate or look at policy/ratio_max in metrics.jsonl"
-                    )
-                if version % config.eval.every_steps == 0 or version == config.steps:
-                    measure(spent_now)
+            while it.version < config.steps and turns.advance():
+                it.update()
+                if it.version % config.eval.every_steps == 0 or it.version == config.steps:
+                    bar.set_postfix_str(it.measure(), refresh=False)
                 bar.update()
-        if version < config.steps and version % config.eval.every_steps:
-            measure(spent_now)  # the last of a run without prompts
+                stopping = stop()
+                if stopping or checkpoints.due(it.version) and it.version < config.steps:
+                    with turns.at_rest():
+                        it.save(checkpoints)
+                if stopping:
+                    raise Interrupted(f"after update {it.version}; the same command goes on")
+        if it.measured < it.version:
+            it.measure()  # the last of a run that has no prompts left
     record.update_manifest(**verdict(config, record.rows("metrics.jsonl")))
 
 
-def restart(record: RunRecord) -> None:
-    """Begin an interrupted run again from its start, and keep a note of what that throws away."""
+def note_lost_work(record: RunRecord, host: dict[str, Any]) -> None:
+    """Keep a note of the updates, FLOPs and seconds that are about to be done again."""
+    done, since = record.rows("metrics.jsonl"), host["version"]
     evals, clocks = record.rows("evals.jsonl"), record.rows("clock.jsonl")
-    if evals:
-        lost = {"step": evals[-1]["step"], "compute": evals[-1]["compute"]}
-        record.append("restarts.jsonl", {**lost, "wall_s": clocks[-1]["wall_s"] if clocks else 0.0})
-    record.truncate({"evals.jsonl": 0, "metrics.jsonl": 0, "clock.jsonl": 0})
+    if not evals or evals[-1]["step"] <= since and len(done) <= since:
+        return
+    kept = [row["compute"] for row in evals if row["step"] <= since] if since else []
+    before_s = host["clock"]["wall_s"] if since else 0.0
+    lost = {
+        "step": since,
+        "updates_lost": max(len(done), evals[-1]["step"]) - since,
+        "compute_lost": evals[-1]["compute"] - (kept[-1] if kept else 0.0),
+        "wall_s_lost": max(clocks[-1]["wall_s"] - before_s, 0.0) if clocks else 0.0,
+    }
+    record.append("restarts.jsonl", lost)

@@ -48,6 +48,7 @@ def describe(config: Config, env: Env) -> dict[str, Any]:
         "devices": [str(device) for device in jax.devices()],
         "ceiling": ceiling(config, env),
         "status": "running",
+        "error": "",
     }
 
 

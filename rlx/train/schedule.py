@@ -16,14 +16,23 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from rlx.rollout.engine import Engine, Weights
 from rlx.train.buffer import Buffer
 from rlx.train.clock import Clock
 
 
-class VirtualClock(AbstractContextManager):
+class OneThread(AbstractContextManager):
+    def at_rest(self) -> AbstractContextManager:
+        """While inside, nothing is generated: what a checkpoint needs."""
+        return nullcontext()
+
+    def __exit__(self, *_) -> None:
+        pass
+
+
+class VirtualClock(OneThread):
     def __init__(self, engine: Engine, buffer: Buffer, weights: Weights, clock: Clock, chunks: int):
         self.engine, self.buffer, self.weights = engine, buffer, weights
         self.clock, self.chunks_per_update = clock, chunks
@@ -38,15 +47,13 @@ class VirtualClock(AbstractContextManager):
                 self.engine.step(self.weights)
             overlapping += ready
 
-    def __exit__(self, *_) -> None:
-        pass
-
 
 class Threads(AbstractContextManager):
     def __init__(self, engine: Engine, buffer: Buffer, weights: Weights, clock: Clock):
         self.engine, self.buffer, self.weights, self.clock = engine, buffer, weights, clock
         self.changed = threading.Condition(engine.lock)  # by an update or a finished chunk
         self.over, self.error = False, None
+        self.resting, self.working = False, False
         self.thread = threading.Thread(target=self._generate, name="generator", daemon=True)
         clock.concurrent = True
 
@@ -62,21 +69,35 @@ class Threads(AbstractContextManager):
 
     def _generate(self) -> None:
         try:
-            while self._wait(self.engine.has_work):
+            while self._wait_for_work():
                 with self.clock.phase("generate"):
                     self.engine.step(self.weights)
                 with self.changed:
+                    self.working = False
                     self.changed.notify_all()
         except BaseException as error:  # the learner raises it
             with self.changed:
                 self.error = error
                 self.changed.notify_all()
 
-    def _wait(self, until) -> bool:
-        """Whether to go on, once `until()` holds or the run is over."""
+    def _wait_for_work(self) -> bool:
+        """False once the run is over."""
         with self.changed:
-            self.changed.wait_for(lambda: self.over or until())
-            return not self.over
+            self.changed.wait_for(lambda: self.over or not self.resting and self.engine.has_work())
+            self.working = not self.over
+            return self.working
+
+    @contextmanager
+    def at_rest(self):
+        with self.changed:
+            self.resting = True
+            self.changed.wait_for(lambda: self.error or not self.working)
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.resting = False
+                self.changed.notify_all()
 
     def advance(self) -> bool:
         with self.changed:
@@ -89,7 +110,7 @@ class Threads(AbstractContextManager):
             return self.buffer.ready()
 
 
-class Replay(AbstractContextManager):
+class Replay(OneThread):
     def __init__(self, engine: Engine, weights: Weights, clock: Clock, events: Sequence[str]):
         """`events[v]`: what happened between the updates of versions v - 1 and v."""
         self.engine, self.weights, self.clock, self.events = engine, weights, clock, events
@@ -104,6 +125,3 @@ class Replay(AbstractContextManager):
                 else:
                     self.engine.collect()
         return True
-
-    def __exit__(self, *_) -> None:
-        pass

@@ -1,0 +1,112 @@
+"""The whole state of a run on disk, and back.
+
+A checkpoint has two parts. `device` is a pytree of arrays that live on devices (parameters,
+optimiser, the sequences in flight with their cache), restored onto whatever mesh it is asked for.
+`host` is a nested dictionary of numbers, strings, lists and NumPy arrays (buffer, prompts, ledger,
+row offsets, clocks), kept as one blob: a ZIP archive of arrays with the rest as JSON.
+
+Orbax writes both in the background, into a directory that gets its name when it is whole: a process
+killed at any moment leaves the former checkpoint. One that cannot be read all the same (a disk that
+failed, a file cut short) is named, set aside, and the one before it is used.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+from rlx.config import CheckpointConfig
+
+
+def pack(tree: Any) -> np.ndarray:
+    """Nested dictionaries (keys are strings) and lists as bytes, uint8; arrays stay arrays."""
+    arrays: dict[str, np.ndarray] = {}
+
+    def strip(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: strip(value) for key, value in node.items()}
+        if isinstance(node, np.ndarray):
+            arrays[name := f"a{len(arrays)}"] = node
+            return {"array": name}
+        return node
+
+    text = json.dumps(strip(tree))
+    file = io.BytesIO()
+    np.savez(file, json=np.frombuffer(text.encode(), np.uint8), **arrays)
+    return np.frombuffer(file.getvalue(), np.uint8)
+
+
+def unpack(blob: np.ndarray) -> Any:
+    """The inverse of `pack`."""
+    with np.load(io.BytesIO(np.asarray(blob).tobytes()), allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+
+    def fill(node: Any) -> Any:
+        if isinstance(node, dict) and set(node) == {"array"}:
+            return arrays[node["array"]]
+        return {key: fill(value) for key, value in node.items()} if isinstance(node, dict) else node
+
+    return fill(json.loads(arrays["json"].tobytes()))
+
+
+class Checkpoints:
+    """The checkpoints of one run directory, by the number of updates made."""
+
+    def __init__(self, directory: Path, config: CheckpointConfig):
+        self.directory = directory.absolute()
+        self.config, self.saved_s = config, time.monotonic()
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=config.keep_last,
+            keep_period=config.keep_every_steps or None,
+            enable_async_checkpointing=True,
+        )
+        self.manager = ocp.CheckpointManager(
+            self.directory, options=options, item_names=("device", "host")
+        )
+
+    def due(self, step: int) -> bool:
+        late = time.monotonic() - self.saved_s > 60 * self.config.every_minutes
+        return step % self.config.every_steps == 0 or late
+
+    def save(self, step: int, device: Any, host: dict[str, Any]) -> None:
+        """Start writing; arrays are copied before it returns."""
+        parts = ocp.args.Composite(
+            device=ocp.args.StandardSave(device), host=ocp.args.StandardSave({"blob": pack(host)})
+        )
+        self.manager.save(step, args=parts)
+        self.saved_s = time.monotonic()
+
+    def restore(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
+        """(step, device, host) of the newest checkpoint that can be read; None without any.
+
+        `like`: the device part's shapes, types and shardings, as jax.ShapeDtypeStruct or arrays.
+        """
+        for step in sorted(self.manager.all_steps(), reverse=True):
+            try:
+                parts = ocp.args.Composite(
+                    device=ocp.args.StandardRestore(like), host=ocp.args.StandardRestore()
+                )
+                got = self.manager.restore(step, args=parts)
+                return step, got.device, unpack(got.host["blob"])
+            except Exception as error:  # whatever a damaged file makes Orbax or NumPy raise
+                first, *_ = str(error).splitlines() or [""]
+                path = self.directory / str(step)
+                print(f"{path}: cannot be read ({first}); set aside, the one before it is used")
+                self._set_aside(step)
+        return None
+
+    def _set_aside(self, step: int) -> None:
+        damaged = self.directory / str(step)
+        damaged.rename(damaged.with_name(f"damaged-{step}"))
+        self.manager.reload()
+
+    def close(self) -> None:
+        """Wait for what is still being written."""
+        self.manager.wait_until_finished()
+        self.manager.close()

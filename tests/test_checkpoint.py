@@ -1,0 +1,280 @@
+"""Runs that stop and go on: the same curve, bit for bit, whatever stopped them."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlx.checkpoint import Checkpoints, pack, unpack
+from rlx.config import CheckpointConfig, ConfigError, EvalConfig, MeshConfig, PipelineConfig
+from rlx.record import RunRecord, read_rows
+from rlx.train import loop
+
+ROOT = Path(__file__).parents[1]
+LOGS = ("evals.jsonl", "metrics.jsonl")
+
+
+def test_packing_is_exact():
+    tree = {
+        "a": np.array([1.5, np.nan, np.inf], np.float32),
+        "deep": {"1": {"b": np.zeros((0, 3), np.int64)}, "list": [1, 2], "text": "é"},
+        "number": 0.1 + 0.2,
+        "empty": {},
+    }
+    got = unpack(pack(tree))
+    np.testing.assert_array_equal(got["a"], tree["a"])
+    assert got["a"].dtype == np.float32 and got["deep"]["1"]["b"].shape == (0, 3)
+    assert got["deep"]["list"] == [1, 2] and got["deep"]["text"] == "é" and got["empty"] == {}
+    assert got["number"] == 0.1 + 0.2
+
+
+@pytest.fixture(scope="module")
+def config(easy):
+    """Stale by up to three updates, with sequences and groups in flight at every checkpoint."""
+    return replace(
+        easy,
+        steps=12,
+        pipeline=PipelineConfig("pipeline", 3),
+        rollout=replace(easy.rollout, slots=32, decode_chunk_tokens=2),
+        eval=EvalConfig(every_steps=2),
+        checkpoint=CheckpointConfig(every_steps=3),
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(config, tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole")
+    loop.train(replace(config, out=str(path)), progress=False)
+    return path
+
+
+def after(updates):
+    """Says stop after so many updates."""
+    left = iter(range(updates - 1, -1, -1))
+    return lambda: next(left) == 0
+
+
+def same_logs(a, b):
+    for name in LOGS:
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("kind, k", [("pipeline", 3), ("ppo_off_policy", 2), ("sync", 0)])
+def test_a_run_that_stops_again_and_again(config, tmp_path, kind, k):
+    config = replace(config, pipeline=PipelineConfig(kind, k))
+    loop.train(replace(config, out=str(tmp_path / "whole")), progress=False)
+    parts = replace(config, out=str(tmp_path / "parts"))
+    for updates in (1, 4, 2):
+        with pytest.raises(loop.Interrupted):
+            loop.train(parts, progress=False, stop=after(updates))
+        assert RunRecord(parts.out).manifest["status"] == "interrupted"
+    manifest = loop.train(parts, progress=False)
+    same_logs(tmp_path / "whole", tmp_path / "parts")
+    assert manifest["status"] == "done" and manifest["error"] == ""
+    assert not (tmp_path / "parts" / "restarts.jsonl").exists()  # nothing was done twice
+    clock = read_rows(tmp_path / "parts" / "clock.jsonl")
+    assert all(np.diff([row["wall_s"] for row in clock]) > 0)
+
+
+def test_an_error_costs_what_came_after_the_checkpoint(config, whole, tmp_path, monkeypatch):
+    """It fails in update 8; the checkpoint is of update 6, so 6 and 7 are made again."""
+    broken = replace(config, out=str(tmp_path))
+
+    def failing(groups, *args, collate=loop.collate):
+        if min(group.serial for group in groups) == 8 * 4:
+            raise RuntimeError("out of memory")
+        return collate(groups, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="out of memory"):
+        patch.setattr(loop, "collate", failing)
+        loop.train(broken, progress=False)
+    assert RunRecord(tmp_path).manifest["status"] == "failed"
+    loop.train(broken, progress=False)
+    same_logs(whole, tmp_path)
+    (lost,) = read_rows(tmp_path / "restarts.jsonl")
+    assert lost["step"] == 6 and lost["updates_lost"] == 2
+    compute = {row["step"]: row["compute"] for row in read_rows(whole / "evals.jsonl")}
+    assert lost["compute_lost"] == compute[8] - compute[6] > 0
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(config, whole, tmp_path, capsys):
+    parts = replace(config, out=str(tmp_path))
+    with pytest.raises(loop.Interrupted):
+        loop.train(parts, progress=False, stop=after(8))
+    newest = tmp_path / "checkpoints" / "8"
+    for file in newest.rglob("*"):
+        if file.is_file() and file.stat().st_size > 200:
+            file.write_bytes(file.read_bytes()[:100])
+    loop.train(parts, progress=False)
+    said = capsys.readouterr().out
+    assert f"{newest}: cannot be read" in said and said.count("set aside") == 1
+    same_logs(whole, tmp_path)
+    assert (tmp_path / "checkpoints" / "damaged-8").exists()
+    assert read_rows(tmp_path / "restarts.jsonl")[0]["updates_lost"] == 2
+
+
+def test_half_a_row_is_cut_off(config, whole, tmp_path):
+    """What a process killed while it appends, or a full disk, leaves behind."""
+    parts = replace(config, out=str(tmp_path))
+    with pytest.raises(loop.Interrupted):
+        loop.train(parts, progress=False, stop=after(5))
+    for name in LOGS:
+        with (tmp_path / name).open("a") as file:
+            file.write('{"step": 5, "ver')
+    loop.train(parts, progress=False)
+    same_logs(whole, tmp_path)
+
+
+def test_another_mesh_goes_on_from_the_same_state(config, tmp_path):
+    """Weights and sequences in flight are those of the first mesh; sums differ in rounding only."""
+    parts = replace(config, out=str(tmp_path / "parts"))
+    with pytest.raises(loop.Interrupted):
+        loop.train(parts, progress=False, stop=after(6))
+    other = replace(parts, mesh=MeshConfig(data=2, fsdp=2))
+    manifest = json.loads((tmp_path / "parts" / "manifest.json").read_text())
+    shutil.copytree(tmp_path / "parts", tmp_path / "other")
+    other = replace(other, out=str(tmp_path / "other"))
+    manifest["config_sha"] = loop.run_sha(other)  # the mesh is part of what names a run
+    (tmp_path / "other" / "manifest.json").write_text(json.dumps(manifest))
+    loop.train(other, progress=False)
+    loop.train(parts, progress=False)
+    rows = [read_rows(tmp_path / name / "metrics.jsonl")[6] for name in ("parts", "other")]
+    for name in ("objective", "grad_norm", "policy/entropy"):
+        assert rows[0][name] == pytest.approx(rows[1][name], rel=1e-3), name
+    assert rows[0]["rollout/score_mean"] == rows[1]["rollout/score_mean"]
+
+
+def test_threads_lose_nothing(config, tmp_path):
+    """A stop between updates, chunks under way: every group is used once, the ledger grows."""
+    pipeline = PipelineConfig("pipeline", 3, schedule="threads")
+    mesh = MeshConfig(data=1, generators=1)
+    parts = replace(config, out=str(tmp_path), pipeline=pipeline, mesh=mesh)
+    used = []
+
+    def watched(groups, *args, collate=loop.collate):
+        used.extend(group.serial for group in groups)
+        return collate(groups, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "collate", watched)
+        for updates in (3, 4):
+            with pytest.raises(loop.Interrupted):
+                loop.train(parts, progress=False, stop=after(updates))
+        loop.train(parts, progress=False)
+    assert used == list(range(12 * 4))
+    rows = read_rows(tmp_path / "evals.jsonl")
+    assert all(np.diff([row["compute"] for row in rows]) > 0)
+    assert [row["step"] for row in rows] == [0, 2, 4, 6, 8, 10, 12]
+
+
+def test_old_checkpoints_go_but_for_those_to_keep(tmp_path):
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(keep_last=2, keep_every_steps=10))
+    for step in (5, 10, 15, 20, 25):
+        checkpoints.save(step, {"x": jnp.full(3, step)}, {"step": step})
+    checkpoints.close()
+    left = sorted(int(path.name) for path in tmp_path.iterdir())
+    assert left == [10, 20, 25]
+    like = {"x": jax.ShapeDtypeStruct((3,), jnp.int32, sharding=jnp.zeros(3).sharding)}
+    again = Checkpoints(tmp_path, CheckpointConfig())
+    step, device, host = again.restore(like)
+    assert (step, host, device["x"].tolist()) == (25, {"step": 25}, [25, 25, 25])
+    again.close()
+
+
+def test_two_processes_do_not_write_one_run(config, tmp_path):
+    lock = RunRecord(tmp_path).lock()
+    with pytest.raises(ConfigError, match=f"out=.*process {os.getpid()} on .* is writing this run"):
+        loop.train(replace(config, out=str(tmp_path)), progress=False)
+    lock.close()
+    assert not (tmp_path / "manifest.json").exists()
+
+
+# Real processes, killed
+
+SMALL = (
+    "steps=120 eval.every_steps=6 checkpoint.every_steps=5 pipeline=pipeline_8 rollout.slots=16 "
+    "rollout.decode_chunk_tokens=2 model.d_model=16 model.n_layers=1 model.d_ff=24 "
+    "model.head_dim=8 rollout.prompts_per_step=2 rollout.group_size=4 optim.microbatches=1 "
+    "env.train_prompts=16 env.heldout_prompts=8 warm_start.steps=8 warm_start.batch_size=8 mesh=one"
+).split()
+
+
+def start(out, *words):
+    command = [sys.executable, "-m", "experiments.train", *SMALL, f"out={out}", *words]
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    path = tmp_path_factory.mktemp("undisturbed") / "run"
+    process = start(path)
+    errors = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, errors
+    return path
+
+
+def changed(path):
+    file = path / "metrics.jsonl"
+    return file.stat().st_mtime_ns if file.exists() else 0
+
+
+def wait_for_updates(process, path, before):
+    while process.poll() is None and changed(path) == before:
+        time.sleep(0.005)
+
+
+def killed_at_random(path, kills, seed):
+    """Start, SIGKILL at a random moment, so often; then let it end. Mostly while it makes updates,
+    evaluates and writes checkpoints, one time in four while it starts."""
+    rng = random.Random(seed)
+    for _ in range(kills):
+        before = changed(path)
+        process = start(path)
+        if rng.random() < 0.75:
+            wait_for_updates(process, path, before)
+            time.sleep(rng.uniform(0, 0.6))
+        else:
+            time.sleep(rng.uniform(0, 10))
+        process.kill()
+        process.communicate()
+    process = start(path)
+    errors = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, errors
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_it_ends_the_same(undisturbed, tmp_path, kills):
+    """The whole run takes a second or two once it is compiled: kills fall into it at random."""
+    killed_at_random(tmp_path / "run", kills, seed=kills)
+    same_logs(undisturbed, tmp_path / "run")
+    lost = read_rows(tmp_path / "run" / "restarts.jsonl")
+    assert lost and all(row["updates_lost"] <= 6 for row in lost)
+
+
+def test_a_signal_writes_a_checkpoint_and_asks_to_be_requeued(undisturbed, tmp_path):
+    process = start(tmp_path / "run")
+    wait_for_updates(process, tmp_path / "run", 0)
+    process.send_signal(signal.SIGUSR1)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 75, errors
+    steps = [int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert max(steps) == len(read_rows(tmp_path / "run" / "metrics.jsonl"))
+    again = start(tmp_path / "run")
+    errors = again.communicate(timeout=300)[1]
+    assert again.returncode == 0, errors
+    same_logs(undisturbed, tmp_path / "run")
+    assert not (tmp_path / "run" / "restarts.jsonl").exists()
