@@ -67,7 +67,10 @@ def test_the_status_is_a_table(finished, capsys):
     before = sorted(finished.rglob("*"))
     assert study.main([f"out={finished}", "status=true"]) == 0
     header, *rows = capsys.readouterr().out.splitlines()
-    assert header.split() == ["run", "status", "step", "pass_rate", "ceiling", "compute"]
+    first = ["run", "status", "step", "pass_rate", "ceiling", "compute"]
+    counted = ["epochs", "retired", "dropped", "interrupted", "truncated", "void"]
+    assert header.split() == first + counted
+    assert all(row.split()[-1] == "clip" for row in rows)  # on-policy in 8 updates: it never bound
     assert [row.split()[:3] for row in rows] == [
         ["scalerl-T11-s3", "done", "8/8"],
         ["scalerl-T9-s3", "done", "8/8"],

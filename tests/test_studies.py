@@ -1,0 +1,110 @@
+"""The paper's figures and claims from study directories: what they name exists, and they can be
+drawn and judged on a study whose truth is known."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+import rlx.scaling as sc
+from analysis import studies
+from rlx.scaling.curve import sigmoid
+from rlx.scaling.data import DataError
+
+CONF = studies.Path(__file__).parents[1] / "conf"
+MOVERS = "ceiling_movers"
+
+
+def sweep(name):
+    node = yaml.safe_load((CONF / "sweep" / f"{name}.yaml").read_text())
+    params = node["hydra"]["sweeper"]["params"]
+    return node, {key: str(value).replace(" ", "").split(",") for key, value in params.items()}
+
+
+@pytest.mark.parametrize("name", studies.FIGURES)
+def test_a_figure_names_cells_of_its_study(name):
+    figure = studies.FIGURES[name]
+    node, params = sweep(figure.study)
+    if not figure.match:
+        assert set(figure.recipes) <= set(params["algo"])
+    else:
+        axis = figure.match["axis"]
+        assert set(node["axes"]) == {"d_model", "max_new_tokens", "prompts_per_step"}
+        if axis != "d_model":
+            assert set(figure.recipes) <= set(params[f"rollout.{axis}"])
+
+
+def test_a_claim_names_cells_of_its_study():
+    claims = pd.read_csv(studies.CLAIMS, dtype=str)
+    assert len(claims) > 25 and claims["claim"].is_unique
+    for claim in claims.itertuples():
+        _, params = sweep(claim.study)
+        assert claim.event in studies.EVENTS
+        if claim.axis == "recipe":
+            assert {claim.level, claim.reference} <= set(params["algo"])
+
+
+CELLS = {  # A, log10 C_mid
+    "scalerl": (0.80, 10.0),
+    "shape_prompt_norm": (0.80, 10.0),
+    "shape_centered": (0.65, 10.0),
+    "shape_8op": (0.80, 10.5),
+}
+
+
+@pytest.fixture(scope="module")
+def fit():
+    """A preview of four recipes x three seeds; two of them differ, each in its own way."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for recipe, (A, log_C_mid) in CELLS.items():
+        for seed in range(3):
+            for C in [0, *np.geomspace(1e9, 1e12, 20)]:
+                p = float(sigmoid(np.array([C]), A=A, B=1.5, C_mid=10**log_C_mid, R0=0.1)[0])
+                passes = rng.binomial(1024, p)
+                rows.append((f"{recipe}-s{seed}", recipe, seed, C, passes, 1024))
+    names = ["run", "recipe", "seed", "compute", "passes", "trials"]
+    evals = sc.Evals.from_frame(pd.DataFrame(rows, columns=names))
+    return sc.fit(evals, method="laplace")
+
+
+@pytest.mark.parametrize("name", ["14b", "8a", "7"])
+def test_a_figure_is_drawn(fit, tmp_path, name):
+    figure = studies.FIGURES[name]
+    recipes = {"scalerl": "batch", "shape_prompt_norm": "prompt", "shape_centered": "none"}
+    if name == "8a":
+        recipes = {"scalerl": "ours"}
+    figure = studies.Comparison("x", figure.title, recipes, figure.paper, figure.kind)
+    path = tmp_path / "figure.png"
+    studies.draw(figure, fit).savefig(path)
+    assert path.stat().st_size > 20_000
+
+
+def test_verdicts_are_the_probabilities_of_the_claims(fit, tmp_path, monkeypatch):
+    claims = [
+        ("the same", "scalerl", "shape_prompt_norm", "same A", "reproduced"),
+        ("lower", "scalerl", "shape_centered", "lower A", "reproduced"),
+        ("higher", "scalerl", "shape_centered", "higher A", "contradicted"),
+        ("dearer", "scalerl", "shape_8op", "more compute", "reproduced"),
+        ("not dearer", "scalerl", "shape_prompt_norm", "more compute", None),
+    ]
+    rows = [(c, "0", "x", "recipe", level, ref, event) for c, ref, level, event, _ in claims]
+    names = ["claim", "figure", "study", "axis", "level", "reference", "event"]
+    pd.DataFrame(rows, columns=names).to_csv(tmp_path / "claims.csv", index=False)
+    monkeypatch.setattr(studies, "CLAIMS", tmp_path / "claims.csv")
+    table = studies.verdicts(lambda study: fit).set_index("claim")
+    for claim, *_, verdict in claims:
+        if verdict:
+            assert table.loc[claim, "verdict"] == verdict
+    assert table.loc["not dearer", "verdict"] != "reproduced"
+    assert table.loc["lower", "dA"] == pytest.approx(-0.15, abs=0.02)
+    assert table.loc["dearer", "compute_ratio"] == pytest.approx(10**0.5, rel=0.15)
+    assert 0.005 < table.loc["the same", "smallest_dA"] < 0.05
+    assert 1.02 < table.loc["the same", "smallest_ratio"] < 1.5
+
+
+def test_bad_input_is_refused(tmp_path):
+    with pytest.raises(DataError, match="fig=99: no such figure; use 2|4a"):
+        studies.main(["fig=99", f"out={tmp_path}"])
+    with pytest.raises(DataError, match="no runs of this study; python -m experiments.study"):
+        studies.main(["fig=2", f"runs={tmp_path}", f"out={tmp_path}"])
