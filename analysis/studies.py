@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 import rlx.scaling as sc
 from experiments.options import read_options
@@ -267,25 +268,35 @@ def draw(comparison: Comparison, fit: ScalingFit) -> Figure:
     table = _effects(comparison, fit)
     wide = len(names) > 5
     figure = Figure(figsize=(11.5, 5.4 if wide else 4.3), layout="constrained", dpi=150)
-    left, ceiling, compute = figure.subplots(1, 3, width_ratios=[2.2, 1, 1])
+    figure.get_layout_engine().set(wspace=0.04)
+    columns = [2.2, 1] if table.empty else [2.2, 1, 1]
+    left, ceiling, *rest = figure.subplots(1, len(columns), width_ratios=columns)
     kinds = {"curves": _curves, "slope": _slopes, "repeats": _repeats}
     kinds[comparison.kind](left, fit, names)
     left.set_xscale("log")
     left.set_xlabel(fit.evals.compute_label, fontsize=9)
     log_ticks(left)
     tidy(left)
+    if comparison.kind != "slope":
+        frame = fit.evals.frame
+        for truth in frame.loc[frame["recipe"].isin(names), "truth"].dropna().unique():
+            left.axhline(truth, color=INK, linewidth=0.8, zorder=1)
+            left.text(
+                0.99, truth, f"exact ceiling {truth:.3f} ", transform=left.get_yaxis_transform(),
+                ha="right", va="bottom", fontsize=8, color=INK,
+            )  # fmt: skip
     left.legend(frameon=False, fontsize=8, loc="best")
     labels = list(comparison.recipes.values())
     if table.empty:
         _ceilings(ceiling, fit, names)
-        compute.set_visible(False)
     else:
+        (compute,) = rest
         _forest(ceiling, table, "dA", 0.0, (-0.02, 0.02), labels[1:])
         ceiling.set_xlabel(f"change of A against {labels[0]}", fontsize=9)
         _forest(compute, table, "compute_ratio", 1.0, (1 / 1.1, 1.1), [""] * len(table))
         compute.set_xscale("log")
         log_ticks(compute)
-        compute.set_xlabel("compute to the same pass rate, ratio", fontsize=9)
+        compute.set_xlabel("compute ratio at equal pass rate", fontsize=9)
     figure.suptitle(
         f"{comparison.title}    (the paper: {comparison.paper})", fontsize=10, color=INK, x=0.01,
         ha="left",
@@ -382,12 +393,16 @@ def _curves(ax: Axes, fit: ScalingFit, names: dict[str, str]) -> None:
 
 
 def _slopes(ax: Axes, fit: ScalingFit, names: dict[str, str]) -> None:
-    """(R - R0) / (A - R) on log axes, with the reference's A: a sigmoid is a line of slope B."""
+    """(R - R0) / (A - R) on log axes, A the reference's: a sigmoid is a line of slope B.
+
+    Least squares over evaluations that made 5 to 95 % of the gain.
+    """
     params = fit.summary().set_index(["name", "param"])["mean"]
     A = params[next(iter(names)), "A"]
     for i, (recipe, label, color, rows) in enumerate(_each(fit, names)):
         R0 = params[recipe, "R0"]
-        inside = rows[(rows["value"] > R0 + 0.01) & (rows["value"] < A - 0.01)]
+        gained = (rows["value"] - R0) / (A - R0)
+        inside = rows[(gained > 0.05) & (gained < 0.95)]  # beyond, noise decides
         y = (inside["value"] - R0) / (A - inside["value"])
         ax.plot(inside["compute"], y, "o", color=color, ms=2.5, alpha=0.4, mew=0)
         slope, start = np.polyfit(np.log(inside["compute"]), np.log(y), 1)
@@ -421,6 +436,7 @@ def _ceilings(ax: Axes, fit: ScalingFit, names: dict[str, str]) -> None:
         ax.plot([low, high], [-y, -y], color=color, linewidth=2.4)
         ax.plot(middle, -y, "o", color=color)
     ax.set_yticks([])
+    ax.xaxis.set_major_locator(MaxNLocator(4))
     ax.set_xlabel("A of each seed (90 %)", fontsize=9)
     tidy(ax, rules="x")
 
