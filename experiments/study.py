@@ -11,50 +11,90 @@ was interrupted. Then all runs are fitted on C <= C_max / 2 and judged on the re
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from experiments import fit
-from rlx.record import read_rows, runs
+from rlx.record import RunRecord, read_rows, runs
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
-def status(out: Path) -> pd.DataFrame:
-    """One line per run directory: how far it is, how well it does, and what its switches did.
+def cells(sweep: str, overrides: Sequence[str]) -> list[str]:
+    """Names of the run directories of a sweep, in the order in which they are started."""
+    from hydra import compose, initialize_config_dir  # after the arguments have been looked at
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    epochs of the prompts begun and prompts retired so far; shares of groups without variance and of
-    samples interrupted and truncated, over all updates. `void` names the switches of a finished run
-    that are on and never did anything: it says nothing about them.
+    from experiments import train  # which registers the schema
+
+    with initialize_config_dir(train.CONF, version_base="1.3"):
+
+        def composed(words: Sequence[str]):
+            node = compose("config", [f"+sweep={sweep}", *words], return_hydra_config=True)
+            HydraConfig.instance().set_config(node)
+            return node
+
+        ours = [word for word in overrides if not word.startswith("hydra.")]
+        given = {word.partition("=")[0] for word in ours}
+        rest = [word for word in overrides if word not in ours]
+        params = composed(rest).hydra.sweeper.params
+        swept = [f"{key}={value}" for key, value in params.items() if key not in given]
+        parsed = OverridesParser.create().parse_overrides([*swept, *ours])
+        (batch,) = BasicSweeper.split_arguments(parsed, None)
+        return [Path(composed([*rest, *cell]).hydra.sweep.subdir).name for cell in batch]
+
+
+def status(out: Path, planned: Sequence[str] = ()) -> pd.DataFrame:
+    """One line per cell: how far it is, how well it does, and what its switches did.
+
+    status is waiting, running, stopped (killed; the next start goes on), interrupted, failed or
+    done. eta_min: minutes to its end, at its pace so far. epochs of the prompts begun and prompts
+    retired so far; shares of groups without variance and of samples interrupted and truncated, over
+    all updates. note: why a run failed, or the switches of a finished run that are on and never did
+    anything, about which it says nothing ("void").
     """
     table = []
     for path in runs(out):
-        manifest = json.loads((path / "manifest.json").read_text())
+        record = RunRecord(path)
+        manifest = record.manifest
         evals, metrics = read_rows(path / "evals.jsonl"), read_rows(path / "metrics.jsonl")
         last = evals[-1] if evals else {"mean": float("nan"), "compute": float("nan")}
-        row = {"run": path.name, "status": manifest["status"]}
-        row["step"] = f"{len(metrics)}/{manifest['config']['steps']}"
+        steps, done = manifest["config"]["steps"], len(metrics)
+        row = {"run": path.name, "status": manifest["status"], "step": f"{done}/{steps}"}
+        if row["status"] == "running" and not record.busy():
+            row["status"] = "stopped"
+        clock = read_rows(path / "clock.jsonl")
+        running = row["status"] == "running" and clock and clock[-1]["step"] > 0
+        pace_s = clock[-1]["wall_s"] / clock[-1]["step"] if running else float("nan")
         row |= {"pass_rate": last["mean"], "ceiling": manifest["ceiling"]}
-        row |= {"compute": last["compute"]} | events(metrics)
+        row |= {"compute": last["compute"], "eta_min": pace_s * (steps - done) / 60}
         never = [name for name, times in manifest.get("fired", {}).items() if not times]
-        table.append(row | {"void": ", ".join(never)})
+        failed = manifest.get("error", "") if row["status"] == "failed" else ""
+        note = failed.splitlines()[0] if failed else f"void: {', '.join(never)}" if never else ""
+        table.append(row | events(metrics) | {"note": note})
+    there = {row["run"] for row in table}
+    table += [{"run": name, "status": "waiting"} for name in planned if name not in there]
     return pd.DataFrame(table)
 
 
 def events(metrics: list[dict]) -> dict[str, float]:
     """How often the switches of a run did something so far."""
-    if not metrics:
-        return dict.fromkeys(("epochs", "retired", "dropped", "interrupted", "truncated"), 0)
-    share = lambda name: sum(row[name] for row in metrics) / len(metrics)  # noqa: E731
-    last = metrics[-1]
-    return {
-        "epochs": last["prompts/epoch"],
-        "retired": last["prompts/retired"],
-        "dropped": share("rollout/zero_variance_share"),
-        "interrupted": share("rollout/interrupted_share"),
-        "truncated": share("rollout/truncated_share"),
+    shares = {
+        "dropped": "rollout/zero_variance_share",
+        "interrupted": "rollout/interrupted_share",
+        "truncated": "rollout/truncated_share",
+    }
+    counts = {"epochs": "prompts/epoch", "retired": "prompts/retired"}
+    table = pd.DataFrame(metrics, columns=[*shares.values(), *counts.values()])
+    last = table.iloc[-1] if len(table) else table.max()
+    return {name: last[column] for name, column in counts.items()} | {
+        name: table[column].mean() for name, column in shares.items()
     }
 
 
@@ -75,25 +115,30 @@ def split(word: str) -> tuple[str, str]:
 
 def study(words: dict[str, str]) -> int:
     """Exit status of the sweep, then of its fits. Raises ValueError on what cannot be used."""
+    only_status = words.pop("status", "false").lower() == "true"
     sweep = words.pop("sweep", "default")
     out = Path(words.pop("out", f"runs/{sweep}"))
     method = words.pop("fit", "nuts")
+    overrides = [f"{key}={value}" for key, value in words.items()]
     if method not in fit.CHOICES["method"]:
         known = "|".join(fit.CHOICES["method"])
         raise ValueError(f"fit={method}: not available; use fit={known}")
-    if words.pop("status", "false").lower() != "true":
-        overrides = [f"{key}={value}" for key, value in words.items()]
+    failed = 0
+    if not only_status:
         command = [sys.executable, "-m", "experiments.train", "-m", f"+sweep={sweep}"]
-        done = subprocess.run([*command, f"hydra.sweep.dir={out}", *overrides])
-        if done.returncode:
-            return done.returncode
-        fit.run(out, out, holdout=0.5, method=method)
-        print()
-    table = status(out)
-    if table.empty:
+        failed = subprocess.run([*command, f"hydra.sweep.dir={out}", *overrides]).returncode
+        if not failed:
+            fit.run(out, out, holdout=0.5, method=method)
+            print()
+    started = runs(out)
+    if only_status and not started:
         raise ValueError(f"out={out}: no runs here; start them without status=true")
-    print(table.to_string(index=False, float_format="{:.4g}".format))
-    return 0
+    if started:
+        name = RunRecord(started[0]).manifest["study"]
+        planned = cells(name, overrides) if (CONF / "sweep" / f"{name}.yaml").exists() else []
+        table = status(out, planned)
+        print(table.to_string(index=False, float_format="{:.4g}".format, na_rep=""))
+    return failed
 
 
 if __name__ == "__main__":

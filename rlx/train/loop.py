@@ -27,7 +27,7 @@ from rlx.envs.base import Env
 from rlx.evaluate import evaluate
 from rlx.mesh import generator_mesh, make_mesh, of_params
 from rlx.models import transformer
-from rlx.record import Busy, RunRecord, read_rows
+from rlx.record import Busy, RunRecord
 from rlx.rollout import sampler
 from rlx.rollout.engine import Engine, Weights
 from rlx.train import schedule, warm_start
@@ -35,6 +35,7 @@ from rlx.train.buffer import Buffer
 from rlx.train.clock import Clock
 from rlx.train.report import (
     describe,
+    note_lost_work,
     rollout_metrics,
     spend_update,
     verdict,
@@ -207,21 +208,6 @@ class Run:
         return True
 
 
-def make_schedule(config: Config, run: Run):
-    c = config.pipeline
-    if c.replay:
-        rows = read_rows(Path(c.replay) / "metrics.jsonl")
-        if not rows:
-            reason, remedy = "no metrics.jsonl with updates there", "give the directory of a run"
-            raise ConfigError("pipeline.replay", c.replay, reason, remedy)
-        events = [row["schedule/events"] for row in rows]
-        return schedule.Replay(run.engine, run.weights, run.clock, events)
-    parts = (run.engine, run.buffer, run.weights, run.clock)
-    if c.schedule == "threads":
-        return schedule.Threads(*parts)
-    return schedule.VirtualClock(*parts, c.decode_chunks_per_update)
-
-
 def run(
     config: Config, env: Env, mesh: Mesh, record: RunRecord, clock: Clock, progress: bool,
     stop: Callable[[], bool],
@@ -231,7 +217,7 @@ def run(
     params, spent = warm_start.load_or_make(config, env, directory, progress)
     record.update_manifest(warm_start_flops=spent)
     it = Run(config, env, mesh, record, clock, params)
-    turns = make_schedule(config, it)
+    turns = schedule.make(config.pipeline, it.engine, it.buffer, it.weights, clock)
     bar = tqdm(total=config.steps, desc=record.path.name, disable=not progress, unit="step")
     with closing(Checkpoints(record.path / "checkpoints", config.checkpoint)) as checkpoints, bar:
         if not it.restore(checkpoints):
@@ -252,20 +238,3 @@ def run(
         if it.measured < it.version:
             it.measure()  # the last of a run that has no prompts left
     record.update_manifest(**verdict(config, record.rows("metrics.jsonl")))
-
-
-def note_lost_work(record: RunRecord, host: dict[str, Any]) -> None:
-    """Keep a note of the updates, FLOPs and seconds that are about to be done again."""
-    done, since = record.rows("metrics.jsonl"), host["version"]
-    evals, clocks = record.rows("evals.jsonl"), record.rows("clock.jsonl")
-    if not evals or evals[-1]["step"] <= since and len(done) <= since:
-        return
-    kept = [row["compute"] for row in evals if row["step"] <= since] if since else []
-    before_s = host["clock"]["wall_s"] if since else 0.0
-    lost = {
-        "step": since,
-        "updates_lost": max(len(done), evals[-1]["step"]) - since,
-        "compute_lost": evals[-1]["compute"] - (kept[-1] if kept else 0.0),
-        "wall_s_lost": max(clocks[-1]["wall_s"] - before_s, 0.0) if clocks else 0.0,
-    }
-    record.append("restarts.jsonl", lost)

@@ -14,6 +14,7 @@ import numpy as np
 from rlx import flops
 from rlx.config import Config, run_sha
 from rlx.envs.base import Env
+from rlx.record import RunRecord
 from rlx.rollout.engine import Engine
 from rlx.train.buffer import Buffer
 from rlx.types import Group
@@ -140,3 +141,20 @@ def verdict(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
             "max": float(truncated.max(initial=0)),
         },
     }
+
+
+def note_lost_work(record: RunRecord, host: dict[str, Any]) -> None:
+    """Keep a note of the updates, FLOPs and seconds that are about to be done again."""
+    done, since = record.rows("metrics.jsonl"), host["version"]
+    evals, clocks = record.rows("evals.jsonl"), record.rows("clock.jsonl")
+    if not evals or evals[-1]["step"] <= since and len(done) <= since:
+        return
+    kept = [row["compute"] for row in evals if row["step"] <= since] if since else []
+    before_s = host["clock"]["wall_s"] if since else 0.0
+    lost = {
+        "step": since,
+        "updates_lost": max(len(done), evals[-1]["step"]) - since,
+        "compute_lost": evals[-1]["compute"] - (kept[-1] if kept else 0.0),
+        "wall_s_lost": max(clocks[-1]["wall_s"] - before_s, 0.0) if clocks else 0.0,
+    }
+    record.append("restarts.jsonl", lost)

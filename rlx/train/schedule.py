@@ -17,7 +17,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 
+from rlx.config import ConfigError, PipelineConfig
+from rlx.record import read_rows
 from rlx.rollout.engine import Engine, Weights
 from rlx.train.buffer import Buffer
 from rlx.train.clock import Clock
@@ -125,3 +128,18 @@ class Replay(OneThread):
                 else:
                     self.engine.collect()
         return True
+
+
+def make(
+    config: PipelineConfig, engine: Engine, buffer: Buffer, weights: Weights, clock: Clock
+) -> VirtualClock | Threads | Replay:
+    """The schedule that the configuration names. ConfigError if there is nothing to replay."""
+    if config.replay:
+        rows = read_rows(Path(config.replay) / "metrics.jsonl")
+        if not rows:
+            reason, remedy = "no metrics.jsonl with updates there", "give the directory of a run"
+            raise ConfigError("pipeline.replay", config.replay, reason, remedy)
+        return Replay(engine, weights, clock, [row["schedule/events"] for row in rows])
+    if config.schedule == "threads":
+        return Threads(engine, buffer, weights, clock)
+    return VirtualClock(engine, buffer, weights, clock, config.decode_chunks_per_update)
