@@ -47,6 +47,7 @@ REWARDS = ("score", "format", "random")
 SHAPES = ("linear", "sigmoid")
 LENGTH_CONTROLS = ("none", "interruption", "penalty_passes", "penalty_all")
 ZERO_VARIANCE = ("keep", "drop", "refill")
+TRACKERS = ("none", "tensorboard", "wandb")
 DTYPES = ("float32", "bfloat16")
 
 
@@ -418,9 +419,11 @@ class Config:
     axes: dict[str, Any] = field(default_factory=dict)  # what the sweep varies besides the recipe
     out: str = "runs/run"  # directory of this run
     warm_start_dir: str = ""  # where warm starts are shared; empty: inside `out`
+    tracker: str = "none"  # dashboard that mirrors the rows
 
     def __post_init__(self):
         _positive("config", self, ("steps",))
+        _one_of("tracker", self.tracker, TRACKERS)
         devices = max(self.mesh.data, 1) * self.mesh.fsdp
         prompts = self.rollout.prompts_per_step
         slices = devices * self.optim.microbatches
@@ -485,5 +488,5 @@ def config_sha(config: object) -> str:
 
 def run_sha(config: Config) -> str:
     """The name of what a run computes, wherever it is kept."""
-    elsewhere = replace(config, out="", warm_start_dir="", checkpoint=CheckpointConfig())
-    return config_sha(elsewhere)
+    places = {"out": "", "warm_start_dir": "", "tracker": "none", "checkpoint": CheckpointConfig()}
+    return config_sha(replace(config, **places))

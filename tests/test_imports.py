@@ -30,6 +30,7 @@ LAYERS = {
     "rlx.flops": BASE,
     "rlx.train.buffer": BASE,
     "rlx.checkpoint": BASE,
+    "rlx.track": BASE,
     "rlx.models": (*MIDDLE, "rlx.models"),
     "rlx.rollout": (*MIDDLE, "rlx.models", "rlx.rollout"),
     "rlx.train.step": (*MIDDLE, "rlx.models"),
@@ -41,6 +42,7 @@ LAYERS = {
     "rlx.train.loop": (
         *MIDDLE,
         "rlx.checkpoint",
+        "rlx.track",
         "rlx.models",
         "rlx.rollout",
         "rlx.train",

@@ -30,6 +30,7 @@ from rlx.models import transformer
 from rlx.record import Busy, RunRecord
 from rlx.rollout import sampler
 from rlx.rollout.engine import Engine, Weights
+from rlx.track import tracker
 from rlx.train import schedule, warm_start
 from rlx.train.buffer import Buffer
 from rlx.train.clock import Clock
@@ -119,6 +120,7 @@ class Run:
         self.generators = generator_mesh(config.mesh, mesh)
         self.engine = Engine(config, env, self.buffer, self.ledger, self.generators)
         self.version, self.skipped, self.measured = 0, 0, -1
+        self.track = tracker(config)
         self.weights = Weights(self._published(), 0)
 
     def _published(self) -> Params:
@@ -144,6 +146,7 @@ class Run:
             self.spent = self.ledger.row()
             self.weights.params, self.weights.version = params, version + 1
         self.record.append("metrics.jsonl", row)
+        self.track(version, row)
         self.version += 1
         self.skipped = self.skipped + 1 if metrics["update/skipped"] else 0
         if self.skipped == self.config.optim.max_skipped_updates:
@@ -164,6 +167,7 @@ class Run:
         spent = self.spent | {"eval_flops": self.ledger.eval_flops}
         at = {"step": self.version, "version": self.version}
         self.record.append("evals.jsonl", at | row | spent)
+        self.track(self.version, {"eval": row, "spent": spent})
         self.record.append("clock.jsonl", self.clock.row(self.version))
         self.measured = self.version
         busy_s = self.clock.device_s["generate"] + self.clock.device_s["train"]
