@@ -120,6 +120,7 @@ class Run:
         self.generators = generator_mesh(config.mesh, mesh)
         self.engine = Engine(config, env, self.buffer, self.ledger, self.generators)
         self.version, self.skipped, self.measured = 0, 0, -1
+        self.spent = self.ledger.row()  # when the newest update ended
         self.track = tracker(config)
         self.weights = Weights(self._published(), 0)
 
@@ -158,8 +159,6 @@ class Run:
 
     def measure(self) -> str:
         """Evaluate, with the compute spent when the update ended; a line for the progress bar."""
-        if self.version == 0:
-            self.spent = self.ledger.row()
         with self.clock.phase("eval"):
             row = evaluate(
                 self.state.params, self.config, self.env, self.version, self.ledger, self.mesh
@@ -204,6 +203,7 @@ class Run:
         for name in ("version", "skipped", "measured"):
             setattr(self, name, host[name])
         vars(self.ledger).update(host["ledger"])
+        self.spent = self.ledger.row()
         self.buffer.load(host["buffer"])
         self.engine.load(host["engine"], sampler.from_arrays(device["slots"]))
         self.clock.load(host["clock"])
