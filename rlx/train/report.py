@@ -108,14 +108,14 @@ def verdict(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """What a reader of the run should know: which switches fired, and what looked unstable."""
     algo, steps = config.algo, len(rows)
     total = lambda name: float(sum(row[name] for row in rows))  # noqa: E731
-    last = rows[-1] if rows else {}
+    at_end = lambda name: float(rows[-1][name]) if rows else 0.0  # noqa: E731
     switches = {  # whether it is on, how often it did something
         "zero_variance=drop": (algo.zero_variance == "drop", total("rollout/zero_variance_share")),
-        "zero_variance=refill": (algo.zero_variance == "refill", last["buffer/refilled_groups"]),
-        "no_positive_resampling": (algo.no_positive_resampling, last["prompts/retired"]),
+        "zero_variance=refill": (algo.zero_variance == "refill", at_end("buffer/refilled_groups")),
+        "no_positive_resampling": (algo.no_positive_resampling, at_end("prompts/retired")),
         "band": (
             (algo.band_low, algo.band_high) != (0.0, 1.0) and not algo.no_positive_resampling,
-            last["prompts/passed_over"],
+            at_end("prompts/passed_over"),
         ),
         "interruption": (
             algo.length_control == "interruption",
