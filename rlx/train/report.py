@@ -109,6 +109,9 @@ def verdict(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
     algo, steps = config.algo, len(rows)
     total = lambda name: float(sum(row[name] for row in rows))  # noqa: E731
     at_end = lambda name: float(rows[-1][name]) if rows else 0.0  # noqa: E731
+    low, high = algo.reward_fail, algo.reward_pass
+    unpenalised = low * steps + total("rollout/score_mean") * (high - low)
+    penalty = algo.length_control.startswith("penalty") and algo.reward_shape == "linear"
     switches = {  # whether it is on, how often it did something
         "zero_variance=drop": (algo.zero_variance == "drop", total("rollout/zero_variance_share")),
         "zero_variance=refill": (algo.zero_variance == "refill", at_end("buffer/refilled_groups")),
@@ -121,6 +124,10 @@ def verdict(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
             algo.length_control == "interruption",
             total("rollout/interrupted_share"),
         ),
+        "length_penalty": (
+            penalty and algo.reward == "score",
+            round(unpenalised - total("rollout/reward_mean"), 6),
+        ),
         "clip": (
             algo.loss in ("ppo_clip", "cispo", "gspo") and algo.correction == "none",
             total("policy/clipped_share"),
@@ -129,9 +136,10 @@ def verdict(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
     truncated = np.array([row["rollout/truncated_share"] for row in rows])
     over = np.flatnonzero(truncated > UNSTABLE_TRUNCATION)
+    early = "the replayed run" if config.pipeline.replay else "every training prompt is retired"
     return {
         "steps_done": steps,
-        "ended": "all steps" if steps == config.steps else "every training prompt is retired",
+        "ended": "all steps" if steps == config.steps else early,
         "fired": {name: fired for name, (on, fired) in switches.items() if on},
         "updates_skipped": int(total("update/skipped")),
         "truncation": {
