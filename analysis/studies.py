@@ -278,8 +278,8 @@ def draw(comparison: Comparison, fit: ScalingFit) -> Figure:
     log_ticks(left)
     tidy(left)
     if comparison.kind != "slope":
-        frame = fit.evals.frame
-        for truth in frame.loc[frame["recipe"].isin(names), "truth"].dropna().unique():
+        truths = pd.concat([_rows(fit, name)["truth"] for name in names])
+        for truth in truths.dropna().unique():
             left.axhline(truth, color=INK, linewidth=0.8, zorder=1)
             left.text(
                 0.99, truth, f"exact ceiling {truth:.3f} ", transform=left.get_yaxis_transform(),
@@ -292,7 +292,8 @@ def draw(comparison: Comparison, fit: ScalingFit) -> Figure:
     else:
         (compute,) = rest
         _forest(ceiling, table, "dA", 0.0, (-0.02, 0.02), labels[1:])
-        ceiling.set_xlabel(f"change of A against {labels[0]}", fontsize=9)
+        mean = "\n(mean over the study's matched cells)" if comparison.match else ""
+        ceiling.set_xlabel(f"change of A against {labels[0]}{mean}", fontsize=9)
         _forest(compute, table, "compute_ratio", 1.0, (1 / 1.1, 1.1), [""] * len(table))
         compute.set_xscale("log")
         log_ticks(compute)
@@ -338,23 +339,23 @@ def _axis_of(comparison: Comparison) -> tuple[str, dict[str, str]]:
     return others.pop("axis"), others
 
 
+def _levels(recipe: str) -> dict[str, str]:
+    """Of a name such as "scalerl, d_model=64, max_new_tokens=9"; its recipe under "recipe"."""
+    name, *parts = recipe.split(", ")
+    return {"recipe": name} | dict(part.split("=", 1) for part in parts)
+
+
 def _recipes_of(comparison: Comparison, fit: ScalingFit) -> dict[str, str]:
     """Label of each recipe of the fit that the figure shows. DataError if one is missing."""
-    if not comparison.match:
-        named = {recipe.partition(",")[0]: recipe for recipe in fit.recipes}
-        wanted = {name: named.get(name) for name in comparison.recipes}
-    else:
-        axis, others = _axis_of(comparison)
-        levels = fit.evals.frame.groupby("recipe", sort=False)[list(fit.axes)].first().astype(str)
-        wanted = {}
-        for level in comparison.recipes:
-            rows = (levels[list(others)] == pd.Series(others)).all(axis=1)
-            found = levels.index[rows & (levels[axis] == level)]
-            wanted[level] = found[0] if len(found) else None
-    for name, recipe in wanted.items():
-        if recipe is None:
-            raise DataError("runs", comparison.study, f"{name} is missing", "finish the study")
-    return {recipe: comparison.recipes[name] for name, recipe in wanted.items()}
+    axis, others = _axis_of(comparison) if comparison.match else ("recipe", {})
+    names = {}
+    for level, label in comparison.recipes.items():
+        wanted = others | {axis: level}
+        found = [name for name in fit.recipes if wanted.items() <= _levels(name).items()]
+        if not found:
+            raise DataError("runs", comparison.study, f"{level} is missing", "finish the study")
+        names[found[0]] = label
+    return names
 
 
 def _effects(comparison: Comparison, fit: ScalingFit) -> pd.DataFrame:
@@ -367,12 +368,25 @@ def _effects(comparison: Comparison, fit: ScalingFit) -> pd.DataFrame:
 
 
 def _each(fit: ScalingFit, names: dict[str, str]):
-    """(label, colour, evaluations beyond C = 0) of each recipe."""
+    """(recipe, label, colour, evaluations beyond C = 0) of each recipe."""
     for i, (recipe, label) in enumerate(names.items()):
-        frame = fit.evals.frame
-        rows = frame[(frame["recipe"] == recipe) & (frame["compute"] > 0)]
-        color = COLORS[i % len(COLORS)]
-        yield recipe, label, color, rows
+        yield recipe, label, COLORS[i % len(COLORS)], _rows(fit, recipe)
+
+
+def _rows(fit: ScalingFit, recipe: str) -> pd.DataFrame:
+    frame = fit.evals.frame
+    here = frame["compute"] > 0
+    for name, level in _levels(recipe).items():
+        number = pd.to_numeric(frame[name], errors="coerce")
+        here &= (frame[name].astype(str) == level) | (number.astype(str) == str(_number(level)))
+    return frame[here]
+
+
+def _number(level: str) -> float | None:
+    try:
+        return float(level)
+    except ValueError:
+        return None
 
 
 def _grid(rows: pd.DataFrame) -> np.ndarray:
@@ -428,8 +442,7 @@ def _repeats(ax: Axes, fit: ScalingFit, names: dict[str, str]) -> None:
 
 def _ceilings(ax: Axes, fit: ScalingFit, names: dict[str, str]) -> None:
     """A of every run."""
-    frame = fit.evals.frame
-    runs = [run for run in fit.runs if frame.set_index("run")["recipe"][run].iloc[0] in names]
+    runs = [run for name in names for run in _rows(fit, name)["run"].unique()]
     draws = fit.param("A", by="run").sel(run=runs).values.reshape(-1, len(runs))
     for y, (x_X, color) in enumerate(zip(draws.T, COLORS, strict=False)):
         low, middle, high = np.quantile(x_X, [0.05, 0.5, 0.95])

@@ -182,3 +182,13 @@ def test_controls_do_not_know_the_answer(make_run, reward):
     rows = read_rows(path / "metrics.jsonl")
     gap = [abs(row["rollout/reward_mean"] - (2 * row["rollout/score_mean"] - 1)) for row in rows]
     assert max(gap) > 0.05
+
+
+def test_a_length_penalty_says_whether_it_bit(make_run, easy):
+    """Answers of 5 or 6 tokens pay; with room for 60 nobody does."""
+    algo = AlgoConfig(length_control="penalty_all", length_penalty_tokens=2)
+    bites = json.loads((make_run(algo=algo) / "manifest.json").read_text())["fired"]
+    assert bites["length_penalty"] > 0
+    wide = replace(easy.rollout, max_new_tokens=60)
+    never = json.loads((make_run(algo=algo, rollout=wide) / "manifest.json").read_text())["fired"]
+    assert never["length_penalty"] == 0
