@@ -179,7 +179,8 @@ def test_an_interrupted_run_ends_as_if_it_was_not(make_run, easy, tmp_path, monk
     got = run(easy, tmp_path)
     assert logical(got) == logical(make_run()) and got.manifest["status"] == "done"
     (row,) = read_rows(tmp_path / "restarts.jsonl")
-    assert (row["step"], row["compute"]) == (lost["step"], lost["compute"]) and row["wall_s"] > 0
+    assert (row["step"], row["updates_lost"]) == (0, 4)  # before its first checkpoint
+    assert row["compute_lost"] == lost["compute"] and row["wall_s_lost"] > 0
     assert not (make_run().path / "restarts.jsonl").exists()
 
 
