@@ -6,11 +6,12 @@
                                [out=analysis/results/studies]
 
 Each figure reads one study, a directory under `runs` that `python -m experiments.study sweep=NAME`
-fills. A study is fitted once per axis of compute, on all of its evaluations; the posterior lies
-beside the runs and is fitted again when they change. `verdicts` (CSV) says of each claim with what
-probability the posterior supports it, and the smallest effect it would have seen. Our numbers are
-of a model of 100,000 parameters on sums of digits; only their order can be compared with the
-paper's. Bad options end with exit code 2 and one line on stderr.
+fills. A study is fitted once, on all of its evaluations, and for another axis of compute once per
+figure, as a preview of its recipes; the posterior lies beside the runs and is fitted again when
+they change. `verdicts` (CSV) says of each claim with what probability the posterior supports it,
+and the smallest effect it would have seen. Our numbers are of a model of 100,000 parameters on sums
+of digits; only their order can be compared with the paper's. Bad options end with exit code 2 and
+one line on stderr.
 """
 
 from __future__ import annotations
@@ -209,18 +210,25 @@ EVENTS: dict[str, Callable[[pd.Series], float]] = {
 # ------------------------------------------------------------------ posteriors
 
 
-def posterior(study: Path, compute: str) -> ScalingFit:
-    """The fit of a whole study, made where it is missing or of other evaluations."""
+def posterior(study: Path, compute: str, recipes: Sequence[str] = ()) -> ScalingFit:
+    """The fit of a study, made where it is missing or of other evaluations.
+
+    With `recipes` (names without their axes), a preview (Laplace) of these alone.
+    """
     if not run_directories(study):
         remedy = f"python -m experiments.study sweep={study.name} out={study}"
         raise DataError("runs", study, "no runs of this study", remedy)
     evals = Evals.read(study, compute=compute)
     path = study / f"posterior-{compute}.nc"
+    if recipes:
+        frame = evals.frame
+        evals = evals.select(list(frame.loc[frame["recipe"].isin(recipes), "run"].unique()))
+        path = study / f"posterior-{compute}-{'-'.join(recipes)}.nc"
     if path.exists():
         fit = sc.load(path)
         if fit.attrs["data_sha256"] == evals.sha256():
             return fit
-    fit = sc.fit(evals, progress=True)
+    fit = sc.fit(evals, method="laplace" if recipes else "nuts", progress=True)
     fit.save(path)
     return fit
 
@@ -282,8 +290,8 @@ def draw(comparison: Comparison, fit: ScalingFit) -> Figure:
         for truth in truths.dropna().unique():
             left.axhline(truth, color=INK, linewidth=0.8, zorder=1)
             left.text(
-                0.99, truth, f"exact ceiling {truth:.3f} ", transform=left.get_yaxis_transform(),
-                ha="right", va="bottom", fontsize=8, color=INK,
+                0.01, truth, f"exact ceiling {truth:.3f}", transform=left.get_yaxis_transform(),
+                ha="left", va="bottom", fontsize=8, color=INK,
             )  # fmt: skip
     left.legend(frameon=False, fontsize=8, loc="best")
     labels = list(comparison.recipes.values())
@@ -298,10 +306,9 @@ def draw(comparison: Comparison, fit: ScalingFit) -> Figure:
         compute.set_xscale("log")
         log_ticks(compute)
         compute.set_xlabel("compute ratio at equal pass rate", fontsize=9)
-    figure.suptitle(
-        f"{comparison.title}    (the paper: {comparison.paper})", fontsize=10, color=INK, x=0.01,
-        ha="left",
-    )  # fmt: skip
+    preview = ", preview" if fit.attrs["method"] == "laplace" else ""
+    title = f"{comparison.title}{preview}    (the paper: {comparison.paper})"
+    figure.suptitle(title, fontsize=10, color=INK, x=0.01, ha="left")
     return figure
 
 
@@ -327,10 +334,8 @@ def draw_entropy(comparison: Comparison, study: Path) -> Figure:
     ax.set_ylabel("entropy of the policy (nats per token, mean of 10 updates)", fontsize=9)
     tidy(ax)
     ax.legend(frameon=False, fontsize=8)
-    figure.suptitle(
-        f"{comparison.title}    (the paper: {comparison.paper})", fontsize=10, color=INK, x=0.01,
-        ha="left",
-    )  # fmt: skip
+    title = f"{comparison.title}    (the paper: {comparison.paper})"
+    figure.suptitle(title, fontsize=10, color=INK, x=0.01, ha="left")
     return figure
 
 
@@ -508,8 +513,12 @@ def main(argv: Sequence[str]) -> list[Path]:
             path = out / f"fig{name}{suffix}.png"
             if comparison.kind == "entropy":
                 figure = draw_entropy(comparison, study)
-            else:
+            elif options.compute == "compute" or comparison.match:
                 figure = draw(comparison, fit_of(comparison.study))
+            else:  # seconds and tokens: of the figure's recipes alone
+                figure = draw(
+                    comparison, posterior(study, options.compute, list(comparison.recipes))
+                )
             figure.savefig(path)
         written.append(path)
     return written
