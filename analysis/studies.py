@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 import rlx.scaling as sc
 from experiments.options import read_options
@@ -304,7 +304,12 @@ def draw(comparison: Comparison, fit: ScalingFit) -> Figure:
         ceiling.set_xlabel(f"change of A against {labels[0]}{mean}", fontsize=9)
         _forest(compute, table, "compute_ratio", 1.0, (1 / 1.1, 1.1), [""] * len(table))
         compute.set_xscale("log")
-        log_ticks(compute)
+        if np.divide(*compute.get_xlim()[::-1]) < 2.5:
+            compute.xaxis.set_major_locator(FixedLocator([0.6, 0.7, 0.8, 1, 1.2, 1.4, 1.6, 2]))
+            compute.xaxis.set_minor_locator(NullLocator())
+            compute.xaxis.set_major_formatter("{x:g}")
+        else:
+            log_ticks(compute)
         compute.set_xlabel("compute ratio at equal pass rate", fontsize=9)
     preview = ", preview" if fit.attrs["method"] == "laplace" else ""
     title = f"{comparison.title}{preview}    (the paper: {comparison.paper})"
