@@ -103,6 +103,7 @@ class ModelConfig:
     moe_dispatch: str = "sorted"  # tokens to their experts; dense: every expert runs every token
     router_aux_coef: float = 0.0  # weight of the sequence-wise balance loss
     remat: bool = False  # a layer's activations are computed again by the backward pass, not kept
+    query_chunk: int = 0  # queries whose attention scores exist at once; 0: all
     param_dtype: str = "float32"  # parameters, and with them the optimiser's moments
     compute_dtype: str = "float32"  # activations, keys and values
 
@@ -129,7 +130,8 @@ class ModelConfig:
                 f"below model.rope_low={self.rope_low}",
                 "angles are blended between the two",
             )
-        for name in ("vocab_size", "context_tokens", "sliding_window", "sliding_window_from"):
+        sizes = ("vocab_size", "context_tokens", "sliding_window", "sliding_window_from")
+        for name in (*sizes, "query_chunk"):
             value = getattr(self, name)
             _check(value >= 0, f"model.{name}", value, "negative", "0 leaves it out")
         self._check_attention()

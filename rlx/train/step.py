@@ -12,6 +12,7 @@ An update whose objective or gradient is not finite leaves parameters and moment
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -126,6 +127,13 @@ def numbers(config: Config) -> Hyper:
     return Hyper(**{name: float(fields[name]) for name in Hyper._fields})
 
 
+def names(config: Config, mesh: Mesh) -> Spec:
+    fields = {**vars(config.optim), **vars(config.algo), "model": config.model, "mesh": mesh}
+    fields["entropy_bonus"] = config.algo.entropy_coef > 0
+    fields["drop_zero_variance"] = config.algo.zero_variance == "drop"
+    return Spec(**{name: fields[name] for name in Spec._fields})
+
+
 def _place(state: TrainState, mesh: Mesh) -> TrainState:
     """Shardings of a state: moments like their parameters, scalars everywhere."""
     axes = lora.logical_axes(state.params)
@@ -147,17 +155,29 @@ def init_state(config: Config, mesh: Mesh, params: Params, value_head: bool = Fa
     another `value_head`.
     """
 
-    def begin(params: Params) -> TrainState:
-        key, rank = jax.random.key(config.seed), config.optim.lora_rank
-        trained = lora.init(key, params, rank) if rank else params
-        if value_head or config.algo.has_critic:
-            trained = {**trained, "value": transformer.with_critic(params)["value"]}
-        opt_state = optimizer(numbers(config), 0).init(trained)
-        return TrainState(params=trained, opt_state=opt_state, version=jnp.zeros((), jnp.int32))
-
     layout = meshes.of_params(mesh, params, lora.logical_axes(params))
     params = jax.device_put(params, layout, may_alias=False)
-    return jax.jit(begin, out_shardings=_place(jax.eval_shape(begin, params), mesh))(params)
+    like = state_like(config, mesh, params, value_head)
+    begin = jax.jit(
+        functools.partial(_begin, config, value_head),
+        out_shardings=jax.tree.map(lambda x: x.sharding, like),
+    )
+    return begin(params)
+
+
+def _begin(config: Config, value_head: bool, params: Params) -> TrainState:
+    key, rank = jax.random.key(config.seed), config.optim.lora_rank
+    trained = lora.init(key, params, rank) if rank else params
+    if value_head or config.algo.has_critic:
+        trained = {**trained, "value": transformer.with_critic(params)["value"]}
+    opt_state = optimizer(numbers(config), 0).init(trained)
+    return TrainState(params=trained, opt_state=opt_state, version=jnp.zeros((), jnp.int32))
+
+
+def state_like(config: Config, mesh: Mesh, params: Params, value_head=False) -> TrainState:
+    """Shapes and shardings of `init_state`, of parameters that may be shapes too."""
+    state = jax.eval_shape(functools.partial(_begin, config, value_head), params)
+    return meshes.shapes(state, _place(state, mesh))
 
 
 def ascend(state: TrainState, grads, objective, hyper: Hyper, mesh: Mesh, learns=True):
@@ -374,7 +394,7 @@ def _train_step(state: TrainState, batch: Batch, base, reference, hyper: Hyper, 
     return state, metrics
 
 
-_jitted_step = jax.jit(_train_step, static_argnames="spec", donate_argnames="state")
+jitted_step = jax.jit(_train_step, static_argnames="spec", donate_argnames="state")
 
 
 def make_train_step(config: Config, mesh: Mesh, start: Params | None = None):
@@ -383,21 +403,7 @@ def make_train_step(config: Config, mesh: Mesh, start: Params | None = None):
     start: the parameters that adapters change, and that a KL term or the Bellman residual compares
     with; laid out on the mesh here. ValueError if they are needed and missing.
     """
-    algo, optim = config.algo, config.optim
-    spec = Spec(
-        model=config.model,
-        loss=algo.loss,
-        advantage=algo.advantage,
-        aggregation=algo.aggregation,
-        correction=algo.correction,
-        kl=algo.kl,
-        entropy_bonus=algo.entropy_coef > 0,
-        drop_zero_variance=algo.zero_variance == "drop",
-        microbatches=optim.microbatches,
-        vocab_chunk=optim.vocab_chunk,
-        head_dtype=optim.head_dtype,
-        mesh=mesh,
-    )
+    algo, optim, spec = config.algo, config.optim, names(config, mesh)
     hyper = numbers(config)
     if algo.needs_reference or optim.lora_rank:
         if start is None:
@@ -410,6 +416,6 @@ def make_train_step(config: Config, mesh: Mesh, start: Params | None = None):
 
     def train_step(state: TrainState, batch: Batch):
         batch = jax.tree.map(lambda x: jax.device_put(x, meshes.along(mesh, "prompts", x)), batch)
-        return _jitted_step(state, batch, base, reference, hyper, spec=spec)
+        return jitted_step(state, batch, base, reference, hyper, spec=spec)
 
     return train_step

@@ -21,7 +21,7 @@ from jax.flatten_util import ravel_pytree
 from rlx.config import AlgoConfig, Config, MeshConfig, OptimConfig
 from rlx.mesh import make_mesh
 from rlx.models import lora, transformer
-from rlx.train.step import _jitted_step, init_state, make_train_step, numbers, optimizer
+from rlx.train.step import init_state, jitted_step, make_train_step, numbers, optimizer
 from rlx.types import Batch
 
 P, G, U, T, V, PAD = 8, 4, 5, 6, 14, 13
@@ -244,7 +244,7 @@ def test_the_golden_step(base):
 
 
 def test_neither_numbers_nor_further_updates_compile_again(config, params, batch, base):
-    before = _jitted_step._cache_size()
+    before = jitted_step._cache_size()
     other = replace(
         config,
         algo=replace(config.algo, is_cap=3.0, clip_low=0.1, clip_high=0.4, advantage_eps=1e-3),
@@ -255,7 +255,7 @@ def test_neither_numbers_nor_further_updates_compile_again(config, params, batch
     step, state = make_train_step(other, mesh), init_state(other, mesh, params)
     for _ in range(3):
         state, _ = step(state, batch)
-    assert _jitted_step._cache_size() == before
+    assert jitted_step._cache_size() == before
     assert np.abs(ravel_pytree(state.params)[0] - base.params).max() > 0.1  # yet they count
 
 
