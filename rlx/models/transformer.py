@@ -170,9 +170,16 @@ def empty_cache(config: ModelConfig, batch: int, length: int) -> Cache:
     return one() if config.scan_layers else [one() for _ in range(config.n_layers)]
 
 
-def over_layers(config: ModelConfig, function, *caches: Cache) -> Cache:
-    """Apply `function` to the cache of every layer (or of several caches, layer by layer)."""
-    return jax.vmap(function)(*caches) if config.scan_layers else list(map(function, *caches))
+def over_layers(config: ModelConfig, function, cache: Cache, other: Cache) -> Cache:
+    """The cache with every layer's become function(its own, that of `other`)."""
+    if not config.scan_layers:
+        return list(map(function, cache, other))
+
+    def one(i, cache):
+        layer = function(*(jax.tree.map(lambda x: x[i], x) for x in (cache, other)))
+        return jax.tree.map(lambda x, new: x.at[i].set(new), cache, layer)
+
+    return jax.lax.fori_loop(0, config.n_layers, one, cache)  # in place, a layer at a time
 
 
 def _forward(

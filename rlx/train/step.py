@@ -75,6 +75,7 @@ class Spec(NamedTuple):
     entropy_bonus: bool
     drop_zero_variance: bool
     microbatches: int
+    group_slices: int
     vocab_chunk: int
     head_dtype: str
     mesh: Mesh
@@ -310,19 +311,33 @@ def _kept_first(batch: Batch, keep_P):
     return batch.replace(mask_BT=batch.mask_BT * jnp.repeat(batch.keep_P, G)[:, None])
 
 
-def _in_slices(x, spec: Spec):
-    """[slices, rows, ...]: each slice is spread over the whole mesh."""
-    rows = x.reshape(spec.microbatches, -1, *x.shape[1:])
-    return jax.lax.with_sharding_constraint(rows, meshes.along(spec.mesh, "prompts", rows, 1))
+def _in_slices(tree, prompts: int, spec: Spec):
+    """[slices, rows, ...] of arrays [P, ...] and [B, ...]: a slice is spread over the whole mesh.
+
+    A slice of prompts is cut again into parts of each of its groups, to which the prompts go along.
+    """
+    M, K = spec.microbatches, spec.group_slices
+
+    def cut(x):
+        if len(x) == prompts:
+            rows = jnp.repeat(x.reshape(M, -1, *x.shape[1:]), K, axis=0)
+        else:
+            parts = x.reshape(M, prompts // M, K, -1, *x.shape[1:]).swapaxes(1, 2)
+            rows = parts.reshape(M * K, -1, *x.shape[1:])
+        return jax.lax.with_sharding_constraint(rows, meshes.along(spec.mesh, "prompts", rows, 1))
+
+    return jax.tree.map(cut, tree)
 
 
 def _reference_logp(reference, batch: Batch, hyper: Hyper, spec: Spec):
     """ref_logp_BT, slice by slice; 0 without a reference."""
+    shape, P = batch.behavior_logp_BT.shape, len(batch.keep_P)
     if reference is None:
         return jnp.zeros_like(batch.behavior_logp_BT)
-    slices = jax.tree.map(lambda x: _in_slices(x, spec), batch)
     one = lambda part: _policy(reference, part, hyper, spec)[0]  # noqa: E731
-    return jax.lax.map(one, slices).reshape(batch.behavior_logp_BT.shape)
+    logp = jax.lax.map(one, _in_slices(batch, P, spec))
+    cut = (spec.microbatches, spec.group_slices, P // spec.microbatches, -1, shape[1])
+    return logp.reshape(cut).swapaxes(1, 2).reshape(shape)
 
 
 def _targets(batch: Batch, ref_logp_BT, hyper: Hyper, spec: Spec) -> Targets:
@@ -362,7 +377,9 @@ def _train_step(state: TrainState, batch: Batch, base, reference, hyper: Hyper, 
         keep_P = keep_P * ~zero_variance(batch.reward_PG)
     batch = _kept_first(batch, keep_P)
     targets = _targets(batch, _reference_logp(reference, batch, hyper, spec), hyper, spec)
-    slices = jax.tree.map(lambda x: _in_slices(x, spec), (batch, targets))
+    P = len(batch.keep_P)
+    by_sample = batch.replace(reward_PG=batch.reward_PG.reshape(-1))
+    slices = _in_slices((by_sample, targets), P, spec)
 
     def add_slice(i, total):
         part = jax.tree.map(lambda x: x[i], slices)
@@ -372,7 +389,7 @@ def _train_step(state: TrainState, batch: Batch, base, reference, hyper: Hyper, 
         return grads, sums, jax.tree.map(jnp.maximum, total[2], maxima)
 
     kept = jnp.sum(batch.keep_P)
-    used = jnp.ceil(kept * spec.microbatches / len(batch.keep_P)).astype(jnp.int32)
+    used = jnp.ceil(kept * spec.microbatches / P).astype(jnp.int32) * spec.group_slices
     has_routers = spec.model.n_experts and batch.completion_BT.shape[1] > 1
     zero_sums = ZERO_SUMS | (moe.zero_balance(spec.model) if has_routers else {})
     zeros = (jax.tree.map(jnp.zeros_like, state.params), zero_sums, dict(ZERO_MAXIMA))

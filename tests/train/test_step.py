@@ -170,15 +170,16 @@ def test_the_gradient_is_that_of_tokens_added_up_one_by_one(
 
 
 LAYOUTS = {
-    "4_slices": (MeshConfig(data=1), 4),
-    "8_devices": (MeshConfig(data=8), 1),
-    "2x2x2_devices_and_2_slices": (MeshConfig(data=2, fsdp=2, tensor=2), 2),
+    "4_slices": (MeshConfig(data=1), 4, 1),
+    "2_slices_of_4_parts": (MeshConfig(data=1), 2, 4),
+    "8_devices": (MeshConfig(data=8), 1, 1),
+    "2x2x2_devices_and_2_slices_of_2_parts": (MeshConfig(data=2, fsdp=2, tensor=2), 2, 2),
 }
 
 
-@pytest.mark.parametrize("mesh, microbatches", LAYOUTS.values(), ids=LAYOUTS)
-def test_microbatches_and_mesh_change_nothing(config, params, batch, base, mesh, microbatches):
-    optim = replace(config.optim, microbatches=microbatches)
+@pytest.mark.parametrize("mesh, slices, parts", LAYOUTS.values(), ids=LAYOUTS)
+def test_microbatches_and_mesh_change_nothing(config, params, batch, base, mesh, slices, parts):
+    optim = replace(config.optim, microbatches=slices, group_slices=parts)
     assert_same_step(one_step(replace(config, mesh=mesh, optim=optim), params, batch), base)
 
 
