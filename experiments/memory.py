@@ -2,7 +2,8 @@
 
     python -m experiments.memory devices=64 prompt_tokens=2048 model=llama3_1_8b model.remat=true
         model.query_chunk=256 mesh.data=1 mesh.fsdp=8 mesh.tensor=8 rollout.prompts_per_step=64
-        rollout.max_new_tokens=14336 optim.microbatches=8 optim.vocab_chunk=4096
+        rollout.max_new_tokens=14336 optim.microbatches=8 optim.group_slices=4
+        optim.vocab_chunk=4096
 
 The keys of experiments.train describe the run; `devices` virtual CPU devices stand for the cluster,
 `prompt_tokens` is the width of prompts (0: the longest of the environment), and the model's own
