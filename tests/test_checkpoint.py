@@ -239,11 +239,13 @@ def test_two_processes_do_not_write_one_run(config, tmp_path):
 
 # Real processes, killed
 
+EVAL, SAVE = 6, 5  # updates between two evaluations, two checkpoints
 SMALL = (
-    "steps=120 eval.every_steps=6 checkpoint.every_steps=5 pipeline=pipeline_8 rollout.slots=16 "
-    "rollout.decode_chunk_tokens=2 model.d_model=16 model.n_layers=1 model.d_ff=24 "
-    "model.head_dim=8 rollout.prompts_per_step=2 rollout.group_size=4 optim.microbatches=1 "
-    "env.train_prompts=16 env.heldout_prompts=8 warm_start.steps=8 warm_start.batch_size=8 mesh=one"
+    f"steps=120 eval.every_steps={EVAL} checkpoint.every_steps={SAVE} pipeline=pipeline_8 "
+    "rollout.slots=16 rollout.decode_chunk_tokens=2 model.d_model=16 model.n_layers=1 "
+    "model.d_ff=24 model.head_dim=8 rollout.prompts_per_step=2 rollout.group_size=4 "
+    "optim.microbatches=1 env.train_prompts=16 env.heldout_prompts=8 warm_start.steps=8 "
+    "warm_start.batch_size=8 mesh=one"
 ).split()
 
 
@@ -269,6 +271,19 @@ def updates(path):
     return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
+def measured(path):
+    rows = read_rows(path / "evals.jsonl")
+    return rows[-1]["step"] if rows else -1
+
+
+def evaluating(path):
+    return (made := updates(path)) % EVAL == 0 and measured(path) < made
+
+
+def saving(path):
+    return any((path / "checkpoints").glob("*tmp*"))
+
+
 def wait_for_updates(process, path, more):
     """Until it has made so many since it went back to its newest checkpoint."""
     kept = updates(path)
@@ -280,37 +295,31 @@ def wait_for_updates(process, path, more):
 def killed_at_random(path, kills, seed, *words):
     """Start, SIGKILL at a random moment, so often; then let it end. What the kills fell into.
 
-    One in four comes while it starts. The others come after so many updates that the machine's
-    speed hardly matters: a run of 20 updates per kill is never over too soon.
+    By turns: after some updates, in an evaluation, while a checkpoint is written, at the start.
+    They come after so many updates that the machine's speed hardly matters: a run of 25 updates per
+    kill is not over too soon.
     """
     rng, fell_into = random.Random(seed), Counter()
     for kill in range(kills):
         process = start(path, *words)
-        if starting := kill % 4 == 3:
+        if kill % 4 == 3:
             time.sleep(rng.uniform(0, 6))
         else:
             wait_for_updates(process, path, rng.randint(1, 12))
-            time.sleep(rng.uniform(0, 0.05))
+            there = (lambda path: True, evaluating, saving)[kill % 4]
+            while process.poll() is None and not there(path):
+                time.sleep(0.002)
+            time.sleep(rng.uniform(0, 0.01 if kill % 4 else 0.2))
         process.kill()
         errors = process.communicate()[1]
         assert process.returncode == -signal.SIGKILL, errors
-        fell_into.update(["start"] if starting else moments(path))
+        if kill % 4 < 3:  # what an earlier process left of a checkpoint is cleared away by then
+            fell_into["evaluation" if evaluating(path) else "update"] += 1
+            fell_into["checkpoint"] += saving(path)
     process = start(path, *words)
     errors = process.communicate(timeout=300)[1]
     assert process.returncode == 0, errors
     return fell_into
-
-
-def moments(path):
-    """What a process was at when it was killed: between which rows, and with a checkpoint or not.
-
-    Those that an earlier process left unfinished are cleared away before the first update.
-    """
-    made, measured = updates(path), read_rows(path / "evals.jsonl")[-1]["step"]
-    every = RunRecord(path).manifest["config"]["eval"]["every_steps"]
-    yield "evaluation" if made % every == 0 and measured < made else "update"
-    if any((path / "checkpoints").glob("*tmp*")):
-        yield "checkpoint"
 
 
 def test_killed_at_any_moment_it_ends_the_same(undisturbed, tmp_path):
@@ -321,13 +330,12 @@ def test_killed_at_any_moment_it_ends_the_same(undisturbed, tmp_path):
 
 @pytest.mark.slow
 def test_killed_twenty_times_it_ends_the_same(tmp_path):
-    """Which moments are hit is left to chance, but that no kind of them is missed. (Half a row has
-    a test of its own: a process is killed before the system writes a row, or after.)"""
-    words = ("steps=600", "eval.every_steps=2")
-    process = start(tmp_path / "whole", *words)
+    """No kind of moment is missed. (Half a row has a test of its own: a process is killed before
+    the system writes a row, or after.)"""
+    process = start(tmp_path / "whole", "steps=600")
     errors = process.communicate(timeout=600)[1]
     assert process.returncode == 0, errors
-    fell_into = killed_at_random(tmp_path / "run", 24, 20, *words)
+    fell_into = killed_at_random(tmp_path / "run", 24, 20, "steps=600")
     same_end(tmp_path / "whole", tmp_path / "run")
     assert len(assert_little_was_lost(tmp_path / "run")) >= 12
     assert min(fell_into[name] for name in ("update", "evaluation", "checkpoint")) >= 2, fell_into
@@ -336,7 +344,7 @@ def test_killed_twenty_times_it_ends_the_same(tmp_path):
 def assert_little_was_lost(path):
     """At most two intervals: the checkpoint being written when a kill comes does not count yet."""
     lost = read_rows(path / "restarts.jsonl")
-    assert lost and all(row["updates_lost"] <= 2 * 5 for row in lost)
+    assert lost and all(row["updates_lost"] <= 2 * SAVE for row in lost)
     return lost
 
 
