@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -727,13 +727,22 @@ class RewardModelConfig(Config):
         return False
 
 
+WHERE = ("out", "warm_start_dir", "tracker", "distributed", "checkpoint", "mesh")
+
+
 def config_sha(config: object) -> str:
     """Twelve hex digits that name a configuration (any of the dataclasses above)."""
-    text = json.dumps(asdict(config), sort_keys=True, default=str)  # ty: ignore[invalid-argument-type]
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return _sha(asdict(config))  # ty: ignore[invalid-argument-type]
 
 
 def run_sha(config: Config) -> str:
-    """The name of what a run computes, wherever it is kept."""
-    places = {"out": "", "warm_start_dir": "", "tracker": "none", "distributed": False}
-    return config_sha(replace(config, checkpoint=CheckpointConfig(), **places))
+    """The name of what a run computes, wherever it is kept and on whichever devices.
+
+    So a run may go on on another mesh: from the same state, with sums that differ in rounding.
+    """
+    return _sha({name: value for name, value in asdict(config).items() if name not in WHERE})
+
+
+def _sha(fields: dict[str, Any]) -> str:
+    text = json.dumps(fields, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

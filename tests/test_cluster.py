@@ -1,4 +1,4 @@
-"""Sweeps under launchers: processes of this machine, and a real Slurm of one node.
+"""Sweeps under launchers: processes of this machine, Ray, and a real Slurm of one node.
 
 Whatever runs a cell, and however often it is preempted, its curve is the one of the same cell run
 undisturbed, bit for bit.
@@ -68,19 +68,29 @@ def short(tmp_path_factory):
     return out
 
 
-# Processes of this machine
+# Processes of this machine, by themselves or under Ray
 
 joblib = pytest.mark.skipif(
     find_spec("hydra_plugins.hydra_joblib_launcher") is None,
     reason="hydra-joblib-launcher not installed: pip install -e '.[cluster]'",
 )
+ray = pytest.mark.skipif(
+    find_spec("hydra_plugins.hydra_ray_launcher") is None,
+    reason="hydra-ray-launcher not installed: pip install -e '.[ray]', without constraints.txt",
+)
 
 
-@joblib
-def test_cells_in_parallel_processes(short, tmp_path):
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        pytest.param("processes", marks=joblib),
+        pytest.param("ray_cluster", marks=[ray, pytest.mark.slow]),
+    ],
+)
+def test_cells_in_parallel_processes(short, tmp_path, launcher):
     """They need the same warm start at the same time, and agree on one. Those that are refused
     (8 slots of 4 samples may not be 7) come back from their process as one line."""
-    errors = finish(start(tmp_path, "hydra/launcher=processes", "rollout.slots=16,7"), code=2)
+    errors = finish(start(tmp_path, f"hydra/launcher={launcher}", "rollout.slots=16,7"), code=2)
     line = "error: rollout.slots=7: not a positive multiple of rollout.group_size=4; "
     assert [said for said in errors.splitlines() if said.startswith(line)], errors
     same_curves(short, tmp_path, CELLS)

@@ -18,6 +18,7 @@ from omegaconf import open_dict
 
 from experiments import train as cli
 from rlx.config import Config, ConfigError, config_sha
+from rlx.record import RunRecord
 from rlx.train.start import make_env
 from rlx.train.step import numbers
 
@@ -146,8 +147,15 @@ BAD = [
     ("steps=many", r"steps=many: .*; give a value of that type"),
     ("optim.learning_rate=fast", r"optim.learning_rate=fast: .*; give a value of that type"),
     ("optim.learning_rate=-1", r"optim.learning_rate=-1.0: must be positive; .*"),
+    ("algo.is_cap=0", r"algo.is_cap=0.0: must be positive; give a value above 0"),
     ("algo.clip_low=1.5", r"algo.clip_low=1.5: outside \[0, 1\); .*"),
     ("rollout.prompts_per_step=7", r"rollout.prompts_per_step=7: not divisible by .*; .*"),
+    ("mesh.fsdp=3", r"rollout.prompts_per_step=16: not divisible by mesh.data \* mesh.fsdp .*; .*"),
+    (
+        "model.context_tokens=12",
+        r"rollout.max_new_tokens=9: with prompts of up to \d+ tokens exceeds "
+        "model.context_tokens=12; lower it, or ask for shorter prompts",
+    ),
     ("rollout.slots=7", r"rollout.slots=7: not a positive multiple of rollout.group_size=16; .*"),
     ("pipeline.k=-1", r"pipeline.k=-1: negative; .*"),
     ("pipeline.k=3", r"pipeline.k=3: pipeline.kind=sync is never stale; .*"),
@@ -180,6 +188,74 @@ BAD = [
 def test_bad_input_is_one_line_and_exit_code_2(command, words, line):
     code, error = command("out=run", *words.split())
     assert code == 2 and re.fullmatch(f"error: {line}\n", error), error
+
+
+@pytest.mark.parametrize(
+    "rows, line",
+    [
+        ("", "it holds no rows; give another file"),
+        (
+            '{"question": "1+1", "answer": "2"}\n{"quest',
+            r"line 2 is not JSON \(.*\); mend that line",
+        ),
+        ('{"question": "1+1"}', r"line 1 has no answer or solution \(fields: question\); .*"),
+    ],
+)
+def test_a_prompt_file_is_refused_by_its_line(command, tmp_path, rows, line):
+    (tmp_path / "q.jsonl").write_text(rows)
+    code, error = command("env=math", "env.kwargs.dataset=null", "env.kwargs.path=q.jsonl")
+    assert code == 2 and re.fullmatch(f"error: env.kwargs.path=q.jsonl: {line}\n", error), error
+
+
+def test_a_directory_that_is_taken_is_refused(command, tmp_path):
+    """By a process that writes it now, or by a run of another configuration."""
+    record = RunRecord(tmp_path / "run")
+    lock = record.lock()
+    code, error = command("out=run")
+    line = (
+        r"error: out=run: process \d+ on .* is writing this run; wait for its end, or choose .*\n"
+    )
+    assert code == 2 and re.fullmatch(line, error), error
+    lock.close()
+    record.update_manifest(config_sha="0", status="interrupted")
+    code, error = command("out=run")
+    line = "error: out=run: holds a run of another configuration; choose another directory\n"
+    assert (code, error) == (2, line)
+
+
+HANGS_RAISES_NAN = """
+import time
+
+def problems(seed):
+    yield from ((f"{n}=", str(n)) for n in range(10, 90))
+
+def grade(answer, completion):
+    kind = sum(map(ord, completion)) % 4
+    if kind == 0: time.sleep(60)
+    if kind == 1: raise RuntimeError("no")
+    return float("nan") if kind == 2 else 1.0
+"""
+
+
+def test_a_reward_that_hangs_raises_or_is_nan_is_counted_or_stops_the_run(command, tmp_path):
+    (tmp_path / "task.py").write_text(HANGS_RAISES_NAN)
+    words = [
+        "env=own", "env.name=task.py", "env.grade_timeout_s=0.2", "env.train_prompts=8",
+        "env.heldout_prompts=4", "eval.samples_per_prompt=1", "steps=4", "warm_start.steps=0",
+        "rollout.prompts_per_step=2", "rollout.group_size=4", "mesh=one", "model.n_layers=1",
+    ]  # fmt: skip
+    assert command("out=on", *words)[0] == 0
+    run = RunRecord(tmp_path / "on")
+    assert run.manifest["status"] == "done" and len(run.rows("metrics.jsonl")) == 4
+    last = run.rows("metrics.jsonl")[-1]
+    assert last["grading/timeouts"] > 0 < last["grading/errors"]
+    code, error = command("out=off", "env.on_grade_error=stop", *words)
+    line = (
+        r"error: env.on_grade_error=stop: task.py has no score for an answer to problem \d+ "
+        r"\('\d+='\): (timeout|error: \w+).*; mend the grader, or set env.on_grade_error=zero\n"
+    )
+    assert code == 2 and re.fullmatch(line, error), error
+    assert RunRecord(tmp_path / "off").manifest["status"] == "failed"
 
 
 def test_an_error_survives_the_way_between_processes():

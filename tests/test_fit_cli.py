@@ -10,6 +10,7 @@ import pytest
 
 import rlx.scaling as sc
 from experiments.fit import main, run
+from rlx.record import RunRecord
 from rlx.scaling.curve import sigmoid
 from rlx.scaling.data import Evals
 
@@ -248,3 +249,16 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, wo
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and re.fullmatch(line, error.strip())
     assert list(tmp_path.iterdir()) == []  # nothing is written
+
+
+def test_a_study_of_mixed_units_is_one_line_and_exit_code_2(tmp_path, capsys):
+    for name, unit in {"a": 1, "b": 100}.items():
+        record = RunRecord(tmp_path / "runs" / name)
+        record.update_manifest(run_id=name, recipe=name, seed=0, axes={}, ceiling=None)
+        for step in range(5):
+            record.append("evals.jsonl", {"step": step, "mean": 0.1 * step * unit, "compute": step})
+    assert main([f"data={tmp_path}", "method=point", f"out={tmp_path}/fit"]) == 2
+    line = f"error: scale=: {tmp_path} mixes units: most values of run a are at most 1, run b goes "
+    error = capsys.readouterr().err
+    assert error.startswith(line) and error.count("\n") == 1
+    assert not (tmp_path / "fit").exists()

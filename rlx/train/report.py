@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import subprocess
 from dataclasses import asdict
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -37,6 +38,16 @@ def ceilings(config: Config, env: Env) -> dict[str, float | None]:
     return {name: None if None in each else float(np.mean(each)) for name, each in bounds.items()}
 
 
+def commit() -> str:
+    """Of the checkout this code lies in, "-dirty" with changes in it; empty outside of one."""
+    describe = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
+    where = Path(__file__).parent
+    try:
+        return subprocess.run(describe, cwd=where, capture_output=True, text=True).stdout.strip()
+    except FileNotFoundError:  # no git here
+        return ""
+
+
 def describe(config: Config, env: Env) -> dict[str, Any]:
     """The manifest of a new run."""
     packages = ("jax", "jaxlib", "flax", "optax", "numpy")
@@ -49,6 +60,7 @@ def describe(config: Config, env: Env) -> dict[str, Any]:
         "axes": config.axes,
         "config": asdict(config),
         "config_sha": run_sha(config),
+        "git": commit(),
         "versions": {"python": platform.python_version()} | {p: version_of(p) for p in packages},
         "devices": [str(device) for device in jax.devices()],
         "ceiling": best["heldout"],

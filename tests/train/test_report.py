@@ -1,9 +1,12 @@
-"""What an interruption threw away."""
+"""Which code made a run, and what an interruption of it threw away."""
+
+import subprocess
+from pathlib import Path
 
 import pytest
 
 from rlx.record import RunRecord, read_rows
-from rlx.train.report import note_lost_work
+from rlx.train.report import commit, note_lost_work
 
 SETS = ("heldout", "gcd", "sums")
 
@@ -40,3 +43,9 @@ def test_lost_work_does_not_depend_on_the_number_of_sets(tmp_path, sets, torn):
 def test_nothing_is_lost_after_the_last_evaluation_and_update(tmp_path):
     note_lost_work(interrupted(tmp_path, SETS), {"version": 10, "clock": {"wall_s": 30.0}})
     assert not (tmp_path / "restarts.jsonl").exists()
+
+
+def test_the_commit_is_that_of_the_checkout():
+    ask = ["git", "rev-parse", "HEAD"]
+    head = subprocess.run(ask, cwd=Path(__file__).parent, capture_output=True, text=True).stdout
+    assert commit().removesuffix("-dirty") == head.strip()  # outside of a checkout both are empty

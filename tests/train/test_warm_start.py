@@ -17,6 +17,12 @@ from rlx.train.warm_start import load_or_make, solutions, worked_share
 
 
 @pytest.fixture(scope="module")
+def easy(easy, tmp_path_factory):
+    """With a directory of its own: other modules keep starts of other configurations in theirs."""
+    return replace(easy, warm_start_dir=str(tmp_path_factory.mktemp("warm_start")))
+
+
+@pytest.fixture(scope="module")
 def env(easy):
     return make_env(easy)
 
