@@ -107,7 +107,8 @@ def test_collectives_are_read_from_a_program():
 def test_the_command_prints_a_table_and_a_line(monkeypatch, capsys):
     """Where parameters are split, they come to the tokens; the tokens stay where they are."""
     words = ["model=mini", "mesh.data=1", "mesh.fsdp=8", "rollout.max_new_tokens=64"]
-    assert call(monkeypatch, "devices=8", *words, "optim.microbatches=1") == 0
+    words += ["optim.microbatches=1", "model.scan_layers=true"]
+    assert call(monkeypatch, "devices=8", *words) == 0
     *lines, last = capsys.readouterr().out.splitlines()
     found = json.loads(last)
     assert found["mesh"] == {"data": 1, "fsdp": 8, "expert": 1, "tensor": 1}
