@@ -11,7 +11,8 @@ over the system's, `mfu` is the share of the FLOP/s that a large float32 matrix 
 this process, `load` is the machine's load average before the first timing. Both systems get the
 same decoder, initial weights, prompts, group size, length limit and stop token, and take turns,
 `rounds` times `repeats` batches each. rlx's sampler time includes filling slots and grading, its
-step time also the metrics row on disk.
+step time also the metrics row on disk. `learner rival=packed` is rlx beside itself with
+`optim.pack`.
 
 Of fit, one JSON line per system, each a process of its own, for the posterior of one simulated
 study (experiments.calibration, variant "well", `size` recipes x seeds x evaluations):
@@ -114,7 +115,8 @@ def parse(argv: list[str]) -> tuple[str, Options | FitOptions]:
         value = getattr(options, key)
         if isinstance(value, int) and value < (key != "seed"):
             raise ValueError(f"{key}={value}: too small; give {int(key != 'seed')} or more")
-    allowed = {"rival": ("none", "trl", "tunix")}
+    packed = ("packed",) if argv[0] == "learner" else ()
+    allowed = {"rival": ("none", "trl", "tunix", *packed)}
     if isinstance(options, FitOptions):
         allowed = {"rival": ("none", "numpyro", "nutpie"), "curve": ("burr", "sigmoid")}
         if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", options.size):
@@ -178,7 +180,7 @@ def rlx_system(what: str, options: Options):
     engine = Engine(config, Graders(env, {}), buffer, ledger, mesh)
     train_step = make_train_step(config, mesh)
     record = RunRecord(tempfile.mkdtemp(prefix="rlx-benchmark-"))
-    box = {"state": init_state(config, mesh, params), "version": 0, "groups": []}
+    box = {"state": init_state(config, mesh, params), "version": 0, "groups": [], "pack": False}
 
     def generate():
         while not buffer.ready():
@@ -186,7 +188,7 @@ def rlx_system(what: str, options: Options):
         box["groups"] = buffer.take(box["version"])
 
     def learn():
-        batch = collate(box["groups"], env.max_prompt_tokens, env.tokenizer.pad_id)
+        batch = collate(box["groups"], env.max_prompt_tokens, env.tokenizer.pad_id, box["pack"])
         box["state"], metrics = train_step(box["state"], batch)
         box["metrics"] = {name: float(x) for name, x in jax.device_get(metrics).items()}
 
@@ -210,7 +212,8 @@ def rlx_system(what: str, options: Options):
             spent += sum(flops.train_flops(model, vocab, U, length_G) for length_G in lengths)
         return seconds, int(np.sum(lengths)), spent
 
-    def timed(what: str, repeats: int):
+    def timed(what: str, repeats: int, pack: bool = False):
+        box["pack"] = pack
         return list(zip(*(once(what) for _ in range(repeats)), strict=True))
 
     weights = {name: np.asarray(params[name]) for name in ("embed", "final_norm", "head")}
@@ -234,6 +237,8 @@ def rlx_system(what: str, options: Options):
         "is_cap": config.algo.is_cap,
     }
     timed("step", 3)  # compile
+    if options.rival == "packed":
+        timed("learner", 2, pack=True)
     return timed, set_up
 
 
@@ -304,11 +309,14 @@ def compare(what: str, options: Options) -> list[dict]:
     timed, set_up = rlx_system(what, options)
     peak = peak_flops_per_s()
     rival = None
-    if options.rival != "none":
+    packed = options.rival == "packed"
+    if options.rival != "none" and not packed:
         rival = Driver(environment(options.rival), f"{options.rival}_driver.py", set_up)
     ours, theirs = [], []
     for _ in range(options.rounds):
         ours += zip(*timed(what, options.repeats), strict=True)
+        if packed:
+            theirs += zip(*timed(what, options.repeats, pack=True), strict=True)
         if rival:
             theirs += zip(*rival.timed(what, options.repeats), strict=True)
     if rival:

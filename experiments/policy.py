@@ -27,11 +27,7 @@ def composed(words: Sequence[str]) -> Config:
     Where `model.path` is a run, its sections `env` and `rollout` hold, unless a word names them,
     and so does its `algo.reward_model`, which may be the judge.
     """
-    from hydra import compose, initialize_config_dir
-
-    with initialize_config_dir(train.CONF, version_base="1.3"):
-        node = compose("config", ["recipe=none", "out=none", *words])
-    config = train.to_config(node)
+    config = train.composed(words)
     if not config.model.path:
         raise ConfigError("model.path", "", "nothing to look at", "give a run, a folder or a file")
     from rlx.train import start

@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
@@ -69,6 +69,12 @@ def to_config(node: DictConfig) -> Config:
         raise ConfigError(key, "?", "unknown key", SHOW_KEYS) from None
     except OmegaConfBaseException as error:
         raise error.__cause__ if isinstance(error.__cause__, ConfigError) else error from None
+
+
+def composed(words: Sequence[str]) -> Config:
+    """The configuration of these words, for commands that make no run."""
+    with hydra.initialize_config_dir(CONF, version_base="1.3"):
+        return to_config(hydra.compose("config", ["recipe=none", "out=none", *words]))
 
 
 def use_every_core() -> None:

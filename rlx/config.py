@@ -103,6 +103,7 @@ class ModelConfig:
     moe_dispatch: str = "sorted"  # tokens to their experts; dense: every expert runs every token
     router_aux_coef: float = 0.0  # weight of the sequence-wise balance loss
     remat: bool = False  # a layer's activations are computed again by the backward pass, not kept
+    query_chunk: int = 0  # queries whose attention scores exist at once; 0: all
     param_dtype: str = "float32"  # parameters, and with them the optimiser's moments
     compute_dtype: str = "float32"  # activations, keys and values
 
@@ -129,7 +130,8 @@ class ModelConfig:
                 f"below model.rope_low={self.rope_low}",
                 "angles are blended between the two",
             )
-        for name in ("vocab_size", "context_tokens", "sliding_window", "sliding_window_from"):
+        sizes = ("vocab_size", "context_tokens", "sliding_window", "sliding_window_from")
+        for name in (*sizes, "query_chunk"):
             value = getattr(self, name)
             _check(value >= 0, f"model.{name}", value, "negative", "0 leaves it out")
         self._check_attention()
@@ -473,6 +475,7 @@ class OptimConfig:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     microbatches: int = 1  # slices whose gradients add; slices without a kept prompt are skipped
+    group_slices: int = 1  # ... each cut again into parts of its groups; prompts run in each part
     pack: bool = False  # short completions of a prompt share a row of the learner's forward pass
     vocab_chunk: int = 0  # vocabulary entries per piece of the log-prob; 0: one piece
     lora_rank: int = 0  # of adapters that are trained instead of the matrices; 0: all is trained
@@ -483,7 +486,14 @@ class OptimConfig:
     def __post_init__(self):
         _one_of("optim.head_dtype", self.head_dtype, DTYPES)
         _positive("optim", self, ("learning_rate", "eps", "max_grad_norm", "microbatches"))
-        _positive("optim", self, ("max_skipped_updates",))
+        _positive("optim", self, ("max_skipped_updates", "group_slices"))
+        _check(
+            self.group_slices == 1 or not self.pack,
+            "optim.group_slices",
+            self.group_slices,
+            "rows that samples share are not cut",
+            "set optim.pack=false",
+        )
         _check(self.lora_rank >= 0, "optim.lora_rank", self.lora_rank, "negative", "use 0 for none")
         _positive("optim", self, ("lora_alpha",))
         _check(self.vocab_chunk >= 0, "optim.vocab_chunk", self.vocab_chunk, "negative", "use 0")
@@ -598,6 +608,13 @@ class Config:
             "every device and microbatch takes the same number of whole groups",
         )
         _check(
+            self.rollout.group_size % self.optim.group_slices == 0,
+            "optim.group_slices",
+            self.optim.group_slices,
+            f"does not divide rollout.group_size={self.rollout.group_size}",
+            "every slice takes as many samples of a prompt",
+        )
+        _check(
             prompts <= self.env.train_prompts,
             "rollout.prompts_per_step",
             prompts,
@@ -664,6 +681,11 @@ class Config:
         return self.rollout.slots or self.rollout.prompts_per_step * self.rollout.group_size
 
 
+def _no_groups(config: Config) -> None:
+    slices = config.optim.group_slices
+    _check(slices == 1, "optim.group_slices", slices, "no groups here", "use optim.microbatches")
+
+
 @dataclass(frozen=True)
 class SftConfig(Config):
     """Supervised fine-tuning: a batch is `rollout.prompts_per_step` traces."""
@@ -672,6 +694,7 @@ class SftConfig(Config):
 
     def __post_init__(self):
         super().__post_init__()
+        _no_groups(self)
         objective = (self.algo.loss, self.algo.advantage)
         _check(
             objective == ("reinforce", "none"),
@@ -690,6 +713,7 @@ class RewardModelConfig(Config):
 
     def __post_init__(self):
         super().__post_init__()
+        _no_groups(self)
         _check(
             bool(self.pairs) or self.env.name == "preference",
             "pairs",

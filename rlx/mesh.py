@@ -11,21 +11,23 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from rlx.config import ConfigError, MeshConfig
 from rlx.types import Params
 
-# Logical axis -> mesh axis. Prompts and the sampler's slots are split over data and fsdp together;
+# Logical axis -> mesh axes. Prompts and the sampler's slots are split over data and fsdp together;
 # a matrix is split over fsdp along the model's width and over tensor along heads, ffn or words. The
-# axis `expert` splits experts alone.
+# axis `expert` splits experts; where there are none it is a part of tensor.
+WITHIN = ("expert", "tensor")
 RULES = {
     "prompts": ("data", "fsdp"),
     "slots": ("data", "fsdp"),
-    "model": "fsdp",
-    "heads": "tensor",
-    "kv_heads": "tensor",
-    "ffn": "tensor",
-    "expert": "expert",
-    "router": None,
-    "vocab": "tensor",
-    "norm": None,
-    "layer": None,
+    "model": ("fsdp",),
+    "heads": WITHIN,
+    "kv_heads": WITHIN,
+    "residual": WITHIN,
+    "ffn": WITHIN,
+    "expert": ("expert",),
+    "router": (),
+    "vocab": WITHIN,
+    "norm": (),
+    "layer": (),
 }
 
 
@@ -100,20 +102,35 @@ def visible(mesh: Mesh, function):
     return traced
 
 
+def split(x: jax.Array, *axes: str | None) -> jax.Array:
+    """x, split by its logical axes over the mesh that is visible.
+
+    Left to itself XLA splits activations as it finds the parameters split: along the model's width.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size <= 1:  # 0: none is visible
+        return x
+    return jax.lax.with_sharding_constraint(x, sharding(mesh, axes, x.shape))
+
+
 def sharding(
     mesh: Mesh | AbstractMesh, axes: tuple[str | None, ...], shape: tuple[int, ...]
 ) -> NamedSharding:
     """Sharding of an array with these logical axes; an axis that does not divide is replicated.
 
+    A mesh axis splits the first logical axis that it can.
+
     The spec is written in one canonical way (no mesh axis of size 1, no trailing None), because
     jit compiles again for every other way of writing the same layout.
     """
 
+    taken: set[str] = set()
+
     def entry(name: str | None, size: int):
-        rule = (RULES[name] or ()) if name else ()
-        names = [n for n in ([rule] if isinstance(rule, str) else rule) if mesh.shape[n] > 1]
+        names = [n for n in RULES.get(name, ()) if mesh.shape[n] > 1 and n not in taken]
         if not names or size % math.prod(mesh.shape[n] for n in names):
             return None
+        taken.update(names)
         return names[0] if len(names) == 1 else tuple(names)
 
     entries = list(map(entry, axes, shape))
@@ -132,3 +149,9 @@ def along(mesh: Mesh, name: str, x, axis: int = 0) -> NamedSharding:
 def of_params(mesh: Mesh, params: Params, axes: Params) -> Params:
     """The sharding of every parameter; `axes` comes from rlx.models.transformer.logical_axes."""
     return jax.tree.map(lambda x, names: sharding(mesh, names, x.shape), params, axes)
+
+
+def shapes(tree: Params, layout: Params) -> Params:
+    """The arrays of a tree without their values: shapes, dtypes, and the shardings of `layout`."""
+    like = jax.ShapeDtypeStruct
+    return jax.tree.map(lambda x, place: like(x.shape, x.dtype, sharding=place), tree, layout)

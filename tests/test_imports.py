@@ -165,4 +165,4 @@ def test_the_core_stays_short():
     core += [ROOT / f"rlx/{name}.py" for name in ("rollout/sampler", "train/buffer")]
     core += [ROOT / f"rlx/{name}.py" for name in ("train/forward", "train/step", "train/loop")]
     lines = {str(file.relative_to(ROOT)): len(file.read_text().splitlines()) for file in core}
-    assert 1000 < sum(lines.values()) <= 2100, lines
+    assert 1000 < sum(lines.values()) <= 2200, lines

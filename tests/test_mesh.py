@@ -32,6 +32,14 @@ def test_an_array_is_split_by_its_logical_axes(axes, shape, spec):
     assert sharding(SPLIT, axes, shape).spec == spec
 
 
+def test_the_expert_axis_splits_what_tensor_splits_where_there_are_no_experts():
+    mesh = make_mesh(MeshConfig(data=1, fsdp=2, expert=2, tensor=2))
+    within = ("expert", "tensor")
+    assert sharding(mesh, ("model", "heads"), (16, 32)).spec == Spec("fsdp", within)
+    expert = sharding(mesh, ("expert", "model", "ffn"), (4, 16, 24))
+    assert expert.spec == Spec("expert", "fsdp", "tensor")
+
+
 @pytest.mark.parametrize(
     "config, spec",
     [

@@ -66,7 +66,7 @@ MIXED = {
 }
 WHOLE = (slice(None), slice(None))
 RUN = (  # not the architecture
-    "path", "scan_layers", "moe_dispatch", "router_aux_coef", "remat", "param_dtype",
+    "path", "scan_layers", "moe_dispatch", "router_aux_coef", "remat", "query_chunk", "param_dtype",
     "compute_dtype",
 )  # fmt: skip
 TEXT_FILES = (

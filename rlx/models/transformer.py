@@ -23,14 +23,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from rlx.config import ModelConfig
+from rlx.mesh import split
 from rlx.models import moe
 from rlx.models.layers import AXES, attention, matmul, rms_norm
 from rlx.models.rope import rope
 from rlx.types import Params
 
+# Between blocks a device keeps a part of the model's width; within, its own heads or columns of F.
+RESIDUAL, WHOLE = ("prompts", None, "residual"), ("prompts", None, None)
 Cache = Any  # {"k", "v"}: [B, K, S, H] per layer; a list over layers, or stacked on axis 0
 Remember = Callable[[Any, jax.Array, jax.Array], dict[str, jax.Array]]
 
@@ -86,9 +90,9 @@ class Block(nnx.Module):
         y_BTF = jax.nn.silu(matmul(y_BTD, self.gate[...])) * matmul(y_BTD, self.up[...])
         return matmul(y_BTF, self.down[...]), None
 
-    def __call__(self, x_BTD, position_BT, mask_BTS, local, cache, remember: Remember):
+    def __call__(self, x_BTD, position_BT, seen, at, local, cache, remember: Remember):
         c = self.config
-        y_BTD = rms_norm(x_BTD, self.attn_norm[...], c.norm_eps)
+        y_BTD = split(rms_norm(x_BTD, self.attn_norm[...], c.norm_eps), *WHOLE)
         q_BTNH = self._turned(self._heads(y_BTD, "q", c.n_heads), position_BT, local)
         k_BTKH = self._turned(self._heads(y_BTD, "k", c.n_kv_heads), position_BT, local)
         if c.far_query_scale:
@@ -97,9 +101,12 @@ class Block(nnx.Module):
             q_BTNH = (q_BTNH * growth_BT[..., None, None]).astype(q_BTNH.dtype)
         v_BTKH = self._heads(y_BTD, "v", c.n_kv_heads)
         cache = remember(cache, k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2))
-        x_BTD += matmul(attention(q_BTNH, cache["k"], cache["v"], mask_BTS), self.o[...])
-        y_BTD, routed = self._mlp(rms_norm(x_BTD, self.mlp_norm[...], c.norm_eps))
-        return x_BTD + y_BTD, (cache, routed)
+        seen = functools.partial(seen, local)
+        y_BTD = attention(q_BTNH, cache["k"], cache["v"], seen, at, c.query_chunk)
+        x_BTD = split(x_BTD + matmul(y_BTD, self.o[...]), *RESIDUAL)
+        y_BTD = split(rms_norm(x_BTD, self.mlp_norm[...], c.norm_eps), *WHOLE)
+        y_BTD, routed = self._mlp(y_BTD)
+        return split(x_BTD + y_BTD, *RESIDUAL), (cache, routed)
 
 
 @functools.lru_cache
@@ -163,14 +170,22 @@ def empty_cache(config: ModelConfig, batch: int, length: int) -> Cache:
     return one() if config.scan_layers else [one() for _ in range(config.n_layers)]
 
 
-def over_layers(config: ModelConfig, function, *caches: Cache) -> Cache:
-    """Apply `function` to the cache of every layer (or of several caches, layer by layer)."""
-    return jax.vmap(function)(*caches) if config.scan_layers else list(map(function, *caches))
+def over_layers(config: ModelConfig, function, cache: Cache, other: Cache) -> Cache:
+    """The cache with every layer's become function(its own, that of `other`)."""
+    if not config.scan_layers:
+        return list(map(function, cache, other))
+
+    def one(i, cache):
+        layer = function(*(jax.tree.map(lambda x: x[i], x) for x in (cache, other)))
+        return jax.tree.map(lambda x, new: x.at[i].set(new), cache, layer)
+
+    return jax.lax.fori_loop(0, config.n_layers, one, cache)  # in place, a layer at a time
 
 
 def _forward(
-    params, config: ModelConfig, tokens_BT, column_BT, pad_B, S, caches, remember, start_BT=None
-):
+    params, config: ModelConfig, tokens_BT, column_BT, pad_B, S, caches, remember, start_BT=None,
+    decoding=False,
+):  # fmt: skip
     """Embed, run the blocks, normalise: (hidden_BTD, caches, what the routers did).
 
     A token in cache column c has position c - pad; it attends to the columns pad .. c of S, in
@@ -178,33 +193,43 @@ def _forward(
     rows hold several samples, token b, t belongs to one that starts in column `start_BT`: it sees
     no other, and its position goes on from the prompt's, which ends where the first sample starts.
     """
-    x_BTD = jnp.take(params["embed"], tokens_BT, axis=0).astype(config.compute_dtype)
+    embed_VD = params["embed"]
+    if not decoding:  # tokens outnumber words: the table goes to them
+        embed_VD = split(embed_VD, None, "residual")
+    x_BTD = jnp.take(embed_VD, tokens_BT, axis=0).astype(config.compute_dtype)
+    x_BTD = split(x_BTD, *RESIDUAL)
     position_BT, key_11S = column_BT - pad_B[:, None], jnp.arange(S)[None, None]
-    back_BTS = column_BT[..., None] - key_11S  # how far back a key is
-    mask_BTS = (key_11S >= pad_B[:, None, None]) & (back_BTS >= 0)
     if start_BT is not None:
         U = S - tokens_BT.shape[1]
-        others_BT = start_BT - U  # columns of other samples between the prompt and this one
-        position_BT -= others_BT
-        back_BTS -= jnp.where(key_11S < U, others_BT[..., None], 0)
-        mask_BTS &= (key_11S < U) | (key_11S >= start_BT[..., None])
-    position_BT = jnp.maximum(position_BT, 0)
-    near_BTS = mask_BTS & (back_BTS < config.sliding_window)
-    if chunk := config.attention_chunk:
-        at_BT1 = position_BT[..., None]
-        near_BTS = mask_BTS & ((at_BT1 - back_BTS) // chunk == at_BT1 // chunk)
-    local = [i in config.local_layers for i in range(config.n_layers)]
+        position_BT -= start_BT - U
+    at = (column_BT, position_BT := jnp.maximum(position_BT, 0), start_BT)
+
+    def seen(local, column_BT, position_BT, start_BT):
+        back_BTS = column_BT[..., None] - key_11S  # how far back a key is
+        mask_BTS = (key_11S >= pad_B[:, None, None]) & (back_BTS >= 0)
+        if start_BT is not None:
+            others_BT1 = (start_BT - U)[..., None]  # columns of other samples in between
+            back_BTS -= jnp.where(key_11S < U, others_BT1, 0)
+            mask_BTS &= (key_11S < U) | (key_11S >= start_BT[..., None])
+        if config.sliding_window:
+            return mask_BTS & ((back_BTS < config.sliding_window) | ~local)
+        if chunk := config.attention_chunk:
+            at_BT1 = position_BT[..., None]
+            return mask_BTS & (((at_BT1 - back_BTS) // chunk == at_BT1 // chunk) | ~local)
+        return mask_BTS
+
+    local = [np.bool_(i in config.local_layers) for i in range(config.n_layers)]
 
     def step(x_BTD, layer_cache_local):
         layer, cache, local = layer_cache_local
-        block = nnx.merge(_block(config, "router" in layer), layer)
-        bounded = config.sliding_window or config.attention_chunk
-        mask = jnp.where(local, near_BTS, mask_BTS) if bounded else mask_BTS
-        return block(x_BTD, position_BT, mask, local, cache, remember)
+        block = nnx.merge(_block(config, "router" in layer), _gathered(layer, config))
+        return block(x_BTD, position_BT, seen, at, local, cache, remember)
 
     if config.remat:
         step = jax.checkpoint(step, prevent_cse=not config.scan_layers)
-    if config.scan_layers:
+    if config.scan_layers and decoding:
+        x_BTD, caches, routed = _scanned_in_place(step, x_BTD, params["layers"], caches, local)
+    elif config.scan_layers:
         layers = (params["layers"], caches, jnp.array(local))
         x_BTD, (caches, routed) = jax.lax.scan(step, x_BTD, layers)
     else:
@@ -215,7 +240,36 @@ def _forward(
             outputs.append(output)
         caches, routed = map(list, zip(*outputs, strict=True))
         routed = stack_layers([x for x in routed if x]) if config.n_experts else None
-    return rms_norm(x_BTD, params["final_norm"], config.norm_eps), caches, routed
+    x_BTD = rms_norm(x_BTD, params["final_norm"], config.norm_eps)
+    return split(x_BTD, *WHOLE), caches, routed
+
+
+def _gathered(layer: Params, config: ModelConfig) -> Params:
+    """The layer's parameters, whole along the model's width: they come to where the tokens are.
+
+    XLA 0.10.2, left to gather them itself, adds up wrongly where it also scatters the output.
+    """
+
+    def gathered(name, w):
+        if w.ndim > 1 and name != "router":
+            w = w.astype(config.compute_dtype)
+        return split(w, *(None if axis == "model" else axis for axis in AXES[name]))
+
+    return {name: gathered(name, w) for name, w in layer.items()}
+
+
+def _scanned_in_place(step, x_BTD, layers, caches, local):
+    """As a scan over the layers' caches, which would hold the old ones and the new ones at once."""
+
+    def one(carry, layer_local_i):
+        (x_BTD, caches), (layer, local, i) = carry, layer_local_i
+        cache = jax.tree.map(lambda all: all[i], caches)
+        x_BTD, (cache, routed) = step(x_BTD, (layer, cache, local))
+        return (x_BTD, jax.tree.map(lambda all, new: all.at[i].set(new), caches, cache)), routed
+
+    layers = (layers, jnp.array(local), jnp.arange(len(local)))
+    (x_BTD, caches), routed = jax.lax.scan(one, (x_BTD, caches), layers)
+    return x_BTD, caches, routed
 
 
 def prefill(params, config: ModelConfig, prompt_PU, length_P) -> tuple[jax.Array, Cache]:
@@ -272,6 +326,7 @@ def decode(params, config: ModelConfig, cache: Cache, token_W, column_W, pad_W):
         return {"k": k_WKSH, "v": write(cache["v"], v_WK1H, column_W)}
 
     hidden_W1D, cache, _ = _forward(
-        params, config, token_W[:, None], column_W[:, None], pad_W, S, cache, remember
-    )
+        params, config, token_W[:, None], column_W[:, None], pad_W, S, cache, remember,
+        decoding=True,
+    )  # fmt: skip
     return hidden_W1D[:, 0], cache

@@ -74,18 +74,19 @@ def _chunked(chunk_logits, hidden_ND, head_DV, token_N, vocab_chunk):
 
     so that lse = m + log s and entropy = log s - u / s. The results do not depend on m, which is
     therefore a constant to the gradient. Milakov and Gimelshein 2018 (arXiv 1805.02867),
-    algorithm 3, with u beside it.
+    algorithm 3, with u beside it. A chunk holds every C-th word of C chunks, so that devices which
+    share the vocabulary share each chunk.
     """
     D, V = head_DV.shape
     chunks = -(-V // vocab_chunk)
     head_DV = jnp.pad(head_DV, ((0, 0), (0, chunks * vocab_chunk - V)))
-    head_CDv = head_DV.reshape(D, chunks, vocab_chunk).swapaxes(0, 1)
+    head_CDv = head_DV.reshape(D, vocab_chunk, chunks).transpose(2, 0, 1)
 
     @jax.checkpoint
     def step(carry, chunk):
         m_N, s_N, u_N, z_N = carry
-        head_Dv, start = chunk
-        word_v = start + jnp.arange(vocab_chunk, dtype=start.dtype)
+        head_Dv, first = chunk
+        word_v = first + chunks * jnp.arange(vocab_chunk, dtype=first.dtype)
         z_Nv = jnp.where(word_v[None] < V, chunk_logits(hidden_ND, head_Dv), NEVER)
         new_m_N = jax.lax.stop_gradient(jnp.maximum(m_N, jnp.max(z_Nv, axis=-1)))
         fall_N = m_N - new_m_N
@@ -97,7 +98,7 @@ def _chunked(chunk_logits, hidden_ND, head_DV, token_N, vocab_chunk):
         return (new_m_N, s_N, u_N, z_N), None
 
     zero_N = jnp.zeros(token_N.shape, jnp.float32)
-    starts_C = jnp.arange(chunks, dtype=token_N.dtype) * vocab_chunk
+    first_C = jnp.arange(chunks, dtype=token_N.dtype)
     carry = (zero_N + NEVER, zero_N, zero_N, zero_N)
-    (m_N, s_N, u_N, z_N), _ = jax.lax.scan(step, carry, (head_CDv, starts_C))
+    (m_N, s_N, u_N, z_N), _ = jax.lax.scan(step, carry, (head_CDv, first_C))
     return z_N - m_N - jnp.log(s_N), jnp.log(s_N) - u_N / s_N

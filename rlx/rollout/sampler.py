@@ -63,13 +63,12 @@ class Slots:
     version_WT: jax.Array  # int32, of the weights that drew the token
 
 
-def _shardings(slots: Slots, config: ModelConfig, mesh: Mesh) -> Slots:
-    """Every array is split over the mesh along its slots."""
-
-    def along(tree, axis=0):
-        return jax.tree.map(lambda x: meshes.along(mesh, "slots", x, axis), tree)
-
-    return along(slots).replace(cache=along(slots.cache, axis=int(config.scan_layers)))
+def shardings(slots: Slots, config: ModelConfig, mesh: Mesh) -> Slots:
+    """Every array is split over the mesh along its slots, keys and values along their heads too."""
+    axes = (None,) * config.scan_layers + ("slots", "kv_heads")
+    cache = jax.tree.map(lambda x: meshes.sharding(mesh, axes, x.shape), slots.cache)
+    layout = jax.tree.map(lambda x: meshes.along(mesh, "slots", x), slots)
+    return layout.replace(cache=cache)
 
 
 def empty(
@@ -94,7 +93,7 @@ def empty(
             version_WT=jnp.zeros(shape, jnp.int32),
         )
 
-    layout = _shardings(jax.eval_shape(nothing), config, mesh)
+    layout = shardings(jax.eval_shape(nothing), config, mesh)
     return jax.jit(nothing, out_shardings=layout)()
 
 
@@ -192,7 +191,7 @@ def insert(
         value_WT=fill_first(slots.value_WT, value_P[p_W]),
         version_WT=fill_first(slots.version_WT, jnp.full(W, version, jnp.int32)),
     )
-    return jax.lax.with_sharding_constraint(started, _shardings(slots, config, mesh))
+    return jax.lax.with_sharding_constraint(started, shardings(slots, config, mesh))
 
 
 @functools.partial(jax.jit, static_argnames=("config", "rules", "mesh"), donate_argnames="slots")
@@ -238,4 +237,4 @@ def decode(
         return (step < max_steps) & jnp.any(s.active_W)
 
     decoded = jax.lax.while_loop(work_left, one_token, (jnp.int32(0), slots))[1]
-    return jax.lax.with_sharding_constraint(decoded, _shardings(slots, config, mesh))
+    return jax.lax.with_sharding_constraint(decoded, shardings(slots, config, mesh))

@@ -92,9 +92,10 @@ def policy(
     """
     predict = meshes.visible(mesh, _predictions)
     hidden_PND, token_PN, first_PGD, routed, to_BT = predict(params, batch, model)
+    head_DV = meshes.visible(mesh, meshes.split)(transformer.head_matrix(params), None, "vocab")
     logp_N, entropy_N = token_logprobs(
         hidden_PND.reshape(-1, model.d_model),
-        transformer.head_matrix(params),
+        head_DV,
         token_PN.reshape(-1),
         temperature=temperature,
         vocab_chunk=vocab_chunk,

@@ -188,7 +188,8 @@ def _step(state: TrainState, texts: reward.Texts, base, hyper: Hyper, *, spec: S
         return jax.lax.with_sharding_constraint(rows, meshes.along(spec.mesh, "prompts", rows, 1))
 
     def objective(params, part):
-        score_P2 = reward.scores(whole(params), spec.model, part).reshape(-1, 2)
+        scores = meshes.visible(spec.mesh, reward.scores)
+        score_P2 = scores(whole(params), spec.model, part).reshape(-1, 2)
         value, margin_P = jnp.sum(bradley_terry(score_P2)) / pairs, score_P2[:, 0] - score_P2[:, 1]
         return value, (value, jnp.sum(margin_P) / pairs, jnp.sum(margin_P > 0) / pairs)
 

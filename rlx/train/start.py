@@ -184,9 +184,7 @@ def _policy_of(
     if value_head:
         trained = {**trained, "value": whole["final_norm"]}  # of that shape
     layout = meshes.of_params(mesh, trained, lora.logical_axes(trained))
-    like = jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), trained, layout
-    )
+    like = meshes.shapes(trained, layout)
     got = load_params(run, like, step)
     rows = RunRecord(run, writes=False).rows("evals.jsonl")
     spent = [row["compute"] for row in rows if not step or row["step"] <= step]

@@ -12,6 +12,7 @@ An update whose objective or gradient is not finite leaves parameters and moment
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -74,6 +75,7 @@ class Spec(NamedTuple):
     entropy_bonus: bool
     drop_zero_variance: bool
     microbatches: int
+    group_slices: int
     vocab_chunk: int
     head_dtype: str
     mesh: Mesh
@@ -126,6 +128,13 @@ def numbers(config: Config) -> Hyper:
     return Hyper(**{name: float(fields[name]) for name in Hyper._fields})
 
 
+def names(config: Config, mesh: Mesh) -> Spec:
+    fields = {**vars(config.optim), **vars(config.algo), "model": config.model, "mesh": mesh}
+    fields["entropy_bonus"] = config.algo.entropy_coef > 0
+    fields["drop_zero_variance"] = config.algo.zero_variance == "drop"
+    return Spec(**{name: fields[name] for name in Spec._fields})
+
+
 def _place(state: TrainState, mesh: Mesh) -> TrainState:
     """Shardings of a state: moments like their parameters, scalars everywhere."""
     axes = lora.logical_axes(state.params)
@@ -147,17 +156,29 @@ def init_state(config: Config, mesh: Mesh, params: Params, value_head: bool = Fa
     another `value_head`.
     """
 
-    def begin(params: Params) -> TrainState:
-        key, rank = jax.random.key(config.seed), config.optim.lora_rank
-        trained = lora.init(key, params, rank) if rank else params
-        if value_head or config.algo.has_critic:
-            trained = {**trained, "value": transformer.with_critic(params)["value"]}
-        opt_state = optimizer(numbers(config), 0).init(trained)
-        return TrainState(params=trained, opt_state=opt_state, version=jnp.zeros((), jnp.int32))
-
     layout = meshes.of_params(mesh, params, lora.logical_axes(params))
     params = jax.device_put(params, layout, may_alias=False)
-    return jax.jit(begin, out_shardings=_place(jax.eval_shape(begin, params), mesh))(params)
+    like = state_like(config, mesh, params, value_head)
+    begin = jax.jit(
+        functools.partial(_begin, config, value_head),
+        out_shardings=jax.tree.map(lambda x: x.sharding, like),
+    )
+    return begin(params)
+
+
+def _begin(config: Config, value_head: bool, params: Params) -> TrainState:
+    key, rank = jax.random.key(config.seed), config.optim.lora_rank
+    trained = lora.init(key, params, rank) if rank else params
+    if value_head or config.algo.has_critic:
+        trained = {**trained, "value": transformer.with_critic(params)["value"]}
+    opt_state = optimizer(numbers(config), 0).init(trained)
+    return TrainState(params=trained, opt_state=opt_state, version=jnp.zeros((), jnp.int32))
+
+
+def state_like(config: Config, mesh: Mesh, params: Params, value_head=False) -> TrainState:
+    """Shapes and shardings of `init_state`, of parameters that may be shapes too."""
+    state = jax.eval_shape(functools.partial(_begin, config, value_head), params)
+    return meshes.shapes(state, _place(state, mesh))
 
 
 def ascend(state: TrainState, grads, objective, hyper: Hyper, mesh: Mesh, learns=True):
@@ -290,19 +311,33 @@ def _kept_first(batch: Batch, keep_P):
     return batch.replace(mask_BT=batch.mask_BT * jnp.repeat(batch.keep_P, G)[:, None])
 
 
-def _in_slices(x, spec: Spec):
-    """[slices, rows, ...]: each slice is spread over the whole mesh."""
-    rows = x.reshape(spec.microbatches, -1, *x.shape[1:])
-    return jax.lax.with_sharding_constraint(rows, meshes.along(spec.mesh, "prompts", rows, 1))
+def _in_slices(tree, prompts: int, spec: Spec):
+    """[slices, rows, ...] of arrays [P, ...] and [B, ...]: a slice is spread over the whole mesh.
+
+    A slice of prompts is cut again into parts of each of its groups, to which the prompts go along.
+    """
+    M, K = spec.microbatches, spec.group_slices
+
+    def cut(x):
+        if len(x) == prompts:
+            rows = jnp.repeat(x.reshape(M, -1, *x.shape[1:]), K, axis=0)
+        else:
+            parts = x.reshape(M, prompts // M, K, -1, *x.shape[1:]).swapaxes(1, 2)
+            rows = parts.reshape(M * K, -1, *x.shape[1:])
+        return jax.lax.with_sharding_constraint(rows, meshes.along(spec.mesh, "prompts", rows, 1))
+
+    return jax.tree.map(cut, tree)
 
 
 def _reference_logp(reference, batch: Batch, hyper: Hyper, spec: Spec):
     """ref_logp_BT, slice by slice; 0 without a reference."""
+    shape, P = batch.behavior_logp_BT.shape, len(batch.keep_P)
     if reference is None:
         return jnp.zeros_like(batch.behavior_logp_BT)
-    slices = jax.tree.map(lambda x: _in_slices(x, spec), batch)
     one = lambda part: _policy(reference, part, hyper, spec)[0]  # noqa: E731
-    return jax.lax.map(one, slices).reshape(batch.behavior_logp_BT.shape)
+    logp = jax.lax.map(one, _in_slices(batch, P, spec))
+    cut = (spec.microbatches, spec.group_slices, P // spec.microbatches, -1, shape[1])
+    return logp.reshape(cut).swapaxes(1, 2).reshape(shape)
 
 
 def _targets(batch: Batch, ref_logp_BT, hyper: Hyper, spec: Spec) -> Targets:
@@ -342,7 +377,9 @@ def _train_step(state: TrainState, batch: Batch, base, reference, hyper: Hyper, 
         keep_P = keep_P * ~zero_variance(batch.reward_PG)
     batch = _kept_first(batch, keep_P)
     targets = _targets(batch, _reference_logp(reference, batch, hyper, spec), hyper, spec)
-    slices = jax.tree.map(lambda x: _in_slices(x, spec), (batch, targets))
+    P = len(batch.keep_P)
+    by_sample = batch.replace(reward_PG=batch.reward_PG.reshape(-1))
+    slices = _in_slices((by_sample, targets), P, spec)
 
     def add_slice(i, total):
         part = jax.tree.map(lambda x: x[i], slices)
@@ -352,7 +389,7 @@ def _train_step(state: TrainState, batch: Batch, base, reference, hyper: Hyper, 
         return grads, sums, jax.tree.map(jnp.maximum, total[2], maxima)
 
     kept = jnp.sum(batch.keep_P)
-    used = jnp.ceil(kept * spec.microbatches / len(batch.keep_P)).astype(jnp.int32)
+    used = jnp.ceil(kept * spec.microbatches / P).astype(jnp.int32) * spec.group_slices
     has_routers = spec.model.n_experts and batch.completion_BT.shape[1] > 1
     zero_sums = ZERO_SUMS | (moe.zero_balance(spec.model) if has_routers else {})
     zeros = (jax.tree.map(jnp.zeros_like, state.params), zero_sums, dict(ZERO_MAXIMA))
@@ -374,7 +411,7 @@ def _train_step(state: TrainState, batch: Batch, base, reference, hyper: Hyper, 
     return state, metrics
 
 
-_jitted_step = jax.jit(_train_step, static_argnames="spec", donate_argnames="state")
+jitted_step = jax.jit(_train_step, static_argnames="spec", donate_argnames="state")
 
 
 def make_train_step(config: Config, mesh: Mesh, start: Params | None = None):
@@ -383,21 +420,7 @@ def make_train_step(config: Config, mesh: Mesh, start: Params | None = None):
     start: the parameters that adapters change, and that a KL term or the Bellman residual compares
     with; laid out on the mesh here. ValueError if they are needed and missing.
     """
-    algo, optim = config.algo, config.optim
-    spec = Spec(
-        model=config.model,
-        loss=algo.loss,
-        advantage=algo.advantage,
-        aggregation=algo.aggregation,
-        correction=algo.correction,
-        kl=algo.kl,
-        entropy_bonus=algo.entropy_coef > 0,
-        drop_zero_variance=algo.zero_variance == "drop",
-        microbatches=optim.microbatches,
-        vocab_chunk=optim.vocab_chunk,
-        head_dtype=optim.head_dtype,
-        mesh=mesh,
-    )
+    algo, optim, spec = config.algo, config.optim, names(config, mesh)
     hyper = numbers(config)
     if algo.needs_reference or optim.lora_rank:
         if start is None:
@@ -410,6 +433,6 @@ def make_train_step(config: Config, mesh: Mesh, start: Params | None = None):
 
     def train_step(state: TrainState, batch: Batch):
         batch = jax.tree.map(lambda x: jax.device_put(x, meshes.along(mesh, "prompts", x)), batch)
-        return _jitted_step(state, batch, base, reference, hyper, spec=spec)
+        return jitted_step(state, batch, base, reference, hyper, spec=spec)
 
     return train_step

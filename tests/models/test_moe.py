@@ -195,7 +195,7 @@ def base(batch):
 
 LAYOUTS = {
     "4_slices": {"optim": replace(RUN.optim, microbatches=4)},
-    "expert4_data2": {"mesh": MeshConfig(data=2, expert=4)},
+    "fsdp2_expert2_tensor2": {"mesh": MeshConfig(data=1, fsdp=2, expert=2, tensor=2)},
     "dense_scanned_remat": {
         "model": replace(RUN.model, moe_dispatch="dense", scan_layers=True, remat=True)
     },

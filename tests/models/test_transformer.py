@@ -55,6 +55,30 @@ def test_logits_equal_transformers(family):
     np.testing.assert_allclose(got, expected[:, U - 1 :], atol=2e-5)
 
 
+CHUNKED = replace(BASE, attention_chunk=3, no_rope_every=2, scan_layers=True)
+
+
+@pytest.mark.parametrize("config", [WINDOWED, CHUNKED], ids=["windowed", "chunked"])
+def test_queries_in_chunks_have_the_value_and_gradient_of_all_at_once(config, example):
+    """Seven tokens, three at a time; the second sample of a row begins at token 4."""
+    prompt_PU, length_P, _ = example
+    tokens_BT = np.random.default_rng(1).integers(0, V, (4, 7)).astype(np.int32)
+    offset_BT = np.tile(np.array([0, 1, 2, 3, 0, 1, 2]), (4, 1))
+    config = replace(config, n_layers=2)
+
+    def loss(params, config):
+        _, context = transformer.prefill(params, config, prompt_PU, length_P)
+        hidden_BTD = transformer.extend(params, config, context, length_P, tokens_BT, offset_BT)
+        return jnp.sum(jnp.sin(hidden_BTD * jnp.arange(7)[None, :, None]))
+
+    params = transformer.init(jax.random.key(0), config, V)
+    quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    gradient = jax.jit(jax.value_and_grad(loss), static_argnums=1, compiler_options=quick)
+    want, got = gradient(params, config), gradient(params, replace(config, query_chunk=3))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), got, want)
+    assert min(np.abs(x).max() for x in jax.tree.leaves(want[1]["layers"])) > 1e-2
+
+
 @pytest.mark.parametrize("config", [BASE, QWEN3, WINDOWED], ids=["llama", "qwen3", "windowed"])
 def test_scanned_layers_equal_unrolled(config, example):
     params = transformer.init(jax.random.key(0), config, V)

@@ -21,7 +21,7 @@ from jax.flatten_util import ravel_pytree
 from rlx.config import AlgoConfig, Config, MeshConfig, OptimConfig
 from rlx.mesh import make_mesh
 from rlx.models import lora, transformer
-from rlx.train.step import _jitted_step, init_state, make_train_step, numbers, optimizer
+from rlx.train.step import init_state, jitted_step, make_train_step, numbers, optimizer
 from rlx.types import Batch
 
 P, G, U, T, V, PAD = 8, 4, 5, 6, 14, 13
@@ -170,15 +170,16 @@ def test_the_gradient_is_that_of_tokens_added_up_one_by_one(
 
 
 LAYOUTS = {
-    "4_slices": (MeshConfig(data=1), 4),
-    "8_devices": (MeshConfig(data=8), 1),
-    "2x2x2_devices_and_2_slices": (MeshConfig(data=2, fsdp=2, tensor=2), 2),
+    "4_slices": (MeshConfig(data=1), 4, 1),
+    "2_slices_of_4_parts": (MeshConfig(data=1), 2, 4),
+    "8_devices": (MeshConfig(data=8), 1, 1),
+    "2x2x2_devices_and_2_slices_of_2_parts": (MeshConfig(data=2, fsdp=2, tensor=2), 2, 2),
 }
 
 
-@pytest.mark.parametrize("mesh, microbatches", LAYOUTS.values(), ids=LAYOUTS)
-def test_microbatches_and_mesh_change_nothing(config, params, batch, base, mesh, microbatches):
-    optim = replace(config.optim, microbatches=microbatches)
+@pytest.mark.parametrize("mesh, slices, parts", LAYOUTS.values(), ids=LAYOUTS)
+def test_microbatches_and_mesh_change_nothing(config, params, batch, base, mesh, slices, parts):
+    optim = replace(config.optim, microbatches=slices, group_slices=parts)
     assert_same_step(one_step(replace(config, mesh=mesh, optim=optim), params, batch), base)
 
 
@@ -244,7 +245,7 @@ def test_the_golden_step(base):
 
 
 def test_neither_numbers_nor_further_updates_compile_again(config, params, batch, base):
-    before = _jitted_step._cache_size()
+    before = jitted_step._cache_size()
     other = replace(
         config,
         algo=replace(config.algo, is_cap=3.0, clip_low=0.1, clip_high=0.4, advantage_eps=1e-3),
@@ -255,7 +256,7 @@ def test_neither_numbers_nor_further_updates_compile_again(config, params, batch
     step, state = make_train_step(other, mesh), init_state(other, mesh, params)
     for _ in range(3):
         state, _ = step(state, batch)
-    assert _jitted_step._cache_size() == before
+    assert jitted_step._cache_size() == before
     assert np.abs(ravel_pytree(state.params)[0] - base.params).max() > 0.1  # yet they count
 
 

@@ -252,7 +252,7 @@ def test_entropy_bonus(config, params, batch):
 )
 def test_slices_change_nothing(config, params, critic_batch, reference, algo):
     whole = one_step(config, params, critic_batch, reference, **algo)
-    sliced = replace(config, optim=replace(config.optim, microbatches=4))
+    sliced = replace(config, optim=replace(config.optim, microbatches=4, group_slices=2))
     parts = one_step(sliced, params, critic_batch, reference, **algo)
     scale = np.abs(whole.grad).max()
     np.testing.assert_allclose(parts.grad, whole.grad, atol=1e-5 * max(scale, 1), rtol=0)

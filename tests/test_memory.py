@@ -1,0 +1,139 @@
+"""The memory report against sums by hand, and what its programs must not do."""
+
+import json
+import sys
+
+import jax
+import pytest
+
+from experiments import memory, train
+from rlx.train.step import Hyper
+
+WORDS = """
+model.n_layers=4 model.d_model=16 model.n_heads=8 model.n_kv_heads=4 model.head_dim=8 model.d_ff=24
+model.vocab_size=16 model.n_experts=4 model.experts_per_token=2 model.d_ff_expert=12
+model.scan_layers=true model.remat=true model.query_chunk=16 rollout.prompts_per_step=4
+rollout.group_size=2 rollout.max_new_tokens=512 optim.microbatches=1 optim.vocab_chunk=8
+prompt_tokens=8
+""".split()
+SPLIT = ["mesh.data=1", "mesh.fsdp=2", "mesh.expert=2", "mesh.tensor=2"]
+ATTENTION = 4 * 16 * 8 * (8 + 4 + 4 + 8)  # layers, width, head size, heads
+EXPERTS = 4 * 4 * 3 * 16 * 12
+WORD_MATRICES = 2 * 16 * 16
+ROUTERS, NORMS = 4 * 16 * 4, (4 + 4 + 1) * 16
+CACHE = (
+    4 * 2 * 4 * (4 * 2) * (8 + 512 - 1) * 8 * 4
+)  # layers, k v, heads, slots, length, size, bytes
+
+
+def call(monkeypatch, *words) -> int:
+    monkeypatch.setattr(sys, "argv", ["memory", *words])
+    return memory.main()
+
+
+@pytest.fixture(scope="module")
+def found():
+    """The report of a mixture on 2 x 2 x 2 devices."""
+    options, words = memory.own_options([*WORDS, *SPLIT])
+    return memory.report(train.composed(words), options["prompt_tokens"])
+
+
+def test_a_device_holds_its_share(found):
+    held = found["held"]
+    matrices = ATTENTION + EXPERTS + WORD_MATRICES
+    assert found["parameters"] == matrices + ROUTERS + NORMS
+    assert held["parameters"] == 4 * (matrices // 8 + ROUTERS // 2 + NORMS)
+    assert held["moments"] == 2 * held["parameters"] + 4  # and a counter
+    assert held["keys and values"] == CACHE // 8
+
+
+def test_the_programs_take_what_is_held(found):
+    """But for the scalars that they read."""
+    held, programs = found["held"], found["programs"]
+    update = programs["update"]
+    state = held["parameters"] + held["moments"]
+    scalars = update["arguments"] - state - held["batch"]
+    assert 0 < scalars <= 4 * (1 + len(Hyper._fields))
+    assert update["aliased"] == state + 4  # the new state takes the place of the old one
+    decode = programs["decode"]
+    assert decode["arguments"] > held["parameters"] + held["keys and values"]
+    assert decode["beside"] == held["moments"] + 4
+
+
+def test_the_programs_hold_no_second_cache(found):
+    for name in ("insert", "decode"):
+        assert found["programs"][name]["temporaries"] < 0.6 * found["held"]["keys and values"]
+
+
+def test_the_update_holds_no_scores_of_all_queries(found):
+    """[B, N, T, S] of a device's samples and heads, in float32."""
+    scores = 4 * (4 * 2 // 2) * (8 // 4) * 511 * (8 + 511)
+    assert found["programs"]["update"]["temporaries"] < scores
+
+
+def test_a_replicated_layout_holds_everything():
+    options, words = memory.own_options([*WORDS, "mesh.data=4"])
+    run = memory.traced(train.composed(words), options["prompt_tokens"])
+    whole = 4 * (ATTENTION + EXPERTS + WORD_MATRICES + ROUTERS + NORMS)
+    assert memory.per_device(run.state.params) == whole
+    assert memory.per_device(run.state) == 3 * whole + 8
+    assert memory.per_device(run.slots.cache) == CACHE // 4
+
+
+def test_per_device_is_a_sum_over_the_shards_that_a_device_has():
+    mesh = jax.make_mesh((2, 4), ("a", "b"))
+    spec = jax.sharding.PartitionSpec
+    tree = [
+        jax.device_put(jax.numpy.zeros((8, 4)), jax.sharding.NamedSharding(mesh, spec("b", "a"))),
+        jax.device_put(jax.numpy.zeros(6, "bfloat16"), jax.sharding.NamedSharding(mesh, spec())),
+    ]
+    there = [x.addressable_shards[0].data for x in tree]
+    assert memory.per_device(tree) == sum(x.nbytes for x in there) == 4 * 2 * 2 + 12
+
+
+def test_collectives_are_read_from_a_program():
+    hlo = """
+      %a = f32[4,8]{1,0} all-gather(%x), dimensions={0}
+      %b = (bf16[2]{0}, s32[]) all-reduce-start(%y), to_apply=%add
+      %c = bf16[3,5]{1,0} all-gather(%all-reduce), dimensions={0}
+      %d = f32[9]{0} fusion(%all-gather), metadata={op_name="all-to-all(x)"}
+    """
+    assert memory.collectives(hlo) == {
+        "all-gather": {"count": 2, "largest": 4 * 4 * 8},
+        "all-reduce": {"count": 1, "largest": 2 * 2 + 4},
+    }
+
+
+def test_the_command_prints_a_table_and_a_line(monkeypatch, capsys):
+    """Where parameters are split, they come to the tokens; the tokens stay where they are."""
+    words = ["model=mini", "mesh.data=1", "mesh.fsdp=8", "rollout.max_new_tokens=64"]
+    words += ["optim.microbatches=1", "model.scan_layers=true"]
+    assert call(monkeypatch, "devices=8", *words) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    found = json.loads(last)
+    assert found["mesh"] == {"data": 1, "fsdp": 8, "expert": 1, "tensor": 1}
+    norms = 5 * 32
+    assert found["held"]["parameters"] == 4 * ((found["parameters"] - norms) // 8 + norms)
+    assert lines[0].startswith("25,632 parameters on data 1 x fsdp 8")
+    update = found["programs"]["update"]
+    (row,) = [line.split() for line in lines if line.startswith("update ") and "." in line][:1]
+    assert float(row[6]) == pytest.approx(update["in all"] / 2**30, abs=1e-3)
+    activation = 4 * (16 * 16) * 63 * 32  # bytes of [B, T, D]
+    assert max(kind["largest"] for kind in update["collectives"].values()) < activation / 4
+
+
+@pytest.mark.parametrize(
+    "word, said",
+    [
+        ("devices=many", "devices=many: not such a number"),
+        ("devices=0", "devices=0: not such a number"),
+        ("prompt_tokens=-1", "prompt_tokens=-1: not such a number"),
+        ("mesh.tensor=16", "mesh=1x1x1x16: needs 16 devices, 8 are there"),
+        ("model.query_chunk=-1", "model.query_chunk=-1: negative"),
+        ("nonsense=1", "nonsense: unknown key"),
+    ],
+)
+def test_bad_input_is_one_line(monkeypatch, capsys, word, said):
+    assert call(monkeypatch, word) == 2
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert len(errors) == 1 and errors[0].startswith(f"error: {said}")
