@@ -1,0 +1,151 @@
+"""Where runs end when the task has a worse optimum on the way, by recipe and learning rate.
+
+    python -m analysis.hard_mix [study=runs/hard_mix] [out=analysis/results/hard_mix]
+
+Prompts of `sweep=hard_mix` that leave no room for a worked answer pay 1 / base to a blind guess, so
+the exact pass rates of three policies are known (`levels`). Into `out` go
+
+    hard_mix.png   a row of panels per learning rate: curves of three recipes, a line per seed, and
+                   where every run of every recipe ends
+    ends.csv       one row per run: where it ends, the mean of its last LAST evaluations; the best
+                   such mean on its way; and the level next to its end
+    evals.csv      the evaluations
+
+Bad options end with exit code 2 and one line on stderr.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.options import exit_status, read_options
+from rlx.record import RunRecord, runs
+from rlx.scaling import DataError, Evals
+from rlx.scaling.style import COLORS, DASHES, INK, log_ticks, tidy
+
+LAST = 5  # evaluations whose mean is where a run ends
+RECIPES = {
+    "scalerl": "CISPO, k = 8",
+    "shape_sync": "on-policy",
+    "shape_8op": "PPO-off-policy-8",
+    "shape_clip_wide": "DAPO's clip",
+    "shape_gspo": "GSPO",
+    "shape_sample_mean": "sample mean",
+    "shape_token_mean": "token mean",
+    "shape_prompt_norm": "prompt norm",
+    "shape_keep": "zero variance kept",
+}
+SHOWN = ("scalerl", "shape_sync", "shape_clip_wide")  # as curves
+
+
+@dataclass(frozen=True)
+class Options:
+    study: Path = Path("runs/hard_mix")
+    out: Path = Path("analysis/results/hard_mix")
+
+
+def levels(study: Path) -> dict[str, float]:
+    """Pass rates of three policies: guess, work out, and each where it pays."""
+    manifest = RunRecord(runs(study)[0]).manifest
+    guess = 1 / manifest["config"]["env"]["kwargs"]["base"]
+    worked = manifest["ceiling"]
+    return {
+        "guess all": guess,
+        "work out all": worked,
+        "tell apart": worked + (1 - worked) * guess,
+    }
+
+
+def ends(evals: pd.DataFrame, known: dict[str, float]) -> pd.DataFrame:
+    rows = []
+    for (rate, recipe, seed), run in evals.groupby(["learning_rate", "recipe", "seed"]):
+        smooth = run["value"].rolling(LAST).mean()
+        end, best = smooth.iloc[-1], smooth.max()
+        level = min(known, key=lambda name: abs(known[name] - end))
+        cell = {"learning_rate": float(rate), "recipe": recipe, "seed": int(seed)}
+        rows.append(cell | {"best": best, "end": end, "level": level})
+    return pd.DataFrame(rows).sort_values(["learning_rate", "recipe", "seed"])
+
+
+# ------------------------------------------------------------------ figure
+
+
+def draw(evals: pd.DataFrame, table: pd.DataFrame, known: dict[str, float]) -> Figure:
+    rates = sorted(table["learning_rate"].unique())
+    figure = Figure(figsize=(9.6, 3.1 * len(rates)), layout="constrained", dpi=150)
+    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06)
+    grid = figure.subplots(len(rates), 2, sharex="col", squeeze=False, width_ratios=[1.25, 1])
+    for (left, right), rate in zip(grid, rates, strict=True):
+        curves(left, evals[evals["learning_rate"].astype(float) == rate], known)
+        left.set_title(f"learning rate {rate:g}", loc="left", fontsize=10, color=INK)
+        endings(right, table[table["learning_rate"] == rate], known)
+    grid[0, 0].legend(frameon=False, fontsize=8, loc="lower right")
+    grid[0, 1].set_title("where runs end, a dot per seed", loc="left", fontsize=10, color=INK)
+    grid[-1, 0].set_xlabel("training compute (FLOPs)", fontsize=9)
+    grid[-1, 1].set_xlabel(f"pass rate (held-out, mean of the last {LAST} evaluations)", fontsize=9)
+    return figure
+
+
+def curves(ax: Axes, evals: pd.DataFrame, known: dict[str, float]) -> None:
+    for color, recipe in zip(COLORS, SHOWN, strict=False):
+        for i, (_, run) in enumerate(evals[evals["recipe"] == recipe].groupby("seed")):
+            later = run[run["compute"] > 0]
+            label = None if i else RECIPES[recipe]
+            ax.plot(later["compute"], later["value"], color=color, linewidth=1, label=label)
+    for name, rate in known.items():
+        ax.axhline(rate, color=INK, linewidth=0.8, linestyle=DASHES, zorder=1)
+        ax.text(
+            0.01, rate, f"{name} {rate:.2f}", transform=ax.get_yaxis_transform(), ha="left",
+            va="top" if name == "guess all" else "bottom", fontsize=7.5, color=INK,
+        )  # fmt: skip
+    ax.set_xscale("log")
+    log_ticks(ax)
+    ax.set_ylim(0, 0.75)
+    ax.set_ylabel("pass rate (held-out)", fontsize=9)
+    tidy(ax)
+
+
+def endings(ax: Axes, table: pd.DataFrame, known: dict[str, float]) -> None:
+    """A row per recipe."""
+    for y, recipe in enumerate(RECIPES):
+        color = COLORS[SHOWN.index(recipe)] if recipe in SHOWN else INK
+        for row in table[table["recipe"] == recipe].itertuples():
+            ax.plot(row.end, -y, "o", color=color, ms=5, mew=0, alpha=0.7)
+    for rate in known.values():
+        ax.axvline(rate, color=INK, linewidth=0.8, linestyle=DASHES, zorder=1)
+    ax.set_yticks([-y for y in range(len(RECIPES))], list(RECIPES.values()), fontsize=8)
+    ax.set_xlim(0, 0.75)
+    tidy(ax, rules="x")
+
+
+# ------------------------------------------------------------------ command
+
+
+def main(argv: Sequence[str]) -> None:
+    """Make the files. DataError on bad options, and where there are no runs."""
+    options = read_options(Options, argv)
+    if not runs(options.study):
+        remedy = "python -m experiments.study sweep=hard_mix"
+        raise DataError("study", options.study, "no runs of this study", remedy)
+    evals = Evals.read(options.study).frame
+    known = levels(options.study)
+    table = ends(evals, known)
+    options.out.mkdir(parents=True, exist_ok=True)
+    draw(evals, table, known).savefig(options.out / "hard_mix.png")
+    table.round(4).to_csv(options.out / "ends.csv", index=False)
+    evals.to_csv(options.out / "evals.csv", index=False)
+    cells = ["recipe", "learning_rate"]
+    print(table.groupby(cells)["end"].mean().unstack().round(3).to_string())
+    print(table.groupby([*cells, "level"]).size().unstack(fill_value=0).to_string())
+    print(f"wrote hard_mix.png, ends.csv, evals.csv in {options.out}")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))
