@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 from dataclasses import replace
+from importlib.metadata import version
 
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the first process of this test run
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="rlx-compiled-")
@@ -16,12 +17,16 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the first process of this t
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+# Programs run for milliseconds and compile for seconds; processes that tests start inherit these.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+before_0_12 = int(version("jaxlib").split(".")[1]) < 12  # XLA ends at a flag that it does not know
+os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false" if before_0_12 else ""
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 assert jax.device_count() == 8 or jax.default_backend() != "cpu"  # JAX starts here
 
@@ -43,6 +48,14 @@ def forgotten():
     yield
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture
+def optimised():
+    """What this test compiles runs for longer than it takes to optimise."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Every file of conf/ makes a configuration that can be run; bad input is one line."""
 
+import functools
 import pickle
 import re
 import signal
@@ -39,6 +40,7 @@ def hydra():
     HydraConfig.instance().cfg = None
 
 
+@functools.cache
 def composed(*overrides) -> Config:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         node = compose("config", list(overrides), return_hydra_config=True)

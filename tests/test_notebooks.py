@@ -13,7 +13,6 @@ FOLDER = Path(__file__).parents[1] / "analysis" / "notebooks"
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)
 def test_notebook_runs(path, tmp_path, monkeypatch):
     monkeypatch.setenv("RLX_STUDY", str(tmp_path / "none"))  # the data that the project has
-    monkeypatch.setenv("XLA_FLAGS", "")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
     notebook = jupytext.read(path)

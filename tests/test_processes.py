@@ -26,10 +26,9 @@ RUN = [
 def start(out: Path, processes: int, *overrides: str) -> list[subprocess.Popen]:
     """The processes of one run, on loopback, two devices in all."""
     devices = {"JAX_NUM_CPU_DEVICES": str(2 // processes), "JAX_PLATFORMS": "cpu"}
-    quiet = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     command = [sys.executable, "-m", "experiments.train", f"out={out}", *RUN, *overrides]
     if processes == 1:
-        return [subprocess.Popen(command, cwd=ROOT, env={**quiet, **devices})]
+        return [subprocess.Popen(command, cwd=ROOT, env={**os.environ, **devices})]
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -38,7 +37,7 @@ def start(out: Path, processes: int, *overrides: str) -> list[subprocess.Popen]:
         subprocess.Popen(
             [*command, "distributed=true"],
             cwd=ROOT,
-            env={**quiet, **devices, "JAX_PROCESS_ID": str(i)},
+            env={**os.environ, **devices, "JAX_PROCESS_ID": str(i)},
         )
         for i in range(processes)
     ]
@@ -81,11 +80,10 @@ def test_slurm_says_by_itself_who_is_there(tmp_path):
     assert statuses(start(tmp_path / "one", 1)) == {0}
     (place := tmp_path / "slurm").mkdir()
     with slurm.one_node(place) as environment:
-        quiet = {key: value for key, value in environment.items() if key != "XLA_FLAGS"}
         devices = {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
         command = [sys.executable, "-m", "experiments.train", f"out={tmp_path}/two", *RUN]
         srun = ["srun", "-n2", "-c1", *command, "distributed=true"]
-        subprocess.run(srun, cwd=ROOT, env={**quiet, **devices}, check=True, timeout=400)
+        subprocess.run(srun, cwd=ROOT, env={**environment, **devices}, check=True, timeout=400)
     same(tmp_path / "one", tmp_path / "two")
 
 

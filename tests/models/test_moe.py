@@ -24,8 +24,7 @@ SOFTMAX = ModelConfig(
 SIGMOID = replace(SOFTMAX, router="sigmoid", d_ff_shared=8, experts_per_token=1)
 ROUTERS = {"softmax": SOFTMAX, "unnormed": replace(SOFTMAX, norm_topk=False), "sigmoid": SIGMOID}
 V = 11
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-compiled = functools.partial(jax.jit, static_argnums=2, compiler_options=QUICK)
+compiled = functools.partial(jax.jit, static_argnums=2)
 
 
 @functools.cache

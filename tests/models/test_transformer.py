@@ -1,5 +1,6 @@
 """The decoder against `transformers` (golden arrays), against itself, and by its gradients."""
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ WINDOWED = replace(QWEN3, sliding_window=3, sliding_window_from=1)
 GOLDEN = np.load(Path(__file__).parents[1] / "data" / "hf_models.npz")
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def logits_of(params, config, prompt_PU, length_P, completion_BT):
     """Logits after the last prompt token and after every completion token, [B, 1 + T, V]."""
     hidden_PD, context = transformer.prefill(params, config, prompt_PU, length_P)
@@ -72,8 +74,7 @@ def test_queries_in_chunks_have_the_value_and_gradient_of_all_at_once(config, ex
         return jnp.sum(jnp.sin(hidden_BTD * jnp.arange(7)[None, :, None]))
 
     params = transformer.init(jax.random.key(0), config, V)
-    quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    gradient = jax.jit(jax.value_and_grad(loss), static_argnums=1, compiler_options=quick)
+    gradient = jax.jit(jax.value_and_grad(loss), static_argnums=1)
     want, got = gradient(params, config), gradient(params, replace(config, query_chunk=3))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), got, want)
     assert min(np.abs(x).max() for x in jax.tree.leaves(want[1]["layers"])) > 1e-2
@@ -137,12 +138,14 @@ def test_no_gradient_from_later_tokens(example):
     completion_BT = np.array([[0, 1, 2, 3], [0, 1, 2, 3]], np.int32)  # each fed exactly once
     prompt_PU = np.full_like(prompt_PU, 9)
 
-    def logits_at(embed, t):
+    @jax.jit
+    @jax.grad
+    def gradient(embed, t):
         p = {**params, "embed": embed}
         return jnp.sum(logits_of(p, BASE, prompt_PU, length_P, completion_BT)[:, t] ** 2)
 
     for t in range(4):  # logits[:, t] follow tokens 0 .. t-1
-        grad_VD = jax.grad(logits_at)(params["embed"], t)
+        grad_VD = gradient(params["embed"], t)
         assert np.all(grad_VD[t:4] == 0)
         assert t == 0 or np.all(np.any(grad_VD[:t] != 0, axis=1))
 
@@ -157,7 +160,7 @@ def test_no_gradient_from_tokens_before_the_windows():
         hidden_PD, _ = transformer.prefill({**params, "embed": embed}, config, prompt_PU, length_P)
         return jnp.sum(jnp.sin(hidden_PD))
 
-    grad_VD = jax.grad(last_logits)(params["embed"])
+    grad_VD = jax.jit(jax.grad(last_logits))(params["embed"])
     np.testing.assert_array_equal(np.any(grad_VD[:9] != 0, axis=1), np.arange(9) >= 8 - 6)
 
 
@@ -165,11 +168,13 @@ def test_a_shared_prompt_has_the_gradient_of_a_repeated_one(example):
     prompt_PU, length_P, completion_BT = example
     params = transformer.init(jax.random.key(0), BASE, V)
 
-    def loss(params, prompt_PU, length_P):
+    @jax.jit
+    @jax.grad
+    def gradient(params, prompt_PU, length_P):
         return jnp.sum(jnp.sin(logits_of(params, BASE, prompt_PU, length_P, completion_BT)))
 
-    shared = jax.grad(loss)(params, prompt_PU, length_P)
-    repeated = jax.grad(loss)(params, np.repeat(prompt_PU, 3, 0), np.repeat(length_P, 3))
+    shared = gradient(params, prompt_PU, length_P)
+    repeated = gradient(params, np.repeat(prompt_PU, 3, 0), np.repeat(length_P, 3))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), shared, repeated)
 
 

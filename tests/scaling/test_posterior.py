@@ -216,7 +216,7 @@ def test_nuts_converges_and_recovers_the_truth(nuts):
     assert not jax.config.jax_enable_x64  # the process's setting is its own
 
 
-def test_plain_numpyro_nuts_agrees(nuts):
+def test_plain_numpyro_nuts_agrees(nuts, optimised):
     """The same density sampled by numpyro.infer.MCMC in the model's own coordinates."""
     from numpyro.infer import MCMC, NUTS, init_to_value
 

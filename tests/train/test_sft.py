@@ -49,7 +49,7 @@ def test_the_objective_and_its_gradient_are_those_of_the_mean_log_likelihood(con
         )
         return total / sum(len(trace.completion) for trace in traces[:4])
 
-    value, grads = jax.value_and_grad(mean_logp)(params)
+    value, grads = jax.jit(jax.value_and_grad(mean_logp))(params)
     state, metrics = make_train_step(config, mesh)(init_state(config, mesh, params), batch)
     assert float(metrics["objective"]) == pytest.approx(float(value), rel=1e-5)
     mu = state.opt_state[1][0].mu
