@@ -88,11 +88,8 @@ def traced(config: Config, prompt_tokens: int = 0) -> Traced:
     )
     slots = meshes.shapes(slots, sampler.shardings(slots, config.model, generators))
     static = {"config": config.model, "rules": engine.rules(config, env), "mesh": generators}
-    n, ints = (
-        config.slots // rollout.group_size,
-        lambda *shape: jax.ShapeDtypeStruct(shape, "int32"),
-    )
-    new = (ints(n, U), ints(n), ints(n, rollout.group_size), ints(n))
+    n, G = config.slots // rollout.group_size, rollout.group_size
+    new = [jax.ShapeDtypeStruct(shape, "int32") for shape in ((n, U), (n,), (n, G), (n,))]
     key = jax.eval_shape(lambda: jax.random.key(0))
     hyper, spec = step.numbers(config), step.names(config, mesh)
     programs = {
@@ -109,9 +106,8 @@ def batch_like(config: Config, prompt_tokens: int) -> Any:
 
     from rlx.types import Batch
 
-    P, G, T = (
-        getattr(config.rollout, f) for f in ("prompts_per_step", "group_size", "max_new_tokens")
-    )
+    rollout = config.rollout
+    P, G, T = rollout.prompts_per_step, rollout.group_size, rollout.max_new_tokens
     floats = lambda *shape: jax.ShapeDtypeStruct(shape, "float32")  # noqa: E731
     ints = lambda *shape: jax.ShapeDtypeStruct(shape, "int32")  # noqa: E731
     return Batch(

@@ -21,9 +21,7 @@ ATTENTION = 4 * 16 * 8 * (8 + 4 + 4 + 8)  # layers, width, head size, heads
 EXPERTS = 4 * 4 * 3 * 16 * 12
 WORD_MATRICES = 2 * 16 * 16
 ROUTERS, NORMS = 4 * 16 * 4, (4 + 4 + 1) * 16
-CACHE = (
-    4 * 2 * 4 * (4 * 2) * (8 + 512 - 1) * 8 * 4
-)  # layers, k v, heads, slots, length, size, bytes
+CACHE = 4 * 2 * 4 * (4 * 2) * (8 + 512 - 1) * 8 * 4  # layers, kv, heads, slots, length, size, bytes
 
 
 def call(monkeypatch, *words) -> int:

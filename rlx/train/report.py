@@ -111,15 +111,18 @@ def spend_update(ledger: flops.Ledger, config: Config, env: Env, groups: list[Gr
     model, vocab, algo = config.model, env.tokenizer.vocab_size, config.algo
     for group in groups:
         length, length_G = len(group.prompt_U), group.length_G
+        parts = np.split(length_G, config.optim.group_slices)  # each runs the prompt
         ledger.samples += len(length_G)
         if algo.needs_reference:
-            ledger.reference_flops += flops.reference_flops(model, vocab, length, length_G)
+            for part in parts:
+                ledger.reference_flops += flops.reference_flops(model, vocab, length, part)
         if algo.has_critic:
             ledger.critic_flops += flops.critic_flops(model, length_G)
         if algo.zero_variance == "drop" and group.zero_variance:
             ledger.discard(model, vocab, length, length_G)
         else:
-            ledger.train_flops += flops.train_flops(model, vocab, length, length_G)
+            for part in parts:
+                ledger.train_flops += flops.train_flops(model, vocab, length, part)
             ledger.tokens_trained += int(length_G.sum())
 
 

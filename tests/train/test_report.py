@@ -1,12 +1,17 @@
-"""Which code made a run, and what an interruption of it threw away."""
+"""Which code made a run, what an update cost, and what an interruption threw away."""
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from rlx import flops
 from rlx.record import RunRecord, read_rows
-from rlx.train.report import commit, note_lost_work
+from rlx.train.report import commit, note_lost_work, spend_update
+from rlx.train.start import make_env
+from rlx.types import Group
 
 SETS = ("heldout", "gcd", "sums")
 
@@ -49,3 +54,26 @@ def test_the_commit_is_that_of_the_checkout():
     ask = ["git", "rev-parse", "HEAD"]
     head = subprocess.run(ask, cwd=Path(__file__).parent, capture_output=True, text=True).stdout
     assert commit().removesuffix("-dirty") == head.strip()  # outside of a checkout both are empty
+
+
+def test_every_part_of_a_group_pays_for_the_prompt(tiny):
+    """The learner and the reference run it once more for each; heads are as many as before."""
+    algo = replace(tiny.algo, kl="k3", kl_coef=0.1)
+    nothing_GT = np.zeros((4, 6))
+    group = Group(
+        serial=0, problem_id=0, prompt_U=np.arange(5), completion_GT=nothing_GT,
+        length_G=np.array([1, 4, 6, 2]), behavior_logp_GT=nothing_GT,
+        behavior_value_GT=nothing_GT, version_GT=nothing_GT, reward_G=np.array([0, 1, 0, 1]),
+        score_G=np.zeros(4), stopped_G=np.ones(4, bool),
+    )  # fmt: skip
+    env = make_env(tiny)
+    ledgers = {}
+    for parts in (1, 4):
+        config = replace(tiny, algo=algo, optim=replace(tiny.optim, group_slices=parts))
+        spend_update(ledger := flops.Ledger(), config, env, [group])
+        ledgers[parts] = ledger
+    vocab = env.tokenizer.vocab_size
+    prompt = flops.prefill_flops(tiny.model, vocab, 5) - flops.head_flops(tiny.model, vocab, 1)
+    more = {name: vars(ledgers[4])[name] - vars(ledgers[1])[name] for name in vars(ledgers[1])}
+    assert more.pop("train_flops") == 3 * 3 * prompt and more.pop("reference_flops") == 3 * prompt
+    assert set(more.values()) == {0}
