@@ -37,7 +37,8 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from numpy.typing import NDArray
 
 from experiments.options import exit_status
-from rlx.scaling import DataError, Evals, ScalingFit, fit, fit_paper, fit_point
+from rlx.errors import InputError
+from rlx.scaling import Evals, ScalingFit, fit, fit_paper, fit_point
 from rlx.scaling.backtest import score
 from rlx.scaling.curve import sigmoid
 from rlx.scaling.data import short_names
@@ -87,7 +88,7 @@ def read_retu(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     curves.csv starts at point 1.
 
     Raises:
-        DataError: a file is missing.
+        InputError: a file is missing.
     """
     points, fits, settings = (
         _named(_table(folder / f"{name}.csv"))
@@ -122,7 +123,7 @@ def read_retu(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def _table(path: Path) -> pd.DataFrame:
     if not path.exists():
-        raise DataError("data", path, "no such file", "give the folder of that paper's curves")
+        raise InputError("data", path, "no such file", "give the folder of that paper's curves")
     return pd.read_csv(path)
 
 
@@ -148,7 +149,7 @@ def read_studies(folder: Path) -> dict[str, Evals]:
     """The studies that are forecast: RETU, Deep-GRPO by seconds and by steps, Fig. 1a.
 
     Raises:
-        DataError: a file is missing.
+        InputError: a file is missing.
     """
     points, published = read_retu(folder)
     starts = pd.DataFrame({"run": published.index, "compute": 0.0, "value": published["P_sft"]})
@@ -171,7 +172,7 @@ def read_studies(folder: Path) -> dict[str, Evals]:
 def _export(path: Path, known: Sequence[str] = ()) -> Evals:
     """A W&B export without the runs known already; C = 0 at each run's first evaluation."""
     if not path.exists():
-        raise DataError("data", path, "no such file", "put deep_grpo beside the folder of data=")
+        raise InputError("data", path, "no such file", "put deep_grpo beside the folder of data=")
     evals = Evals.read(path)
     evals = evals.select([run for run in evals.runs if run not in known])
     first = evals.frame.groupby("run")["compute"].transform("min")
@@ -474,7 +475,7 @@ def main(argv: Sequence[str]) -> dict[str, pd.DataFrame]:
     """Make every table and the figure; returns the tables by name.
 
     Raises:
-        DataError: an option is unknown or a file of the data is missing.
+        InputError: an option is unknown or a file of the data is missing.
     """
     options = _options(argv)
     folder, out, method = Path(options["data"]), Path(options["out"]), options["method"]
@@ -510,9 +511,9 @@ def _options(argv: Sequence[str]) -> dict[str, str]:
         key, equals, value = word.partition("=")
         if not equals or key not in chosen:
             known = ", ".join(f"{name}=" for name in chosen)
-            raise DataError(key, value, "unknown option", f"use {known}")
+            raise InputError(key, value, "unknown option", f"use {known}")
         if key in CHOICES and value not in CHOICES[key]:
-            raise DataError(key, value, "not available", f"use {key}={'|'.join(CHOICES[key])}")
+            raise InputError(key, value, "not available", f"use {key}={'|'.join(CHOICES[key])}")
         chosen[key] = value
     return chosen
 

@@ -27,7 +27,8 @@ from matplotlib.figure import Figure
 
 from experiments.options import exit_status, read_options
 from rlx.record import RunRecord, runs
-from rlx.scaling import DataError, Evals
+from rlx.errors import InputError
+from rlx.scaling import Evals
 from rlx.scaling.style import COLORS, DASHES, INK, log_ticks, tidy
 
 LAST = 5  # evaluations whose mean is where a run ends
@@ -129,11 +130,11 @@ def endings(ax: Axes, table: pd.DataFrame, known: dict[str, float]) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Make the files. DataError on bad options, and where there are no runs."""
+    """Make the files. InputError on bad options, and where there are no runs."""
     options = read_options(Options, argv)
     if not runs(options.study):
         remedy = "python -m experiments.study sweep=hard_mix"
-        raise DataError("study", options.study, "no runs of this study", remedy)
+        raise InputError("study", options.study, "no runs of this study", remedy)
     evals = Evals.read(options.study).frame
     known = levels(options.study)
     table = ends(evals, known)

@@ -23,7 +23,7 @@ from scipy.optimize import brentq
 from analysis.figures import STYLE
 from experiments.options import exit_status
 from rlx.scaling.curve import sigmoid
-from rlx.scaling.data import DataError
+from rlx.errors import InputError
 from rlx.scaling.point import PAPER_C_MID_LONG, fit_paper, fit_point, fit_power, profile_A
 from rlx.scaling.style import COLORS, FAINT, INK
 
@@ -434,17 +434,17 @@ def main(argv: Sequence[str]) -> list[Path]:
     """Make the figures that the options ask for; returns the PNGs.
 
     Raises:
-        DataError: an option or a figure is unknown.
+        InputError: an option or a figure is unknown.
     """
     options = {"fig": "", "out": str(ROOT / "analysis" / "results" / "paper")}
     for word in argv:
         key, equals, value = word.partition("=")
         if not equals or key not in options:
-            raise DataError(key, value, "unknown option", "write fig=NAME and out=DIR")
+            raise InputError(key, value, "unknown option", "write fig=NAME and out=DIR")
         options[key] = value
     names = list(FIGURES) if options["fig"] == "all" else [options["fig"]]
     if names[0] not in FIGURES:
-        raise DataError("fig", options["fig"], "no such figure", f"use {'|'.join(FIGURES)}|all")
+        raise InputError("fig", options["fig"], "no such figure", f"use {'|'.join(FIGURES)}|all")
     out = Path(options["out"])
     out.mkdir(parents=True, exist_ok=True)
     paths = []

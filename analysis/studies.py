@@ -31,7 +31,8 @@ import rlx.scaling as sc
 from experiments.options import exit_status, read_options
 from rlx.record import RunRecord, read_rows
 from rlx.record import runs as run_directories
-from rlx.scaling import DataError, Evals, ScalingFit
+from rlx.errors import InputError
+from rlx.scaling import Evals, ScalingFit
 from rlx.scaling.style import COLORS, FAINT, INK, log_ticks, tidy
 
 DETECTED = 2.8  # standard errors between 0 and what is seen in 80 % of studies, at 5 % two-sided
@@ -217,7 +218,7 @@ def posterior(study: Path, compute: str, recipes: Sequence[str] = ()) -> Scaling
     """
     if not run_directories(study):
         remedy = f"python -m experiments.study sweep={study.name} out={study}"
-        raise DataError("runs", study, "no runs of this study", remedy)
+        raise InputError("runs", study, "no runs of this study", remedy)
     evals = Evals.read(study, compute=compute)
     path = study / f"posterior-{compute}.nc"
     if recipes:
@@ -356,14 +357,14 @@ def _levels(recipe: str) -> dict[str, str]:
 
 
 def _recipes_of(comparison: Comparison, fit: ScalingFit) -> dict[str, str]:
-    """Label of each recipe of the fit that the figure shows. DataError if one is missing."""
+    """Label of each recipe of the fit that the figure shows. InputError if one is missing."""
     axis, others = _axis_of(comparison) if comparison.match else ("recipe", {})
     names = {}
     for level, label in comparison.recipes.items():
         wanted = others | {axis: level}
         found = [name for name in fit.recipes if wanted.items() <= _levels(name).items()]
         if not found:
-            raise DataError("runs", comparison.study, f"{level} is missing", "finish the study")
+            raise InputError("runs", comparison.study, f"{level} is missing", "finish the study")
         names[found[0]] = label
     return names
 
@@ -488,12 +489,12 @@ def _forest(
 
 
 def main(argv: Sequence[str]) -> list[Path]:
-    """Make what the options ask for; returns the files. DataError on bad options, missing runs."""
+    """Make what the options ask for; returns the files. InputError on bad options, missing runs."""
     options = read_options(Options, argv)
     names = [*FIGURES, "verdicts"] if options.fig == "all" else [options.fig]
     if names[0] not in (*FIGURES, "verdicts"):
         known = "|".join([*FIGURES, "verdicts", "all"])
-        raise DataError("fig", options.fig, "no such figure", f"use {known}")
+        raise InputError("fig", options.fig, "no such figure", f"use {known}")
     out = options.out
     out.mkdir(parents=True, exist_ok=True)
     fits: dict[str, ScalingFit] = {}

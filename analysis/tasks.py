@@ -34,7 +34,8 @@ import rlx.scaling as sc
 from experiments.options import exit_status, read_options
 from rlx.envs.reasoning_gym import tasks_of
 from rlx.record import RunRecord, read_rows, runs
-from rlx.scaling import DataError, Evals, ScalingFit
+from rlx.errors import InputError
+from rlx.scaling import Evals, ScalingFit
 from rlx.scaling.arrays import cell_names
 from rlx.scaling.style import COLORS, DASHES, FAINT, INK, log_ticks, shade, tidy
 
@@ -66,13 +67,13 @@ class Task:
 
 
 def sets_of(study: Path) -> list[str]:
-    """The evaluation sets of a study, in the order of its rows. DataError if there is only one."""
+    """The evaluation sets of a study, in the order of its rows. InputError if there is only one."""
     rows = [row for path in runs(study) for row in read_rows(path / "evals.jsonl")]
     names = list(dict.fromkeys(row["eval_set"] for row in rows))
     if len(names) < 2:
         there = ", ".join(names) or "nothing"
         remedy = "give the study of a mixture, such as sweep=tasks"
-        raise DataError("study", study, f"its runs evaluate {there}", remedy)
+        raise InputError("study", study, f"its runs evaluate {there}", remedy)
     return names
 
 
@@ -228,10 +229,10 @@ def _end(rates: Iterable[float]) -> float:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Make the files. DataError on bad options, and where the study has one evaluation set."""
+    """Make the files. InputError on bad options, and where the study has one evaluation set."""
     options = read_options(Options, argv)
     if options.method not in ("nuts", "laplace"):
-        raise DataError("method", options.method, "not available", "use method=nuts|laplace")
+        raise InputError("method", options.method, "not available", "use method=nuts|laplace")
     tasks = read(options)
     table, figure = summary(tasks), draw(tasks)
     options.out.mkdir(parents=True, exist_ok=True)

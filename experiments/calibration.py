@@ -57,7 +57,8 @@ from tqdm import tqdm
 import rlx.scaling as sc
 from experiments.options import read_options
 from rlx.record import RunRecord, read_rows
-from rlx.scaling.data import DataError, Evals
+from rlx.errors import InputError
+from rlx.scaling.data import Evals
 from rlx.scaling.style import COLORS, FAINT, INK
 
 Floats = NDArray[np.float64]
@@ -619,18 +620,18 @@ class CalibrationConfig:
 
 
 def parse(argv: list[str]) -> CalibrationConfig:
-    """The options; unknown keys, wrong types and unknown names raise DataError."""
+    """The options; unknown keys, wrong types and unknown names raise InputError."""
     config = read_options(CalibrationConfig, argv)
     names = {"variants": VARIANTS, "curves": CURVES, "method": ("nuts", "laplace"), "size": SIZES}
     for key, allowed in names.items():
         given = getattr(config, key)
         for name in [given] if isinstance(given, str) else given:
             if name not in allowed:
-                raise DataError(key, name, "unknown", f"use {', '.join(allowed)}")
+                raise InputError(key, name, "unknown", f"use {', '.join(allowed)}")
     if config.studies < 0:
-        raise DataError("studies", config.studies, "negative", "0 summarises what is recorded")
+        raise InputError("studies", config.studies, "negative", "0 summarises what is recorded")
     if config.workers < 1:
-        raise DataError("workers", config.workers, "not positive", "give 1 or more")
+        raise InputError("workers", config.workers, "not positive", "give 1 or more")
     return config
 
 
@@ -654,7 +655,7 @@ def work(config: CalibrationConfig, worker: int = 0) -> None:
     """Do the tasks of seeds = worker (mod workers) that are not recorded yet.
 
     Raises:
-        DataError: `out` holds records of another size or method.
+        InputError: `out` holds records of another size or method.
     """
     out = Path(config.out)
     name = "records.jsonl" if config.workers == 1 else f"records-{worker}.jsonl"
@@ -663,7 +664,7 @@ def work(config: CalibrationConfig, worker: int = 0) -> None:
         for key in ("size", "method"):
             if row[key] != getattr(config, key):
                 reason = f"holds records of {key}={row[key]}"
-                raise DataError("out", out, reason, "give another out, or the same options")
+                raise InputError("out", out, reason, "give another out, or the same options")
     mine = [task for task in tasks(config) if task.seed % config.workers == worker]
     left = [task for task in mine if task not in done]
     log = RunRecord(out)
@@ -708,7 +709,7 @@ def write(out: Path) -> None:
     """calibration.csv, pairs.csv and calibration.png of what is recorded, and a short table."""
     records = read_records(out).values()
     if not any(row["kind"] == "fit" for row in records):
-        raise DataError("out", out, "holds no records", "give studies=1 or more")
+        raise InputError("out", out, "holds no records", "give studies=1 or more")
     calibration, pairs = summarise(records)
     calibration.to_csv(out / "calibration.csv", index=False, float_format="%.4g")
     pairs.to_csv(out / "pairs.csv", index=False, float_format="%.4g")
@@ -727,7 +728,7 @@ def main(argv: list[str] | None = None) -> int:
         status = run(config)
         if not status:
             write(Path(config.out))
-    except DataError as error:
+    except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

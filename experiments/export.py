@@ -11,14 +11,14 @@ from __future__ import annotations
 import sys
 
 from experiments.policy import Policy, main
-from rlx.config import ConfigError
+from rlx.errors import InputError
 
 
 def export(policy: Policy, options: dict[str, str]) -> None:
     from rlx.models import hf
 
     if not options["to"]:
-        raise ConfigError("to", "", "no folder", "give to=DIR")
+        raise InputError("to", "", "no folder", "give to=DIR")
     config = policy.config
     hf.save(options["to"], policy.params, config.model, like=config.env.tokenizer)
     print(f"{options['to']}: written")

@@ -38,7 +38,8 @@ import pandas as pd
 import rlx.scaling as sc
 from analysis.figures import report
 from experiments.options import read_options
-from rlx.scaling.data import DataError, Evals, r0_column, short_names
+from rlx.errors import InputError
+from rlx.scaling.data import Evals, r0_column, short_names
 from rlx.scaling.point import RunFit, fit_study
 
 CHOICES = {
@@ -77,20 +78,20 @@ class FitConfig:
 
 
 def parse(argv: list[str]) -> FitConfig:
-    """The options as a frozen dataclass; unknown keys and wrong types raise DataError."""
+    """The options as a frozen dataclass; unknown keys and wrong types raise InputError."""
     config = read_options(FitConfig, argv, REMEDIES)
     if not config.data:
-        raise DataError("data", "", "nothing to fit", "give data=PATH, a directory or a file")
+        raise InputError("data", "", "nothing to fit", "give data=PATH, a directory or a file")
     for key, built in CHOICES.items():
         name = getattr(config, key)
         if name is not None and name not in built:
-            raise DataError(key, name, "not available", f"use {key}={'|'.join(built)}")
+            raise InputError(key, name, "not available", f"use {key}={'|'.join(built)}")
     if config.method == "point" and config.curve not in (None, "sigmoid"):
-        raise DataError(
+        raise InputError(
             "curve", config.curve, "not a point fit", "use curve=sigmoid or method=nuts"
         )
     if not config.horizon > 1:
-        raise DataError("horizon", config.horizon, "not beyond the data", "give C / C_max above 1")
+        raise InputError("horizon", config.horizon, "not beyond the data", "give C / C_max above 1")
     return config
 
 
@@ -176,7 +177,7 @@ def run(
         The table of point fits, one row per run.
 
     Raises:
-        DataError: the data or an option cannot be used.
+        InputError: the data or an option cannot be used.
     """
     evals = data if isinstance(data, Evals) else Evals.read(data, compute=compute)
     fits = fit_study(evals.frame, holdout=holdout, r0=r0)
@@ -306,7 +307,7 @@ def main(argv: list[str] | None = None) -> int:
             horizon=config.horizon,
             seed=config.sampler_seed,
         )
-    except DataError as error:
+    except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

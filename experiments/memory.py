@@ -36,7 +36,8 @@ import time
 from typing import Any, NamedTuple
 
 from experiments import train
-from rlx.config import Config, ConfigError
+from rlx.errors import InputError
+from rlx.config import Config
 
 OWN = {"devices": 8, "prompt_tokens": 0}
 COLLECTIVES = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
@@ -57,7 +58,7 @@ class Traced(NamedTuple):
 
 
 def traced(config: Config, prompt_tokens: int = 0) -> Traced:
-    """ConfigError if the run could not start."""
+    """InputError if the run could not start."""
     import jax
 
     from rlx import mesh as meshes
@@ -196,14 +197,14 @@ def table(found: dict[str, Any]) -> str:
 
 
 def own_options(words: list[str]) -> tuple[dict[str, int], list[str]]:
-    """(values of OWN, the other words). ConfigError if a value is no number."""
+    """(values of OWN, the other words). InputError if a value is no number."""
     options, rest = dict(OWN), []
     for word in words:
         key, _, value = word.partition("=")
         if key not in OWN:
             rest.append(word)
         elif not value.isdecimal() or int(value) < (key == "devices"):
-            raise ConfigError(key, value, "not such a number", "give a whole number")
+            raise InputError(key, value, "not such a number", "give a whole number")
         else:
             options[key] = int(value)
     return options, rest

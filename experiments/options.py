@@ -10,7 +10,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlx.scaling.data import DataError
+from rlx.errors import InputError
 
 T = TypeVar("T")
 
@@ -19,7 +19,7 @@ def read_options(kind: type[T], argv: Sequence[str], remedies: Mapping[str, str]
     """The dataclass `kind` with the fields that the words name.
 
     Raises:
-        DataError: a word names no field, or its value is not of the field's type; the remedy is
+        InputError: a word names no field, or its value is not of the field's type; the remedy is
             that of `remedies`, or the docstring's.
     """
     known = kind.__dataclass_fields__
@@ -29,13 +29,13 @@ def read_options(kind: type[T], argv: Sequence[str], remedies: Mapping[str, str]
         key, equals, value = word.partition("=")
         if not equals or key not in known:
             remedy = f"write KEY=VALUE with one of {', '.join(known)}"
-            raise DataError(key, value, "unknown option", remedy)
+            raise InputError(key, value, "unknown option", remedy)
         try:
             options = OmegaConf.merge(options, OmegaConf.from_cli([word]))
         except (OmegaConfBaseException, yaml.YAMLError) as error:
             reason = str(error).splitlines()[0]
             remedy = remedies.get(key, "quote it, or give it as the docstring shows")
-            raise DataError(key, value, reason, remedy) from error
+            raise InputError(key, value, reason, remedy) from error
     return OmegaConf.to_object(options)
 
 
@@ -43,7 +43,7 @@ def exit_status(command: Callable[[list[str]], Any]) -> int:
     """0 once the command has done what the words ask for; 2, with one line, if it cannot."""
     try:
         command(sys.argv[1:])
-    except DataError as error:
+    except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -9,7 +9,8 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from experiments import train
-from rlx.config import Config, ConfigError
+from rlx.errors import InputError
+from rlx.config import Config
 
 SECTIONS = ("env", "rollout")  # of a run, unless a word says something else about them
 
@@ -29,7 +30,7 @@ def composed(words: Sequence[str]) -> Config:
     """
     config = train.composed(words)
     if not config.model.path:
-        raise ConfigError("model.path", "", "nothing to look at", "give a run, a folder or a file")
+        raise InputError("model.path", "", "nothing to look at", "give a run, a folder or a file")
     from rlx.train import start
 
     if start.is_run(config.model.path):

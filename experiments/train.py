@@ -31,12 +31,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlx.config import Config, ConfigError, RewardModelConfig, SftConfig
+from rlx.errors import InputError
+from rlx.config import Config, RewardModelConfig, SftConfig
 from rlx.record import DiskFull, needing_room, read_rows
 
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
 SHOW_KEYS = "`python -m experiments.train --cfg job` lists the keys"
-BAD_INPUT = (ConfigError, HydraException, OmegaConfBaseException, ValueError)
+BAD_INPUT = (InputError, HydraException, OmegaConfBaseException, ValueError)
 INTERRUPTED = 75  # EX_TEMPFAIL: schedulers requeue it
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -61,14 +62,14 @@ ConfigStore.instance().store(name="reward_model_schema", node=schema(RewardModel
 
 
 def to_config(node: DictConfig) -> Config:
-    """The frozen configuration; its checks run here. Raises ConfigError."""
+    """The frozen configuration; its checks run here. Raises InputError."""
     try:
         return OmegaConf.to_object(node)
     except FrozenInstanceError as error:  # `+key=` gets past the schema until here
         key = str(error).split("'")[1]
-        raise ConfigError(key, "?", "unknown key", SHOW_KEYS) from None
+        raise InputError(key, "?", "unknown key", SHOW_KEYS) from None
     except OmegaConfBaseException as error:
-        raise error.__cause__ if isinstance(error.__cause__, ConfigError) else error from None
+        raise error.__cause__ if isinstance(error.__cause__, InputError) else error from None
 
 
 def composed(words: Sequence[str]) -> Config:

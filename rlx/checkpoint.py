@@ -23,7 +23,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from rlx.config import CheckpointConfig, ConfigError
+from rlx.errors import InputError
+from rlx.config import CheckpointConfig
 
 
 def pack(tree: Any) -> np.ndarray:
@@ -60,14 +61,14 @@ def unpack(blob: np.ndarray) -> Any:
 def load_params(run: str | Path, like: Any, step: int = 0) -> Any:
     """The parameters alone, of a run's newest checkpoint, or of the one after `step` updates.
 
-    like: their shapes, types and shardings, as jax.ShapeDtypeStruct. Raises ConfigError if there
+    like: their shapes, types and shardings, as jax.ShapeDtypeStruct. Raises InputError if there
     is no such checkpoint.
     """
     directory = Path(run).absolute() / "checkpoints"
     steps = sorted(int(path.name) for path in directory.glob("[0-9]*") if path.name.isdigit())
     if not steps or step and step not in steps:
         there = f"there are {', '.join(map(str, steps))}" if steps else "there is none"
-        raise ConfigError("checkpoint", step or run, f"not in {directory}", there)
+        raise InputError("checkpoint", step or run, f"not in {directory}", there)
     item = {"state": {"params": like}}
     options = ocp.args.PyTreeRestore(
         item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item),
@@ -120,7 +121,7 @@ class Checkpoints:
         """(step, device, host) of the newest checkpoint that can be read; None without any.
 
         `like`: the device part's shapes, types and shardings, as jax.ShapeDtypeStruct or arrays.
-        Raises ConfigError if the checkpoint holds others.
+        Raises InputError if the checkpoint holds others.
         """
         for step in sorted(self.manager.all_steps(), reverse=True):
             try:
@@ -130,7 +131,7 @@ class Checkpoints:
                 )
                 got = self.manager.restore(step, args=parts)
                 return step, got.device, unpack(got.host["blob"])
-            except ConfigError:
+            except InputError:
                 raise
             except Exception as error:  # whatever a damaged file makes Orbax or NumPy raise
                 first, *_ = str(error).splitlines() or [""]
@@ -152,7 +153,7 @@ class Checkpoints:
                 )
                 reason = f"{path} is a checkpoint of another configuration ({kinds})"
                 remedy = f"choose another directory, or remove {self.directory} to start afresh"
-                raise ConfigError("out", self.directory.parent, reason, remedy)
+                raise InputError("out", self.directory.parent, reason, remedy)
 
     def _set_aside(self, step: int) -> None:
         damaged = self.directory / str(step)

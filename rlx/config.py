@@ -2,7 +2,7 @@
 
 Words that name a choice (`loss`, `advantage`, ...) select one function each; the numbers beside
 them reach the jitted step as traced scalars, so runs that differ only in numbers share one
-compilation. A value that cannot work raises `ConfigError`, whose text is `key=value: reason;
+compilation. A value that cannot work raises `InputError`, whose text is `key=value: reason;
 remedy`.
 """
 
@@ -13,21 +13,12 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-
-class ConfigError(ValueError):
-    """`key=value: reason; remedy`, on one line."""
-
-    def __init__(self, key: str, value: object, reason: str, remedy: str):
-        super().__init__(key, value, reason, remedy)  # as they are, so that it can be pickled
-
-    def __str__(self) -> str:
-        key, value, reason, remedy = self.args
-        return f"{key}={value}: {reason}; {remedy}"
+from rlx.errors import InputError
 
 
 def _check(ok: bool, key: str, value: object, reason: str, remedy: str) -> None:
     if not ok:
-        raise ConfigError(key, value, reason, remedy)
+        raise InputError(key, value, reason, remedy)
 
 
 def _one_of(key: str, value: str, names: tuple[str, ...]) -> None:

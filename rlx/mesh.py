@@ -8,7 +8,8 @@ import math
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from rlx.config import ConfigError, MeshConfig
+from rlx.errors import InputError
+from rlx.config import MeshConfig
 from rlx.types import Params
 
 # Logical axis -> mesh axes. Prompts and the sampler's slots are split over data and fsdp together;
@@ -35,7 +36,7 @@ def make_mesh(config: MeshConfig, prompts: int = 1) -> Mesh:
     """A (data, fsdp, expert, tensor) mesh over the first devices.
 
     data = 0 takes as many devices as divide `prompts`, the groups of a slice of the batch. The last
-    `generators` devices are left to the generator, an equal number in every process. ConfigError if
+    `generators` devices are left to the generator, an equal number in every process. InputError if
     there are too few, or if a process is left without a part of the mesh.
     """
     devices, _ = _split(config.generators)
@@ -46,7 +47,7 @@ def make_mesh(config: MeshConfig, prompts: int = 1) -> Mesh:
         data = max(n for n in range(1, most + 1) if prompts % (n * config.fsdp) == 0)
     shape = (data, config.fsdp, config.expert, config.tensor)
     if math.prod(shape) > len(devices):
-        raise ConfigError(
+        raise InputError(
             "mesh",
             "x".join(map(str, shape)),
             f"needs {math.prod(shape)} devices, {len(devices)} are there for the learner",
@@ -54,7 +55,7 @@ def make_mesh(config: MeshConfig, prompts: int = 1) -> Mesh:
         )
     used = devices[: math.prod(shape)]
     if len({device.process_index for device in used}) < jax.process_count():
-        raise ConfigError(
+        raise InputError(
             "mesh",
             "x".join(map(str, shape)),
             f"{len(used)} of {len(devices)} devices leave a process of {jax.process_count()} idle",
@@ -67,7 +68,7 @@ def _split(generators: int) -> tuple[list[jax.Device], list[jax.Device]]:
     """(learner's, generator's) devices: the last ones of every process generate."""
     n = jax.process_count()
     if generators % n:
-        raise ConfigError(
+        raise InputError(
             "mesh.generators", generators, f"not a multiple of {n} processes", f"use {n}, or 0"
         )
     learners, others = [], []

@@ -16,14 +16,14 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from rlx.config import ConfigError
+from rlx.errors import InputError
 
 
 def start() -> None:
     """Join the other processes of this run; before JAX is used.
 
     Slurm, TPU pods, Kubernetes and Open MPI say by themselves who is there; anywhere else
-    JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID do. ConfigError if
+    JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID do. InputError if
     neither does.
     """
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
@@ -36,7 +36,7 @@ def start() -> None:
             "start it under srun, or set JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES "
             "and JAX_PROCESS_ID"
         )
-        raise ConfigError("distributed", True, str(error), remedy) from None
+        raise InputError("distributed", True, str(error), remedy) from None
 
 
 def is_writer() -> bool:

@@ -12,13 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rlx.config import Config, ConfigError, run_sha
+from rlx.errors import InputError
+from rlx.config import Config, run_sha
 
 
 def tracker(config: Config) -> Callable[[int, dict[str, Any]], None]:
     """send(step, row): numbers of the row to the dashboard that `config.tracker` names.
 
-    Raises ConfigError if its package is not installed.
+    Raises InputError if its package is not installed.
     """
     if config.tracker == "none":
         return lambda step, row: None
@@ -27,7 +28,7 @@ def tracker(config: Config) -> Callable[[int, dict[str, Any]], None]:
         return connect(config)
     except ImportError as error:
         remedy = "pip install 'rlx[trackers]', or set tracker=none"
-        raise ConfigError("tracker", config.tracker, str(error), remedy) from None
+        raise InputError("tracker", config.tracker, str(error), remedy) from None
 
 
 def numbers(row: dict[str, Any]) -> dict[str, float]:

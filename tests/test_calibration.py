@@ -30,7 +30,8 @@ from experiments.calibration import (
     summarise,
     work,
 )
-from rlx.scaling.data import DataError, Evals
+from rlx.errors import InputError
+from rlx.scaling.data import Evals
 
 SMALL = ["variants=[well]", "curves=[sigmoid]", "method=laplace", "size=small"]
 
@@ -447,7 +448,7 @@ def test_nothing_recorded(tmp_path, capsys):
     ],
 )
 def test_options_that_cannot_be_used(word, message, capsys):
-    with pytest.raises(DataError) as error:
+    with pytest.raises(InputError) as error:
         parse([word])
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
     assert main([word]) == 2 and capsys.readouterr().err.startswith(f"error: {message}")

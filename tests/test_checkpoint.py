@@ -19,7 +19,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from rlx.checkpoint import Checkpoints, pack, unpack
-from rlx.config import CheckpointConfig, ConfigError, EvalConfig, MeshConfig, PipelineConfig
+from rlx.errors import InputError
+from rlx.config import CheckpointConfig, EvalConfig, MeshConfig, PipelineConfig
 from rlx.record import RunRecord, read_rows
 from rlx.train import loop
 
@@ -155,7 +156,7 @@ def test_a_checkpoint_of_another_model_is_refused(config, whole, tmp_path):
         r"\(state/opt_state/.* is float32\[24,16\] there, float32\[48,16\] here\); choose another "
         f"directory, or remove {tmp_path}/checkpoints to start afresh"
     )
-    with pytest.raises(ConfigError, match=f"^{line}$"):
+    with pytest.raises(InputError, match=f"^{line}$"):
         loop.train(other, progress=False)
     assert sorted(tmp_path.rglob("checkpoints/*")) == before
 
@@ -226,7 +227,7 @@ def test_old_checkpoints_go_but_for_those_to_keep(tmp_path):
 
 def test_two_processes_do_not_write_one_run(config, tmp_path):
     lock = RunRecord(tmp_path).lock()
-    with pytest.raises(ConfigError, match=f"out=.*process {os.getpid()} on .* is writing this run"):
+    with pytest.raises(InputError, match=f"out=.*process {os.getpid()} on .* is writing this run"):
         loop.train(replace(config, out=str(tmp_path)), progress=False)
     lock.close()
     assert not (tmp_path / "manifest.json").exists()

@@ -18,7 +18,8 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import open_dict
 
 from experiments import train as cli
-from rlx.config import Config, ConfigError, config_sha
+from rlx.errors import InputError
+from rlx.config import Config, config_sha
 from rlx.record import RunRecord
 from rlx.train.start import make_env
 from rlx.train.step import numbers
@@ -261,7 +262,7 @@ def test_a_reward_that_hangs_raises_or_is_nan_is_counted_or_stops_the_run(comman
 
 
 def test_an_error_survives_the_way_between_processes():
-    error = ConfigError("steps", 0, "must be positive", "give a value above 0")
+    error = InputError("steps", 0, "must be positive", "give a value above 0")
     again = pickle.loads(pickle.dumps(error))
     assert str(again) == str(error) == "steps=0: must be positive; give a value above 0"
 

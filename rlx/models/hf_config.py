@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from rlx.config import ConfigError, ModelConfig
+from rlx.errors import InputError
+from rlx.config import ModelConfig
 
 # What each family's config.json may leave out, as `transformers` fills it in.
 QWEN = {"sliding_window": 4096, "use_sliding_window": False, "max_window_layers": 28}
@@ -66,18 +67,18 @@ ROPE_KEYS = {
 }  # fmt: skip
 
 
-def unsupported(file: Path, key: str, value: object, remedy: str) -> ConfigError:
-    return ConfigError("model.path", file, f"{key}={value} is not supported", remedy)
+def unsupported(file: Path, key: str, value: object, remedy: str) -> InputError:
+    return InputError("model.path", file, f"{key}={value} is not supported", remedy)
 
 
 def _require(json: dict, keys: Iterable[str], file: Path) -> None:
     for key in keys:
         if json.get(key) is None:
-            raise ConfigError("model.path", file, f"no key {key}", "complete the file")
+            raise InputError("model.path", file, f"no key {key}", "complete the file")
 
 
 def from_json(json: dict, file: Path) -> ModelConfig:
-    """The architecture that a config.json describes. Raises ConfigError naming `file` and key."""
+    """The architecture that a config.json describes. Raises InputError naming `file` and key."""
     if json.get("model_type") == "llama4":  # its text model; what sees is left out
         json = {**json["text_config"], "model_type": "llama4_text"}
     family = json.get("model_type")
@@ -205,7 +206,7 @@ def _rope(json: dict, file: Path) -> dict:
 
 
 def to_json(config: ModelConfig, dtype: str) -> dict:
-    """The config.json of a model; ConfigError if no family of `transformers` computes it."""
+    """The config.json of a model; InputError if no family of `transformers` computes it."""
     c = config
     name = family(c)
     rope = {"rope_type": "default", "rope_theta": c.rope_theta}
@@ -265,7 +266,7 @@ def _experts_json(c: ModelConfig, name: str) -> dict:
 
 
 def family(c: ModelConfig) -> str:
-    """The `model_type` that computes this configuration; ConfigError if none does."""
+    """The `model_type` that computes this configuration; InputError if none does."""
     if c.n_experts:
         return _mixed_family(c)
     _all_of(c, "of a dense decoder", dict.fromkeys(LLAMA4, 0))
@@ -276,7 +277,7 @@ def _all_of(c: ModelConfig, what: str, needed: dict) -> None:
     for key, value in needed.items():
         if getattr(c, key) != value:
             remedy = f"set it to {value}"
-            raise ConfigError(f"model.{key}", getattr(c, key), f"not {what}", remedy)
+            raise InputError(f"model.{key}", getattr(c, key), f"not {what}", remedy)
 
 
 def _mixed_family(c: ModelConfig) -> str:
@@ -296,10 +297,10 @@ def _mixed_family(c: ModelConfig) -> str:
 
 def _dense_family(c: ModelConfig) -> str:
     if c.qk_norm and c.qkv_bias:
-        raise ConfigError("model.qkv_bias", True, "no family has it with qk_norm", "use one of two")
+        raise InputError("model.qkv_bias", True, "no family has it with qk_norm", "use one of two")
     if c.qk_norm or c.qkv_bias:
         return "qwen3" if c.qk_norm else "qwen2"
     if c.sliding_window and c.sliding_window_from:
         key, remedy = "model.sliding_window_from", "use 0, or model.qk_norm or model.qkv_bias"
-        raise ConfigError(key, c.sliding_window_from, "Mistral's window is in all layers", remedy)
+        raise InputError(key, c.sliding_window_from, "Mistral's window is in all layers", remedy)
     return "mistral" if c.sliding_window else "llama"

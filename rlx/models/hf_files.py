@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from rlx.config import ConfigError, ModelConfig
+from rlx.errors import InputError
+from rlx.config import ModelConfig
 from rlx.models.rope import frequencies
 
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -56,16 +57,16 @@ def halves(tensor: Tensor) -> dict[str, Tensor]:
 
 
 def package(name: str, path: Path) -> Any:
-    """An optional package; ConfigError with the extra that brings it."""
+    """An optional package; InputError with the extra that brings it."""
     try:
         return importlib.import_module(name)
     except ImportError:
         remedy = "pip install 'rlx[hf]'"
-        raise ConfigError("model.path", path, f"needs the package {name}", remedy) from None
+        raise InputError("model.path", path, f"needs the package {name}", remedy) from None
 
 
-def unreadable(file: Path, error: Exception) -> ConfigError:
-    return ConfigError("model.path", file, f"unreadable ({error})", "copy it again")
+def unreadable(file: Path, error: Exception) -> InputError:
+    return InputError("model.path", file, f"unreadable ({error})", "copy it again")
 
 
 def in_folder(folder: Path) -> dict[str, Tensor]:
@@ -77,18 +78,18 @@ def in_folder(folder: Path) -> dict[str, Tensor]:
     tensors = {}
     for file in (folder / name for name in files):
         if not file.exists():
-            raise ConfigError("model.path", folder, f"no {file.name}", "give a whole checkpoint")
+            raise InputError("model.path", folder, f"no {file.name}", "give a whole checkpoint")
         try:
             reader = safetensors.safe_open(file, "numpy")
         except safetensors.SafetensorError as error:
-            raise ConfigError(
+            raise InputError(
                 "model.path", file, f"unreadable ({error})", "copy it again"
             ) from None
         for name in reader.keys():  # noqa: SIM118 (not a dictionary)
             part = reader.get_slice(name)
             if part.get_dtype() not in FLOATS:
                 reason = f"{name} has type {part.get_dtype()}"
-                raise ConfigError("model.path", file, reason, f"use {', '.join(FLOATS)}")
+                raise InputError("model.path", file, reason, f"use {', '.join(FLOATS)}")
             tensors[name] = Tensor(file, tuple(part.get_shape()), part.__getitem__)
     return tensors
 
@@ -155,7 +156,7 @@ def gguf_json(file: Path) -> dict:
     }
     if window := value("attention.sliding_window"):
         remedy = "use the safetensors: GGUF does not say which layers have it"
-        raise ConfigError("model.path", file, f"attention.sliding_window={window}", remedy)
+        raise InputError("model.path", file, f"attention.sliding_window={window}", remedy)
     return json
 
 
@@ -176,7 +177,7 @@ def _gguf_rope(value, reader, file: Path) -> dict | None:
     stretched = dataclasses.replace(one, rope_scaling="llama3", rope_factor=factor)
     if not np.allclose(plain_h / frequencies(stretched, 2 * len(stretch[0]))[0], stretch[0]):
         reason, remedy = "rope_freqs.weight is not Llama 3's", "use the safetensors"
-        raise ConfigError("model.path", file, reason, remedy)
+        raise InputError("model.path", file, reason, remedy)
     return {
         "rope_type": "llama3",
         "factor": factor,

@@ -18,7 +18,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rlx import flops, processes
-from rlx.config import Config, ConfigError
+from rlx.errors import InputError
+from rlx.config import Config
 from rlx.envs.base import Env
 from rlx.envs.grading import Graders
 from rlx.rollout import sampler
@@ -55,7 +56,7 @@ class _Running:
 
 
 def rules(config: Config, env: Env) -> sampler.Rules:
-    """When samples end, in token ids. ConfigError where the interruption cannot be said."""
+    """When samples end, in token ids. InputError where the interruption cannot be said."""
     rollout, ids = config.rollout, env.tokenizer
     if config.algo.length_control != "interruption":
         return sampler.Rules(ids.stop_ids, head_dtype=rollout.head_dtype)
@@ -64,10 +65,10 @@ def rules(config: Config, env: Env) -> sampler.Rules:
     except ValueError as error:
         said = f"{rollout.interruption!r}, {rollout.think_end!r}"
         remedy = "use words of the environment, think_end a single token"
-        raise ConfigError("rollout.interruption", said, str(error), remedy) from None
+        raise InputError("rollout.interruption", said, str(error), remedy) from None
     room = rollout.max_new_tokens - rollout.think_tokens_max - rollout.answer_tokens
     if not 0 < len(phrase) <= room:
-        raise ConfigError(
+        raise InputError(
             "rollout.interruption",
             rollout.interruption,
             f"{len(phrase)} tokens where 1 to {room} are left of rollout.max_new_tokens",

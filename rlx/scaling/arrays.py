@@ -10,7 +10,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import logit
 
-from rlx.scaling.data import DataError, Evals
+from rlx.errors import InputError
+from rlx.scaling.data import Evals
 from rlx.scaling.model import FIRST_GAP, Options, Study
 from rlx.scaling.priors import Priors
 
@@ -63,13 +64,13 @@ def assemble(
         pad_to: least number of columns of the arrays, so that windows of a study share a program.
 
     Raises:
-        DataError: an axis or r0 is not a column, no evaluation has C > 0, a start has no R0 in
+        InputError: an axis or r0 is not a column, no evaluation has C > 0, a start has no R0 in
             [0, 1).
     """
     frame = evals.frame.assign(cell=cell_names(evals.frame))
     later = frame[frame["compute"] > 0]
     if later.empty:
-        raise DataError("data", evals.title, "no evaluation has C > 0", "train before fitting")
+        raise InputError("data", evals.title, "no evaluation has C > 0", "train before fitting")
     C_ref = float(np.median(later["compute"]))
     groups = [(str(run), rows) for run, rows in later.groupby("run", sort=False)]
     notes = []
@@ -103,12 +104,12 @@ def make_options(evals: Evals, curve: str, noise: str, priors: Priors) -> Option
     """Static choices of the model for these evaluations.
 
     Raises:
-        DataError: beta-binomial noise without counts.
+        InputError: beta-binomial noise without counts.
     """
     later = evals.frame[evals.frame["compute"] > 0]
     if noise == "betabinomial" and later["trials"].isna().any():
         run = later.loc[later["trials"].isna(), "run"].iloc[0]
-        raise DataError("noise", noise, f"run {run} has no trials", "use noise=normal")
+        raise InputError("noise", noise, f"run {run} has no trials", "use noise=normal")
     return Options(curve, noise, bool(later["stderr"].isna().any()), priors)
 
 
@@ -175,14 +176,14 @@ def _starts(
 
 def _stated(rows: pd.DataFrame, start: str, r0: float | str) -> float:
     if isinstance(r0, str) and r0 not in rows:
-        raise DataError("r0", r0, "no such column", "give a number or a column's name")
+        raise InputError("r0", r0, "no such column", "give a number or a column's name")
     values = rows[r0].unique() if isinstance(r0, str) else np.array([r0])
     if len(values) > 1:
-        raise DataError(
+        raise InputError(
             "r0", r0, f"start {start} has {len(values)} values", "give each its own start="
         )
     if not 0 <= values[0] < 1:
-        raise DataError("r0", values[0], f"start {start}: not in [0, 1)", "give it as value's unit")
+        raise InputError("r0", values[0], f"start {start}: not in [0, 1)", "give it as value's unit")
     return float(logit(max(values[0], 1e-3)))
 
 
@@ -195,7 +196,7 @@ def _design(
     missing = [axis for axis in axes if axis not in frame]
     if missing:
         have = ", ".join(("recipe", *known))
-        raise DataError("axes", missing[0], "no such column", f"use {have}")
+        raise InputError("axes", missing[0], "no such column", f"use {have}")
     by_cell = frame.drop_duplicates("cell").set_index("cell").loc[cells]
     shown = ["recipe", *(a for a in dict.fromkeys((*known, *axes)) if a != "recipe")]
     levels = by_cell[shown].astype(str)

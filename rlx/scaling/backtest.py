@@ -25,7 +25,8 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax, logsumexp
 from tqdm import tqdm
 
-from rlx.scaling.data import DataError, Evals
+from rlx.errors import InputError
+from rlx.scaling.data import Evals
 from rlx.scaling.infer import fit
 from rlx.scaling.posterior import ScalingFit
 
@@ -122,7 +123,7 @@ def backtest(
     points, bands = [], []
     usable = [origin for origin in origins if _median_seen(data, origin) >= MIN_SEEN]
     if not usable:
-        raise DataError("origins", origins, f"fewer than {MIN_SEEN} evaluations seen", "use later")
+        raise InputError("origins", origins, f"fewer than {MIN_SEEN} evaluations seen", "use later")
     jobs = [(curve, origin) for curve in curves for origin in usable]
     for curve, origin in tqdm(jobs, desc="backtest", unit="fit", disable=not progress):
         seen, later = data.until(share=origin), data.after(share=origin)

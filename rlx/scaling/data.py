@@ -13,7 +13,7 @@ Standard error of a value, from sampling alone, by the first rule that applies (
 
 The second is unbiased for a fixed set of n prompts; the third overstates the noise there.
 Every treatment is printed in one line and kept in `Evals.notes`; data that cannot be used raise
-`DataError`.
+`InputError`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+from rlx.errors import InputError
 
 COLUMNS = [
     "run",  # name of the run
@@ -46,13 +48,6 @@ PROMPTS = ["passes_per_prompt", "samples_per_prompt"]  # of a source, not kept
 PER_RUN = ("recipe", "seed", "truth", "start")  # one value per run, as the axes and r0
 MIN_POINTS = 4  # evaluations that a curve of four parameters needs
 COUNT_TOLERANCE = 0.005  # between a value, as logs round it, and passes / trials
-
-
-class DataError(ValueError):
-    """`key=value: reason; remedy`, on one line."""
-
-    def __init__(self, key: str, value: object, reason: str, remedy: str):
-        super().__init__(f"{key}={value}: {reason}; {remedy}")
 
 
 class Notes(list[str]):
@@ -92,7 +87,7 @@ class Options:
 
     def __post_init__(self):
         if self.scale not in (None, "fraction", "percent"):
-            raise DataError("scale", self.scale, "unknown unit", "use fraction or percent")
+            raise InputError("scale", self.scale, "unknown unit", "use fraction or percent")
 
 
 @dataclass(frozen=True)
@@ -133,7 +128,7 @@ class Evals:
         missing = [c for c in (*COLUMNS, *self.axes) if c not in self.frame]
         if missing:
             reason = f"lacks the columns {', '.join(missing)}"
-            raise DataError("frame", "", reason, "make Evals with Evals.from_frame")
+            raise InputError("frame", "", reason, "make Evals with Evals.from_frame")
 
     @classmethod
     def read(cls, path: Path | str, **options) -> Evals:
@@ -147,7 +142,7 @@ class Evals:
             options: fields of `Options`.
 
         Raises:
-            DataError: something is missing, ambiguous or contradictory, compute decreases within
+            InputError: something is missing, ambiguous or contradictory, compute decreases within
                 a run, a value is not a pass rate, or no run has enough points.
         """
         from rlx.scaling.readers import load  # which reads into the types of this module
@@ -176,12 +171,12 @@ class Evals:
         lacks has the level "default" there.
 
         Raises:
-            DataError: no part, other compute labels, or one run name with different rows.
+            InputError: no part, other compute labels, or one run name with different rows.
         """
         labels = list(dict.fromkeys(part.compute_label for part in parts))
         if len(labels) != 1:
             remedy = "give Evals of one unit of compute"
-            raise DataError("concat", ", ".join(labels), "not one unit of compute", remedy)
+            raise InputError("concat", ", ".join(labels), "not one unit of compute", remedy)
         seen: dict[str, str] = {}
         frames = []
         for part in parts:
@@ -190,7 +185,7 @@ class Evals:
                 content = part.select([run]).sha256()
                 if seen.setdefault(run, content) != content:
                     reason = "stands in several parts with different rows"
-                    raise DataError("run", run, reason, "rename one of the two")
+                    raise InputError("run", run, reason, "rename one of the two")
             frames.append(part.frame[part.frame["run"].isin(fresh)])
         axes = tuple(dict.fromkeys(axis for part in parts for axis in part.axes))
         columns = dict.fromkeys([*COLUMNS, *axes, *(c for frame in frames for c in frame)])
@@ -211,17 +206,17 @@ class Evals:
         return self.frame["run"].unique().tolist()
 
     def select(self, runs: Sequence[str]) -> Evals:
-        """The runs named, in the order of the table. Raises DataError on a name it lacks."""
+        """The runs named, in the order of the table. Raises InputError on a name it lacks."""
         unknown = [run for run in runs if run not in self.runs]
         if unknown:
             remedy = f"use names among {', '.join(self.runs[:8])}"
-            raise DataError("runs", ", ".join(unknown), "no such run", remedy)
+            raise InputError("runs", ", ".join(unknown), "no such run", remedy)
         return self._with_rows(self.frame["run"].isin(runs))
 
     def until(self, compute: float | None = None, *, share: float | None = None) -> Evals:
         """Each run cut to C <= compute, or to C <= share * (the run's last C).
 
-        A run without evaluations there is left out. Raises DataError if all are, or unless one of
+        A run without evaluations there is left out. Raises InputError if all are, or unless one of
         the two is given.
         """
         return self._with_rows(self._early(compute, share))
@@ -261,17 +256,17 @@ class Evals:
 
     def _early(self, compute: float | None, share: float | None) -> pd.Series:
         if (compute is None) == (share is None):
-            raise DataError("share", share, "not one of compute and share", "give one of them")
+            raise InputError("share", share, "not one of compute and share", "give one of them")
         if compute is not None:
             return self.frame["compute"] <= compute
         if share is None or not 0 < share <= 1:
-            raise DataError("share", share, "not in (0, 1]", "0.5 keeps the first half")
+            raise InputError("share", share, "not in (0, 1]", "0.5 keeps the first half")
         last = self.frame.groupby("run")["compute"].transform("max")
         return self.frame["compute"] <= share * last
 
     def _with_rows(self, keep: pd.Series) -> Evals:
         if not keep.any():
-            raise DataError("data", self.title, "no evaluation is left", "cut elsewhere")
+            raise InputError("data", self.title, "no evaluation is left", "cut elsewhere")
         return replace(self, frame=self.frame[keep].reset_index(drop=True))
 
 
@@ -308,7 +303,7 @@ def _build(source: Source, options: Options, notes: Notes) -> Evals:
     own = [*source.axes, *([r0] if r0 else [])]
     for key, column in [*(("axes", axis) for axis in source.axes), ("r0", r0)]:
         if column in [*COLUMNS, "row", *PROMPTS] or own.count(str(column)) > 1:
-            raise DataError(key, column, "a name that Evals uses itself", "rename that column")
+            raise InputError(key, column, "a name that Evals uses itself", "rename that column")
     table = source.table.reset_index(drop=True)
     table = table.reindex(columns=[*COLUMNS, *own, "row", *PROMPTS])
     table = _counted(_scaled(table, name, options, r0, notes), name)
@@ -326,7 +321,7 @@ def _build(source: Source, options: Options, notes: Notes) -> Evals:
             kept.append(rows)
     if not kept:
         reason = f"no run has {options.min_points} points"
-        raise DataError("data", name, reason, "name other columns, or lower min_points")
+        raise InputError("data", name, reason, "name other columns, or lower min_points")
     table = _with_stderr(pd.concat(kept, ignore_index=True))
     _say_copies(kept, name, notes)
     if r0:
@@ -338,11 +333,11 @@ def _build(source: Source, options: Options, notes: Notes) -> Evals:
 
 
 def _check(ok_M: pd.Series, table: pd.DataFrame, name: str, reason: str, remedy: str) -> None:
-    """Raise a DataError about the first row that is not ok; `reason` may name its columns."""
+    """Raise a InputError about the first row that is not ok; `reason` may name its columns."""
     if not ok_M.all():
         row = table[~ok_M].iloc[0]
         where = f"run {row['run']}, {row['row']}: "
-        raise DataError("data", name, where + reason.format(**row), remedy)
+        raise InputError("data", name, where + reason.format(**row), remedy)
 
 
 def _scaled(
@@ -367,7 +362,7 @@ def _scaled(
         bad = rows[r0].dropna()[lambda cells: ~cells.between(0, full, inclusive="left")]
         if len(bad):
             reason = f"run {run}: not a pass rate in [0, {full})"
-            raise DataError("r0", f"{bad.iloc[0]:g}", reason, "give it in the unit of value")
+            raise InputError("r0", f"{bad.iloc[0]:g}", reason, "give it in the unit of value")
     return table.assign(**{column: table[column] / full for column in columns})
 
 
@@ -383,7 +378,7 @@ def _inferred_scale(table: pd.DataFrame, name: str, notes: Notes) -> str:
             f"{name} mixes units: most values of run {small.index[0]} are at most 1, "
             f"run {large.index[0]} goes up to {large.iloc[0]:g}"
         )
-        raise DataError("scale", "", reason, "give scale=fraction or percent, or fix the values")
+        raise InputError("scale", "", reason, "give scale=fraction or percent, or fix the values")
     notes.say(f"{name}: values up to {top.max():g}: read as scale=percent")
     return "percent"
 
@@ -436,7 +431,7 @@ def _treated(
         cells = rows[column].dropna().unique()
         if len(cells) > 1:
             reason = f"run {run}: several values of {column} ({cells[0]}, {cells[1]})"
-            raise DataError("data", name, reason, "give each run one, or name the run with run=")
+            raise InputError("data", name, reason, "give each run one, or name the run with run=")
         rows[column] = rows[column].fillna(cells[0]) if len(cells) else rows[column]
     compute = rows["compute"]
     finite = np.isfinite(compute) & (compute >= 0)

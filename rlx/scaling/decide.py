@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from rlx.scaling import curve as curves
-from rlx.scaling.data import DataError
+from rlx.errors import InputError
 from rlx.scaling.posterior import ScalingFit
 
 Floats = NDArray[np.float64]
@@ -80,7 +80,7 @@ def effects(
         <= 1 - decide); else "undecided".
 
     Raises:
-        DataError: an unknown axis or level, an axis of one level, an option out of its range.
+        InputError: an unknown axis or level, an axis of one level, an option out of its range.
 
     Source: after arXiv 2510.13786, sections 3 and 4, which judge by |dA| > .02 and B of point fits.
     """
@@ -107,13 +107,13 @@ def effects(
 def _check_effects(margin_A, margin_compute, target, prob, decide) -> None:
     for key, value in (("margin_A", margin_A), ("margin_compute", margin_compute)):
         if not value >= 0:
-            raise DataError(key, value, "negative", "give a margin of 0 or more")
+            raise InputError(key, value, "negative", "give a margin of 0 or more")
     if target is not None and not 0 < target < 1:
-        raise DataError("target", target, "not a pass rate", "give a fraction between 0 and 1")
+        raise InputError("target", target, "not a pass rate", "give a fraction between 0 and 1")
     if not 0 < prob < 1:
-        raise DataError("prob", prob, "not the mass of an interval", "give 0.9")
+        raise InputError("prob", prob, "not the mass of an interval", "give 0.9")
     if not 0.5 < decide <= 1:
-        raise DataError("decide", decide, "decides nothing", "give more than 0.5, at most 1")
+        raise InputError("decide", decide, "decides nothing", "give more than 0.5, at most 1")
 
 
 def _levels(fit: ScalingFit, axis: str) -> pd.DataFrame:
@@ -122,10 +122,10 @@ def _levels(fit: ScalingFit, axis: str) -> pd.DataFrame:
     columns = {str(k).removeprefix("axis_"): levels[k].values for k in levels.data_vars}
     cells = pd.DataFrame(columns).astype(str)
     if axis not in cells:
-        raise DataError("axis", axis, "not in this fit", f"use one of {', '.join(cells)}")
+        raise InputError("axis", axis, "not in this fit", f"use one of {', '.join(cells)}")
     if cells[axis].nunique() < 2:
         reason = f"has one level, {cells[axis].iloc[0]}"
-        raise DataError("axis", axis, reason, "compare recipes that differ on an axis")
+        raise InputError("axis", axis, reason, "compare recipes that differ on an axis")
     return cells
 
 
@@ -139,7 +139,7 @@ def _ordered(levels: pd.Series) -> list[str]:
 def _find_level(axis: str, level: object, names: list[str]) -> str:
     if str(level) not in names:
         reason = f"not a level of {axis}"
-        raise DataError("reference", level, reason, f"use one of {', '.join(names)}")
+        raise InputError("reference", level, reason, f"use one of {', '.join(names)}")
     return str(level)
 
 
@@ -315,7 +315,7 @@ def allocate(
         standard error, about that of all values.
 
     Raises:
-        DataError: an unknown objective; budget, chunk, horizon or trials out of range; no run
+        InputError: an unknown objective; budget, chunk, horizon or trials out of range; no run
             follows its curve.
     """
     chunk = budget / PIECES if chunk is None else chunk
@@ -324,7 +324,7 @@ def allocate(
     _check_allocate(budget, chunk, horizon, last, objective, trials)
     stays_R = np.array([status != "departed" for status in fit.status("run")])
     if not stays_R.any():
-        raise DataError("runs", "all", "departed from their curves", "cut them with Evals.until")
+        raise InputError("runs", "all", "departed from their curves", "cut them with Evals.until")
     thin = _thinned(fit)
     payoff_XN, open_N = _payoffs(thin, stays_R, objective, horizon)
     offers = _run_offers(thin, stays_R, budget, chunk, trials)
@@ -348,17 +348,17 @@ def _thinned(fit: ScalingFit) -> ScalingFit:
 
 def _check_allocate(budget, chunk, horizon, last, objective, trials) -> None:
     if objective not in OBJECTIVES:
-        raise DataError("objective", objective, "unknown", f"use {' or '.join(OBJECTIVES)}")
+        raise InputError("objective", objective, "unknown", f"use {' or '.join(OBJECTIVES)}")
     if not 0 < budget < np.inf:
-        raise DataError("budget", budget, "buys nothing", "give a compute above 0")
+        raise InputError("budget", budget, "buys nothing", "give a compute above 0")
     if not budget / MOST_PIECES <= chunk <= budget:
         reason = f"not in [budget / {MOST_PIECES}, budget]"
-        raise DataError("chunk", chunk, reason, "leave it out: an eighth of the budget")
+        raise InputError("chunk", chunk, reason, "leave it out: an eighth of the budget")
     if not last <= horizon < np.inf:
         reason = f"not beyond the last compute, {last:g}"
-        raise DataError("horizon", horizon, reason, "give a compute ahead of all runs")
+        raise InputError("horizon", horizon, reason, "give a compute ahead of all runs")
     if trials is not None and not trials > 0:
-        raise DataError("trials", trials, "no graded samples", "give a number above 0")
+        raise InputError("trials", trials, "no graded samples", "give a number above 0")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
-from rlx.scaling.data import DataError, Evals
+from rlx.errors import InputError
+from rlx.scaling.data import Evals
 from rlx.scaling.posterior import ScalingFit
 from rlx.scaling.priors import Priors
 
@@ -69,7 +70,7 @@ def fit(
         pad_to: least padded length of a run, so that windows of one study compile once.
 
     Raises:
-        DataError: an option or the data cannot be used.
+        InputError: an option or the data cannot be used.
     """
     import jax
 
@@ -81,7 +82,7 @@ def fit(
     allowed = (("curve", curve, CURVES), ("noise", noise, NOISES), ("method", method, METHODS))
     for key, value, known in allowed:
         if value not in known:
-            raise DataError(key, value, "not available", f"use {key}={'|'.join(known)}")
+            raise InputError(key, value, "not available", f"use {key}={'|'.join(known)}")
     priors = priors or Priors()
     options = make_options(data, curve, noise, priors)
     with jax.enable_x64(True):

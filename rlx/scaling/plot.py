@@ -33,7 +33,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import beta, gaussian_kde
 
 from rlx.scaling.backtest import ALPHA, PROB, Backtest
-from rlx.scaling.data import DataError, Evals, short_names
+from rlx.errors import InputError
+from rlx.scaling.data import Evals, short_names
 from rlx.scaling.posterior import ScalingFit
 from rlx.scaling.style import (
     COLORS,
@@ -84,11 +85,11 @@ def curves(
         prob: of the bands.
 
     Raises:
-        DataError: horizon or prob is out of range, `by` is unknown, or held_out has other runs.
+        InputError: horizon or prob is out of range, `by` is unknown, or held_out has other runs.
         NotConverged: as every question to the fit.
     """
     if not horizon > 1:
-        raise DataError("horizon", horizon, "not beyond the data", "give C / C_max above 1")
+        raise InputError("horizon", horizon, "not beyond the data", "give C / C_max above 1")
     scene = _scene(fit, held_out, horizon, by, prob)
     panels = _panels(scene)
     figure, grid = panel_grid(len(panels))
@@ -189,7 +190,7 @@ def _split(fit: ScalingFit, held_out: Evals | None) -> tuple[pd.DataFrame, pd.Da
         unknown = [run for run in held_out.runs if run not in fit.runs]
         if unknown:
             remedy = f"use runs among {', '.join(fit.runs[:8])}"
-            raise DataError("held_out", ", ".join(unknown), "not in this fit", remedy)
+            raise InputError("held_out", ", ".join(unknown), "not in this fit", remedy)
         frames.append(held_out.frame)
     last = dict(zip(fit.runs, fit.last_compute("run") * (1 + 1e-9), strict=True))
     seen = frames[0][frames[0]["compute"] <= frames[0]["run"].map(last)]
@@ -354,7 +355,7 @@ def ceilings(fit: ScalingFit, *, prob: float = 0.9) -> Figure:
     reason beside it. P(highest) is fit.prob_best().
 
     Raises:
-        DataError: prob is out of range.
+        InputError: prob is out of range.
         NotConverged: as every question to the fit.
     """
     A_QJ = _interval(fit.param("A").values, prob)
@@ -424,7 +425,7 @@ def ridge(
         prob: of the outer outline.
 
     Raises:
-        DataError: an unknown recipe, more than six, or prob out of range.
+        InputError: an unknown recipe, more than six, or prob out of range.
         NotConverged: as every question to the fit.
     """
     A, C_mid = fit.param("A"), fit.param("C_mid")
@@ -432,7 +433,7 @@ def ridge(
     if names is None:
         names = [fit.recipes[j] for j in np.argsort(-_interval(A.values, prob)[1])[: len(COLORS)]]
     if not 0 < len(names) <= len(COLORS):
-        raise DataError("recipes", len(names), "cannot be told apart", "name one to six")
+        raise InputError("recipes", len(names), "cannot be told apart", "name one to six")
     index = [fit._index("recipe", name) for name in names]
     figure = Figure(figsize=(6.4, 5.0), layout="constrained", dpi=150)
     ax = figure.subplots()
@@ -495,12 +496,12 @@ def effects(
         margin_compute: of the right margin: 0.1 spans 1 / 1.1 to 1.1; likewise.
 
     Raises:
-        DataError: no row to draw.
+        InputError: no row to draw.
     """
     parts = [tables] if isinstance(tables, pd.DataFrame) else list(tables)
     table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
     if table.empty:
-        raise DataError("tables", "", "no effect to draw", "give tables of fit.effects")
+        raise InputError("tables", "", "no effect to draw", "give tables of fit.effects")
     group_N = (table["axis"] != table["axis"].shift()).cumsum().to_numpy()
     y_N = -(np.arange(len(table)) + 0.5 * (group_N - 1))
     figure = Figure(figsize=(9.6, 1.9 + 0.45 * -y_N[-1]), layout="constrained", dpi=150)
@@ -600,7 +601,7 @@ def calibration(backtest: Backtest, *, prob: float = 0.9) -> Figure:
     knows how the runs depend on each other; the shaded horizons are those that it vouches for.
 
     Raises:
-        DataError: prob is out of range.
+        InputError: prob is out of range.
 
     Source: the interval is Jeffreys', Brown, Cai and DasGupta 2001 (Stat. Sci. 16:101), Sec. 3.
     """
@@ -677,7 +678,7 @@ def _interval(x: Floats, prob: float) -> Floats:
 
 def _check_prob(prob: float) -> None:
     if not 0 < prob < 1:
-        raise DataError("prob", prob, "not in (0, 1)", "give 0.9 for a 90 % interval")
+        raise InputError("prob", prob, "not in (0, 1)", "give 0.9 for a 90 % interval")
 
 
 def _truths(fit: ScalingFit, recipes: Sequence[int] | None = None) -> list[float]:

@@ -23,7 +23,7 @@ from scipy.special import expit
 from scipy.stats import f as f_distribution
 
 from rlx.scaling.curve import power, sigmoid
-from rlx.scaling.data import DataError
+from rlx.errors import InputError
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
@@ -684,10 +684,10 @@ def fit_study(
         One RunFit per run, in the order of the table.
 
     Raises:
-        DataError: holdout or r0 cannot be used.
+        InputError: holdout or r0 cannot be used.
     """
     if not 0 <= holdout < 1:
-        raise DataError("holdout", holdout, "not in [0, 1)", "0.5 holds out the second half")
+        raise InputError("holdout", holdout, "not in [0, 1)", "0.5 holds out the second half")
     return [_fit_run(str(run), rows, holdout, r0) for run, rows in frame.groupby("run", sort=False)]
 
 
@@ -730,10 +730,10 @@ def _start(run: str, rows: pd.DataFrame, r0: float | str) -> float | str:
     """`r0` of fit_point for one run: the value of the named column where r0 names one."""
     if isinstance(r0, str) and r0 not in ("first", "fit"):
         if r0 not in rows:
-            raise DataError("r0", r0, "unknown", "use first, fit, a number or a column's name")
+            raise InputError("r0", r0, "unknown", "use first, fit, a number or a column's name")
         r0 = float(rows[r0].iloc[0])
     if not isinstance(r0, str) and not 0 <= r0 < 1:
-        raise DataError(
+        raise InputError(
             "r0", f"{r0:g}", f"run {run}: not a pass rate in [0, 1)", "give it in the unit of value"
         )
     return r0

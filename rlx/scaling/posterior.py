@@ -28,7 +28,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
 from rlx.scaling import curve as curves
-from rlx.scaling.data import DataError, Evals
+from rlx.errors import InputError
+from rlx.scaling.data import Evals
 from rlx.scaling.priors import Priors, prior_theta
 
 Floats = NDArray[np.float64]
@@ -46,10 +47,10 @@ def load(path: Path | str) -> ScalingFit:
     """A fit that `ScalingFit.save` wrote."""
     path = Path(path)
     if not path.exists():
-        raise DataError("posterior", path, "no such file", "give a file that fit.save wrote")
+        raise InputError("posterior", path, "no such file", "give a file that fit.save wrote")
     tree = xr.load_datatree(path, engine="h5netcdf")
     if "C_ref" not in tree.attrs or "posterior" not in tree:
-        raise DataError("posterior", path, "not a fit", "give a file that fit.save wrote")
+        raise InputError("posterior", path, "not a fit", "give a file that fit.save wrote")
     return ScalingFit(tree)
 
 
@@ -162,20 +163,20 @@ class ScalingFit:
 
     def _names(self, by: str) -> list[str]:
         if by not in ("recipe", "run"):
-            raise DataError("by", by, "unknown level", "use recipe or run")
+            raise InputError("by", by, "unknown level", "use recipe or run")
         return self.recipes if by == "recipe" else self.runs
 
     def _index(self, by: str, name: str) -> int:
         names = self._names(by)
         if name not in names:
-            raise DataError(by, name, "not in this fit", f"use one of {', '.join(names)}")
+            raise InputError(by, name, "not in this fit", f"use one of {', '.join(names)}")
         return names.index(name)
 
     def _theta(self, by: str, seeds: str = "typical") -> Floats:
         """(a, c, b) [X, N, 3]; seeds="new" adds a new seed's deviation to a recipe's."""
         theta = self._sites(f"theta_{by}")
         if seeds not in ("typical", "new") or (seeds == "new" and by == "run"):
-            raise DataError("seeds", seeds, f"unknown for by={by}", "use typical or new, by=recipe")
+            raise InputError("seeds", seeds, f"unknown for by={by}", "use typical or new, by=recipe")
         if seeds == "new":
             z = np.random.default_rng(PREDICT_SEED).normal(size=theta.shape)
             theta = theta + np.exp(self._sites("log_seed_sd"))[:, None] * z
@@ -278,7 +279,7 @@ class ScalingFit:
         if self.attrs["curve"] == "power":
             p["B"] = p["kappa"]
         if name not in (*PARAMS, "B_tail"):
-            raise DataError("param", name, "unknown", f"use {', '.join((*PARAMS, 'B_tail'))}")
+            raise InputError("param", name, "unknown", f"use {', '.join((*PARAMS, 'B_tail'))}")
         return self._label(p[name], by)
 
     def summary(self, by: str = "recipe", prob: float = 0.9) -> pd.DataFrame:
@@ -466,11 +467,11 @@ class ScalingFit:
         """
         self._guard()
         if sign not in (">", "<"):
-            raise DataError("sign", sign, "unknown", "use > or <")
+            raise InputError("sign", sign, "unknown", "use > or <")
         i, j = self._index(by, left), self._index(by, right)
         if param == "curve":
             if at is None:
-                raise DataError("at", at, "no compute", "give at=COMPUTE")
+                raise InputError("at", at, "no compute", "give at=COMPUTE")
             x = self.curve(at, by).values[..., 0]
             far = float(at / min(self.last_compute(by)[[i, j]]))
             share = float(self._curve_prior_share(np.array([at]), by)[[i, j], 0].max())

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rlx.scaling.data import DataError, Notes, Options, Source, r0_column, stated
+from rlx.errors import InputError
+from rlx.scaling.data import Notes, Options, Source, r0_column, stated
 
 CLOCKS = ("modelled_device_s", "wall_s")  # read from clock.jsonl, by step
 COMPUTE_LABELS = {
@@ -65,7 +66,7 @@ HELD_OUT = re.compile(r"(eval|val|valid|test|held_?out)([/_-].*)", re.IGNORECASE
 def load(path: Path, options: Options, notes: Notes) -> Source:
     """The source at `path`, read by the function for its kind."""
     if not path.exists():
-        raise DataError("data", path, "no such file or directory", "give a study, run or file")
+        raise InputError("data", path, "no such file or directory", "give a study, run or file")
     if path.is_file() and path.suffix != ".json":
         table = _table(path, notes)
         if not _is_wandb(table):
@@ -80,7 +81,7 @@ def load(path: Path, options: Options, notes: Notes) -> Source:
     if any(path.rglob("*tfevents*")):
         return tensorboard(path, options, notes)
     reason = "holds no manifest.json, runs/*/manifest.json, trainer_state.json or event files"
-    raise DataError("data", path, reason, "give a study, a run or a table")
+    raise InputError("data", path, reason, "give a study, a run or a table")
 
 
 def _refuse(options: Options, reason: str, but: str = "", also: str = "") -> None:
@@ -89,7 +90,7 @@ def _refuse(options: Options, reason: str, but: str = "", also: str = "") -> Non
         option = getattr(options, key) if key not in ("", but) else None
         if option and not (key in OR_NUMBERS and stated(option) is not None):
             shown = option if isinstance(option, str) else ",".join(option)
-            raise DataError(key, shown, reason, f"leave out {key}=")
+            raise InputError(key, shown, reason, f"leave out {key}=")
 
 
 def _chosen_set(sets: Iterable[str], where: object, options: Options) -> str:
@@ -98,11 +99,11 @@ def _chosen_set(sets: Iterable[str], where: object, options: Options) -> str:
     if options.eval_set is not None:
         if options.eval_set not in names:
             remedy = f"use one of {', '.join(names)}"
-            raise DataError("eval_set", options.eval_set, f"not in {where}", remedy)
+            raise InputError("eval_set", options.eval_set, f"not in {where}", remedy)
         return options.eval_set
     if len(names) > 1 and HELDOUT not in names:
         reason = f"mixes evaluation sets {', '.join(names)}"
-        raise DataError("data", where, reason, "name one with eval_set=NAME")
+        raise InputError("data", where, reason, "name one with eval_set=NAME")
     return HELDOUT if HELDOUT in names else names[0]
 
 
@@ -125,21 +126,21 @@ def _table(path: Path, notes: Notes) -> pd.DataFrame:
     except ImportError as error:
         raise _lacking("Parquet files", path, "pyarrow") from error
     except (ValueError, OSError) as error:  # those of pandas and pyarrow among them
-        if isinstance(error, DataError):
+        if isinstance(error, InputError):
             raise
         reason = " ".join(str(error).split())
-        raise DataError("data", path, f"unreadable ({reason})", "give a table") from error
-    raise DataError("data", path, "unknown kind of file", "use .csv, .jsonl or .parquet")
+        raise InputError("data", path, f"unreadable ({reason})", "give a table") from error
+    raise InputError("data", path, "unknown kind of file", "use .csv, .jsonl or .parquet")
 
 
-def _lacking(what: str, path: Path, package: str) -> DataError:
-    return DataError("data", path, f"{what} need {package}", "pip install 'rlx[logs]'")
+def _lacking(what: str, path: Path, package: str) -> InputError:
+    return InputError("data", path, f"{what} need {package}", "pip install 'rlx[logs]'")
 
 
 def _jsonl(file: Path, notes: Notes) -> list[dict[str, Any]]:
     """Rows of a JSONL file; a torn last line, as an interrupted writer leaves it, is dropped."""
     if not file.exists():
-        raise DataError("data", file, "no such file", "give a directory that a run wrote")
+        raise InputError("data", file, "no such file", "give a directory that a run wrote")
     lines = file.read_text().splitlines()
     rows = []
     for number, line in enumerate(lines, start=1):
@@ -147,7 +148,7 @@ def _jsonl(file: Path, notes: Notes) -> list[dict[str, Any]]:
             rows.append(json.loads(line))
         except json.JSONDecodeError as error:
             if number < len(lines):
-                raise DataError(
+                raise InputError(
                     "data", file, f"line {number} is not JSON", "restore or remove that line"
                 ) from error
             notes.say(f"{file}: torn last line dropped")
@@ -245,15 +246,15 @@ def _pick(table: pd.DataFrame, name: str, key: str, option: str | float | None) 
         found = [c for c in table.columns if re.fullmatch(pattern, c, flags=re.IGNORECASE)]
         if len(found) > 1:
             reason = f"{name} has columns {', '.join(found)}"
-            raise DataError(key, "", reason, f"name one with {key}=")
+            raise InputError(key, "", reason, f"name one with {key}=")
         if found:
             return found[0]
     return None
 
 
-def _missing(table: pd.DataFrame, name: str, key: str, column: str) -> DataError:
+def _missing(table: pd.DataFrame, name: str, key: str, column: str) -> InputError:
     have = ", ".join(map(str, table.columns))
-    return DataError(key, column, f"{name} has no such column", f"use one of {have}")
+    return InputError(key, column, f"{name} has no such column", f"use one of {have}")
 
 
 def _numeric(table: pd.DataFrame, column: str, key: str, name: str) -> pd.Series:
@@ -261,7 +262,7 @@ def _numeric(table: pd.DataFrame, column: str, key: str, name: str) -> pd.Series
         return pd.to_numeric(table[column]).astype(np.float64)
     except (ValueError, TypeError) as error:
         reason = f"{name}: not a column of numbers ({error})"
-        raise DataError(key, column, reason, f"name another with {key}=") from error
+        raise InputError(key, column, reason, f"name another with {key}=") from error
 
 
 def _is_wandb(table: pd.DataFrame) -> bool:
@@ -279,18 +280,18 @@ def wandb(table: pd.DataFrame, path: Path, options: Options, notes: Notes) -> So
     value = options.value or (shown[0] if len(shown) == 1 else "")
     if value not in metrics:
         reason = f"{path.name} has metrics {', '.join(metrics)}"
-        raise DataError("value", value, reason, "name one of them")
+        raise InputError("value", value, reason, "name one of them")
     first = str(table.columns[0])
     axis = options.compute or first
     if axis not in (first, *metrics):
         remedy = f"use one of {', '.join([first, *metrics])}"
-        raise DataError("compute", axis, f"{path.name} has no such column", remedy)
+        raise InputError("compute", axis, f"{path.name} has no such column", remedy)
     frames = []
     for name in (n for n in names if metric_of[n] == value):
         run = name.rsplit(" - ", 1)[0]
         column = axis if axis == first else f"{run} - {axis}"
         if column not in table:
-            raise DataError("compute", axis, f"{path.name}: run {run} lacks it", "use another")
+            raise InputError("compute", axis, f"{path.name}: run {run} lacks it", "use another")
         pair = {
             "compute": _numeric(table, column, "compute", path.name),
             "value": _numeric(table, name, "value", path.name),
@@ -316,7 +317,7 @@ def study(path: Path, options: Options, notes: Notes) -> Source:
     _refuse(options, f"the manifests of {path} say it", but="r0", also="value")
     records = _records(path, notes)
     if not records:
-        raise DataError("data", path, "no run has an evaluation yet", "wait until one has")
+        raise InputError("data", path, "no run has an evaluation yet", "wait until one has")
     there = sorted({name for _, _, sets in records for name in sets})
     if options.eval_set is not None:
         _chosen_set(there, path, options)
@@ -372,7 +373,7 @@ def _records(path: Path, notes: Notes) -> list[tuple[Path, dict[str, Any], Sets]
             count = max(map(len, sets.values()), default=0)
             notes.say(f"{path}: run {run}: status {status}, {count} evaluations so far")
         elif not sets:
-            raise DataError("data", evals, "no evaluation", "run it again, or remove it")
+            raise InputError("data", evals, "no evaluation", "run it again, or remove it")
         if sets:
             records.append((file.parent, manifest, sets))
     return records
@@ -391,7 +392,7 @@ def _json(file: Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_text())
     except ValueError as error:
-        raise DataError("data", file, f"not JSON ({error})", "restore or remove it") from error
+        raise InputError("data", file, f"not JSON ({error})", "restore or remove it") from error
 
 
 def _start(manifest: dict[str, Any], eval_set: str) -> str | None:
@@ -415,7 +416,7 @@ def _run_frame(
         clock_rows = _jsonl(run_dir / "clock.jsonl", notes)
         clock = {row["step"]: row.get(compute) for row in clock_rows}
         if not any(clock.values()):
-            raise DataError("compute", compute, f"not in {run_dir / 'clock.jsonl'}", "use another")
+            raise InputError("compute", compute, f"not in {run_dir / 'clock.jsonl'}", "use another")
         clock.setdefault(0, 0.0)  # nothing is spent before the first step
         compute_M = [clock.get(row["step"]) for row in rows]
     else:
@@ -438,7 +439,7 @@ def _column(rows: list[dict[str, Any]], key: str, column: str, file: Path) -> li
     numeric = [name for name, cell in rows[0].items() if isinstance(cell, int | float)]
     if column not in numeric:
         remedy = f"use one of {', '.join(numeric)}"
-        raise DataError(key, column, f"no numeric column of {file}", remedy)
+        raise InputError(key, column, f"no numeric column of {file}", remedy)
     return [row.get(column, np.nan) for row in rows]
 
 
@@ -484,7 +485,7 @@ def trainer(path: Path, options: Options, notes: Notes) -> Source:
     for file in [path] if path.is_file() else sorted(path.rglob("trainer_state.json")):
         state = _json(file)
         if not isinstance(state, dict) or "log_history" not in state:
-            raise DataError("data", file, "no log_history in it", "give a trainer_state.json")
+            raise InputError("data", file, "no log_history in it", "give a trainer_state.json")
         directory = file.parent
         if re.fullmatch(r"checkpoint-\d+", directory.resolve().name):
             directory = directory.resolve().parent
@@ -497,7 +498,7 @@ def trainer(path: Path, options: Options, notes: Notes) -> Source:
         for run, state in states.items():
             if not state.get("total_flos") or not state.get("global_step"):
                 reason = f"run {run}: the state does not count it"
-                raise DataError("compute", "total_flos", reason, "use step or a key of the rows")
+                raise InputError("compute", "total_flos", reason, "use step or a key of the rows")
             per_step = state["total_flos"] / state["global_step"]
             logs[run] = [row | {"total_flos": per_step * row["step"]} for row in logs[run]]
     return _logged(logs, path, options, notes)
@@ -519,10 +520,10 @@ def _logged(
     value = options.value or _score_key(keys)
     if value not in keys:
         remedy = f"name one with value=: {', '.join(keys)}"
-        raise DataError("value", value, f"no pass rate is told apart in {path.name}", remedy)
+        raise InputError("value", value, f"no pass rate is told apart in {path.name}", remedy)
     if compute not in keys:
         remedy = f"use one of {', '.join(keys)}"
-        raise DataError("compute", compute, f"not logged in {path.name}", remedy)
+        raise InputError("compute", compute, f"not logged in {path.name}", remedy)
     table = []
     for run, rows in logs.items():
         at_step = {row.get("step"): row[compute] for row in rows if compute in row}
@@ -543,7 +544,7 @@ def _logged(
     frame = pd.DataFrame(table).astype({"compute": np.float64, "value": np.float64})
     if frame["compute"].isna().all():
         reason = f"not logged at the steps of {value}"
-        raise DataError("compute", compute, reason, "use step, or another key of the same rows")
+        raise InputError("compute", compute, reason, "use step, or another key of the same rows")
     return Source(path.name, frame, COMPUTE_LABELS.get(compute, compute), (), value)
 
 

@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from rlx import flops, processes
 from rlx.checkpoint import Checkpoints
-from rlx.config import Config, ConfigError, run_sha
+from rlx.errors import InputError
+from rlx.config import Config, run_sha
 from rlx.envs.grading import Graders
 from rlx.evaluate import evaluate
 from rlx.mesh import generator_mesh, make_mesh, of_params
@@ -63,7 +64,7 @@ def recorded(work: Callable[..., None], config: Config, progress: bool, stop: St
     """The manifest of `config.out` once `work` is done there, now or before.
 
     `stop` is asked after every update; once it says True a checkpoint is written and `Interrupted`
-    raised. Raises ConfigError or ValueError, before anything is written, for a configuration that
+    raised. Raises InputError or ValueError, before anything is written, for a configuration that
     cannot work here, that is not the one `config.out` holds a run of, or whose directory another
     process is writing.
     """
@@ -72,7 +73,7 @@ def recorded(work: Callable[..., None], config: Config, progress: bool, stop: St
     before = record.manifest
     if before and before["config_sha"] != run_sha(config):
         reason = "holds a run of another configuration"
-        raise ConfigError("out", config.out, reason, "choose another directory")
+        raise InputError("out", config.out, reason, "choose another directory")
     if before.get("status") == "done":
         return before
     env = start.make_env(config)
@@ -82,7 +83,7 @@ def recorded(work: Callable[..., None], config: Config, progress: bool, stop: St
         lock = record.lock() if record.writes else nullcontext()
     except Busy as error:
         remedy = "wait for its end, or choose another directory"
-        raise ConfigError("out", config.out, str(error), remedy) from None
+        raise InputError("out", config.out, str(error), remedy) from None
     with lock:
         record.update_manifest(**describe(config, env))
         try:

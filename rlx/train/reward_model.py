@@ -21,7 +21,8 @@ from jax.sharding import Mesh
 
 from rlx import flops, processes
 from rlx import mesh as meshes
-from rlx.config import ConfigError, ModelConfig, RewardModelConfig
+from rlx.errors import InputError
+from rlx.config import ModelConfig, RewardModelConfig
 from rlx.envs.base import Env
 from rlx.envs.grading import Graders
 from rlx.envs.preference import Preference
@@ -65,7 +66,7 @@ def train(
 def read(config: RewardModelConfig, env: Env) -> tuple[list[Pair], list[Pair], int]:
     """(training pairs, held-out pairs, how many are too long for `rollout.max_new_tokens`).
 
-    ValueError names a line that is no pair or that the tokenizer cannot read; ConfigError if too
+    ValueError names a line that is no pair or that the tokenizer cannot read; InputError if too
     few are left.
     """
     c = config.env
@@ -80,7 +81,7 @@ def read(config: RewardModelConfig, env: Env) -> tuple[list[Pair], list[Pair], i
         there = f"{len(learned)} pairs to learn from and {len(heldout)} held out are at most "
         remedy = "lower it, or raise rollout.max_new_tokens"
         reason = f"{there}{limit} tokens long"
-        raise ConfigError("rollout.prompts_per_step", batch, reason, remedy)
+        raise InputError("rollout.prompts_per_step", batch, reason, remedy)
     return learned, heldout, sum(map(len, everything)) - len(learned) - len(heldout)
 
 

@@ -21,7 +21,8 @@ from pathlib import Path
 
 import jax
 
-from rlx.config import ConfigError, PipelineConfig
+from rlx.errors import InputError
+from rlx.config import PipelineConfig
 from rlx.record import read_rows
 from rlx.rollout.engine import Engine, Weights
 from rlx.train.buffer import Buffer
@@ -135,17 +136,17 @@ class Replay(OneThread):
 def make(
     config: PipelineConfig, engine: Engine, buffer: Buffer, weights: Weights, clock: Clock
 ) -> VirtualClock | Threads | Replay:
-    """The schedule that the configuration names. ConfigError if there is nothing to replay."""
+    """The schedule that the configuration names. InputError if there is nothing to replay."""
     if config.replay:
         rows = read_rows(Path(config.replay) / "metrics.jsonl")
         if not rows:
             reason, remedy = "no metrics.jsonl with updates there", "give the directory of a run"
-            raise ConfigError("pipeline.replay", config.replay, reason, remedy)
+            raise InputError("pipeline.replay", config.replay, reason, remedy)
         return Replay(engine, weights, clock, [row["schedule/events"] for row in rows])
     if config.schedule == "threads" and jax.process_count() > 1:
         reason = "the threads of several processes would not agree on an order"
         remedy = "set pipeline.schedule=deterministic"
-        raise ConfigError("pipeline.schedule", config.schedule, reason, remedy)
+        raise InputError("pipeline.schedule", config.schedule, reason, remedy)
     if config.schedule == "threads":
         return Threads(engine, buffer, weights, clock)
     return VirtualClock(engine, buffer, weights, clock, config.decode_chunks_per_update)

@@ -18,7 +18,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rlx import flops
-from rlx.config import ConfigError, SftConfig
+from rlx.errors import InputError
+from rlx.config import SftConfig
 from rlx.envs.base import Env
 from rlx.envs.grading import Graders
 from rlx.evaluate import evaluate
@@ -45,11 +46,11 @@ def tokenized(env: Env, prompt: str, completion: str) -> Trace:
 
 
 def read(path: str | Path, env: Env) -> list[Trace]:
-    """Lines `{"prompt": TEXT, "completion": TEXT}`. ConfigError names the line that is not one."""
+    """Lines `{"prompt": TEXT, "completion": TEXT}`. InputError names the line that is not one."""
     try:
         lines = Path(path).read_text().splitlines()
     except OSError as error:
-        raise ConfigError("traces", path, str(error), "give a file of JSON lines") from None
+        raise InputError("traces", path, str(error), "give a file of JSON lines") from None
     traces = []
     for number, line in enumerate(lines, 1):
         try:
@@ -58,14 +59,14 @@ def read(path: str | Path, env: Env) -> list[Trace]:
         except (ValueError, KeyError, TypeError) as error:
             reason = f"line {number}: {type(error).__name__}: {error}"
             remedy = 'write {"prompt": TEXT, "completion": TEXT} on every line'
-            raise ConfigError("traces", path, reason, remedy) from None
+            raise InputError("traces", path, reason, remedy) from None
     return traces
 
 
 def demonstrations(config: SftConfig, env: Env) -> tuple[list[Trace], int]:
     """The traces that fit into `rollout.max_new_tokens`, and how many do not.
 
-    ConfigError if no batch can be filled with different ones.
+    InputError if no batch can be filled with different ones.
     """
     if config.traces:
         everything = read(config.traces, env)
@@ -78,7 +79,7 @@ def demonstrations(config: SftConfig, env: Env) -> tuple[list[Trace], int]:
     if len(traces) < batch:
         there = f"{len(traces)} of {len(everything)} traces are at most {limit} tokens long"
         remedy = "lower it, or raise rollout.max_new_tokens"
-        raise ConfigError("rollout.prompts_per_step", batch, there, remedy)
+        raise InputError("rollout.prompts_per_step", batch, there, remedy)
     return traces, len(everything) - len(traces)
 
 

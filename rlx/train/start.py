@@ -17,7 +17,8 @@ from jax.sharding import Mesh
 
 from rlx import mesh as meshes
 from rlx.checkpoint import load_params
-from rlx.config import Config, ConfigError, EnvConfig, ModelConfig, OptimConfig, RolloutConfig
+from rlx.errors import InputError
+from rlx.config import Config, EnvConfig, ModelConfig, OptimConfig, RolloutConfig
 from rlx.envs import base, text
 from rlx.envs.base import Env, TextTokenizer
 from rlx.envs.grading import Graders
@@ -59,7 +60,7 @@ def of_run(path: str | Path) -> dict[str, Any]:
 def resolve(config: Config) -> Config:
     """The configuration with the architecture and the tokenizer that `model.path` has.
 
-    Raises ConfigError if nothing is there, or if a field that was set says something else.
+    Raises InputError if nothing is there, or if a field that was set says something else.
     """
     path = config.model.path
     if not path:
@@ -88,17 +89,17 @@ def make_env(config: Config) -> Env:
 
 
 def _check_sizes(config: Config, env: Env) -> None:
-    """ConfigError where the model has no row for a token, or no room for a sample."""
+    """InputError where the model has no row for a token, or no room for a sample."""
     model, words = config.model, env.tokenizer.vocab_size
     if model.path and 0 < model.vocab_size < words:
         there = f"has {words} tokens, the model {model.vocab_size} rows"
-        raise ConfigError("env.tokenizer", config.env.tokenizer, there, "use the model's own")
+        raise InputError("env.tokenizer", config.env.tokenizer, there, "use the model's own")
     longest, room = env.max_prompt_tokens, model.context_tokens
     if room and longest + config.rollout.max_new_tokens > room:
         there = f"with prompts of up to {longest} tokens exceeds model.context_tokens={room}"
         remedy = "lower it, or ask for shorter prompts"
         limit = config.rollout.max_new_tokens
-        raise ConfigError("rollout.max_new_tokens", limit, there, remedy)
+        raise InputError("rollout.max_new_tokens", limit, there, remedy)
 
 
 def arguments(config: Config) -> dict[str, Any]:
@@ -131,7 +132,7 @@ def vocabulary(tokenizer: TextTokenizer) -> str:
 def load_scorer(config: Config, env: Env, mesh: Mesh) -> Scorer | None:
     """The reward model of `algo.reward_model`, if the run needs one.
 
-    Raises ConfigError if none is there, or if it reads other tokens than the policy.
+    Raises InputError if none is there, or if it reads other tokens than the policy.
     """
     if not config.needs_reward_model:
         return None
@@ -139,11 +140,11 @@ def load_scorer(config: Config, env: Env, mesh: Mesh) -> Scorer | None:
     manifest = RunRecord(_located(path)[0], writes=False).manifest if is_run(path) else {}
     if "vocabulary" not in manifest:
         remedy = "train one with experiments.reward_model, and give its directory"
-        raise ConfigError("algo.reward_model", path, "no reward model there", remedy)
+        raise InputError("algo.reward_model", path, "no reward model there", remedy)
     if manifest["vocabulary"] != vocabulary(env.tokenizer):
         reason = f"its tokens are not those of env.name={config.env.name} and the policy"
         remedy = "train one with the same env.tokenizer, or the same env"
-        raise ConfigError("algo.reward_model", path, reason, remedy)
+        raise InputError("algo.reward_model", path, reason, remedy)
     config = replace(config, model=of_run(path)["model"])
     params, spent = _policy_of(path, config, env, mesh, value_head=True)
     on = {mesh, meshes.generator_mesh(config.mesh, mesh)}
@@ -155,7 +156,7 @@ def load(
 ) -> tuple[Params, float]:
     """(parameters, FLOPs spent on a warm start). A warm start of this run is kept in `directory`.
 
-    Raises ConfigError if `model.path` does not hold what the configuration says.
+    Raises InputError if `model.path` does not hold what the configuration says.
     """
     path = config.model.path
     if not path:

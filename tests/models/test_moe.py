@@ -11,7 +11,8 @@ from jax.flatten_util import ravel_pytree
 
 from rlx import flops
 from rlx import mesh as meshes
-from rlx.config import Config, ConfigError, MeshConfig, ModelConfig, OptimConfig, RolloutConfig
+from rlx.errors import InputError
+from rlx.config import Config, MeshConfig, ModelConfig, OptimConfig, RolloutConfig
 from rlx.mesh import make_mesh
 from rlx.models import lora, moe, transformer
 from rlx.train.step import init_state, make_train_step
@@ -303,12 +304,12 @@ def test_keys_attended_in_chunks():
     ],
 )
 def test_what_cannot_work_is_named(key, change):
-    with pytest.raises(ConfigError, match=f"^{key}="):
+    with pytest.raises(InputError, match=f"^{key}="):
         replace(SOFTMAX, **change)
 
 
 def test_experts_that_the_mesh_cannot_share_are_named():
-    with pytest.raises(ConfigError, match="^mesh.expert=3: does not divide model.n_experts=4"):
+    with pytest.raises(InputError, match="^mesh.expert=3: does not divide model.n_experts=4"):
         replace(RUN, mesh=MeshConfig(data=1, expert=3))
-    with pytest.raises(ConfigError, match="^mesh.expert=2: does not divide model.n_experts=0"):
+    with pytest.raises(InputError, match="^mesh.expert=2: does not divide model.n_experts=0"):
         Config(mesh=MeshConfig(expert=2))

@@ -143,5 +143,5 @@ def test_a_wrong_curve_is_not():
 
 
 def test_too_few_evaluations_to_backtest():
-    with pytest.raises(sc.DataError, match="fewer than 3 evaluations seen"):
+    with pytest.raises(sc.InputError, match="fewer than 3 evaluations seen"):
         sc.backtest(study(lambda x: x / (1 + x), n=5), origins=(0.25,))

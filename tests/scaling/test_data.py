@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rlx.scaling.data import COLUMNS, DataError, Evals, short_names
+from rlx.errors import InputError
+from rlx.scaling.data import COLUMNS, Evals, short_names
 
 
 def read(rows, columns="run compute value", **options):
@@ -18,7 +19,7 @@ def read(rows, columns="run compute value", **options):
 
 
 def message(rows, columns="run compute value", **options):
-    with pytest.raises(DataError) as error:
+    with pytest.raises(InputError) as error:
         read(rows, columns, **options)
     assert "\n" not in str(error.value)
     return str(error.value)
@@ -424,14 +425,14 @@ def test_until_and_after_cut_each_run():
     ],
 )
 def test_cuts_that_cannot_be_made(options, want):
-    with pytest.raises(DataError, match=want):
+    with pytest.raises(InputError, match=want):
         study().until(**options)
 
 
 def test_select():
     evals = study()
     assert evals.select(["b0", "a0"]).runs == ["a0", "b0"]
-    with pytest.raises(DataError, match="runs=c: no such run; use names among a0, a1, b0"):
+    with pytest.raises(InputError, match="runs=c: no such run; use names among a0, a1, b0"):
         evals.select(["c", "a0"])
 
 
@@ -446,7 +447,7 @@ def test_it_says_what_it_holds():
 
 
 def test_evals_need_their_columns():
-    with pytest.raises(DataError, match="frame=: lacks the columns value, T; make Evals with"):
+    with pytest.raises(InputError, match="frame=: lacks the columns value, T; make Evals with"):
         Evals(study().frame.drop(columns="value"), axes=("T",))
 
 
@@ -478,15 +479,15 @@ def test_concat_keeps_a_run_once():
     parts = [evals.select(["a0", "b0"]), evals.select(["b0", "a1"])]
     assert Evals.concat(parts).runs == ["a0", "b0", "a1"]
     assert Evals.concat([evals, evals]).sha256() == evals.sha256()
-    with pytest.raises(DataError, match="run=a0: stands in several parts with different rows"):
+    with pytest.raises(InputError, match="run=a0: stands in several parts with different rows"):
         Evals.concat([evals, evals.until(share=0.5)])
 
 
 def test_concat_of_other_units():
     other = read(UP, "run tokens value")
-    with pytest.raises(DataError, match="concat=C, tokens: not one unit of compute; give Evals of"):
+    with pytest.raises(InputError, match="concat=C, tokens: not one unit of compute; give Evals of"):
         Evals.concat([study(), other])
-    with pytest.raises(DataError, match="not one unit of compute"):
+    with pytest.raises(InputError, match="not one unit of compute"):
         Evals.concat([])
 
 

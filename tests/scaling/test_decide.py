@@ -322,7 +322,7 @@ def test_starts_of_different_pass_rates():
 )
 def test_effects_refuses(options, line):
     fit = posterior([[0.5, 0.6]], 2.0, 1.0, axes={"size": ["1", "1"]})
-    with pytest.raises(sc.DataError, match=line):
+    with pytest.raises(sc.InputError, match=line):
         fit.effects(**options)
 
 
@@ -502,7 +502,7 @@ def test_a_run_that_left_its_curve_is_never_continued():
     assert recipe["p_best"].iloc[2] == 0 and np.isnan(recipe["value"].iloc[2])
     assert recipe["p_best"].sum() == pytest.approx(1)
     every = posterior(A, 4.0, 1.5, noise_sd=0.01, departed=[0, 1, 2])
-    with pytest.raises(sc.DataError, match="runs=all: departed from their curves"):
+    with pytest.raises(sc.InputError, match="runs=all: departed from their curves"):
         every.allocate(8.0)
 
 
@@ -614,7 +614,7 @@ def test_a_plan_grows_at_the_price_of_what_it_adds():
     ],
 )
 def test_allocate_refuses(options, line):
-    with pytest.raises(sc.DataError, match=line):
+    with pytest.raises(sc.InputError, match=line):
         posterior([[0.5, 0.6]], 2.0, 1.0).allocate(**options)
 
 

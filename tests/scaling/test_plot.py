@@ -355,10 +355,10 @@ def test_curves_without_guesses(two):
         ({"prob": 1.0}, r"prob=1.0: not in \(0, 1\)"),
         ({"by": "seed"}, "by=seed: unknown level"),
     ):
-        with pytest.raises(sc.DataError, match=message):
+        with pytest.raises(sc.InputError, match=message):
             plot.curves(fit, **options)
     only = posterior(evals.select(evals.runs[:2]).until(share=0.5), dict(list(TWO.items())[:1]))
-    with pytest.raises(sc.DataError, match="held_out=slow-9-0, slow-9-1, .*not in this fit"):
+    with pytest.raises(sc.InputError, match="held_out=slow-9-0, slow-9-1, .*not in this fit"):
         plot.curves(only, held_out=evals)
 
 
@@ -456,9 +456,9 @@ def test_the_ridge_takes_one_name_or_the_highest_six(eight):
     names = [t.get_text().split(":")[0] for t in plot.ridge(fit).legends[0].get_texts()[:6]]
     A = np.median(fit.param("A").values, axis=(0, 1))
     assert names == [fit.recipes[j] for j in np.argsort(-A)[:6]]
-    with pytest.raises(sc.DataError, match="recipe=x: not in this fit"):
+    with pytest.raises(sc.InputError, match="recipe=x: not in this fit"):
         plot.ridge(fit, "x")
-    with pytest.raises(sc.DataError, match="recipes=7: cannot be told apart"):
+    with pytest.raises(sc.InputError, match="recipes=7: cannot be told apart"):
         plot.ridge(fit, fit.recipes[:7])
 
 
@@ -523,7 +523,7 @@ def test_effects_that_do_not_end_are_arrows():
 
 def test_no_effects_are_refused():
     for tables in ([], LOSS.iloc[:0]):
-        with pytest.raises(sc.DataError, match="tables=: no effect to draw"):
+        with pytest.raises(sc.InputError, match="tables=: no effect to draw"):
             plot.effects(tables)
 
 
@@ -567,7 +567,7 @@ def test_calibration_shows_coverage_and_trust():
     key = [t.get_text() for t in figure.legends[0].get_texts()]
     assert key[:3] == ["from 25 % of compute", "from 50 % of compute", "covered too rarely"]
     assert 0 < power.get_ylim()[0] < bars[0].min() and burr.get_xlim()[1] > 4.4
-    with pytest.raises(sc.DataError, match="prob=0: not in"):
+    with pytest.raises(sc.InputError, match="prob=0: not in"):
         plot.calibration(a_backtest(), prob=0)
 
 

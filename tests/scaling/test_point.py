@@ -11,7 +11,8 @@ from scipy.optimize import curve_fit, least_squares
 from scipy.stats import f as f_distribution
 
 from rlx.scaling.curve import power, sigmoid
-from rlx.scaling.data import DataError, Evals
+from rlx.errors import InputError
+from rlx.scaling.data import Evals
 from rlx.scaling.point import (
     PAPER_A,
     PAPER_C_MID,
@@ -725,5 +726,5 @@ def test_a_run_too_short_to_fit_is_reported():
     ],
 )
 def test_study_options_are_checked(options, message):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(InputError, match=message):
         fit_study(study(), **options)

@@ -116,11 +116,11 @@ def test_a_fit_that_did_not_converge_answers_only_unsafe(attrs, word):
 
 
 def test_errors_name_key_value_and_remedy(fit):
-    with pytest.raises(sc.DataError, match="param=Z: unknown; use A, C_mid, B, R0, B_tail"):
+    with pytest.raises(sc.InputError, match="param=Z: unknown; use A, C_mid, B, R0, B_tail"):
         fit.param("Z")
-    with pytest.raises(sc.DataError, match="recipe=none: not in this fit; use one of low, high"):
+    with pytest.raises(sc.InputError, match="recipe=none: not in this fit; use one of low, high"):
         fit.prob("A", "none", ">", "low")
-    with pytest.raises(sc.DataError, match="by=seed: unknown level"):
+    with pytest.raises(sc.InputError, match="by=seed: unknown level"):
         fit.summary("seed")
 
 
@@ -130,7 +130,7 @@ def test_saved_and_loaded_it_answers_the_same(fit, tmp_path):
     pd.testing.assert_frame_equal(loaded.summary(), fit.summary())
     assert (loaded.predict([5.0, 9.0]).values == fit.predict([5.0, 9.0]).values).all()
     assert loaded.evals.sha256() == fit.attrs["data_sha256"]
-    with pytest.raises(sc.DataError, match="no such file"):
+    with pytest.raises(sc.InputError, match="no such file"):
         sc.load(tmp_path / "none.nc")
 
 

@@ -11,14 +11,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rlx.scaling.data import COLUMNS, DataError, Evals
+from rlx.errors import InputError
+from rlx.scaling.data import COLUMNS, Evals
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
 def message(path, **options):
     """The one line that reading `path` ends with."""
-    with pytest.raises(DataError) as error:
+    with pytest.raises(InputError) as error:
         Evals.read(path, **options)
     assert "\n" not in str(error.value)
     return str(error.value)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from rlx import flops
-from rlx.config import ConfigError, EvalConfig, PipelineConfig
+from rlx.errors import InputError
+from rlx.config import EvalConfig, PipelineConfig
 from rlx.envs.digit_chain import DigitChain
 from rlx.envs.grading import Graders
 from rlx.evaluate import evaluate
@@ -195,7 +196,7 @@ def test_a_finished_run_is_left_as_it_is(make_run, monkeypatch):
 
 
 def test_a_directory_holds_one_configuration(make_run):
-    with pytest.raises(ConfigError, match="^out=.*: holds a run of another configuration; choose"):
+    with pytest.raises(InputError, match="^out=.*: holds a run of another configuration; choose"):
         loop.train(replace(make_run().config, steps=7), progress=False)
 
 

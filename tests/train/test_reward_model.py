@@ -13,7 +13,7 @@ from rlx.config import (
     AlgoConfig,
     CheckpointConfig,
     Config,
-    ConfigError,
+    InputError,
     EnvConfig,
     EvalConfig,
     MeshConfig,
@@ -254,7 +254,7 @@ def test_other_tokens_are_refused(judge, tmp_path):
     env = EnvConfig("digit_chain", train_prompts=16, heldout_prompts=4, grade_timeout_s=0)
     algo = AlgoConfig(reward="model", reward_model=judge.out)
     config = Config(**shared(judge) | {"env": env}, algo=algo, out=str(tmp_path / "run"))
-    with pytest.raises(ConfigError, match="its tokens are not those of env.name=digit_chain"):
+    with pytest.raises(InputError, match="its tokens are not those of env.name=digit_chain"):
         loop.train(config, progress=False)
     assert not (tmp_path / "run" / "manifest.json").exists()
 
@@ -262,7 +262,7 @@ def test_other_tokens_are_refused(judge, tmp_path):
 def test_a_run_that_is_no_reward_model_is_refused(judge, tmp_path):
     (tmp_path / "manifest.json").write_text(json.dumps({"config": asdict(judge)}))
     config = Config(**shared(judge), algo=AlgoConfig(reward_model=str(tmp_path)))
-    with pytest.raises(ConfigError, match="algo.reward_model=.*: no reward model there; train"):
+    with pytest.raises(InputError, match="algo.reward_model=.*: no reward model there; train"):
         loop.train(replace(config, out=str(tmp_path / "run")), progress=False)
 
 
@@ -278,8 +278,8 @@ def test_pairs_that_cannot_be_read_are_named(judge, tmp_path):
     chain = DigitChain(train_prompts=16, heldout_prompts=4, seed=0)
     with pytest.raises(ValueError, match="pairs.jsonl: line [0-9]+: char='n': not in the vocab"):
         reward_model.read(config, chain)
-    with pytest.raises(ConfigError, match="16: 0 pairs .* at most 1 tokens long; lower it, or"):
+    with pytest.raises(InputError, match="16: 0 pairs .* at most 1 tokens long; lower it, or"):
         small = replace(judge, rollout=replace(judge.rollout, max_new_tokens=1))
         reward_model.read(small, base.make(**start.arguments(judge)))
-    with pytest.raises(ConfigError, match="pairs=: env.name=digit_chain has none; give a file"):
+    with pytest.raises(InputError, match="pairs=: env.name=digit_chain has none; give a file"):
         replace(judge, env=env)

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rlx.config import AlgoConfig, ConfigError, EvalConfig, MeshConfig, PipelineConfig
+from rlx.errors import InputError
+from rlx.config import AlgoConfig, EvalConfig, MeshConfig, PipelineConfig
 from rlx.record import read_rows
 from rlx.train import loop
 from rlx.train.start import make_env
@@ -84,7 +85,7 @@ def test_an_error_of_the_generator_ends_the_run(easy, tmp_path, monkeypatch):
 
 def test_replay_of_nothing_is_refused(easy, tmp_path):
     pipeline = PipelineConfig("pipeline", 1, replay=str(tmp_path / "nowhere"))
-    with pytest.raises(ConfigError, match="pipeline.replay=.*nowhere: no metrics.jsonl"):
+    with pytest.raises(InputError, match="pipeline.replay=.*nowhere: no metrics.jsonl"):
         loop.train(replace(easy, out=str(tmp_path / "run"), pipeline=pipeline), progress=False)
 
 

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from rlx.config import AlgoConfig, CheckpointConfig, ConfigError, OptimConfig, SftConfig
+from rlx.errors import InputError
+from rlx.config import AlgoConfig, CheckpointConfig, OptimConfig, SftConfig
 from rlx.mesh import make_mesh
 from rlx.record import read_rows
 from rlx.train import loop, sft, start
@@ -103,7 +104,7 @@ def test_traces_that_cannot_be_used(config, tmp_path, text, reason):
     file = tmp_path / "traces.jsonl"
     file.write_text(text)
     env = start.make_env(config)
-    with pytest.raises(ConfigError, match=reason):
+    with pytest.raises(InputError, match=reason):
         sft.demonstrations(replace(config, traces=str(file)), env)
 
 
@@ -119,5 +120,5 @@ def test_traces_of_a_file(config, tmp_path):
 
 
 def test_another_objective_is_refused(config):
-    with pytest.raises(ConfigError, match="algo.loss=cispo.*not the likelihood.*set algo=sft"):
+    with pytest.raises(InputError, match="algo.loss=cispo.*not the likelihood.*set algo=sft"):
         replace(config, algo=AlgoConfig())
