@@ -140,7 +140,7 @@ def load(
     gguf = path.suffix == ".gguf"
     if not _is_file(path if gguf else path / "tokenizer.json"):
         raise wrong(path, "no tokenizer there", HOW_TO)
-    source = _from_gguf(path) if gguf else _from_folder(path)
+    source = _from_gguf(path) if gguf else _from_folder(path, rows)
     words, names, stops = source.words, source.names, source.stops
     if not stops:
         raise wrong(path, "it names no end-of-sequence token", "set eos_token")
@@ -198,48 +198,70 @@ def _added(value: Any, key: str, file: Path) -> Any:
     return AddedToken(value["content"], **{x: value[x] is True for x in FLAGS if x in value})
 
 
-def _from_folder(path: Path) -> Source:
-    """As `transformers` reads it: special_tokens_map.json counts before tokenizer_config.json,
-    unless that lists its added tokens, and generation_config.json before config.json."""
-    from tokenizers import Tokenizer
+def _add_tokens(words: Any, path: Path, rows: int) -> dict[str, str]:
+    """Add what the files beside tokenizer.json list; the special tokens by name.
+
+    In the order of `transformers`, so that a new token gets the same id; a token for which the
+    embedding has no row is left out, but for BOS and end. special_tokens_map.json counts before
+    tokenizer_config.json, unless that lists its added tokens.
+    """
+    from tokenizers import AddedToken
 
     def read(name: str) -> dict[str, Any]:
         return jsonfile.read("env.tokenizer", path / name)
 
-    with _library(path, "cannot be read"):
-        words = Tokenizer.from_file(str(path / "tokenizer.json"))
-        words.no_truncation()
-        words.no_padding()
     file, config = path / "tokenizer_config.json", read("tokenizer_config.json")
-    listed = config.get("added_tokens_decoder")
+    listed, old = config.get("added_tokens_decoder"), {}
     if listed is None:
-        config = config | read("special_tokens_map.json")
-    elif not isinstance(listed, dict) or not all(key.isdecimal() for key in listed):
+        config, old = config | read("special_tokens_map.json"), read("added_tokens.json")
+        if not all(type(i) is int for i in old.values()):
+            raise wrong(path / "added_tokens.json", "holds other values than ids")
+    elif not isinstance(listed, dict) or not all(x.isdecimal() and len(x) < 12 for x in listed):
         raise wrong(file, f"added_tokens_decoder={listed!r} is no object of ids and tokens")
     more = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
     more = list(more.values()) if isinstance(more, dict) else more
     if not isinstance(more, list):
         raise wrong(file, f"extra_special_tokens={more!r} is no list of tokens")
-    given = {key: _added(config[key], key, file) for key in SPECIAL if config.get(key)}
+    own = [key for key, x in config.items() if key.endswith("_token") and isinstance(x, str)]
+    keys = dict.fromkeys([*(key for key in SPECIAL if config.get(key)), *filter(config.get, own)])
+    named = {key: _added(config[key], key, file) for key in keys}
+    extra = [_added(token, "extra_special_tokens", file) for token in more]
+    special = {token.content for token in (*named.values(), *extra)}
     listed = sorted((listed or {}).items(), key=lambda item: int(item[0]))
-    added = [_added(token, "added_tokens_decoder", file) for _, token in listed]
-    added += [_added(token, "extra_special_tokens", file) for token in more]
-    names = {key: token.content for key, token in given.items()}
+    listed = [_added(token, "added_tokens_decoder", file) for _, token in listed]
+    old = [AddedToken(text, special=text in special) for text in sorted(old, key=old.get)]
     with _library(file, "has tokens that cannot be added"):
-        words.add_tokens(added)
+        words.add_tokens([*listed, *old])
         for key in ("bos_token", "eos_token"):
-            if key in names and words.token_to_id(names[key]) is None:
-                raise wrong(file, f"{key}={names[key]} is no token of tokenizer.json")
-        known = [key for key in names if words.token_to_id(names[key]) is not None]
-        words.add_special_tokens([given[key] for key in known])
-    file, config = path / "config.json", read("config.json")
+            if key in named and words.token_to_id(named[key].content) is None:
+                raise wrong(file, f"{key}={named[key].content} is no token of tokenizer.json")
+        for token in (*named.values(), *extra):
+            if words.token_to_id(token.content) is not None or not (
+                0 < rows <= words.get_vocab_size()
+            ):
+                words.add_tokens([token])
+    return {key: token.content for key, token in named.items()}
+
+
+def _from_folder(path: Path, rows: int) -> Source:
+    """As `transformers` reads it; generation_config.json counts before config.json."""
+    from tokenizers import Tokenizer
+
+    with _library(path, "cannot be read"):
+        words = Tokenizer.from_file(str(path / "tokenizer.json"))
+        words.no_truncation()
+        words.no_padding()
+    file = path / "config.json"
+    config = jsonfile.read("env.tokenizer", file)
     text = config["text_config"] if isinstance(config.get("text_config"), dict) else {}
-    rows = config.get("vocab_size", text.get("vocab_size", 0))
-    if type(rows) is not int or not 0 <= rows < 2**31:
-        raise wrong(file, f"vocab_size={rows!r} is no number of tokens")
+    ours = config.get("vocab_size", text.get("vocab_size", 0))
+    if type(ours) is not int or not 0 <= ours < 2**31:
+        raise wrong(file, f"vocab_size={ours!r} is no number of tokens")
+    rows = max(rows, ours)
+    names = _add_tokens(words, path, rows)
     if (path / "generation_config.json").exists():
         file = path / "generation_config.json"
-        config = read(file.name)
+        config = jsonfile.read("env.tokenizer", file)
     eos_id = words.token_to_id(names.get("eos_token", ""))
     more = _ids(config.get("eos_token_id"), file, max(rows, words.get_vocab_size()))
     stops = [*([] if eos_id is None else [eos_id]), *more]
