@@ -235,11 +235,12 @@ def _add_tokens(words: Any, path: Path, rows: int) -> dict[str, str]:
         for key in ("bos_token", "eos_token"):
             if key in named and words.token_to_id(named[key].content) is None:
                 raise wrong(file, f"{key}={named[key].content} is no token of tokenizer.json")
+        there = {token.content for token in words.get_added_tokens_decoder().values()}
+        extra = [token for token in extra if token.content not in there]
         for token in (*named.values(), *extra):
-            if words.token_to_id(token.content) is not None or not (
-                0 < rows <= words.get_vocab_size()
-            ):
-                words.add_tokens([token])
+            known = words.token_to_id(token.content) is not None
+            if known or not 0 < rows <= words.get_vocab_size():
+                words.add_special_tokens([token])
     return {key: token.content for key, token in named.items()}
 
 
