@@ -18,7 +18,7 @@ from typing import Any
 
 from rlx.errors import InputError
 
-CPU_S = 5.0
+CPU_S = 2.0
 MEMORY_BYTES = 1 << 30
 LONGEST = 1 << 20  # characters of a prompt
 
@@ -50,9 +50,7 @@ class Template:
             text=True,
         )
         self.stop = weakref.finalize(self, _stop, self.process)
-        self._ask(
-            self.source, "the chat template is none ({})", "set env.chat=false, or correct {}"
-        )
+        self._ask(self.source, "the chat template is none ({})", "set env.chat=false, or {}")
 
     def _ask(self, request: Any, reason: str, remedy: str) -> str:
         """The text that the process answers."""
@@ -62,21 +60,23 @@ class Template:
             answer = self.process.stdout.readline()
         except BrokenPipeError:
             answer = ""
-        kind, said = json.loads(answer) if answer else ("died", "")
+        except BaseException:  # an interrupt: the answer would be taken for the next one's
+            self._end()
+            raise
+        kind, said = json.loads(answer) if answer.endswith("\n") else ("died", "")
         if kind == "text":
             return said
         if kind == "died":
             status = self.process.wait()
-            signals = {
-                -signal.SIGPROF: f"it takes more than {CPU_S:g} s",
-                -signal.SIGKILL: "killed",
-            }
-            said = signals.get(status, f"its process ended with status {status}")
+            late = status == -signal.SIGPROF
+            said = f"more than {CPU_S:g} s" if late else f"its process ended with status {status}"
+        self._end()
+        remedy = remedy.format(f"correct {self.file}")
+        raise InputError("env.chat", True, reason.format(said), remedy)
+
+    def _end(self) -> None:
         self.stop()
         self.process = None
-        raise InputError(
-            "env.chat", True, reason.format(said), remedy.format(f"correct {self.file}")
-        )
 
 
 def _stop(process: subprocess.Popen) -> None:
@@ -145,8 +145,8 @@ def main() -> None:
             answer = ["text", text]
         except Exception as error:
             answer = ["error", str(error)[:1000] or type(error).__name__]
-        print(json.dumps(answer), flush=True)
         signal.setitimer(signal.ITIMER_PROF, 0)
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":
