@@ -228,6 +228,12 @@ def test_a_bare_prompt_begins_with_one_bos_and_never_ends_with_the_end(
     assert tokenizer.encode_prompt(prompt) == [*begins, *said, *last]
 
 
+def test_a_post_processor_that_drops_the_prompt_is_refused(folder, tmp_path):
+    tokenizer = text.load(changed(folder, tmp_path, [BEGIN, END]))
+    with pytest.raises(InputError, match="post-processor does not keep a prompt as it is"):
+        tokenizer.encode_prompt("hi")
+
+
 def test_an_empty_prompt_of_no_token_is_refused(folder, tmp_path):
     tokenizer = text.load(changed(folder, tmp_path, ["$A", END]))
     with pytest.raises(InputError, match="env.prompt_template={prompt}: an empty prompt"):
