@@ -84,7 +84,7 @@ class TextTokenizer:
             whole = self.words.encode(text)
         bos_id = self.words.token_to_id(dict(self.special).get("bos_token", ""))
         ids, added = whole.ids, [of_text is None for of_text in whole.sequence_ids]
-        if [i for i, more in zip(ids, added, strict=True) if not more] != self.encode(text):
+        if sum(added) != self.words.num_special_tokens_to_add(False):
             raise wrong(self.path, "its post-processor does not keep a prompt as it is", HOW_TO)
         while ids and added[-1] and ids[-1] in self.stop_ids and ids != [bos_id]:
             del ids[-1], added[-1]
