@@ -34,8 +34,7 @@ CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x20000, 0x4000000, 0x8000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 4096, 16384, 1 << 18
 MNT_DETACH, AT_FDCWD, AT_RECURSIVE, SYS_MOUNT_SETATTR = 2, -100, 0x8000, 442
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
-PR_SET_THP_DISABLE = 41
+PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, PR_SET_THP_DISABLE = 1, 22, 38, 41
 UNUSED_USERS, USER_COUNT = 61184, 4000  # a range that belongs to no person (systemd's dynamic ids)
 
 # (x86_64, aarch64) numbers, None where there is no such call. Refused: what is privileged, and what
@@ -53,7 +52,8 @@ SYSCALLS = {
 # Refused where a bit of the mask is set in the argument: numbers, argument, mask.
 ARGUMENTS = {
     "clone": (56, 220, 0, 0x7E020080),  # any namespace
-    "mmap": (9, 222, 3, 1),  # MAP_SHARED: pages that stay when all of a mapping but one page goes
+    # MAP_SHARED: pages that stay when all of a mapping but one page goes; MAP_HUGETLB: not in VmRSS
+    "mmap": (9, 222, 3, 0x40001),
     "prlimit64": (302, 261, 0, 0xFFFFFFFF),  # of another process
 }
 NEWEST = 424  # calls from here on (Linux 5.1) are the same everywhere, and libraries do without
@@ -193,13 +193,15 @@ def program(spec, user):
 
 
 def init(spec, user):
-    """PID 1: the line for the report. The program cannot signal it or look into it."""
+    """PID 1: the line for the report. Signals from inside are lost on it.
+
+    It stays "dumpable": where /proc hides what is not (hidepid), nothing below it could be seen.
+    """
     call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL)
     source = os.pread(spec["source"], os.fstat(spec["source"]).st_size, 0)
     os.close(spec["source"])
     if spec["isolate"]:
         build_root(spec["paths"], spec["limits"]["file_mb"])
-        call("prctl", PR_SET_DUMPABLE, 0)
     with open("main.py", "wb") as f:
         f.write(source)
     pid = os.fork()

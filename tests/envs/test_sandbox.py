@@ -274,6 +274,11 @@ ESCAPES = {
     "asynchronous input": """
     held += 1024 * (libc.syscall(206, 64, ctypes.byref(ctypes.c_ulong())) >= 0)""",
     "watches of files": "held += 1024 * (libc.inotify_init1(0) >= 0)",
+    "one page of a huge one that was asked for": """
+    p = pages(4 * MB, 0x22); ctypes.memset(p, 1, 4 * MB)
+    at = ctypes.c_void_p((p + 2 * MB - 1) // (2 * MB) * (2 * MB))
+    held += 1024 * (libc.madvise(at, ctypes.c_size_t(2 * MB), 25) == 0)  # MADV_COLLAPSE""",
+    "huge pages": "pages(2 * MB, 0x40022); held += 1024",
     "page tables": """
     for i in range(30000): ctypes.memset(pages(4096, 0x100022, -1, (1 << 33) + (i << 31)), 1, 1)
     held = 1024""",
@@ -440,6 +445,30 @@ def test_walls_stand_for_an_ordinary_user_too():
         "exit 0 False 65534", "exit 1 ", "exit 0 2", "exit 0 2", "exit 1 ", "exit 1 ", "exit 1 ",
         "memory ", "signal 9 ",
     ]  # fmt: skip
+
+
+@as_root
+def test_children_count_in_sum_where_processes_are_hidden():
+    """Clusters mount /proc with hidepid=2."""
+    code = """
+from rlx.envs.sandbox import Limits, run, why_not
+if why_not():
+    sys.exit(print("no user namespaces:", why_not()))
+source = '''
+import ctypes, os, time
+ctypes.CDLL(None).prctl(4, 0)  # hide
+[(b"1" * 10**8, time.sleep(9)) for _ in range(4) if os.fork() == 0]
+time.sleep(9)'''
+print(run(source, limits=Limits(wall_s=9, memory_mb=256)).status)
+"""
+    mounted = 'mount -t proc -o hidepid=2 proc /proc && exec runuser -u nobody -- "$@"'
+    words = ["unshare", "-m", "--propagation", "private", "sh", "-c", mounted, "sh"]
+    if subprocess.run([*words, "true"], capture_output=True).returncode:
+        pytest.skip("no /proc can be mounted here")
+    said = elsewhere(words, code)
+    if said.startswith("no user namespaces"):
+        pytest.skip(said)
+    assert said == "memory\n"
 
 
 @as_root
