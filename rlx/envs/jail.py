@@ -12,11 +12,12 @@ file system in memory that goes with the namespace. There is neither /proc nor a
 report descriptor is `exit N`, `signal N`, or `refused: reason` where the walls could not be built.
 
 Limits of a process (RLIMIT_AS) see neither memory that no process maps nor the sum over several.
-Calls that make the first are refused, so what is left of it is bounded: 64 MB of pipes (the
-kernel's own limit per user), 0.2 MB per socket of at most 512, /box. rlx.envs.sandbox sees to the
-sum, by looking. Names looked up and files read stay in the kernel's caches, which it empties at
-need. A cgroup would see all of it, but making one takes rights that users of clusters and of
-containers do not have; `bwrap` and `nsjail` have these same holes where they may make none.
+Calls that make the first are refused (a file can be mapped privately, not shared), so what is left
+of it is bounded: 64 MB of pipes (the kernel's usual limit per user), 0.2 MB (its usual default) per
+socket of at most 512, /box. rlx.envs.sandbox sees to the sum, by looking. Names looked up and files
+read stay in the kernel's caches, which it empties at need. A cgroup would see all of it, but making
+one takes rights that users of clusters and of containers do not have; where they make none,
+`bwrap` and `nsjail` stop none of this.
 
 Sources: man 7 namespaces, 2 pivot_root, 2 seccomp, 2 mount_setattr (Linux 5.12), 5.14 for a count
 of processes within a user namespace.

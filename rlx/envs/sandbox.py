@@ -36,11 +36,13 @@ class SandboxError(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """What one run may use.
+    """What one program may use, with all that it starts.
 
-    Memory: no process ever gets more; what several hold in sum is looked at every TICK_S, and a run
-    is ended after two looks that find more, so it can be exceeded by what is written in between.
-    Looking takes a kernel that lists children (CONFIG_PROC_CHILDREN, which distributions set).
+    Memory: one process never maps more; what several hold in sum is looked at every TICK_S, and two
+    looks that find more end the run, so what is written in between comes on top (120 MB on two
+    cores), as do buffers of the kernel (see rlx.envs.jail). Looking takes a kernel that lists
+    children (CONFIG_PROC_CHILDREN, which distributions set); without it the sum has no limit but
+    `processes` times memory.
     """
 
     wall_s: float = 10.0
@@ -229,7 +231,10 @@ def converse(
     limits: Limits = Limits(),  # noqa: B008
     isolate: bool = True,
 ) -> Result:
-    """Run both, a socket between them at the descriptor in $CHANNEL; how the client ended."""
+    """Run both, a socket between them at the descriptor in $CHANNEL; how the client ended.
+
+    Each of the two has the limits for itself, but for the time.
+    """
     deadline = time.monotonic() + limits.wall_s
     quiet = (subprocess.DEVNULL, subprocess.DEVNULL)
     ends = socket.socketpair()
