@@ -261,7 +261,7 @@ class Driver:
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
         if not answer:
-            raise RuntimeError(f"the driver of a system stopped; see {self.log}")
+            raise InputError("rival", self.log.stem, "its driver stopped", f"see {self.log}")
         return json.loads(answer)
 
     def timed(self, what: str, repeats: int):

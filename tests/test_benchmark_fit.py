@@ -229,7 +229,9 @@ def test_a_driver_answers_and_ends(echo):
 
 
 def test_a_driver_that_stopped_names_its_log(echo):
-    with pytest.raises(ValueError, match=r"^rival: its driver stopped; see .*echo\.py\.log$"):
+    with pytest.raises(
+        ValueError, match=r"^rival=echo\.py: its driver stopped; see .*echo\.py\.log$"
+    ):
         echo.ask({"cmd": "stop"})
     echo.process.wait()
     echo.process.stdin.close()
