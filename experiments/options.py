@@ -44,8 +44,8 @@ def own_options(
         except (OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError) as error:
             kinds = kind.__dataclass_fields__[key].type
             usual = REMEDIES.get(getattr(kinds, "__name__", kinds), REMEDIES["other"])
-            reason, remedy = str(error).partition("\n")[0], remedies.get(key, usual)
-            raise InputError(key, value, reason, remedy) from error
+            reason = str(error).partition("\n")[0] if value else "empty"
+            raise InputError(key, value, reason, remedies.get(key, usual)) from error
     return OmegaConf.to_object(options), rest
 
 
