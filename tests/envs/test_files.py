@@ -64,8 +64,8 @@ def test_a_file_inside_a_package_is_found_without_importing_it():
 )
 def test_missing_fields_are_named(row, message):
     with pytest.raises(ValueError) as error:
-        data.text_field(("line 4", row), ("x", "y"), "xs_field")
-    assert str(error.value) == message
+        data.text_field(("env.kwargs.path=a.jsonl: line 4", row), ("x", "y"), "xs_field")
+    assert str(error.value) == f"env.kwargs.path=a.jsonl: {message}"
     assert data.text_field(("", {"x": None, "y": 7}), ("x", "y"), "xs_field") == "7"
 
 

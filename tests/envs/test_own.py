@@ -37,7 +37,7 @@ def test_problems_depend_on_the_seed_and_heldout_not_on_the_size():
 BAD = {
     "def problems(seed): yield 'a', 1": "no function grade in it; see rlx/envs/own.py",
     "def grade(a, c): return 1": "no function problems in it; see rlx/envs/own.py",
-    "import nowhere": "ModuleNotFoundError: No module named 'nowhere'; mend the file",
+    "import nowhere": "ModuleNotFoundError: No module named 'nowhere' at line 1; mend the file",
     "def f(:": "SyntaxError: invalid syntax (task.py, line 1); mend the file",
     "def problems(seed): yield 'a'\ndef grade(a, c): return 1": (
         "item 0 of problems() is 'a'; yield (prompt, answer)"
