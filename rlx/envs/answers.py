@@ -118,7 +118,7 @@ CHARS = {
     **{"∞": r"\infty ", "π": r"\pi ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\neq ", "∪": r"\cup "},
     **{"∈": r"\in ", "°": r"^\circ ", "±": r"\pm ", "∓": r"\mp ", "∅": r"\emptyset ", "⁄": "/"},
     **{"∕": "/", "≈": r"\approx ", "…": r"\ldots ", "ℝ": r"\mathbb{R}", "\u00a0": " "},
-    **{"€": r" euro ", "£": " pound ", "¢": " cent ", "’": "'"},
+    **{"€": r" euro ", "£": " pound ", "¢": " cent ", "¥": " yen ", "’": "'"},
 }
 WRAPPER = re.compile(
     r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|mbox|operatorname)\*?\s*"
@@ -135,6 +135,8 @@ REWRITES = [  # in this order
     (r"\\(?:geq|geqslant)(?![a-zA-Z])", r"\\ge "),
     (r"\\(?:leq|leqslant)(?![a-zA-Z])", r"\\le "),
     (r"\\ne(?![a-zA-Z])", r"\\neq "),
+    (r"\\langle(?![a-zA-Z])", "("),
+    (r"\\rangle(?![a-zA-Z])", ")"),
     (r"\\(?:dots|cdots)(?![a-zA-Z])|\.\.\.", r"\\ldots "),
     (r"\\varnothing|\\\{\s*\\\}|\b[nN]o (?:real )?solutions?\b", r"\\emptyset "),
     (r"\^\s*\{?\s*\\(?:circ|degree)(?![a-zA-Z])\s*\}?|\\degree(?![a-zA-Z])", " degree "),
@@ -204,7 +206,7 @@ NAME = re.compile(
     r"[a-zA-Z]+(?:_\{?\w+\}?)?(?:\([\w, ]+\))?|\([a-zA-Z](?:, ?[a-zA-Z])+\)|\\(?!not|lim)[a-z]+"
 )
 NUMERIC = re.compile(r"[\d\s.+\-/^{}()]+|(?:[\d\s.+\-/^{}()]|\\(?:frac|cdot|times|sqrt))+")
-UNORDERED = (",", "{")
+UNORDERED, INTERVALS = (",", "{"), ("()", "[]", "(]", "[)")
 
 
 class Part(NamedTuple):
@@ -352,9 +354,12 @@ def _agree(one: Part, other: Part) -> bool:
     if "" in kinds and "{" in kinds:  # {5} and 5
         group, single = (one, other) if one.kind else (other, one)
         return len(group.parts) == 1 and _agree(group.parts[0], single)
+    if kinds == {"u", ","}:  # x<1 or x>2
+        group = one if one.kind == "," else other
+        return all(part.kind in INTERVALS for part in group.parts) and _covers(one, other)
     if kinds <= set(UNORDERED) or kinds == {"u"}:
         count = len(one.parts) == len(other.parts) or "," not in kinds
-        if count and _cover(one.parts, other.parts) and _cover(other.parts, one.parts):
+        if count and _covers(one, other):
             return True
     if len(kinds) == 1 and "u" not in kinds or kinds == {"()", ","}:
         pairs = zip(one.parts, other.parts, strict=False)
@@ -366,8 +371,10 @@ def _agree(one: Part, other: Part) -> bool:
     return False
 
 
-def _cover(parts: Sequence[Part], others: Sequence[Part]) -> bool:
-    return all(any(_agree(part, other) for other in others) for part in parts)
+def _covers(one: Part, other: Part) -> bool:
+    """Whether each part of either has its like in the other."""
+    found = [[_agree(part, like) for like in other.parts] for part in one.parts]
+    return all(map(any, found)) and all(map(any, zip(*found, strict=True)))
 
 
 def _bare(text: str) -> str:
@@ -379,14 +386,14 @@ def _bare(text: str) -> str:
 
 UNITS = """mm millimeter millimetre|cm centimeter centimetre|m meter metre|km kilometer kilometre
 |in inch inche|ft foot feet|yd yard|mi mile|mg milligram|g gram|kg kilogram kilo|lb pound|oz ounce
-|s sec second|min minute|h hr hour|day|week|month|yr year|dollar usd|cent|euro eur|degree deg
+|s sec second|min minute|h hr hour|day|week|month|yr year|dollar usd|cent|yen|euro eur|degree deg
 |rad radian|l liter litre|ml milliliter millilitre|mph|rpm"""
 UNIT_KEYS = {word: row.split()[0] for row in UNITS.split("|") for word in row.split()}
 UNIT = re.compile(
-    r"(.*[\d)}])(\s*[-/]?\s*)(?:(square|sq|cubic|cu)\.? )?([a-zA-Z]+)\.?"
+    r"(.*(?:[\d)}]|\\pi))(\s*[-/]?\s*)(?:(square|sq|cubic|cu)\.? )?([a-zA-Z]+)\.?"
     r"((?:[ /-]+[a-zA-Z]+\.?){0,3})\s*(?:\^ ?\{?([23])\}?)?"
 )
-CURRENCY = re.compile(r"(?:US ?)?(dollar|euro|pound|cent|USD|EUR)\s*(?=[-+\d.(\\])")
+CURRENCY = re.compile(r"(?:US ?)?(dollar|euro|pound|cent|yen|USD|EUR)\s*(?=[-+\d.(\\])")
 NO_UNITS = set("or and more less least most than not about times dozen half mod factorial".split())
 TIME = re.compile(r"(\d+(?: ?: ?\d+)+) ?([ap])?\.? ?(?:m\.?)?", re.IGNORECASE)
 SIMPLE = r"(?:\d+\.?\d*|\.\d+)"
