@@ -73,6 +73,9 @@ def _json_rows(file: Path, where: str) -> Iterator[Row]:
                 if not text.strip():
                     continue
                 row = json.loads(text, parse_constant=_refused, object_pairs_hook=_distinct)
+            except json.JSONDecodeError as error:
+                reason = f"is not JSON ({error.msg} at character {error.pos + 1})"
+                raise bad_row(place, reason, "mend that line") from None
             except (ValueError, RecursionError) as error:
                 raise bad_row(place, f"is not JSON ({error})", "mend that line") from None
             if not isinstance(row, dict):

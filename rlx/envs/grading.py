@@ -30,6 +30,7 @@ from rlx.errors import InputError
 from rlx.problem import Problem
 
 MEMORY_BYTES = 8 << 30  # address space of a worker
+START_S = 600  # to import the task and make its problems
 PR_SET_PDEATHSIG = 1
 
 Item = tuple[Problem, str, bool]  # with the completion, and whether it stopped by itself
@@ -89,7 +90,7 @@ class _Worker:
         )
         theirs.close()
         self.pipe.send(arguments)
-        self.index, self.deadline, self.ready = -1, math.inf, False
+        self.index, self.deadline, self.ready = -1, time.monotonic() + START_S, False
 
     def give(self, index: int, item: Item, timeout_s: float) -> None:
         self.index, self.deadline = index, time.monotonic() + timeout_s
@@ -200,6 +201,8 @@ class Graders:
             late = worker.deadline <= time.monotonic()
             if worker.pipe in answered:
                 settled[worker.index] = self._receive(worker)
+            elif late and not worker.ready:
+                raise self._no_start(f"no answer for {START_S:g} s")
             elif late:
                 reason = f"timeout after {self.timeout_s:g} s"
                 settled[worker.index] = Outcome(0.0, reason, Failure.TIMEOUT)
@@ -218,15 +221,14 @@ class Graders:
             code = worker.kill()
             said = failed(f"the grader's process ended with {code}")
         if not worker.ready and isinstance(said, Outcome):
-            reason = said.reason or "it did not start"
-            raise InputError(
-                "env.name",
-                self.arguments["name"],
-                f"{reason} in a grading process",
-                "look at its output above, or set env.grade_timeout_s=0 to grade without one",
-            )
+            raise self._no_start(said.reason or "it did not start")
         worker.ready = True
         return said if isinstance(said, Outcome) else Outcome(0.0)
+
+    def _no_start(self, reason: str) -> InputError:
+        remedy = "look at its output above, or set env.grade_timeout_s=0 to grade without one"
+        name = self.arguments["name"]
+        return InputError("env.name", name, f"{reason} in a grading process", remedy)
 
 
 def serve(pipe: Connection, parent: int) -> None:

@@ -13,12 +13,14 @@ reference solution of a warm start.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.util
 import inspect
 import pickle
 import reprlib
 import sys
+import threading
 import traceback
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +35,7 @@ from rlx.envs import base, data
 from rlx.errors import InputError
 from rlx.problem import Problem
 
+SLOW_S = 30
 DRAWS_PER_PROMPT = 10  # before giving up on distinct ones
 
 
@@ -43,26 +46,33 @@ class OwnTask:
         self, file: str, /, *, train_prompts: int, heldout_prompts: int, seed: int, **kwargs: Any
     ):
         self.file = file
-        self.module = _load(file)
-        wanted = train_prompts + heldout_prompts
-        _check_call(file, "grade", self.module.grade, "answer", "completion")
-        _check_call(file, "problems", self.module.problems, seed, **kwargs)
-        pool: dict[str, Any] = {}
-        for prompt, answer in islice(self._drawn(seed, kwargs), DRAWS_PER_PROMPT * wanted):
-            pool.setdefault(prompt, answer)
-            if len(pool) == wanted:
-                break
-        pairs = list(pool.items())
-        if len(pairs) < wanted:
-            reason = f"{file} gave {len(pairs)} distinct prompts, not {wanted} with "
-            reason += f"env.heldout_prompts={heldout_prompts}"
-            raise InputError("env.train_prompts", train_prompts, reason, "ask for fewer")
+        with _said_if_slow(file):
+            self.module = _load(file)
+            pairs = self._pairs(train_prompts, heldout_prompts, seed, kwargs)
         self.heldout = data.numbered(pairs[:heldout_prompts])
         self.train = data.numbered(pairs[heldout_prompts:])
         self.downstream: dict[str, list[Problem]] = {}
         texts = [text for pair in pairs for text in pair if isinstance(text, str)]
         self.tokenizer: base.TextTokenizer = base.characters(texts)
-        self.max_prompt_tokens = max(len(prompt) for prompt in pool)
+        self.max_prompt_tokens = max(len(prompt) for prompt, _ in pairs)
+
+    def _pairs(
+        self, train_prompts: int, heldout_prompts: int, seed: int, kwargs: dict[str, Any]
+    ) -> list[tuple[str, Any]]:
+        """As many distinct ones as asked for. Raises InputError where there are too few."""
+        _check_call(self.file, "grade", self.module.grade, "answer", "completion")
+        _check_call(self.file, "problems", self.module.problems, seed, **kwargs)
+        wanted = train_prompts + heldout_prompts
+        pool: dict[str, Any] = {}
+        for prompt, answer in islice(self._drawn(seed, kwargs), DRAWS_PER_PROMPT * wanted):
+            pool.setdefault(prompt, answer)
+            if len(pool) == wanted:
+                return list(pool.items())
+        reason = (
+            f"{self.file} gave {len(pool)} distinct prompts, not {wanted} with "
+            f"env.heldout_prompts={heldout_prompts}"
+        )
+        raise InputError("env.train_prompts", train_prompts, reason, "ask for fewer")
 
     def _drawn(self, seed: int, kwargs: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         """What problems() gives, checked. Raises InputError where it fails."""
@@ -93,6 +103,19 @@ class OwnTask:
     def ceiling(self, problems: Sequence[Problem], max_new_tokens: int) -> None:
         """None: the best score within a length limit is unknown."""
         return None
+
+
+@contextlib.contextmanager
+def _said_if_slow(file: str) -> Iterator[None]:
+    """Names the file at the terminal if it is not done after SLOW_S: it may hang."""
+    text = f"env.name={file}: still waiting for its problems after {SLOW_S:g} s"
+    timer = threading.Timer(SLOW_S, print, [text], {"file": sys.stderr, "flush": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _load(file: str) -> ModuleType:

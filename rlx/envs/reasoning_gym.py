@@ -163,7 +163,7 @@ def _create(name: str | None, config: dict[str, Any], *, seed: int, size: int) -
     """The library's dataset; every name and parameter is checked before it is made."""
     library = _import_library()
     known = library.factory.DATASETS
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         hint = _closest(str(name), known) or "chain_sum, for example"
         raise InputError("env.kwargs.dataset", name, "unknown dataset", f"try {hint}")
     if name in HASH_ORDERED and os.environ.get("PYTHONHASHSEED", "random") == "random":

@@ -192,6 +192,21 @@ def test_a_task_that_cannot_be_made_in_a_worker_is_one_error(env, arguments):
     graders.close()
 
 
+def test_a_worker_that_hangs_while_it_starts_is_an_error_in_time(tmp_path, monkeypatch):
+    file = tmp_path / "task.py"
+    lines = ["import pathlib, time", f"mark = pathlib.Path({str(tmp_path)!r}, 'mark')"]
+    lines += ["if mark.exists(): time.sleep(1000)", "mark.touch()"]
+    file.write_text("\n".join(lines) + TASK)
+    sizes = {"train_prompts": 1, "heldout_prompts": 1}
+    arguments = {"name": str(file), **sizes, "seed": 0, "kwargs": {}}
+    env = base.make(**arguments)
+    monkeypatch.setattr("rlx.envs.grading.START_S", 1)
+    graders = Graders(env, arguments, timeout_s=10, workers=1)
+    with pytest.raises(InputError, match="task.py: no answer for 1 s in a grading process; look"):
+        graders.grade(items(env, "half"))
+    assert graders._workers == []
+
+
 def running(pid):
     stat = Path(f"/proc/{pid}/stat")
     return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"

@@ -49,8 +49,7 @@ BAD = {
         "ZeroDivisionError: division by zero in problems() at line 3; mend the file"
     ),
     "def problems(seed): yield 'a', lambda: 1\ndef grade(a, c): ...": (
-        "item 0 of problems(): *; yield text that can be written, and an answer "
-        "that can be pickled"
+        "item 0 of problems(): *; yield text that can be written, and an answer that can be pickled"
     ),
     "def problems(seed): yield '\\ud800', 1\ndef grade(a, c): ...": (
         "item 0 of problems(): UnicodeEncodeError: *; yield text that can be written, and an "
@@ -100,6 +99,14 @@ def test_errors(changes, message):
     with pytest.raises(ValueError) as error:
         own(**changes)
     assert str(error.value).startswith(message)
+
+
+def test_a_file_that_takes_long_is_named(tmp_path, monkeypatch, capfd):
+    file = tmp_path / "task.py"
+    file.write_text("import time\ntime.sleep(0.5)\n" + Path(SUMS).read_text())
+    monkeypatch.setattr("rlx.envs.own.SLOW_S", 0.05)
+    own(file)
+    assert f"env.name={file}: still waiting for its problems after 0.05 s" in capfd.readouterr().err
 
 
 LATE = """
