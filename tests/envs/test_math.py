@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from rlx.envs import answers, base, grading
+from rlx.envs import answers, base, grading, notation
 
 pytest.importorskip("math_verify", reason="pip install 'rlx[math]'")
 RNG = np.random.default_rng(0)
@@ -225,7 +225,7 @@ def test_the_real_gsm8k():
     env = mathematics(path, 1000, 319)
     assert len({p.prompt for p in env.train + env.heldout}) == 1319
     for problem in env.train + env.heldout:
-        assert answers.number(answers.plain(problem.answer[0])) is not None, problem
+        assert notation.number(notation.plain(problem.answer[0])) is not None, problem
         assert env.grade(problem, env.solution(problem, RNG, worked=True), True) == 1
     for problem, other in zip(env.heldout[:50], env.heldout[1:51], strict=True):
         right = problem.answer[0] == other.answer[0]
