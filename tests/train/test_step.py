@@ -58,7 +58,7 @@ def batch() -> Batch:
     rng = np.random.default_rng(3)
     length_P = rng.integers(2, U + 1, P).astype(np.int32)
     prompt_PU = rng.integers(0, PAD, (P, U)).astype(np.int32)
-    prompt_PU[np.arange(U) < U - length_P[:, None]] = PAD
+    prompt_PU[np.arange(U) >= length_P[:, None]] = PAD
     completion_BT = rng.integers(0, PAD, (P * G, T)).astype(np.int32)
     mask_BT = (np.arange(T) < rng.integers(1, T + 1, P * G)[:, None]).astype(np.float32)
     mask_BT[1, :3] = [1, 0, 1]
@@ -115,7 +115,7 @@ def tokens(config, params, batch):
     table = []
     for b, t in np.argwhere(batch.mask_BT):
         length = batch.prompt_length_P[b // G]
-        prefix = [*batch.prompt_PU[b // G][U - length :], *batch.completion_BT[b, :t]]
+        prefix = [*batch.prompt_PU[b // G][:length], *batch.completion_BT[b, :t]]
         prefix_1S = np.array([[PAD] * (U + T - len(prefix)) + prefix])
         value, grad = logp(params, prefix_1S, np.array([len(prefix)]), batch.completion_BT[b, t])
         table.append((b, t, float(value), np.asarray(ravel_pytree(grad)[0], np.float64)))
