@@ -39,7 +39,11 @@ def mesh():
 
 
 def golden(family: str) -> dict[str, np.ndarray]:
-    return dict(np.load(DATA / family / "golden.npz"))
+    """Prompts are padded on the left there, as `generate` wants them; here on the right."""
+    array = dict(np.load(DATA / family / "golden.npz"))
+    rows = zip(array["prompt_PU"], array["length_P"], strict=True)
+    array["prompt_PU"] = np.stack([np.roll(prompt_U, n - len(prompt_U)) for prompt_U, n in rows])
+    return array
 
 
 def completion_logits(params, config, prompt_PU, length_P, completion_BT):

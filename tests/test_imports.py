@@ -19,7 +19,7 @@ RLX = [name for name in FILES if name.startswith("rlx.")]
 # Each layer may import the layers named here. A folder stands for all its modules.
 BASE = ("rlx.errors", "rlx.problem", "rlx.types", "rlx.config", "rlx.record")
 BASE += ("rlx.objectives", "rlx.envs")
-MIDDLE = (*BASE, "rlx.mesh", "rlx.flops", "rlx.processes", "rlx.rollout.buffer")
+MIDDLE = (*BASE, "rlx.mesh", "rlx.flops", "rlx.processes")
 LAYERS = {
     "rlx.errors": (),
     "rlx.problem": (),
@@ -32,7 +32,6 @@ LAYERS = {
     "rlx.mesh": BASE,
     "rlx.processes": ("rlx.config", "rlx.errors"),
     "rlx.flops": BASE,
-    "rlx.rollout.buffer": BASE,
     "rlx.checkpoint": BASE,
     "rlx.track": BASE,
     "rlx.models": (*MIDDLE, "rlx.models"),
@@ -49,11 +48,11 @@ LAYERS = {
         "rlx.rollout.scorer",
         "rlx.train.warm_start",
     ),
-    "rlx.train.report": (*MIDDLE, "rlx.rollout.engine"),
-    "rlx.train.schedule": (*BASE, "rlx.rollout.engine", "rlx.rollout.buffer", "rlx.train.clock"),
+    "rlx.train.report": (*MIDDLE, "rlx.rollout"),
+    "rlx.train.schedule": (*BASE, "rlx.rollout", "rlx.train.clock"),
     "rlx.evaluate": (*MIDDLE, "rlx.models", "rlx.rollout"),
     "rlx.train.supervised": (*MIDDLE, "rlx.checkpoint", "rlx.train.clock", "rlx.train.loop"),
-    "rlx.train.sft": (*MIDDLE, "rlx.models", "rlx.train", "rlx.evaluate"),
+    "rlx.train.sft": (*MIDDLE, "rlx.models", "rlx.rollout", "rlx.train", "rlx.evaluate"),
     "rlx.train.reward_model": (*MIDDLE, "rlx.models", "rlx.train", "rlx.evaluate"),
     "rlx.train.loop": (
         *MIDDLE,
@@ -97,6 +96,19 @@ def test_a_module_imports_only_the_layers_below_it(name):
     (allowed,) = [may for layer, may in LAYERS.items() if within(name, [layer])]
     ours = {other for other in IMPORTS[name] if other.startswith(("rlx", "experiments"))}
     assert {other for other in ours if not within(other, allowed)} == set()
+
+
+@pytest.mark.parametrize("folder", ["rlx.rollout", "rlx.models"])
+def test_no_module_imports_itself_by_way_of_others(folder):
+    def reached(name, seen=()):
+        for other in IMPORTS[name] & set(FILES):
+            if other not in seen:
+                seen = reached(other, (*seen, other))
+        return seen
+
+    modules = [name for name in RLX if within(name, [folder])]
+    assert len(modules) > 5
+    assert [name for name in modules if name in reached(name)] == []
 
 
 def test_objectives_import_jax_alone():

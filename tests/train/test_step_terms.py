@@ -58,7 +58,7 @@ def prefixes(config, batch):
         for b, t in np.argwhere(batch.mask_BT):
             length = batch.prompt_length_P[b // G]
             prefix = [*batch.prompt_PU[b // G][:length], *batch.completion_BT[b, :t]]
-            prefix_1S = np.array([[PAD] * (U + T - len(prefix)) + prefix])
+            prefix_1S = np.array([prefix + [PAD] * (U + T - len(prefix))])
             x = one(params, prefix_1S, np.array([len(prefix)]), batch.completion_BT[b, t])
             got[int(b), int(t)] = tuple(np.asarray(y, np.float64) for y in x)
         return got
