@@ -230,11 +230,12 @@ def _after_prompt(q_BTNH, k_BTKH, v_BTKH, past: Cache, length_P) -> jax.Array:
     """Completions behind their prompts, by one causal kernel over U + T columns.
 
     Every row is laid out by position, the completion where the prompt ends, so that a query sees
-    all that stands before it; the U columns too many hold no query.
+    all that stands before it; columns that hold no completion have no query.
     """
     (B, T), U = q_BTNH.shape[:2], past.columns
     length_B1 = _per_row(length_P, B)[:, None]
-    column_1S = jnp.arange(U + T)[None]
+    S = -(-(U + T) // 64) * 64  # whole tiles
+    column_1S = jnp.arange(S)[None]
     own_BS = column_1S - length_B1  # the completion's token that stands in a column
     is_own_BS = (own_BS >= 0) & (own_BS < T)
     source_BS = jnp.where(is_own_BS, U + own_BS, jnp.where(own_BS < 0, column_1S, U + T))
