@@ -137,8 +137,9 @@ def rlx_system(what: str, options: Options):
     from rlx.mesh import make_mesh
     from rlx.models import transformer
     from rlx.record import RunRecord
-    from rlx.rollout.engine import Engine, Weights
-    from rlx.train.buffer import Buffer
+    from rlx.rollout.buffer import Buffer
+    from rlx.rollout.engine import Engine
+    from rlx.rollout.generator import Weights
     from rlx.train.step import collate, init_state, make_train_step
 
     class AnyThree(DigitChain):

@@ -37,7 +37,7 @@ def evaluate(policy: Policy, options: dict[str, str]) -> None:
 
     config, graders = policy.config, policy.graders
     k = config.eval.samples_per_prompt
-    rows = evaluate.evaluate(policy.params, config, graders, 0, flops.Ledger(), policy.mesh)
+    rows = evaluate.evaluate(*policy.sampled(), config, graders, flops.Ledger(), policy.mesh)
     for row in rows:
         passes_n = np.array(row["passes_per_prompt"])
         found = {f"mean@{k}": (row["mean"], interval(passes_n, lambda x: x.mean() / k))}

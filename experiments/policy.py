@@ -22,6 +22,15 @@ class Policy(NamedTuple):
     graders: Any  # with the environment
     mesh: Any
 
+    def sampled(self) -> tuple[Any, Any]:
+        """(a generator, the weights to draw with)."""
+        from rlx.rollout.engine import make_generator
+        from rlx.rollout.generator import Weights, published
+
+        head_dtype = self.config.rollout.head_dtype
+        params = published(self.params, self.config.model, head_dtype, self.mesh, self.mesh)
+        return make_generator(self.config, self.graders.env, self.mesh), Weights(params, 0)
+
 
 def composed(words: Sequence[str]) -> Config:
     """The configuration that `experiments.train` would run with these words.
@@ -52,10 +61,13 @@ def main(look: Callable[[Policy, dict[str, Any]], None], own: dict[str, Any]) ->
         config = composed(rest)
         train.use_every_core()
         from rlx.mesh import make_mesh
+        from rlx.models import attention
         from rlx.train import start
 
         env = start.make_env(config)
         mesh = make_mesh(config.mesh, config.rollout.prompts_per_step)
+        platform = mesh.devices.flat[0].platform
+        config = replace(config, model=attention.chosen(config.model, platform))
         params, _ = start.load(config, env, mesh, config.out)
         scorer = start.load_scorer(config, env, mesh)
         with closing(start.make_graders(config, env, scorer)) as graders:

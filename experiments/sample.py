@@ -27,7 +27,7 @@ def sample(policy: Policy, options: dict[str, Any]) -> None:
     env, k = graders.env, options["samples"]
     problems = env.heldout[: options["problems"]]
     key = jax.random.key(config.seed)
-    drawn = generate(policy.params, config, env, problems, k, key, policy.mesh)
+    drawn = generate(*policy.sampled(), config, env, problems, k, key)
     for problem, token_GT, length_G in drawn:
         answer = said(env, problem, token_GT, length_G)
         (score_G,) = grades(graders, [answer], policy.mesh).score_PG
