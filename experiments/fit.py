@@ -39,8 +39,9 @@ import rlx.scaling as sc
 from analysis.figures import report
 from experiments.options import read_options
 from rlx.errors import InputError
-from rlx.scaling.data import Evals, r0_column, short_names
+from rlx.scaling.data import Evals, short_names
 from rlx.scaling.point import RunFit, fit_study
+from rlx.scaling.source import r0_column
 
 CHOICES = {
     "curve": ("burr", "sigmoid", "power"),

@@ -30,6 +30,8 @@ import numpy as np
 import pandas as pd
 
 from rlx.errors import InputError
+from rlx.scaling.readers import load, long_form
+from rlx.scaling.source import Notes, Options, Source, r0_column, stated
 
 COLUMNS = [
     "run",  # name of the run
@@ -46,64 +48,7 @@ COLUMNS = [
 ]
 PROMPTS = ["passes_per_prompt", "samples_per_prompt"]  # of a source, not kept
 PER_RUN = ("recipe", "seed", "truth", "start")  # one value per run, as the axes and r0
-MIN_POINTS = 4  # evaluations that a curve of four parameters needs
 COUNT_TOLERANCE = 0.005  # between a value, as logs round it, and passes / trials
-
-
-class Notes(list[str]):
-    """Lines about what was inferred and treated, printed as they come."""
-
-    def say(self, line: str) -> None:
-        print(line)
-        self.append(line)
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a source is to be read. What is not named is inferred, and the inference is printed.
-
-    Names are columns of a table, metrics of a W&B export, tags of TensorBoard, keys of
-    trainer_state.json or numbers of evals.jsonl. What only tables have (run, recipe, seed, axes,
-    passes, passes_per_prompt, start and columns of trials, stderr, r0) is refused elsewhere.
-    """
-
-    run: str | None = None  # left out where none fits: recipe, axes and seed make the run
-    recipe: str | None = None
-    seed: str | None = None
-    axes: Sequence[str] = ()  # columns of design choices, never inferred
-    compute: str | None = None
-    value: str | None = None
-    passes: str | None = None
-    trials: str | float | None = None  # a column, or one number for every row
-    passes_per_prompt: str | None = None  # lists, or their JSON text
-    samples_per_prompt: str | float | None = None  # default trials / prompts
-    stderr: str | float | None = None  # a column, or one number, in the unit of the values
-    start: str | None = None  # default: runs with the same evaluation at C = 0 share a start
-    scale: str | None = None  # "fraction" or "percent": the unit of values, stderr, truth and r0
-    r0: str | float | None = None  # a column with each run's R0, or one number (in column "r0")
-    eval_set: str | None = None  # of a study, or a table's column of that name; default heldout,
-    #   else the only one
-    min_points: int = MIN_POINTS  # shorter runs are left out
-
-    def __post_init__(self):
-        if self.scale not in (None, "fraction", "percent"):
-            raise InputError("scale", self.scale, "unknown unit", "use fraction or percent")
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a reader found: a table of evaluations as they stand there, runs in any order.
-
-    `table` has the columns run, row (where an evaluation stands, "row 7"), compute, value, the
-    columns of `axes` and of r0, and any of COLUMNS, passes_per_prompt (lists) and
-    samples_per_prompt.
-    """
-
-    name: str
-    table: pd.DataFrame
-    compute_label: str
-    axes: tuple[str, ...] = ()
-    value_label: str = "pass rate (held-out)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,8 +90,6 @@ class Evals:
             InputError: something is missing, ambiguous or contradictory, compute decreases within
                 a run, a value is not a pass rate, or no run has enough points.
         """
-        from rlx.scaling.readers import load  # which reads into the types of this module
-
         path, notes = Path(path), Notes()
         chosen = Options(**options)
         evals = _build(load(path, chosen, notes), chosen, notes)
@@ -158,8 +101,6 @@ class Evals:
 
         Options and errors are those of `read`.
         """
-        from rlx.scaling.readers import long_form
-
         notes, chosen = Notes(), Options(**options)
         return _build(long_form(table, name, chosen, notes), chosen, notes)
 
@@ -279,19 +220,6 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
     }
     distinct = len(set(short.values())) == len(short) and all(short.values())
     return short if distinct and len(short) > 1 else {name: name for name in words}
-
-
-def stated(option: str | float | None) -> float | None:
-    """The number that an option states instead of a column; None where it names a column."""
-    try:
-        return None if option is None else float(option)
-    except ValueError:
-        return None
-
-
-def r0_column(option: str | float | None) -> str | None:
-    """The column of the frame that holds each run's R0."""
-    return None if option is None else str(option) if stated(option) is None else "r0"
 
 
 # ------------------------------------------------------------------ from a source to Evals

@@ -2,17 +2,15 @@
 
     long_form    a table with one evaluation per row: a frame, .csv, .jsonl, .parquet
     wandb        the CSV that W&B exports from a chart
-    study        a study or run directory of rlx
     tensorboard  a directory of event files
     trainer      trainer_state.json of transformers' Trainer, which TRL's trainers write
 
-Nothing is cleaned here: rows, runs and units are treated in rlx.scaling.data.
+Directories that rlx writes are read in rlx.scaling.runs. Nothing is cleaned here: rows, runs and
+units are treated in rlx.scaling.data.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,16 +20,21 @@ import numpy as np
 import pandas as pd
 
 from rlx.errors import InputError
-from rlx.scaling.data import Notes, Options, Source, r0_column, stated
+from rlx.scaling.files import json_of, jsonl, lacking, listed
+from rlx.scaling.runs import study
+from rlx.scaling.source import (
+    COMPUTE_LABELS,
+    HELDOUT,
+    Notes,
+    Options,
+    Source,
+    chosen_set,
+    r0_column,
+    refuse,
+    stated,
+    value_label,
+)
 
-CLOCKS = ("modelled_device_s", "wall_s")  # read from clock.jsonl, by step
-COMPUTE_LABELS = {
-    "compute": "training compute C (FLOPs)",
-    "modelled_device_s": "modelled device time (s)",
-    "wall_s": "wall-clock time (s)",
-    "step": "training step",
-    "wall_time": "wall-clock time (s)",
-}
 NAMES = {  # patterns that a column's whole name is compared with, most telling first
     "run": ("run", "run_id", "run_name", "experiment"),
     "recipe": ("recipe", "algo", "algorithm", "method"),
@@ -54,9 +57,6 @@ NAMES = {  # patterns that a column's whole name is compared with, most telling 
     "start": (),
 }
 TEXT = ("run", "recipe", "seed", "start", "passes_per_prompt")  # columns not of numbers
-COLUMNS_ONLY = ("run", "recipe", "seed", "axes", "passes", "passes_per_prompt", "start")
-OR_NUMBERS = ("trials", "samples_per_prompt", "stderr", "r0")  # options stated for any source
-HELDOUT = "heldout"  # the evaluation set that every run has
 SCORE = re.compile(
     r"(.*[/_])?(rewards?|acc(uracy)?|score|pass_?rate|(pass|mean)@\d+)", re.IGNORECASE
 )
@@ -71,45 +71,17 @@ def load(path: Path, options: Options, notes: Notes) -> Source:
         table = _table(path, notes)
         if not _is_wandb(table):
             return long_form(table, path.name, options, notes)
-        _refuse(options, f"{path.name} is a W&B export, one column per run", also="eval_set")
+        refuse(options, f"{path.name} is a W&B export, one column per run", also="eval_set")
         return wandb(table, path, options, notes)
     if (path / "manifest.json").exists() or any(path.glob("runs/*/manifest.json")):
         return study(path, options, notes)
-    _refuse(options, f"{path.name} holds logs, not a table", also="eval_set")
+    refuse(options, f"{path.name} holds logs, not a table", also="eval_set")
     if path.is_file() or any(path.rglob("trainer_state.json")):
         return trainer(path, options, notes)
     if any(path.rglob("*tfevents*")):
         return tensorboard(path, options, notes)
     reason = "holds no manifest.json, runs/*/manifest.json, trainer_state.json or event files"
     raise InputError("data", path, reason, "give a study, a run or a table")
-
-
-def _refuse(options: Options, reason: str, but: str = "", also: str = "") -> None:
-    """Refuse options that name columns of a table, `but` one, and the option `also`."""
-    for key in (*COLUMNS_ONLY, *OR_NUMBERS, also):
-        option = getattr(options, key) if key not in ("", but) else None
-        if option and not (key in OR_NUMBERS and stated(option) is not None):
-            shown = option if isinstance(option, str) else ",".join(option)
-            raise InputError(key, shown, reason, f"leave out {key}=")
-
-
-def _chosen_set(sets: Iterable[str], where: object, options: Options) -> str:
-    """The evaluation set that the options name; by default "heldout", or the only one there is."""
-    names = sorted(set(sets))
-    if options.eval_set is not None:
-        if options.eval_set not in names:
-            remedy = f"use one of {', '.join(names)}"
-            raise InputError("eval_set", options.eval_set, f"not in {where}", remedy)
-        return options.eval_set
-    if len(names) > 1 and HELDOUT not in names:
-        reason = f"mixes evaluation sets {', '.join(names)}"
-        raise InputError("data", where, reason, "name one with eval_set=NAME")
-    return HELDOUT if HELDOUT in names else names[0]
-
-
-def _value_label(sets: Iterable[str], k: str = "") -> str:
-    names = ["held-out" if name == HELDOUT else name for name in sorted(set(sets))]
-    return f"pass rate ({', '.join(names)}{k})"
 
 
 # ------------------------------------------------------------------ tables
@@ -120,39 +92,17 @@ def _table(path: Path, notes: Notes) -> pd.DataFrame:
         if path.suffix == ".csv":
             return pd.read_csv(path)
         if path.suffix == ".jsonl":
-            return pd.DataFrame(_jsonl(path, notes))
+            return pd.DataFrame(jsonl(path, notes))
         if path.suffix == ".parquet":
             return pd.read_parquet(path, engine="pyarrow")
     except ImportError as error:
-        raise _lacking("Parquet files", path, "pyarrow") from error
+        raise lacking("Parquet files", path, "pyarrow") from error
     except (ValueError, OSError) as error:  # those of pandas and pyarrow among them
         if isinstance(error, InputError):
             raise
         reason = " ".join(str(error).split())
         raise InputError("data", path, f"unreadable ({reason})", "give a table") from error
     raise InputError("data", path, "unknown kind of file", "use .csv, .jsonl or .parquet")
-
-
-def _lacking(what: str, path: Path, package: str) -> InputError:
-    return InputError("data", path, f"{what} need {package}", "pip install 'rlx[logs]'")
-
-
-def _jsonl(file: Path, notes: Notes) -> list[dict[str, Any]]:
-    """Rows of a JSONL file; a torn last line, as an interrupted writer leaves it, is dropped."""
-    if not file.exists():
-        raise InputError("data", file, "no such file", "give a directory that a run wrote")
-    lines = file.read_text().splitlines()
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise InputError(
-                    "data", file, f"line {number} is not JSON", "restore or remove that line"
-                ) from error
-            notes.say(f"{file}: torn last line dropped")
-    return rows
 
 
 def long_form(table: pd.DataFrame, name: str, options: Options, notes: Notes) -> Source:
@@ -196,8 +146,8 @@ def long_form(table: pd.DataFrame, name: str, options: Options, notes: Notes) ->
         if key in frame:
             frame[key] = frame[key].map(_text)
     if "passes_per_prompt" in frame:
-        frame["passes_per_prompt"] = frame["passes_per_prompt"].map(_listed)
-    label = _value_label([eval_set])
+        frame["passes_per_prompt"] = frame["passes_per_prompt"].map(listed)
+    label = value_label([eval_set])
     return Source(name, frame, str(picked["compute"]), tuple(options.axes), label)
 
 
@@ -212,7 +162,7 @@ def _of_set(
     if "eval_set" in options.axes:
         return table, HELDOUT
     of_row = table["eval_set"].astype(str)
-    eval_set = _chosen_set(of_row, name, options)
+    eval_set = chosen_set(of_row, name, options)
     if of_row.nunique() > 1:
         there = ", ".join(sorted(of_row.unique()))
         notes.say(f"{name}: evaluation sets {there}: eval_set={eval_set} is read")
@@ -221,17 +171,6 @@ def _of_set(
 
 def _text(cell: object) -> object:
     return cell if cell is None or cell != cell else str(cell)
-
-
-def _listed(cell: object) -> object:
-    """The numbers that a cell lists, as a list or JSON text; [NaN] if they are none."""
-    if cell is None or isinstance(cell, float):  # an empty cell is NaN
-        return np.nan if cell is None or cell != cell else [np.nan]
-    try:
-        listed = np.asarray(json.loads(cell) if isinstance(cell, str) else cell, np.float64)
-    except (ValueError, TypeError):
-        return [np.nan]
-    return listed.tolist() if listed.ndim == 1 else [np.nan]
 
 
 def _pick(table: pd.DataFrame, name: str, key: str, option: str | float | None) -> str | None:
@@ -305,144 +244,6 @@ def wandb(table: pd.DataFrame, path: Path, options: Options, notes: Notes) -> So
     return Source(path.name, pd.concat(frames), COMPUTE_LABELS.get(axis, axis))
 
 
-# ------------------------------------------------------------------ directories written by rlx
-
-
-def study(path: Path, options: Options, notes: Notes) -> Source:
-    """Every run of a study, or the run at `path`, from manifest.json and evals.jsonl.
-
-    Of each run the rows of one evaluation set; runs without the set that is asked for are left out.
-    Runs start alike where model, environment, warm start, evaluation set and generation limits do.
-    """
-    _refuse(options, f"the manifests of {path} say it", but="r0", also="value")
-    records = _records(path, notes)
-    if not records:
-        raise InputError("data", path, "no run has an evaluation yet", "wait until one has")
-    there = sorted({name for _, _, sets in records for name in sets})
-    if options.eval_set is not None:
-        _chosen_set(there, path, options)
-    frames, axes, samples, chosen = [], {}, set(), set()
-    for run_dir, manifest, sets in records:
-        run = str(manifest.get("run_id", run_dir.name))
-        if options.eval_set not in (None, *sets):
-            notes.say(f"{path}: run {run}: no rows of eval_set={options.eval_set}: left out")
-            continue
-        eval_set = _chosen_set(sets, run_dir / "evals.jsonl", options)
-        rows = sets[eval_set]
-        frame = _run_frame(run_dir, rows, options, notes)
-        levels = manifest.get("axes") or {}
-        axes |= levels
-        frame["run"], frame["recipe"] = run, str(manifest.get("recipe") or run)
-        frame["seed"], frame["truth"] = manifest.get("seed"), _ceiling(manifest, eval_set)
-        frame["start"] = _start(manifest, eval_set)
-        frames.append(frame.assign(**levels).astype({"truth": np.float64}))
-        samples |= {row["trials"] // len(row["passes_per_prompt"]) for row in rows if _k(row)}
-        chosen.add(eval_set)
-    if len(there) > 1:
-        read = ", ".join(sorted(chosen))
-        notes.say(f"{path}: evaluation sets {', '.join(there)}: eval_set={read} is read")
-    compute = options.compute or "compute"
-    k = f", mean@{samples.pop()}" if len(samples) == 1 else ""
-    return Source(
-        str(path),
-        pd.concat(frames, ignore_index=True),
-        COMPUTE_LABELS.get(compute, compute),
-        tuple(axes),
-        _value_label(chosen, k),
-    )
-
-
-Sets = dict[str, list[dict[str, Any]]]  # rows of evals.jsonl, by evaluation set
-
-
-def _records(path: Path, notes: Notes) -> list[tuple[Path, dict[str, Any], Sets]]:
-    """(directory, manifest, evaluations) of every run that has an evaluation.
-
-    `row` of an evaluation says where it stands in the file.
-    """
-    single = (path / "manifest.json").exists()
-    records = []
-    for file in [path / "manifest.json"] if single else sorted(path.glob("runs/*/manifest.json")):
-        manifest, evals = _json(file), file.parent / "evals.jsonl"
-        sets: Sets = {}
-        for number, row in enumerate(_jsonl(evals, notes) if evals.exists() else [], start=1):
-            eval_set = str(row.get("eval_set", HELDOUT))
-            sets.setdefault(eval_set, []).append(row | {"row": f"row {number}"})
-        if manifest.get("status") != "done":
-            run, status = manifest.get("run_id", file.parent.name), manifest.get("status")
-            count = max(map(len, sets.values()), default=0)
-            notes.say(f"{path}: run {run}: status {status}, {count} evaluations so far")
-        elif not sets:
-            raise InputError("data", evals, "no evaluation", "run it again, or remove it")
-        if sets:
-            records.append((file.parent, manifest, sets))
-    return records
-
-
-def _ceiling(manifest: dict[str, Any], eval_set: str) -> float | None:
-    """The exact one of an evaluation set; a manifest may know that of the held-out set alone."""
-    return manifest.get("ceilings", {HELDOUT: manifest.get("ceiling")}).get(eval_set)
-
-
-def _k(row: dict[str, Any]) -> bool:
-    return bool(row.get("trials") and row.get("passes_per_prompt"))
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise InputError("data", file, f"not JSON ({error})", "restore or remove it") from error
-
-
-def _start(manifest: dict[str, Any], eval_set: str) -> str | None:
-    """A name for what decides R0, the same in every run that shares it."""
-    config = manifest.get("config") or {}
-    limits = config.get("rollout", {})
-    parts = [config.get(key) for key in ("model", "env", "warm_start")]
-    parts += [limits.get(key) for key in ("max_new_tokens", "temperature")]
-    if None in parts:
-        return None
-    text = json.dumps([*parts, eval_set], sort_keys=True)
-    return "start " + hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _run_frame(
-    run_dir: Path, rows: list[dict[str, Any]], options: Options, notes: Notes
-) -> pd.DataFrame:
-    """compute, value and counts of one run's evaluations (and the column that r0 names)."""
-    file, compute = run_dir / "evals.jsonl", options.compute or "compute"
-    if compute in CLOCKS:
-        clock_rows = _jsonl(run_dir / "clock.jsonl", notes)
-        clock = {row["step"]: row.get(compute) for row in clock_rows}
-        if not any(clock.values()):
-            raise InputError("compute", compute, f"not in {run_dir / 'clock.jsonl'}", "use another")
-        clock.setdefault(0, 0.0)  # nothing is spent before the first step
-        compute_M = [clock.get(row["step"]) for row in rows]
-    else:
-        compute_M = _column(rows, "compute", compute, file)
-    columns = {
-        "compute": compute_M,
-        "value": _column(rows, "value", "mean", file),
-        "passes": [row.get("passes") for row in rows],
-        "trials": [row.get("trials") for row in rows],
-    }
-    r0 = r0_column(options.r0)
-    if r0 is not None and stated(options.r0) is None:
-        columns[r0] = _column(rows, "r0", r0, file)
-    frame = pd.DataFrame(columns, dtype=np.float64)
-    frame["passes_per_prompt"] = [_listed(row.get("passes_per_prompt")) for row in rows]
-    return frame.assign(row=[row["row"] for row in rows])
-
-
-def _column(rows: list[dict[str, Any]], key: str, column: str, file: Path) -> list[float]:
-    numeric = [name for name, cell in rows[0].items() if isinstance(cell, int | float)]
-    if column not in numeric:
-        remedy = f"use one of {', '.join(numeric)}"
-        raise InputError(key, column, f"no numeric column of {file}", remedy)
-    return [row.get(column, np.nan) for row in rows]
-
-
 # ------------------------------------------------------------------ logs of other trainers
 
 
@@ -456,7 +257,7 @@ def tensorboard(path: Path, options: Options, notes: Notes) -> Source:
         from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
         from tensorboard.util.tensor_util import make_ndarray
     except ImportError as error:
-        raise _lacking("TensorBoard logs", path, "tensorboard") from error
+        raise lacking("TensorBoard logs", path, "tensorboard") from error
     logs = {}
     for directory in sorted({file.parent for file in path.rglob("*tfevents*")}):
         events = EventAccumulator(str(directory), size_guidance={"tensors": 0})  # 0 keeps all
@@ -483,7 +284,7 @@ def trainer(path: Path, options: Options, notes: Notes) -> Source:
     """
     states: dict[str, dict[str, Any]] = {}
     for file in [path] if path.is_file() else sorted(path.rglob("trainer_state.json")):
-        state = _json(file)
+        state = json_of(file)
         if not isinstance(state, dict) or "log_history" not in state:
             raise InputError("data", file, "no log_history in it", "give a trainer_state.json")
         directory = file.parent
