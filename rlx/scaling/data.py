@@ -267,6 +267,9 @@ def _build(source: Source, options: Options, notes: Notes) -> Evals:
     _say_offset(table, source, notes)
     if r0:
         _check(table[r0].notna(), table, name, f"{r0} is empty", "give each run one R0")
+    for axis in source.axes if source.named_runs else ():
+        said = table[axis].notna() | ~(table[axis] == "default").any()
+        _check(said, table, name, f"axis {axis} is empty, other runs say default", "fill it in")
     table["recipe"] = table["recipe"].astype(object).fillna(table["run"]).astype(str)
     table = _typed(_with_starts(table, name, notes), source.axes, name, notes)
     labels = {"compute_label": source.compute_label, "value_label": source.value_label}
@@ -497,19 +500,13 @@ def _typed(table: pd.DataFrame, axes: Sequence[str], name: str, notes: Notes) ->
     """Seeds and levels of axes as numbers where all are numbers, else as text; their label.
 
     The level None is one of its own; a run that does not say its level has the level "default".
-
-    Raises:
-        InputError: so has a run that says it, which may have another level.
     """
     table = table.assign(seed=_numbers_or_text(table["seed"]))
     for axis in axes:
         table[axis] = table[axis].map(lambda cell: "None" if cell is None else cell)
         if table[axis].isna().any():
-            lacking = table.loc[table[axis].isna(), "run"].unique()
-            if (table[axis] == "default").any():
-                reason = f"axis {axis}: run {lacking[0]} does not say it, others say default"
-                raise InputError("data", name, reason, "fill it in")
-            notes.say(f"{name}: axis {axis}: {len(lacking)} runs do not say it: level default")
+            count = table.loc[table[axis].isna(), "run"].nunique()
+            notes.say(f"{name}: axis {axis}: {count} runs do not say it: level default")
             table[axis] = table[axis].astype(object).fillna("default")
         table[axis] = _numbers_or_text(table[axis])
     label = [table[axis].map(lambda level, a=axis: f"{a}={level}") for axis in axes]
