@@ -166,7 +166,7 @@ def told_apart(
     apart = pd.Series(np.nan, table.index, dtype=object)
     if not again.any() or not unused:
         return apart
-    point, cells = point[again], table.loc[again, list(unused)].astype(str)
+    point, cells = point[again], table.loc[again, list(unused)].map(str)
     for column in unused:
         rows = point.assign(label=cells[column])
         varies = rows.drop_duplicates().duplicated(["run", "compute"]).any()
@@ -174,7 +174,7 @@ def told_apart(
         label = not rows.duplicated().any() and 2 * rows["label"].nunique() <= len(rows)
         if varies and whole and not REPEATS.fullmatch(column) and (SETS.fullmatch(column) or label):
             reason = (
-                f"{name}: column {column} tells rows at the same compute apart "
+                f"column {column} tells rows at the same compute apart "
                 f"({some(cells[column].unique(), most=3)})"
             )
             remedy = f"rename {column} to eval_set to read one with eval_set=NAME, or average it"

@@ -325,7 +325,7 @@ def _inferred_scale(table: pd.DataFrame, name: str, notes: Notes) -> str:
         return "fraction"
     middle = by_run.median()
     small, large = middle[middle <= 1], top[top > 1]
-    if high < LEAST_PERCENT:
+    if high < LEAST_PERCENT or low < 0:
         reason = f"{name}: values from {low:g} to {high:g}: neither fractions nor plainly per cents"
         raise InputError("scale", "", reason, f"give scale=percent if they are; {SHAPED}")
     if len(small):
@@ -448,10 +448,10 @@ def _merged(table: pd.DataFrame, name: str, notes: Notes) -> pd.DataFrame:
 
 def _say_copies(table: pd.DataFrame, name: str, notes: Notes) -> None:
     """Name the runs that hold the same evaluations: one run under several names counts as many."""
-    names: dict[tuple, list[str]] = {}
+    names: dict[bytes, list[str]] = {}
+    cells = table[["compute", "value"]].to_numpy()
     for run, at in table.groupby("run", sort=False).indices.items():
-        rows = table[["compute", "value"]].to_numpy()[at]
-        names.setdefault(rows.tobytes(), []).append(str(run))
+        names.setdefault(cells[at].tobytes(), []).append(str(run))
     copies = [same for same in names.values() if len(same) > 1]
     for same in copies[:MOST_COPIES]:
         notes.say(f"{name}: runs {some(same)} hold the same evaluations; all are kept")

@@ -25,6 +25,7 @@ from rlx.scaling.source import Notes
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf(inity)?", re.I | re.A)
 EMPTY = ("", "-", "nan", "na", "n/a", "#n/a", "<na>", "null", "none")  # in a column of numbers
 COUNTER = re.compile(r"([^\W\d_].*?)(?<!\d[.,e_ ])(?<!\de[+-])(\d+)", re.A | re.I)  # step_0100
+NOT_JSON = (ValueError, RecursionError)  # too long a number and too deep a list among them
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
@@ -63,7 +64,7 @@ def text_of(file: Path) -> str:
 def json_of(file: Path) -> Any:
     try:
         return _parsed(text_of(file))
-    except (ValueError, RecursionError) as error:
+    except (*NOT_JSON, LookupError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError("data", file, f"not JSON ({error})", "restore or remove it") from error
@@ -87,11 +88,11 @@ def jsonl(file: Path, notes: Notes, *, flat: bool = False) -> list[dict[str, Any
                 reason, remedy = f"line {number} is not an object", "write one object a line"
                 raise InputError("data", file, reason, remedy)
             rows.append(_flat(row) if flat else row)
-        except (ValueError, RecursionError) as error:
+        except (*NOT_JSON, LookupError) as error:
             if isinstance(error, InputError):
                 raise
             if number < len(lines):  # it ends in a newline
-                what = "is not JSON" if isinstance(error, json.JSONDecodeError) else str(error)
+                what = error.args[0] if isinstance(error, LookupError) else "is not JSON"
                 remedy = "restore or remove that line"
                 raise InputError("data", file, f"line {number} {what}", remedy) from error
             notes.say(f"{file}: torn last line dropped")
@@ -106,7 +107,7 @@ def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     pairs = list(pairs)
     if len(found := dict(pairs)) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"says {next(n for n in names if names.count(n) > 1)} twice")
+        raise LookupError(f"says {next(n for n in names if names.count(n) > 1)} twice")
     return found
 
 
@@ -206,7 +207,9 @@ def numbers(
         except (ValueError, OverflowError) as error:
             shown = repr(cell) if isinstance(cell, str) else cell
             reason = f"{name}: not a column of numbers (row {place}: {shown})"
-            raise InputError(key, column, reason, f"name another with {key}=") from error
+            raise InputError(
+                key, column, reason, f"name another with {key}=, or write plain numbers"
+            ) from error
     return np.asarray(read, np.float64)
 
 
