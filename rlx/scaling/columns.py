@@ -39,10 +39,8 @@ SINCE_THE_START = set(  # words that leave no doubt beside a unit
     "total cumulative cum num train training trained rl gpu device wall s elapsed used spent "
     "consumed processed seen global modelled generated input compute optimizer policy".split()
 )
-UNIT = (
-    "(exa|peta|tera|giga|mega|[kmgtpez])?flops?|flos|gpuh(ou)?rs?|h(ou)?rs?|seconds|tokens|steps?|"
-    "updates?|iterations?|iters?|epochs?|checkpoints?|ckpts?"
-)
+UNIT = "(exa|peta|tera|giga|mega|[kmgtpez])?flops?|flos|gpuh(ou)?rs?|h(ou)?rs?|seconds|tokens"
+STEP = "steps?|updates?|iterations?|iters?|epochs?|checkpoints?|ckpts?"
 VALUE = r"value|pass_?rate|mean(@\d+)?|acc(uracy)?|score"
 SCORE = re.compile(r"(.*[/_])?(rewards?|acc(uracy)?|score|pass_?rate|(pass|mean)@\d+)", re.I)
 HELD_OUT = re.compile(r"(eval|val|valid|test|held_?out)([/_-].*)", re.I)
@@ -97,18 +95,20 @@ def compute_column(table: pd.DataFrame, name: str, run: pd.Series) -> str:
     found = [c for c in cells if _accumulates(cells[c], None if c in steps else step, run)]
     for pattern in (*SPENT, *STEPS):
         best = _distinct([c for c in found if c in _matching(table, pattern)], cells)
-        if len(best) == 1 and (len(cells) == 1 or _is_since_the_start(best[0])):
+        alone = len(cells) == 1 and best == steps
+        if len(best) == 1 and (alone or _is_since_the_start(best[0], best[0] in steps)):
             return best[0]
         if best:
             raise _several(best if len(best) > 1 else list(cells), name, "compute")
-    sure = [column for column in steps or cells if _is_since_the_start(column)]
-    if len(sure) == 1:  # the error about its cells says more
-        return sure[0]
+    fall = [c for c in cells if _is_since_the_start(c, c in steps) and np.ptp(cells[c]) > 0]
+    if len(fall) == 1:  # the error about its cells says more
+        return fall[0]
     raise _several(list(cells), name, "compute")
 
 
-def _is_since_the_start(column: str) -> bool:
-    return all(w in SINCE_THE_START or re.fullmatch(UNIT, w) for w in _words(column))
+def _is_since_the_start(column: str, steps: bool) -> bool:
+    unit = STEP if steps else UNIT
+    return all(word in SINCE_THE_START or re.fullmatch(unit, word) for word in _words(column))
 
 
 def _accumulates(cells: np.ndarray, step: np.ndarray | None, run: pd.Series) -> bool:
@@ -212,4 +212,7 @@ def _one(found: Sequence[str], name: str, key: str) -> str:
 
 
 def _several(found: Sequence[str], name: str, key: str) -> InputError:
-    return InputError(key, "", f"{name} has columns {some(found)}", f"name one with {key}=")
+    columns = (
+        f"columns {some(found)}" if len(found) > 1 else f"column {found[0]}, which may not be it"
+    )
+    return InputError(key, "", f"{name} has {columns}", f"name one with {key}=")

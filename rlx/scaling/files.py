@@ -165,23 +165,26 @@ def _split(path: Path, text: str) -> tuple[str, list[tuple[int, list[str]]]]:
     The first separator that gives every line the same number of cells, more than one; else the
     one that splits the header most.
     """
-    found, failure = {}, None
+    found = {}
     for separator in SEPARATORS:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        lines: list[tuple[int, list[str]]] = []
         try:
-            lines = [(reader.line_num, row) for row in reader if "".join(row).strip()]
+            lines += ((reader.line_num, row) for row in reader if "".join(row).strip())
         except csv.Error as error:
-            failure = failure or (reader.line_num, error)
-            continue
-        if not lines:
-            raise InputError("data", path, "is empty", "give a table with a header")
-        if len(lines[0][1]) > 1 and len({len(row) for _, row in lines}) == 1:
-            return separator, lines
-        found[separator] = lines
-    if not found:
-        line, error = failure or (1, "no separator")
-        raise InputError("data", f"{path}:{line}", f"not CSV ({error})", "fix the quotes")
-    return max(found.items(), key=lambda item: len(item[1][0][1]))
+            failure = InputError("data", f"{path}:{reader.line_num}", error, "fix the quotes")
+        else:
+            failure = None
+            if lines and len(lines[0][1]) > 1 and len({len(row) for _, row in lines}) == 1:
+                return separator, lines
+        found[separator] = lines, failure
+    separator = max(found, key=lambda s: len(found[s][0][0][1]) if found[s][0] else 0)
+    lines, failure = found[separator]
+    if failure:
+        raise failure
+    if not lines:
+        raise InputError("data", path, "is empty", "give a table with a header")
+    return separator, lines
 
 
 def numbers(
@@ -232,6 +235,10 @@ def text(cell: object) -> object:
     if isinstance(cell, float):
         return np.nan if np.isnan(cell) else str(int(cell) if cell % 1 == 0 else cell)
     return np.nan if cell is None or cell is pd.NA or cell is pd.NaT else str(cell)
+
+
+def texts(cells: pd.Series) -> pd.Series:
+    return pd.Series([text(cell) for cell in cells], cells.index, dtype=object)
 
 
 def listed(cell: object) -> object:

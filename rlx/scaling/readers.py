@@ -31,7 +31,7 @@ from rlx.scaling.columns import (
     told_apart,
     value_column,
 )
-from rlx.scaling.files import json_of, lacking, listed, numbers, refuse_twice, table_of, text
+from rlx.scaling.files import json_of, lacking, listed, numbers, refuse_twice, table_of, texts
 from rlx.scaling.runs import study
 from rlx.scaling.source import (
     COMPUTE_LABELS,
@@ -47,7 +47,12 @@ from rlx.scaling.source import (
     value_label,
 )
 
-CELLS = {"recipe": text, "start": text, "seed": lambda cell: cell, "passes_per_prompt": listed}
+CELLS = {
+    "recipe": texts,
+    "start": texts,
+    "seed": pd.Series.copy,
+    "passes_per_prompt": lambda cells: cells.map(listed),
+}
 TEXT = ("run", *CELLS)  # columns of a table that are not of numbers
 
 
@@ -109,7 +114,7 @@ def long_form(table: pd.DataFrame, name: str, options: Options, notes: Notes) ->
         notes.say(f"{name}: no run column: {'+'.join(parts) or 'the whole table'} is a run")
     for key, column in picked.items():
         if key in CELLS and column:
-            frame[key] = table[column].map(CELLS[key])
+            frame[key] = CELLS[key](table[column])
         elif key != "run" and column:
             frame[key] = _numeric(table[column], name, key, counter=key == "compute")
     first = table[picked["compute"]].iloc[0], frame["compute"].iloc[0]
@@ -139,10 +144,10 @@ def _texts_and_counts(table: pd.DataFrame, name: str, options: Options) -> dict[
 def _run_names(table: pd.DataFrame, name: str, run: str | None, parts: list[str]) -> pd.Series:
     """The run of each row: what the column says, else the parts that tell runs apart together."""
     if run:
-        return table[run].map(text)
+        return texts(table[run])
     if not parts:
         return pd.Series(Path(name).stem, table.index, dtype=object)
-    cells = [_levels(table[part]).map(text).fillna("default") for part in parts]
+    cells = [texts(_levels(table[part])).fillna("default") for part in parts]
     return cells[0].str.cat(cells[1:], sep="-")
 
 
@@ -169,7 +174,7 @@ def _numeric(cells: pd.Series, name: str, key: str, **how: bool) -> np.ndarray:
 
 def _levels(cells: pd.Series) -> pd.Series:
     """None, as a word, is a level of its own; an empty cell is not."""
-    return cells.map(lambda cell: "None" if cell is None else cell)
+    return pd.Series(["None" if c is None else c for c in cells], cells.index, dtype=object)
 
 
 def _of_set(
@@ -182,12 +187,12 @@ def _of_set(
         return table, HELDOUT
     if "eval_set" in options.axes:
         return table, HELDOUT
-    of_row = table["eval_set"].map(text)
+    of_row = texts(table["eval_set"])
     if of_row.isna().any():
         if of_row.notna().any():
             row = of_row.index[of_row.isna()][0] + 1
             raise InputError("data", name, f"row {row}: eval_set is empty", "fill it in")
-        of_row = of_row.fillna(HELDOUT).astype(str)
+        of_row = of_row.fillna(HELDOUT)
     eval_set = chosen_set(of_row, name, options)
     if of_row.nunique() > 1:
         there = some(sorted(of_row.unique()))
@@ -203,6 +208,8 @@ def _wide(table: pd.DataFrame, name: str, options: Options, notes: Notes) -> Sou
     first = str(table.columns[0]) if options.compute is None else options.compute
     compute = _numeric(table[named(table, name, "compute", first)], name, "compute", counter=True)
     values = {run: _numeric(table[run], name, "wide") for run in table if run != first}
+    if not values:
+        raise missing(table, name, "value")
     notes.say(f"{name}: {len(values)} runs, one a column, compute={first}; empty cells dropped")
     return _columns_of_runs(name, first, {run: (compute, cells) for run, cells in values.items()})
 
