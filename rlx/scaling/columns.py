@@ -118,7 +118,7 @@ def _accumulates(cells: np.ndarray, step: np.ndarray | None, run: pd.Series) -> 
     """
     rows = pd.DataFrame({"run": run.to_numpy(), "x": cells, "s": cells if step is None else step})
     rows = rows[np.isfinite(rows["x"]) & np.isfinite(rows["s"])]
-    rows = rows[rows["run"].duplicated(keep=False)]
+    rows = rows[rows["run"].notna() & rows["run"].duplicated(keep=False)]
     by_run = rows.groupby("run", sort=False)
     first, last = by_run["x"].transform("first"), by_run[["x", "s"]].transform("last")
     if rows.empty:
@@ -164,22 +164,32 @@ def told_apart(
     point = pd.DataFrame({"run": run, "compute": compute})
     again = point.notna().all(axis=1) & point.duplicated(keep=False)
     apart = pd.Series(np.nan, table.index, dtype=object)
-    if not again.any() or not unused:
+    if not again.any():
         return apart
-    point, cells = point[again], table.loc[again, list(unused)].map(str)
+    cells, repeats = table[again].map(str), False
     for column in unused:
-        rows = point.assign(label=cells[column])
+        rows = point[again].assign(label=cells[column])
         varies = rows.drop_duplicates().duplicated(["run", "compute"]).any()
         whole = not cells[column].str.fullmatch(r"[-+\d]*\.\d*[1-9].*|.*e-.*").any()
         label = not rows.duplicated().any() and 2 * rows["label"].nunique() <= len(rows)
-        if varies and whole and not REPEATS.fullmatch(column) and (SETS.fullmatch(column) or label):
+        if varies and REPEATS.fullmatch(column):
+            repeats = True
+        elif varies and whole and (SETS.fullmatch(column) or label):
             reason = (
                 f"column {column} tells rows at the same compute apart "
                 f"({some(cells[column].unique(), most=3)})"
             )
             remedy = f"rename {column} to eval_set to read one with eval_set=NAME, or average it"
             raise InputError("data", name, reason, remedy)
-    apart[again] = pd.util.hash_pandas_object(cells, index=False).astype(str)
+    several = point[again][~cells.duplicated()].value_counts().gt(1).groupby("run").sum()
+    most = several[several > point.drop_duplicates().groupby("run").size()[several.index] / 2]
+    if len(most) and not repeats:
+        reason = f"run {most.index[0]}: several rows at most values of compute"
+        remedy = "number them in a column eval_seed if they are one run, or name its runs with run="
+        raise InputError("data", name, reason, remedy)
+    if len(unused):
+        hashes = pd.util.hash_pandas_object(cells[[*unused]], index=False)
+        apart[again] = hashes.astype(str)
     return apart
 
 

@@ -326,7 +326,9 @@ def _inferred_scale(table: pd.DataFrame, name: str, notes: Notes) -> str:
     middle = by_run.median()
     small, large = middle[middle <= 1], top[top > 1]
     if high < LEAST_PERCENT or low < 0:
-        reason = f"{name}: values from {low:g} to {high:g}: neither fractions nor plainly per cents"
+        reason = (
+            f"{name}: values from {low:.9g} to {high:.9g}: neither fractions nor plainly per cents"
+        )
         raise InputError("scale", "", reason, f"give scale=percent if they are; {SHAPED}")
     if len(small):
         reason = (
@@ -370,7 +372,7 @@ def _prompts_counted(table: pd.DataFrame, cells: pd.Series, name: str) -> pd.Dat
             counts = ((c_MN >= 0) & (c_MN <= k_M[:, None]) & (c_MN % 1 == 0)).all(axis=1)
             p_MN = c_MN / k_M[:, None]
             var_M = np.sum(p_MN * (1 - p_MN), axis=1) / (n**2 * (k_M - 1))
-        fits = (n > 0) & (k_M > 0) & (k_M % 1 == 0) & counts
+            fits = (n > 0) & (k_M > 0) & (k_M % 1 == 0) & counts
         for key, count_M in (("trials", trials_M), ("passes", passes_M)):
             fits &= of[key].isna().to_numpy() | (of[key].to_numpy() == count_M)
         remedy = "fix them, or give samples_per_prompt"

@@ -12,6 +12,7 @@ units are treated in rlx.scaling.data.
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ from rlx.scaling.source import (
 CELLS = {
     "recipe": texts,
     "start": texts,
-    "seed": pd.Series.copy,
+    "seed": lambda cells: cells.map(lambda c: c if isinstance(c, Hashable) else str(c)),
     "passes_per_prompt": lambda cells: cells.map(listed),
 }
 TEXT = ("run", *CELLS)  # columns of a table that are not of numbers
@@ -58,8 +59,12 @@ TEXT = ("run", *CELLS)  # columns of a table that are not of numbers
 
 def load(path: Path, options: Options, notes: Notes) -> Source:
     """The source at `path`, read by the function for its kind."""
-    if not path.exists():
-        raise InputError("data", path, "no such file or directory", "give a study, run or file")
+    try:
+        if not path.exists():
+            raise InputError("data", path, "no such file or directory", "give a study, run or file")
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError("data", path, reason, "give a study, run or file") from error
     if path.is_file() and path.suffix != ".json":
         table = table_of(path, notes)
         if not _is_wandb(table):
@@ -67,6 +72,8 @@ def load(path: Path, options: Options, notes: Notes) -> Source:
         reason = f"{path.name} is a W&B export, one column per run"
         refuse(replace(options, wide=False), reason, also="eval_set")
         return wandb(table, path, options, notes)
+    if not path.is_file() and not path.is_dir():
+        raise InputError("data", path, "neither a file nor a directory", "give a study or table")
     if (path / "manifest.json").exists() or any(path.glob("runs/*/manifest.json")):
         return study(path, options, notes)
     refuse(options, f"{path.name} holds logs, not a table", also="eval_set")
@@ -120,13 +127,13 @@ def long_form(table: pd.DataFrame, name: str, options: Options, notes: Notes) ->
     first = table[picked["compute"]].iloc[0], frame["compute"].iloc[0]
     if isinstance(first[0], str) and first[0][:1].isalpha() and np.isfinite(first[1]):
         notes.say(f"{name}: compute {first[0]} is read as {first[1]:g}")
+    used = {*picked.values(), *options.axes, r0, "eval_set"}
+    unused = [column for column in table if column not in used]
+    frame["evaluation"] = told_apart(table, name, frame["run"], frame["compute"], unused)
     for axis in options.axes:
         frame[axis] = _levels(table[axis])
     if r0 is not None:
         frame[r0] = _numeric(table[r0], name, "r0")
-    used = {*picked.values(), *options.axes, r0, "eval_set"}
-    unused = [column for column in table if column not in used]
-    frame["evaluation"] = told_apart(table, name, frame["run"], frame["compute"], unused)
     compute, label = str(picked["compute"]), value_label([eval_set])
     return Source(name, frame, compute, options.axes, label, named_runs=True)
 
@@ -173,8 +180,9 @@ def _numeric(cells: pd.Series, name: str, key: str, **how: bool) -> np.ndarray:
 
 
 def _levels(cells: pd.Series) -> pd.Series:
-    """None, as a word, is a level of its own; an empty cell is not."""
-    return pd.Series(["None" if c is None else c for c in cells], cells.index, dtype=object)
+    """None, as a word, is a level of its own, an empty cell is not; a list is a level as text."""
+    levels = ["None" if c is None else c if isinstance(c, Hashable) else str(c) for c in cells]
+    return pd.Series(levels, cells.index, dtype=object)
 
 
 def _of_set(
