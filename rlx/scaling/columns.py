@@ -48,7 +48,8 @@ SETS = re.compile(
     ".*(eval_?set|task|bench(mark)?|data_?set|data_?source|split|subset|domain|suite|metric)", re.I
 )
 REPEATS = re.compile(
-    ".*(seed|sample|repeat|replicate|trial|attempt|rollout|problem|prompt|question|item|i(n)?d(ex)?)",
+    r"(.*[\W_])?(seed|sample|repeat|replicate|trial|attempt|rollout|problem|prompt|question|item|"
+    "example|id|idx|index)",
     re.I,
 )
 

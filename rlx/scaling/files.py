@@ -25,7 +25,7 @@ from rlx.scaling.source import Notes
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf(inity)?", re.I | re.A)
 EMPTY = ("", "-", "nan", "na", "n/a", "#n/a", "<na>", "null", "none")  # in a column of numbers
 COUNTER = re.compile(r"([^\W\d_].*?)(?<!\d[.,e_ ])(?<!\de[+-])(\d+)", re.A | re.I)  # step_0100
-NOT_JSON = (ValueError, RecursionError)  # too long a number and too deep a list among them
+NOT_JSON = (ValueError, RecursionError, LookupError)  # also: too deep, a name twice
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
@@ -62,11 +62,10 @@ def text_of(file: Path) -> str:
 
 
 def json_of(file: Path) -> Any:
+    text = text_of(file)
     try:
-        return _parsed(text_of(file))
-    except (*NOT_JSON, LookupError) as error:
-        if isinstance(error, InputError):
-            raise
+        return _parsed(text)
+    except NOT_JSON as error:
         raise InputError("data", file, f"not JSON ({error})", "restore or remove it") from error
 
 
@@ -84,18 +83,17 @@ def jsonl(file: Path, notes: Notes, *, flat: bool = False) -> list[dict[str, Any
             continue
         try:
             row = _parsed(line)
-            if not isinstance(row, dict):
-                reason, remedy = f"line {number} is not an object", "write one object a line"
-                raise InputError("data", file, reason, remedy)
-            rows.append(_flat(row) if flat else row)
-        except (*NOT_JSON, LookupError) as error:
-            if isinstance(error, InputError):
-                raise
+            rows.append(_flat(row) if flat and isinstance(row, dict) else row)
+        except NOT_JSON as error:
             if number < len(lines):  # it ends in a newline
                 what = error.args[0] if isinstance(error, LookupError) else "is not JSON"
                 remedy = "restore or remove that line"
                 raise InputError("data", file, f"line {number} {what}", remedy) from error
             notes.say(f"{file}: torn last line dropped")
+        else:
+            if not isinstance(row, dict):
+                reason, remedy = f"line {number} is not an object", "write one object a line"
+                raise InputError("data", file, reason, remedy)
     return rows
 
 
@@ -199,12 +197,13 @@ def numbers(
     """
     if cells.dtype.kind in "iuf":
         return cells.to_numpy(np.float64, na_value=np.nan)
+    places = cells.index + 1
     if counter:
         counted = [COUNTER.fullmatch(cell) if isinstance(cell, str) else None for cell in cells]
         if all(counted) and len({match[1] for match in counted}) == 1:
             cells = [match[2] for match in counted]
     read = []
-    for place, cell in enumerate(cells, start=1):
+    for place, cell in zip(places, cells, strict=True):
         try:
             read.append(_number(cell))
         except (ValueError, OverflowError) as error:

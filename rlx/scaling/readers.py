@@ -347,7 +347,7 @@ def trainer(path: Path, options: Options, notes: Notes) -> Source:
             raise InputError("data", file, "no log_history in it", "give a trainer_state.json")
         history, steps = state["log_history"], state.setdefault("global_step", 0)
         rows = isinstance(history, list) and all(isinstance(row, dict) for row in history)
-        if not rows or not all(_is_number(step) for step in (steps, *_steps(history))):
+        if not rows or not all(map(_is_number, (steps, *(row.get("step") for row in history)))):
             reason = "log_history is not a list of objects with a step"
             raise InputError("data", file, reason, "give what transformers wrote")
         directory = file.parent
@@ -368,12 +368,8 @@ def trainer(path: Path, options: Options, notes: Notes) -> Source:
     return _logged(logs, path, options, notes)
 
 
-def _steps(history: list[dict[str, Any]]) -> list[Any]:
-    return [row.get("step") for row in history]
-
-
 def _is_number(cell: object) -> bool:
-    return isinstance(cell, int | float) and not isinstance(cell, bool)
+    return isinstance(cell, int | float) and not isinstance(cell, bool) and not abs(cell) > 1e300
 
 
 def _relative(directory: Path, root: Path) -> str:
