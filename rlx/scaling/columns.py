@@ -41,7 +41,7 @@ SINCE_THE_START = set(  # words that leave no doubt beside a unit
 )
 UNIT = "(exa|peta|tera|giga|mega|[kmgtpez])?flops?|flos|gpuh(ou)?rs?|h(ou)?rs?|seconds|tokens"
 STEP = "steps?|updates?|iterations?|iters?|epochs?|checkpoints?|ckpts?"
-VALUE = r"value|pass_?rate|mean(@\d+)?|acc(uracy)?|score"
+VALUE = r"(value|pass_?rate|mean(@\d+)?|acc(uracy)?|score)(\.\d+)?"  # acc.1: pandas' second acc
 SCORE = re.compile(r"(.*[/_])?(rewards?|acc(uracy)?|score|pass_?rate|(pass|mean)@\d+)", re.I)
 HELD_OUT = re.compile(r"(eval|val|valid|test|held_?out)([/_-].*)", re.I)
 SETS = re.compile(

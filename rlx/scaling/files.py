@@ -209,9 +209,8 @@ def numbers(
         except (ValueError, OverflowError) as error:
             shown = repr(cell) if isinstance(cell, str) else cell
             reason = f"{name}: not a column of numbers (row {place}: {shown})"
-            raise InputError(
-                key, column, reason, f"name another with {key}=, or write plain numbers"
-            ) from error
+            another = "" if key == "wide" else f"name another with {key}=, or "
+            raise InputError(key, column, reason, f"{another}write plain numbers") from error
     return np.asarray(read, np.float64)
 
 

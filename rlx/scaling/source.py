@@ -28,6 +28,7 @@ class Notes(list[str]):
     """Lines about what was inferred and treated, printed as they come."""
 
     def say(self, line: str) -> None:
+        line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)  # of names of runs
         print(line)
         self.append(line)
 

@@ -244,11 +244,30 @@ def test_a_shaped_reward_is_no_per_cent(tmp_path, values):
     assert "give scale=percent if they are; a shaped or negative reward is no pass rate" in text
 
 
-def test_two_columns_of_values_are_asked_for(tmp_path):
-    text = table("step,acc,pass_rate", STEPS, VALUES, VALUES[::-1])
+@pytest.mark.parametrize("other", ["pass_rate", "value", "acc.1"])
+def test_two_columns_of_values_are_asked_for(tmp_path, other):
+    text = table(f"step,acc,{other}", STEPS, VALUES, VALUES[::-1])
     assert message(tmp_path, "t.csv", text) == (
-        "value=: t.csv has columns acc, pass_rate; name one with value="
+        f"value=: t.csv has columns acc, {other}; name one with value="
     )
+    assert read(tmp_path, "t.csv", text, value="acc").frame["value"].tolist() == VALUES
+
+
+def test_two_runs_of_a_name_are_asked_about(tmp_path):
+    rows = [("a", s, v * k) for s, v in zip(STEPS, VALUES, strict=True) for k in (1, 0.9)]
+    text = table("run,step,acc", *zip(*rows, strict=True))
+    want = "run a: several rows at most values of compute; number them in a column eval_seed"
+    assert want in message(tmp_path, "t.csv", text)
+    numbered = [(*row, i % 2) for i, row in enumerate(rows)]
+    text = table("run,step,acc,eval_seed", *zip(*numbered, strict=True))
+    got = read(tmp_path, "t.csv", text).frame["value"].tolist()
+    assert got == pytest.approx([0.95 * v for v in VALUES])
+
+
+def test_names_of_runs_cannot_write_to_the_terminal(tmp_path, capsys):
+    rows = [*(("a", s, v) for s, v in zip(STEPS, VALUES, strict=True)), ("\x1b[31mb", 1, 0.1)]
+    read(tmp_path, "t.csv", table("run,step,acc", *zip(*rows, strict=True)))
+    assert "t.csv: run \\x1b[31mb: 1 points, fewer than 4: left out" in capsys.readouterr().out
 
 
 def test_counts_are_whole(tmp_path):
@@ -256,6 +275,42 @@ def test_counts_are_whole(tmp_path):
     assert "row 2: passes 2.5 is not a whole number; give mean scores with value=" in message(
         tmp_path, "t.csv", text
     )
+
+
+# ---------------------------------------------------------------- resumed TensorBoard runs
+
+
+def write_events(directory, name, rows):
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    writer = EventFileWriter(str(directory), filename_suffix=name)
+    for wall, step, tag, value in rows:
+        cells = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
+        writer.add_event(Event(wall_time=wall, step=step, summary=cells))
+    writer.close()
+
+
+def test_of_a_resumed_run_the_later_event_file_counts(tmp_path):
+    """Tag by tag: another tag's file, which began earlier, is left as it is."""
+    run = tmp_path / "run"
+    write_events(run, ".1", [(s, 10 * s, "eval/acc", s / 16) for s in range(6)])
+    write_events(run, ".2", [(50 + s, 10 * s, "eval/acc", s / 32) for s in range(4, 9)])
+    write_events(run, ".3", [(s, s, "train/loss", 1.0) for s in range(90)])
+    evals = Evals.read(run)
+    assert evals.frame["compute"].tolist() == [10 * s for s in range(9)]
+    assert evals.frame["value"].tolist() == [s / (16 if s < 4 else 32) for s in range(9)]
+    said = "run: run run: resumed: 2 numbers replaced by those of a later event file"
+    assert said in evals.notes
+
+
+def test_two_runs_that_write_events_to_one_directory_are_an_error(tmp_path):
+    run = tmp_path / "run"
+    for name, shift in ((".1", 0), (".2", 0.5)):
+        write_events(run, name, [(s + shift, s, "eval/acc", s / 16) for s in range(6)])
+    with pytest.raises(InputError, match="event files that write eval/acc at the same time; give"):
+        Evals.read(run)
 
 
 # ---------------------------------------------------------------- any bytes
