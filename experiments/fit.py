@@ -4,7 +4,8 @@
     python -m experiments.fit data=PATH out=DIR method=point       # least squares, run by run
     python -m experiments.fit data=PATH out=DIR eval_set=NAME      # another evaluation set
 
-`data` is anything `rlx.scaling.Evals.read` reads. Runs are fitted on C <= (1 - holdout) * C_max;
+`data` is anything `rlx.scaling.Evals.read` reads, and run=, recipe=, compute=, value=, scale=, wide=,
+min_points= and the others of `rlx.scaling.source.Options` say how. Runs are fitted on C <= (1 - holdout) * C_max;
 holdout=0 fits everything. A study is fitted on its held-out set, `heldout`, unless `eval_set` names
 another that its runs evaluate: a task of a mixture, say. Into `out` go
 
