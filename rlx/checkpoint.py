@@ -23,8 +23,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from rlx.errors import InputError
 from rlx.config import CheckpointConfig
+from rlx.errors import InputError
 
 
 def pack(tree: Any) -> np.ndarray:

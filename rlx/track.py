@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rlx.errors import InputError
 from rlx.config import Config, run_sha
+from rlx.errors import InputError
 
 
 def tracker(config: Config) -> Callable[[int, dict[str, Any]], None]:

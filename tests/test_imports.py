@@ -17,7 +17,10 @@ FILES = {
 RLX = [name for name in FILES if name.startswith("rlx.")]
 
 # Each layer may import the layers named here. A folder stands for all its modules.
-BASE = ("rlx.errors", "rlx.problem", "rlx.types", "rlx.config", "rlx.record", "rlx.objectives", "rlx.envs")
+BASE = (
+    *("rlx.errors", "rlx.problem", "rlx.types", "rlx.config", "rlx.record"),
+    *("rlx.objectives", "rlx.envs"),
+)
 MIDDLE = (*BASE, "rlx.mesh", "rlx.flops", "rlx.processes", "rlx.train.buffer")
 LAYERS = {
     "rlx.errors": (),
@@ -37,6 +40,7 @@ LAYERS = {
     "rlx.models": (*MIDDLE, "rlx.models"),
     "rlx.rollout": (*MIDDLE, "rlx.models", "rlx.rollout"),
     "rlx.train.packing": (),
+    "rlx.train.health": ("rlx.config", "rlx.types"),
     "rlx.train.forward": (*MIDDLE, "rlx.models", "rlx.train.packing"),
     "rlx.train.step": (*MIDDLE, "rlx.models", "rlx.train.forward", "rlx.train.packing"),
     "rlx.train.warm_start": (*MIDDLE, "rlx.models", "rlx.train.forward"),
@@ -51,7 +55,7 @@ LAYERS = {
     "rlx.train.report": (*MIDDLE, "rlx.rollout.engine"),
     "rlx.train.schedule": (*BASE, "rlx.rollout.engine", "rlx.train.buffer", "rlx.train.clock"),
     "rlx.evaluate": (*MIDDLE, "rlx.models", "rlx.rollout"),
-    "rlx.train.supervised": (*MIDDLE, "rlx.checkpoint", "rlx.train.clock", "rlx.train.loop"),
+    "rlx.train.supervised": (*MIDDLE, "rlx.checkpoint", "rlx.train"),
     "rlx.train.sft": (*MIDDLE, "rlx.models", "rlx.train", "rlx.evaluate"),
     "rlx.train.reward_model": (*MIDDLE, "rlx.models", "rlx.train", "rlx.evaluate"),
     "rlx.train.loop": (

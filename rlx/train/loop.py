@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from rlx import flops, processes
 from rlx.checkpoint import Checkpoints
-from rlx.errors import InputError
 from rlx.config import Config, run_sha
 from rlx.envs.grading import Graders
+from rlx.errors import InputError
 from rlx.evaluate import evaluate
 from rlx.mesh import generator_mesh, make_mesh, of_params
 from rlx.models import lora
@@ -34,6 +34,7 @@ from rlx.track import tracker
 from rlx.train import schedule, start
 from rlx.train.buffer import Buffer
 from rlx.train.clock import Clock
+from rlx.train.health import Health
 from rlx.train.report import (
     describe,
     note_lost_work,
@@ -105,10 +106,6 @@ class Interrupted(KeyboardInterrupt):
     """The run was asked to stop and has written a checkpoint."""
 
 
-class NotFinite(RuntimeError):
-    """Too many updates in a row had an objective or a gradient that is not finite."""
-
-
 class Run:
     """All that changes while a run goes on, and what changes it."""
 
@@ -124,10 +121,11 @@ class Run:
         self.ledger, pipeline = flops.Ledger(), config.pipeline
         refill = config.algo.zero_variance == "refill"
         prompts = config.rollout.prompts_per_step
-        self.buffer = Buffer(pipeline.kind, pipeline.k, prompts, refill)
+        self.health = Health(config.out, config.optim, quiet=not record.writes)
+        self.buffer = Buffer(pipeline.kind, pipeline.k, prompts, refill, self.health.note)
         self.generators = generator_mesh(config.mesh, mesh)
         self.engine = Engine(config, graders, self.buffer, self.ledger, self.generators)
-        self.version, self.skipped, self.measured = 0, 0, -1
+        self.version, self.measured = 0, -1
         self.spent = self.ledger.row()  # when the newest update ended
         self.track = tracker(config if record.writes else replace(config, tracker="none"))
         self.weights = Weights(self._published(), 0)
@@ -157,18 +155,14 @@ class Run:
             spend_update(self.ledger, self.config, self.env, groups)
             row |= waiting_metrics(self.engine, self.buffer)
             row["schedule/events"], self.engine.events = self.engine.events, ""
+            graded = self.ledger.samples + len(self.buffer.waiting) * self.engine.G
             self.spent = self.ledger.row()
             self.weights.params, self.weights.version = params, version + 1
         self.record.append("metrics.jsonl", row)
         self.track(version, row)
         self.version += 1
-        self.skipped = self.skipped + 1 if metrics["update/skipped"] else 0
-        if self.skipped == self.config.optim.max_skipped_updates:
-            raise NotFinite(
-                f"optim.max_skipped_updates={self.skipped}: so many updates in a row, up to "
-                f"{self.version}, had an objective or a gradient that is not finite; "
-                "lower optim.learning_rate or look at policy/ratio_max in metrics.jsonl"
-            )
+        self.health.sampled(row, self.version, graded)
+        self.health.updated(row, self.version)
 
     def measure(self) -> str:
         """Evaluate, with the compute spent when the update ended; a line for the progress bar."""
@@ -180,6 +174,7 @@ class Run:
         at = {"step": self.version, "version": self.version}
         for row in rows:
             self.record.append("evals.jsonl", at | row | spent)
+            self.health.measured(at | row)
         named = {"eval" if row is rows[0] else f"eval_{row['eval_set']}": row for row in rows}
         self.track(self.version, {**named, "spent": spent})
         self.record.append("clock.jsonl", self.clock.row(self.version))
@@ -193,7 +188,7 @@ class Run:
         with self.clock.phase("checkpoint"):
             host = {
                 "version": self.version,
-                "skipped": self.skipped,
+                "health": self.health.state_dict(),
                 "measured": self.measured,
                 "ledger": dict(vars(self.ledger)),
                 "buffer": self.buffer.state_dict(),
@@ -215,8 +210,8 @@ class Run:
         if not saved:
             return False
         device = saved[1]
-        for name in ("version", "skipped", "measured"):
-            setattr(self, name, host[name])
+        self.version, self.measured = host["version"], host["measured"]
+        self.health.load(host["health"])
         vars(self.ledger).update(host["ledger"])
         self.spent = self.ledger.row()
         self.buffer.load(host["buffer"])

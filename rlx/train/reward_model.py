@@ -21,11 +21,11 @@ from jax.sharding import Mesh
 
 from rlx import flops, processes
 from rlx import mesh as meshes
-from rlx.errors import InputError
 from rlx.config import ModelConfig, RewardModelConfig
 from rlx.envs.base import Env
 from rlx.envs.grading import Graders
 from rlx.envs.preference import Preference
+from rlx.errors import InputError
 from rlx.evaluate import standard_error
 from rlx.models import lora, reward
 from rlx.objectives.preference import bradley_terry

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import jax
 
-from rlx.errors import InputError
 from rlx.config import PipelineConfig
+from rlx.errors import InputError
 from rlx.record import read_rows
 from rlx.rollout.engine import Engine, Weights
 from rlx.train.buffer import Buffer

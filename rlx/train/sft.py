@@ -18,10 +18,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rlx import flops
-from rlx.errors import InputError
 from rlx.config import SftConfig
 from rlx.envs.base import Env
 from rlx.envs.grading import Graders
+from rlx.errors import InputError
 from rlx.evaluate import evaluate
 from rlx.models import lora
 from rlx.record import RunRecord

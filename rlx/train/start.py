@@ -17,11 +17,11 @@ from jax.sharding import Mesh
 
 from rlx import mesh as meshes
 from rlx.checkpoint import load_params
-from rlx.errors import InputError
 from rlx.config import Config, EnvConfig, ModelConfig, OptimConfig, RolloutConfig
 from rlx.envs import base, text
 from rlx.envs.base import Env, TextTokenizer
 from rlx.envs.grading import Graders
+from rlx.errors import InputError
 from rlx.models import hf, lora, transformer
 from rlx.record import RunRecord
 from rlx.rollout.scorer import Scorer

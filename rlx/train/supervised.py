@@ -14,6 +14,7 @@ from rlx.checkpoint import Checkpoints
 from rlx.config import Config
 from rlx.record import RunRecord
 from rlx.train.clock import Clock
+from rlx.train.health import Health
 from rlx.train.loop import ROWS, Interrupted, Stop
 from rlx.types import TrainState
 
@@ -37,6 +38,7 @@ def supervise(
     `update` and `measure` are given the version and spend into the ledger; their rows are written
     here.
     """
+    health = Health(config.out, config.optim, quiet=not record.writes)
     bar = tqdm(total=config.steps, desc=record.path.name, disable=not progress, unit="step")
 
     def evaluate(version: int) -> None:
@@ -45,6 +47,7 @@ def supervise(
         at = {"step": version, "version": version}
         for row in rows:
             record.append("evals.jsonl", at | row | ledger.row())
+            health.measured(at | row)
         record.append("clock.jsonl", clock.row(version))
         bar.set_postfix_str(f"pass {rows[0]['mean']:.3f}", refresh=False)
 
@@ -56,6 +59,7 @@ def supervise(
         if saved:
             vars(ledger).update(host["ledger"])
             clock.load(host["clock"])
+            health.load(host["health"])
         else:
             evaluate(0)
         bar.update(version)
@@ -65,12 +69,14 @@ def supervise(
                 state, row = update(state, version)
             record.append("metrics.jsonl", {"step": version} | row)
             version += 1
+            health.updated(row, version)
             if version % config.eval.every_steps == 0 or version == config.steps:
                 evaluate(version)
             bar.update()
             stopping, due = processes.any_of(stop(), checkpoints.due(version))
             if stopping or due or version == config.steps:
                 host = {
+                    "health": health.state_dict(),
                     "ledger": dict(vars(ledger)),
                     "clock": clock.state_dict(),
                     "offsets": record.sizes(ROWS),
