@@ -20,7 +20,7 @@ from rlx.errors import InputError
 
 TYPES = {"int": int, "float": int | float, "bool": bool, "str": str, "dict": dict}
 HELD = {  # without rounding to 0 or infinity, by the arrays of a step
-    "int": lambda x: abs(x) < 2**31,
+    "int": lambda x: abs(x) < 2**32,
     "float": lambda x: x == 0 or 2.0**-126 <= abs(x) < 2.0**128,
 }
 
@@ -634,3 +634,26 @@ def run_sha(config: Config) -> str:
 def _sha(fields: dict[str, Any]) -> str:
     text = json.dumps(fields, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """What a manifest or a checkpoint says about the configuration that made it."""
+    return {"config": asdict(config), "config_sha": run_sha(config)}
+
+
+def another(run: dict[str, Any], config: Config) -> str:
+    """What a run of some `identity` computes otherwise than `config`; empty where nothing is."""
+    if run["config_sha"] == run_sha(config):
+        return ""
+    then, now = _flat(run.get("config", {})), _flat(json.loads(json.dumps(asdict(config))))
+    differ = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+    keys = [key for key in differ if key.split(".")[0] not in WHERE]
+    return ", ".join(f"{key}={then.get(key)}, not {now.get(key)}" for key in keys[:3]) or "?"
+
+
+def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    made = {}
+    for name, value in nested.items():
+        inside = isinstance(value, dict)
+        made |= _flat(value, f"{prefix}{name}.") if inside else {f"{prefix}{name}": value}
+    return made

@@ -18,7 +18,7 @@ RLX = [name for name in FILES if name.startswith("rlx.")]
 
 # Each layer may import the layers named here. A folder stands for all its modules.
 BASE = (
-    *("rlx.errors", "rlx.problem", "rlx.types", "rlx.config", "rlx.record"),
+    *("rlx.errors", "rlx.problem", "rlx.types", "rlx.config", "rlx.checksum", "rlx.record"),
     *("rlx.objectives", "rlx.envs"),
 )
 MIDDLE = (*BASE, "rlx.mesh", "rlx.flops", "rlx.processes", "rlx.train.buffer")
@@ -27,10 +27,11 @@ LAYERS = {
     "rlx.problem": (),
     "rlx.types": ("rlx.problem",),
     "rlx.config": ("rlx.errors",),
-    "rlx.record": (),
+    "rlx.checksum": (),
+    "rlx.record": ("rlx.errors",),
     "rlx.objectives": ("rlx.objectives",),
     "rlx.envs": ("rlx.errors", "rlx.problem", "rlx.envs"),
-    "rlx.scaling": ("rlx.errors", "rlx.scaling", "rlx.record"),
+    "rlx.scaling": ("rlx.errors", "rlx.scaling", "rlx.record", "rlx.checksum"),
     "rlx.mesh": BASE,
     "rlx.processes": ("rlx.config", "rlx.errors"),
     "rlx.flops": BASE,
@@ -55,6 +56,7 @@ LAYERS = {
     "rlx.train.report": (*MIDDLE, "rlx.rollout.engine"),
     "rlx.train.schedule": (*BASE, "rlx.rollout.engine", "rlx.train.buffer", "rlx.train.clock"),
     "rlx.evaluate": (*MIDDLE, "rlx.models", "rlx.rollout"),
+    "rlx.train.recorded": (*MIDDLE, "rlx.train"),
     "rlx.train.supervised": (*MIDDLE, "rlx.checkpoint", "rlx.train"),
     "rlx.train.sft": (*MIDDLE, "rlx.models", "rlx.train", "rlx.evaluate"),
     "rlx.train.reward_model": (*MIDDLE, "rlx.models", "rlx.train", "rlx.evaluate"),

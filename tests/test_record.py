@@ -5,6 +5,7 @@ import json
 import pytest
 
 from rlx import record
+from rlx.errors import InputError
 from rlx.record import RunRecord, read_rows, runs, write_json
 
 
@@ -22,9 +23,10 @@ def test_a_torn_last_line_is_left_out(tmp_path, torn):
     assert read_rows(tmp_path / "x.jsonl") == [{"step": 0}]
 
 
-def test_damage_before_the_last_line_is_not_hidden(tmp_path):
-    (tmp_path / "x.jsonl").write_text('{"step"\n{"step": 1}\n')
-    with pytest.raises(json.JSONDecodeError):
+@pytest.mark.parametrize("line", [b'{"step"', b"[1]", b"", b"\0\0\0", b"\xff", b"[" * 100_000])
+def test_damage_before_the_last_line_is_named(tmp_path, line):
+    (tmp_path / "x.jsonl").write_bytes(b'{"step": 0}\n' + line + b'\n{"step": 1}\n')
+    with pytest.raises(InputError, match=r"x.jsonl:2=.*: not (JSON|a JSON object).*; mend that"):
         read_rows(tmp_path / "x.jsonl")
 
 

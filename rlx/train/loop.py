@@ -10,8 +10,7 @@ stopped, bit for bit unless threads decide its schedule.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -21,13 +20,12 @@ from tqdm import tqdm
 
 from rlx import flops, processes
 from rlx.checkpoint import Checkpoints
-from rlx.config import Config, run_sha
+from rlx.config import Config
 from rlx.envs.grading import Graders
-from rlx.errors import InputError
 from rlx.evaluate import evaluate
-from rlx.mesh import generator_mesh, make_mesh, of_params
+from rlx.mesh import generator_mesh, of_params
 from rlx.models import lora
-from rlx.record import Busy, RunRecord
+from rlx.record import RunRecord
 from rlx.rollout import sampler
 from rlx.rollout.engine import Engine, Weights
 from rlx.track import tracker
@@ -35,8 +33,8 @@ from rlx.train import schedule, start
 from rlx.train.buffer import Buffer
 from rlx.train.clock import Clock
 from rlx.train.health import Health
+from rlx.train.recorded import ROWS, Interrupted, Stop, never, recorded
 from rlx.train.report import (
-    describe,
     note_lost_work,
     rollout_metrics,
     spend_update,
@@ -46,64 +44,10 @@ from rlx.train.report import (
 from rlx.train.step import collate, init_state, make_train_step
 from rlx.types import Params
 
-ROWS = ("evals.jsonl", "metrics.jsonl", "clock.jsonl")
-
-
-Stop = Callable[[], bool]
-
-
-def never() -> bool:
-    return False
-
 
 def train(config: Config, *, progress: bool = True, stop: Stop = never) -> dict[str, Any]:
     """Run to the end (or find it ended) and return the manifest; `recorded` says what it raises."""
     return recorded(run, config, progress, stop)
-
-
-def recorded(work: Callable[..., None], config: Config, progress: bool, stop: Stop):
-    """The manifest of `config.out` once `work` is done there, now or before.
-
-    `stop` is asked after every update; once it says True a checkpoint is written and `Interrupted`
-    raised. Raises InputError or ValueError, before anything is written, for a configuration that
-    cannot work here, that is not the one `config.out` holds a run of, or whose directory another
-    process is writing.
-    """
-    config = start.resolve(config)
-    record = RunRecord(config.out, writes=processes.is_writer())
-    before = record.manifest
-    if before and before["config_sha"] != run_sha(config):
-        reason = "holds a run of another configuration"
-        raise InputError("out", config.out, reason, "choose another directory")
-    if before.get("status") == "done":
-        return before
-    env = start.make_env(config)
-    mesh = make_mesh(config.mesh, config.rollout.prompts_per_step // config.optim.microbatches)
-    scorer = start.load_scorer(config, env, mesh)
-    try:
-        lock = record.lock() if record.writes else nullcontext()
-    except Busy as error:
-        remedy = "wait for its end, or choose another directory"
-        raise InputError("out", config.out, str(error), remedy) from None
-    with lock:
-        record.update_manifest(**describe(config, env))
-        try:
-            with (
-                closing(Clock()) as clock,
-                closing(start.make_graders(config, env, scorer)) as graders,
-            ):
-                work(config, graders, mesh, record, clock, progress, stop)
-        except BaseException as error:
-            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            record.update_manifest(status=status, error=f"{type(error).__name__}: {error}")
-            raise
-        record.update_manifest(status="done", error="")
-    processes.wait("done")
-    return record.manifest
-
-
-class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop and has written a checkpoint."""
 
 
 class Run:
@@ -194,7 +138,7 @@ class Run:
                 "buffer": self.buffer.state_dict(),
                 "engine": self.engine.state_dict(),
                 "clock": self.clock.state_dict(),
-                "offsets": self.record.sizes(ROWS),
+                **self.record.marks(ROWS),
             }
             checkpoints.save(self.version, self._device(), host)
 
@@ -205,6 +149,7 @@ class Run:
         """Go back to the newest checkpoint, if there is one; rows after it are cut off."""
         saved = checkpoints.restore(self._device())
         host = saved[2] if saved else {"version": 0, "offsets": dict.fromkeys(ROWS, 0)}
+        self.record.refuse_changed(host)
         note_lost_work(self.record, host)
         self.record.truncate(host["offsets"])
         if not saved:
@@ -235,7 +180,8 @@ def run(
     turns = schedule.make(config.pipeline, it.engine, it.buffer, it.weights, clock)
     quiet = not progress or not record.writes
     bar = tqdm(total=config.steps, desc=record.path.name, disable=quiet, unit="step")
-    with closing(Checkpoints(record.path / "checkpoints", config.checkpoint)) as checkpoints, bar:
+    where = record.path / "checkpoints"
+    with closing(Checkpoints(where, config.checkpoint, config)) as checkpoints, bar:
         if not it.restore(checkpoints):
             bar.set_postfix_str(it.measure(), refresh=False)
         bar.update(it.version)

@@ -30,9 +30,9 @@ from rlx.evaluate import standard_error
 from rlx.models import lora, reward
 from rlx.objectives.preference import bradley_terry
 from rlx.record import RunRecord
-from rlx.train import loop, start
+from rlx.train import start
 from rlx.train.clock import Clock
-from rlx.train.loop import Stop
+from rlx.train.recorded import Stop, never, recorded
 from rlx.train.step import Hyper, ascend, init_state, numbers
 from rlx.train.supervised import drawn, supervise
 from rlx.types import Problem, TrainState
@@ -54,13 +54,13 @@ class Spec(NamedTuple):
 
 
 def train(
-    config: RewardModelConfig, *, progress: bool = True, stop: Stop = loop.never
+    config: RewardModelConfig, *, progress: bool = True, stop: Stop = never
 ) -> dict[str, Any]:
-    """Train to the end (or find it ended) and return the manifest; raises as `loop.train`."""
+    """Train to the end (or find it ended) and return the manifest; raises as `recorded`."""
     if config.pairs and config.env.name == "preference":  # the tokens are those of the pairs
         env = replace(config.env, kwargs={**config.env.kwargs, "path": config.pairs})
         config = replace(config, env=env)
-    return loop.recorded(run, config, progress, stop)
+    return recorded(run, config, progress, stop)
 
 
 def read(config: RewardModelConfig, env: Env) -> tuple[list[Pair], list[Pair], int]:

@@ -25,9 +25,9 @@ from rlx.errors import InputError
 from rlx.evaluate import evaluate
 from rlx.models import lora
 from rlx.record import RunRecord
-from rlx.train import loop, start
+from rlx.train import start
 from rlx.train.clock import Clock
-from rlx.train.loop import Stop
+from rlx.train.recorded import Stop, never, recorded
 from rlx.train.step import init_state, make_train_step
 from rlx.train.supervised import drawn, supervise
 from rlx.types import Batch, TrainState, left_padded
@@ -103,9 +103,9 @@ def as_batch(traces: Sequence[Trace], prompt_tokens: int, T: int, pad_id: int) -
     )
 
 
-def sft(config: SftConfig, *, progress: bool = True, stop: Stop = loop.never) -> dict[str, Any]:
-    """Fine-tune to the end (or find it ended) and return the manifest; raises as `loop.train`."""
-    return loop.recorded(run, config, progress, stop)
+def sft(config: SftConfig, *, progress: bool = True, stop: Stop = never) -> dict[str, Any]:
+    """Fine-tune to the end (or find it ended) and return the manifest; raises as `recorded`."""
+    return recorded(run, config, progress, stop)
 
 
 def run(

@@ -15,7 +15,7 @@ from rlx.config import Config
 from rlx.record import RunRecord
 from rlx.train.clock import Clock
 from rlx.train.health import Health
-from rlx.train.loop import ROWS, Interrupted, Stop
+from rlx.train.recorded import ROWS, Interrupted, Stop
 from rlx.types import TrainState
 
 Row = dict[str, Any]
@@ -51,10 +51,12 @@ def supervise(
         record.append("clock.jsonl", clock.row(version))
         bar.set_postfix_str(f"pass {rows[0]['mean']:.3f}", refresh=False)
 
-    with closing(Checkpoints(record.path / "checkpoints", config.checkpoint)) as checkpoints, bar:
+    where = record.path / "checkpoints"
+    with closing(Checkpoints(where, config.checkpoint, config)) as checkpoints, bar:
         saved = checkpoints.restore({"state": state})
         version, device, host = saved or (0, {"state": state}, {"offsets": dict.fromkeys(ROWS, 0)})
         state = device["state"]
+        record.refuse_changed(host)
         record.truncate(host["offsets"])
         if saved:
             vars(ledger).update(host["ledger"])
@@ -79,7 +81,7 @@ def supervise(
                     "health": health.state_dict(),
                     "ledger": dict(vars(ledger)),
                     "clock": clock.state_dict(),
-                    "offsets": record.sizes(ROWS),
+                    **record.marks(ROWS),
                 }
                 checkpoints.save(version, {"state": state}, host)
     if version < config.steps:
