@@ -34,7 +34,9 @@ WORDS = {  # where the system's are a riddle
 
 
 @contextlib.contextmanager
-def _said_of(path: Path, remedy: str) -> Iterator[None]:
+def said_of(
+    key: object, path: Path, remedy: str = "choose a directory that can be made and written"
+) -> Iterator[None]:
     """What the system refuses, as an InputError; a full disk is another matter (DiskFull)."""
     try:
         yield
@@ -42,7 +44,7 @@ def _said_of(path: Path, remedy: str) -> Iterator[None]:
         if error.errno in FULL:
             raise
         reason = WORDS.get(error.errno or 0) or error.strerror or str(error)
-        raise InputError("out", path, reason, remedy) from error
+        raise InputError(key, path, reason, remedy) from error
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -53,7 +55,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows = []
-    with _said_of(path, "make it a file that can be read"):
+    with said_of("file", path, "make it a file that can be read"):
         whole = path.read_bytes().split(b"\n")[:-1]  # a whole row ends with a newline
     for number, line in enumerate(whole, 1):
         rows.append(_json_object(line, f"{path}:{number}", "mend that line, or remove it"))
@@ -63,7 +65,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def read_json(path: Path) -> dict[str, Any]:
     """The object that a JSON file holds. Raises InputError if it cannot be read or holds none."""
     remedy = "put the file back as it was, or remove its directory"
-    with _said_of(path, remedy):
+    with said_of("file", path, remedy):
         text = path.read_bytes()
     return _json_object(text, str(path), remedy)
 
@@ -107,7 +109,7 @@ class RunRecord:
         self.path, self.writes = Path(path), writes
         self._size: dict[str, int] = {}  # of the files that this process has written
         if writes:
-            with _said_of(self.path, "choose a directory that can be made and written"):
+            with said_of("out", self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -122,7 +124,7 @@ class RunRecord:
         file = self.path / "manifest.json"
         if "manifest.json" in self._size and not file.exists():
             self._refuse_changed("manifest.json")
-        with _said_of(self.path, "choose a directory that can be written"):
+        with said_of("out", self.path):
             write_json(file, {**self.manifest, **fields})
         self._size["manifest.json"] = 0
 
@@ -136,7 +138,7 @@ class RunRecord:
         size = self.sizes([name])[name]
         if self._size.setdefault(name, size) != size:
             self._refuse_changed(name)
-        with _said_of(self.path, "choose a directory that can be written"):
+        with said_of("out", self.path):
             try:
                 with (self.path / name).open("a") as file:
                     file.write(json.dumps(row) + "\n")
@@ -167,7 +169,7 @@ class RunRecord:
         """
         import fcntl  # not on every system, and readers do without
 
-        with _said_of(self.path, "choose a directory that can be written"):
+        with said_of("out", self.path):
             file = (self.path / ".lock").open("a+")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -66,7 +66,7 @@ def train(
 def read(config: RewardModelConfig, env: Env) -> tuple[list[Pair], list[Pair], int]:
     """(training pairs, held-out pairs, how many are too long for `rollout.max_new_tokens`).
 
-    ValueError names a line that is no pair or that the tokenizer cannot read; InputError if too
+    InputError names a line that is no pair or that the tokenizer cannot read, and is raised if too
     few are left.
     """
     c = config.env
@@ -93,7 +93,8 @@ def tokenized(problems: Sequence[Problem], env: Env) -> list[Pair]:
                 prompt = ids.encode_prompt(problem.prompt)
                 both = [[*ids.encode(text), ids.stop_id] for text in (pair.chosen, pair.rejected)]
             except ValueError as error:
-                raise ValueError(f"{pair.where}: {error}") from None
+                remedy = "leave it out, or set env.tokenizer"
+                raise InputError("pairs", pair.where, str(error), remedy) from None
             found.append(Pair(prompt, (both[0], both[1])))
     return found
 

@@ -24,7 +24,7 @@ from rlx.envs.grading import Graders
 from rlx.errors import InputError
 from rlx.evaluate import evaluate
 from rlx.models import lora
-from rlx.record import RunRecord
+from rlx.record import RunRecord, said_of
 from rlx.train import start
 from rlx.train.clock import Clock
 from rlx.train.recorded import Stop, never, recorded
@@ -47,18 +47,22 @@ def tokenized(env: Env, prompt: str, completion: str) -> Trace:
 
 def read(path: str | Path, env: Env) -> list[Trace]:
     """Lines `{"prompt": TEXT, "completion": TEXT}`. InputError names the line that is not one."""
-    try:
-        lines = Path(path).read_text().splitlines()
-    except OSError as error:
-        raise InputError("traces", path, str(error), "give a file of JSON lines") from None
-    traces = []
+    if not Path(path).is_file():
+        raise InputError("traces", path, "no file there", "give a file of JSON lines")
+    with said_of("traces", Path(path), "give a file of JSON lines"):
+        lines = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    traces, remedy = [], 'write {"prompt": TEXT, "completion": TEXT} on every line'
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
-            traces.append(tokenized(env, row["prompt"], row["completion"]))
-        except (ValueError, KeyError, TypeError) as error:
+            texts = row["prompt"], row["completion"]
+            if not all(isinstance(text, str) for text in texts):
+                raise TypeError("prompt or completion is no text")
+            traces.append(tokenized(env, *texts))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             reason = f"line {number}: {type(error).__name__}: {error}"
-            remedy = 'write {"prompt": TEXT, "completion": TEXT} on every line'
             raise InputError("traces", path, reason, remedy) from None
     return traces
 
