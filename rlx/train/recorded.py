@@ -40,6 +40,7 @@ def recorded(work: Callable[..., None], config: Config, progress: bool, stop: St
         reason = f"holds a run of another configuration: {options}"
         raise InputError("out", config.out, reason, "choose another directory")
     if before.get("status") == "done":
+        RunRecord(config.out, writes=False).refuse_changed(before.get("rows", {"offsets": {}}))
         return before
     env = start.make_env(config)
     mesh = make_mesh(config.mesh, config.rollout.prompts_per_step // config.optim.microbatches)
@@ -62,6 +63,6 @@ def recorded(work: Callable[..., None], config: Config, progress: bool, stop: St
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             record.update_manifest(status=status, error=f"{type(error).__name__}: {error}")
             raise
-        record.update_manifest(status="done", error="")
+        record.update_manifest(status="done", error="", rows=record.marks(ROWS))
     processes.wait("done")
     return record.manifest

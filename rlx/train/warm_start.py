@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -132,7 +133,7 @@ def load_or_make(
             with _alone() as checkpointer:
                 checkpointer.save(scratch / "params", params)
             parts = {key: asdict(part) for key, part in identity.items()}
-            parts |= {"flops": spent, "crc32": checksum.crc32s(_named(params))}
+            parts |= {"flops": spent, "crc32": checksum.crc32s(_named(params, spent))}
             record.write_json(scratch / "manifest.json", parts)
             with contextlib.suppress(OSError):  # another job was faster; its artifact is the same
                 scratch.rename(path)
@@ -152,13 +153,13 @@ def load_or_make(
     except Exception as error:  # whatever a damaged file makes Orbax raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError("warm_start_dir", path, f"cannot be read ({reason})", REMEDY) from error
-    if written is not None and (wrong := checksum.damaged(_named(params), written)):
+    if written is not None and (wrong := checksum.damaged(_named(params, spent), written)):
         raise InputError("warm_start_dir", path, f"{wrong[0]} is not what was written", REMEDY)
     return params, spent
 
 
-def _named(params: Params) -> dict[str, np.ndarray]:
-    leaves = jax.tree_util.tree_leaves_with_path(params)
+def _named(params: Params, spent: float) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path({"flops": spent, **params})
     return {jax.tree_util.keystr(at, simple=True, separator="/"): x for at, x in leaves}
 
 
