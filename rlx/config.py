@@ -642,10 +642,14 @@ def identity(config: Config) -> dict[str, Any]:
 
 
 def another(run: dict[str, Any], config: Config) -> str:
-    """What a run of some `identity` computes otherwise than `config`; empty where nothing is."""
+    """What a run of some `identity` computes otherwise than `config`; empty where nothing is, and
+    "?" where it does not say.
+    """
     if run["config_sha"] == run_sha(config):
         return ""
-    then, now = _flat(run.get("config", {})), _flat(json.loads(json.dumps(asdict(config))))
+    if "config" not in run:
+        return "?"
+    then, now = _flat(run["config"]), _flat(json.loads(json.dumps(asdict(config))))
     differ = [key for key in {**then, **now} if then.get(key) != now.get(key)]
     keys = [key for key in differ if key.split(".")[0] not in WHERE]
     return ", ".join(f"{key}={then.get(key)}, not {now.get(key)}" for key in keys[:3]) or "?"

@@ -37,7 +37,8 @@ def recorded(work: Callable[..., None], config: Config, progress: bool, stop: St
     config = start.resolve(config)
     before = RunRecord(config.out, writes=False).manifest
     if before and (options := another(before, config)):
-        reason = f"holds a run of another configuration: {options}"
+        reason = "holds a run of another configuration"
+        reason += "" if options == "?" else f": {options}"
         raise InputError("out", config.out, reason, "choose another directory")
     if before.get("status") == "done":
         RunRecord(config.out, writes=False).refuse_changed(before.get("rows", {"offsets": {}}))
