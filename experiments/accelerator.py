@@ -88,7 +88,7 @@ def model_of(workload: Workload):
 
     fields = yaml.safe_load((ROOT / f"conf/model/{workload.model}.yaml").read_text())
     model = ModelConfig(**{**fields, **dict(workload.changes)})
-    return attention.chosen(model, jax.default_backend())
+    return attention.of_platform(model, jax.default_backend())
 
 
 def seconds(call: Callable[[], Any], repeats: int) -> float:
