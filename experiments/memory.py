@@ -36,8 +36,8 @@ import time
 from typing import Any, NamedTuple
 
 from experiments import train
-from rlx.errors import InputError
 from rlx.config import Config
+from rlx.errors import InputError
 
 OWN = {"devices": 8, "prompt_tokens": 0}
 COLLECTIVES = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"

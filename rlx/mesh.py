@@ -8,8 +8,8 @@ import math
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from rlx.errors import InputError
 from rlx.config import MeshConfig
+from rlx.errors import InputError
 from rlx.types import Params
 
 # Logical axis -> mesh axes. Prompts and the sampler's slots are split over data and fsdp together;

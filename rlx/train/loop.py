@@ -22,7 +22,6 @@ from rlx import flops, processes
 from rlx.checkpoint import Checkpoints
 from rlx.config import Config
 from rlx.envs.grading import Graders
-from rlx.errors import InputError
 from rlx.evaluate import evaluate
 from rlx.mesh import generator_mesh, of_params
 from rlx.models import lora
