@@ -183,7 +183,9 @@ def _stated(rows: pd.DataFrame, start: str, r0: float | str) -> float:
             "r0", r0, f"start {start} has {len(values)} values", "give each its own start="
         )
     if not 0 <= values[0] < 1:
-        raise InputError("r0", values[0], f"start {start}: not in [0, 1)", "give it as value's unit")
+        raise InputError(
+            "r0", values[0], f"start {start}: not in [0, 1)", "give it as value's unit"
+        )
     return float(logit(max(values[0], 1e-3)))
 
 

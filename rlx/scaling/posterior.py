@@ -176,7 +176,9 @@ class ScalingFit:
         """(a, c, b) [X, N, 3]; seeds="new" adds a new seed's deviation to a recipe's."""
         theta = self._sites(f"theta_{by}")
         if seeds not in ("typical", "new") or (seeds == "new" and by == "run"):
-            raise InputError("seeds", seeds, f"unknown for by={by}", "use typical or new, by=recipe")
+            raise InputError(
+                "seeds", seeds, f"unknown for by={by}", "use typical or new, by=recipe"
+            )
         if seeds == "new":
             z = np.random.default_rng(PREDICT_SEED).normal(size=theta.shape)
             theta = theta + np.exp(self._sites("log_seed_sd"))[:, None] * z
