@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from tqdm import tqdm
 

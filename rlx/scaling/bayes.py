@@ -26,6 +26,7 @@ from numpyro.infer.hmc import hmc
 from scipy.special import expit
 from tqdm import tqdm
 
+from rlx.errors import InputError
 from rlx.scaling.coordinates import Reference, Sites, make_reference, natural, potential
 from rlx.scaling.model import Options, Study
 from rlx.scaling.point import best_levels
@@ -376,7 +377,11 @@ def _rescaled(mode: Mode, z_XND: Array) -> tuple[Mode, Array]:
 
 
 def laplace(study: Study, options: Options, mode: Mode, *, seed: int) -> tuple[Draws, Stats]:
-    """Independent draws of the normal at the mode, a preview; what is not finite is redrawn."""
+    """Independent draws of the normal at the mode, a preview; what is not finite is redrawn.
+
+    Raises:
+        InputError: no draw is finite.
+    """
     shape = (1, 2 * CHAINS * DRAWS, mode.center.size)
     halves = jnp.split(jax.random.normal(jax.random.key(seed), shape), 2, axis=1)
     draws: Draws = {}
@@ -388,6 +393,10 @@ def laplace(study: Study, options: Options, mode: Mode, *, seed: int) -> tuple[D
         kept = np.flatnonzero(np.all(finite, 0))[: CHAINS * DRAWS]
         if len(kept) == CHAINS * DRAWS:
             break
+    if not len(kept):
+        reason = "the fit has no mode: what is seen determines no curve"
+        remedy = "leave out runs whose rise is not seen, or give method=nuts"
+        raise InputError("method", "laplace", reason, remedy)
     kept = np.resize(kept, (CHAINS, DRAWS))  # repeats some where more than half are not finite
     none = np.zeros((CHAINS, DRAWS))
     stats = Stats(none.astype(bool), none, none.astype(int), 0)
