@@ -2,10 +2,10 @@
 
     python -m experiments.verdicts studies=20 method=laplace out=DIR [first=0]
 
-A study is one of `experiments.calibration`, well specified, of 4 recipes that have the same ceiling,
-C_mid and B; their seeds differ. Designs vary the seeds (1 to 5), the evaluations of a run, and how
-much is seen: C_max of .3, 1.5, 4 and 12 where C_mid has median 3. Three recipes are compared with
-the fourth. Each comparison becomes one line of `out/comparisons-METHOD.csv`, written study by
+A study is a well-specified one of `experiments.calibration`, of 4 recipes whose ceiling, C_mid and
+B are the same; their seeds differ. Designs vary the seeds (1 to 5), the evaluations of a run, and
+how much is seen: C_max of .3, 1.5, 4 and 12 where C_mid has median 3. Three recipes are compared
+with the first. Each comparison becomes one line of `out/comparisons-METHOD.csv`, written study by
 study, so that what was interrupted can be read; a second call with `first=` adds others.
 
 `out/verdicts.csv` has one row per method and design: comparisons; undecided, neither (which is
@@ -35,8 +35,7 @@ DESIGNS = [
     (Size(RECIPES, seeds, points), C_max)
     for seeds, points, C_max in [
         *product((1, 3, 5), (6, 20), (1.5, 4.0)),
-        (3, 20, 0.3),
-        (3, 20, 12.0),
+        *[(1, 6, 0.3), (3, 20, 0.3), (3, 20, 12.0)],
     ]
 ]
 DESIGN = ["seeds", "points", "C_max"]

@@ -91,7 +91,7 @@ def _fall(fit: ScalingFit, run: str) -> str:
 
 
 def has_risen(fit: ScalingFit) -> NDArray[np.bool_]:
-    """Whether the last third of a run lies above its first, or above R0, by RISE standard errors."""
+    """Whether a run's last third lies above its first, or above R0, by RISE standard errors."""
     value_RM, sd_RM = np.asarray(fit.tree["observed_data"]["value"]), fit._constant("stderr")
     R0_XR = fit._R0("run")
     risen = []

@@ -16,6 +16,7 @@ every answer: `extrapolation`, the compute asked about over the last fitted comp
 
 from __future__ import annotations
 
+import io
 import json
 import zlib
 from functools import cached_property
@@ -56,7 +57,8 @@ def load(path: Path | str) -> ScalingFit:
     if not path.is_file():
         raise InputError("posterior", path, "no such file", remedy)
     try:
-        tree = xr.load_datatree(path, engine="h5netcdf")
+        held = io.BytesIO(path.read_bytes())  # xarray keeps files that it could not read open
+        tree = xr.load_datatree(held, engine="h5netcdf")
         fit = ScalingFit(tree)
         groups = [name for name in GROUPS if name not in tree]
         attrs = [name for name in ATTRS if name not in tree.attrs]

@@ -134,6 +134,7 @@ def test_saved_and_loaded_it_answers_the_same(fit, tmp_path):
         sc.load(tmp_path / "none.nc")
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # h5netcdf closes
 def test_a_posterior_file_that_is_none_is_named(fit, tmp_path):
     path = tmp_path / "posterior.nc"
     fit.save(path)
