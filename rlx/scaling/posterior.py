@@ -77,12 +77,13 @@ def load(path: Path | str) -> ScalingFit:
 GROUPS = ("posterior", "observed_data", "constant_data", "levels", "evals")
 ATTRS = ("curve", "noise", "method", "C_ref", "priors", "departed")
 SITES = ("theta_recipe", "theta_run", "logit_R0", "log_seed_sd", "log_wander_sd")
+SITES += ("log_wander_length",)
 CONSTANTS = ("compute", "stderr", "recipe_of_run", "start_of_run", "C_max", "design")
 
 
 def missing(tree: xr.DataTree) -> list[str]:
     """Variables that every question may need and the tree lacks."""
-    need = {"posterior": (*SITES, "log_wander_length"), "constant_data": CONSTANTS}
+    need: dict[str, tuple[str, ...]] = {"posterior": SITES, "constant_data": CONSTANTS}
     need |= {"observed_data": ("value",), "evals": ("run", "compute", "value", "stderr")}
     if tree.attrs["curve"] == "burr":
         need["posterior"] += ("log_kappa",)
