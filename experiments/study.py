@@ -20,37 +20,41 @@ from pathlib import Path
 import pandas as pd
 
 from experiments import fit
+from experiments.cells import quoted
+from rlx.errors import InputError
 from rlx.record import RunRecord, read_rows, runs
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 LAUNCHER = ("hydra/launcher=", "hydra.launcher.")  # where cells run, not which there are
 
 
+def planned(sweep: str, overrides: Sequence[str]) -> dict[str, list[str]]:
+    """The overrides of each cell of a sweep by the name of its directory, in order of their start.
+
+    Nothing but the sweep itself is composed, so a thousand cells take seconds.
+    """
+    from hydra import compose, initialize_config_dir  # after the arguments have been looked at
+    from omegaconf import OmegaConf
+
+    from experiments import cells, train  # which registers the schema
+
+    words = [word for word in overrides if not word.startswith(LAUNCHER)]
+    ours = [f"+sweep={sweep}", *(word for word in words if not word.startswith("hydra."))]
+    rest = [word for word in words if word not in ours]
+    with initialize_config_dir(train.CONF, version_base="1.3"):
+        node = compose("config", [ours[0], *rest], return_hydra_config=True)
+    made = {}
+    for cell in cells.split(node.hydra.sweeper.params or {}, ours):
+        given = dict(map(cells.parsed, cell))
+        own = None if OmegaConf.is_interpolation(node, "recipe") else node.recipe
+        recipe = given.get("recipe", own or given.get("algo", node.hydra.runtime.choices.algo))
+        made[cells.name(recipe, cells.axes(cell), given.get("seed", node.seed))] = cell
+    return made
+
+
 def cells(sweep: str, overrides: Sequence[str]) -> list[str]:
     """Names of the run directories of a sweep, in the order in which they are started."""
-    from hydra import compose, initialize_config_dir  # after the arguments have been looked at
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    from experiments import train  # which registers the schema
-
-    with initialize_config_dir(train.CONF, version_base="1.3"):
-
-        def composed(words: Sequence[str]):
-            node = compose("config", [f"+sweep={sweep}", *words], return_hydra_config=True)
-            HydraConfig.instance().set_config(node)
-            return node
-
-        words = [word for word in overrides if not word.startswith(LAUNCHER)]
-        ours = [word for word in words if not word.startswith("hydra.")]
-        given = {word.partition("=")[0] for word in ours}
-        rest = [word for word in words if word not in ours]
-        params = composed(rest).hydra.sweeper.params
-        swept = [f"{key}={value}" for key, value in params.items() if key not in given]
-        parsed = OverridesParser.create().parse_overrides([*swept, *ours])
-        (batch,) = BasicSweeper.split_arguments(parsed, None)
-        return [Path(composed([*rest, *cell]).hydra.sweep.subdir).name for cell in batch]
+    return list(planned(sweep, overrides))
 
 
 def status(out: Path, planned: Sequence[str] = ()) -> pd.DataFrame:
@@ -106,7 +110,7 @@ def events(metrics: list[dict]) -> dict[str, float]:
 def main(argv: list[str]) -> int:
     try:
         return study(dict(map(split, argv)))
-    except ValueError as error:
+    except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
@@ -114,12 +118,12 @@ def main(argv: list[str]) -> int:
 def split(word: str) -> tuple[str, str]:
     key, equals, value = word.partition("=")
     if not equals:
-        raise ValueError(f"{word}: no value; write KEY=VALUE")
+        raise InputError(word, "", "no value", "write KEY=VALUE")
     return key, value
 
 
 def study(words: dict[str, str]) -> int:
-    """Exit status of the sweep, then of its fits. Raises ValueError on what cannot be used."""
+    """Exit status of the sweep, then of its fits. Raises InputError on what cannot be used."""
     only_status = words.pop("status", "false").lower() == "true"
     sweep = words.pop("sweep", "default")
     out = Path(words.pop("out", f"runs/{sweep}"))
@@ -127,17 +131,17 @@ def study(words: dict[str, str]) -> int:
     overrides = [f"{key}={value}" for key, value in words.items()]
     if method not in fit.CHOICES["method"]:
         known = "|".join(fit.CHOICES["method"])
-        raise ValueError(f"fit={method}: not available; use fit={known}")
+        raise InputError("fit", method, "not available", f"use fit={known}")
     failed = 0
     if not only_status:
         command = [sys.executable, "-m", "experiments.train", "-m", f"+sweep={sweep}"]
-        failed = subprocess.run([*command, f"hydra.sweep.dir={out}", *overrides]).returncode
+        failed = subprocess.run([*command, f"out={quoted(str(out))}", *overrides]).returncode
         if not failed:
             fit.run(out, out, holdout=0.5, method=method)
             print()
     started = runs(out)
     if only_status and not started:
-        raise ValueError(f"out={out}: no runs here; start them without status=true")
+        raise InputError("out", out, "no runs here", "start them without status=true")
     if started:
         name = RunRecord(started[0]).manifest["study"]
         planned = cells(name, overrides) if (CONF / "sweep" / f"{name}.yaml").exists() else []

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+import re
+from collections.abc import Callable
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from typing import Any
 
 from rlx.errors import InputError
@@ -579,6 +581,18 @@ class Config:
 
     def __post_init__(self):
         _positive("config", self, ("steps",))
+        for name in ("recipe", "study")[: 2 if self.study else 1]:
+            _check(
+                bool(re.fullmatch(r"\w[\w.+-]*", getattr(self, name), re.ASCII)),
+                name,
+                getattr(self, name),
+                "cannot be part of a directory's name",
+                "use letters, digits, _ . + -",
+            )
+        parts = {"": self, "env.": self.env, "eval.": self.eval, "warm_start.": self.warm_start}
+        for prefix, part in parts.items():
+            fits = 0 <= part.seed < 2**32
+            _check(fits, f"{prefix}seed", part.seed, "no seed", "use 0, 1, ... up to 2^32 - 1")
         _one_of("tracker", self.tracker, TRACKERS)
         devices = max(self.mesh.data, 1) * self.mesh.fsdp
         _check(
@@ -719,21 +733,76 @@ class RewardModelConfig(Config):
 
 
 WHERE = ("out", "warm_start_dir", "tracker", "distributed", "checkpoint", "mesh")
+LABELS = ("recipe", "study", "axes")  # what a run is called
+
+Options = dict[str, Any]  # "algo.loss" and the like, and what they are
+
+# One line per option whose meaning has changed: from the options of a manifest before it to those
+# that compute the same today. A manifest says how many lines were there when it was written.
+MIGRATIONS: tuple[Callable[[Options], Options], ...] = ()
 
 
 def config_sha(config: object) -> str:
-    """Twelve hex digits that name a configuration (any of the dataclasses above)."""
-    return _sha(asdict(config))  # ty: ignore[invalid-argument-type]
+    """Twelve hex digits that name a configuration (any of the dataclasses above).
+
+    They cover what differs from the defaults, so an option that is added later changes no name.
+    """
+    return _sha(_flat(asdict(config)), type(config))  # ty: ignore[invalid-argument-type]
 
 
 def run_sha(config: Config) -> str:
-    """The name of what a run computes, wherever it is kept and on whichever devices.
+    """The name of what a run computes, whatever it is called, wherever and on whichever devices.
 
     So a run may go on on another mesh: from the same state, with sums that differ in rounding.
     """
-    return _sha({name: value for name, value in asdict(config).items() if name not in WHERE})
+    return _sha(options(asdict(config), kind=type(config)), type(config))
 
 
-def _sha(fields: dict[str, Any]) -> str:
-    text = json.dumps(fields, sort_keys=True, default=str)
+def options(
+    config: dict[str, Any], migrations: int = len(MIGRATIONS), kind: type[Config] = Config
+) -> Options:
+    """All that a run computes, flat, from the nested fields of a configuration or a manifest.
+
+    What it lacks has its default, as an option that is younger than the manifest does; migrations:
+    the number of them that the manifest knows.
+    """
+    made = _flat(json.loads(json.dumps(config, default=str)))  # as a manifest holds it
+    for change in MIGRATIONS[migrations:]:
+        made = change(made)
+    return {key: x for key, x in (_flat(_defaults(kind)) | made).items() if _computes(key)}
+
+
+def difference(then: Options, now: Options) -> str:
+    """ "steps=400, not 500" for the first options that differ; empty where none does."""
+    keys = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+    shown = [f"{key}={then.get(key)}, not {now.get(key)}" for key in keys[:3]]
+    more = f", and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return "; ".join(shown) + more
+
+
+def _computes(key: str) -> bool:
+    return key.split(".")[0] not in (*WHERE, *LABELS)
+
+
+def _defaults(kind: type) -> dict[str, Any]:
+    """The nested defaults of a configuration, which need not be one that can run."""
+    made = {
+        part.name: part.default_factory() if part.default is MISSING else part.default
+        for part in fields(kind)
+    }
+    return {name: asdict(part) if is_dataclass(part) else part for name, part in made.items()}
+
+
+def _flat(nested: dict[str, Any], prefix: str = "") -> Options:
+    made = {}
+    for name, value in nested.items():
+        inside = isinstance(value, dict)
+        made |= _flat(value, f"{prefix}{name}.") if inside else {f"{prefix}{name}": value}
+    return made
+
+
+def _sha(fields: Options, kind: type) -> str:
+    default = _flat(_defaults(kind))
+    set_by_hand = {key: x for key, x in fields.items() if key not in default or default[key] != x}
+    text = json.dumps(set_by_hand, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ from tqdm import tqdm
 from rlx import flops, processes
 from rlx.checkpoint import Checkpoints
 from rlx.errors import InputError
-from rlx.config import Config, run_sha
+from rlx.config import Config, difference, options
 from rlx.envs.grading import Graders
 from rlx.evaluate import evaluate
 from rlx.mesh import generator_mesh, make_mesh, of_params
@@ -71,9 +71,11 @@ def recorded(work: Callable[..., None], config: Config, progress: bool, stop: St
     config = start.resolve(config)
     record = RunRecord(config.out, writes=processes.is_writer())
     before = record.manifest
-    if before and before["config_sha"] != run_sha(config):
-        reason = "holds a run of another configuration"
-        raise InputError("out", config.out, reason, "choose another directory")
+    if before:
+        then = options(before["config"], before.get("migrations", 0), type(config))
+        if other := difference(then, options(asdict(config), kind=type(config))):
+            reason = f"holds a run of another configuration: {other}"
+            raise InputError("out", config.out, reason, "choose another directory")
     if before.get("status") == "done":
         return before
     env = start.make_env(config)

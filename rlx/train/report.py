@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from rlx import flops
-from rlx.config import Config, run_sha
+from rlx.config import MIGRATIONS, Config, run_sha
 from rlx.envs.base import Env, eval_sets
 from rlx.record import RunRecord
 from rlx.rollout.engine import Engine
@@ -60,6 +60,7 @@ def describe(config: Config, env: Env) -> dict[str, Any]:
         "axes": config.axes,
         "config": asdict(config),
         "config_sha": run_sha(config),
+        "migrations": len(MIGRATIONS),
         "git": commit(),
         "versions": {"python": platform.python_version()} | {p: version_of(p) for p in packages},
         "devices": [str(device) for device in jax.devices()],
