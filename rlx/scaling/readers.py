@@ -12,7 +12,7 @@ units are treated in rlx.scaling.data.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,18 @@ import numpy as np
 import pandas as pd
 
 from rlx.errors import InputError
-from rlx.scaling.files import json_of, jsonl, lacking, listed
+from rlx.scaling.columns import (
+    NAMES,
+    SCORE,
+    compute_column,
+    missing,
+    named,
+    pick,
+    score_key,
+    told_apart,
+    value_column,
+)
+from rlx.scaling.files import json_of, lacking, listed, numbers, refuse_twice, table_of, text
 from rlx.scaling.runs import study
 from rlx.scaling.source import (
     COMPUTE_LABELS,
@@ -31,36 +42,12 @@ from rlx.scaling.source import (
     chosen_set,
     r0_column,
     refuse,
+    some,
     stated,
     value_label,
 )
 
-NAMES = {  # patterns that a column's whole name is compared with, most telling first
-    "run": ("run", "run_id", "run_name", "experiment"),
-    "recipe": ("recipe", "algo", "algorithm", "method"),
-    "seed": ("seed",),
-    "compute": (
-        "compute|c",
-        ".*flops",
-        r".*gpu_?h(ou)?rs?",
-        ".*(device_s|wall_s|seconds|hours)",
-        ".*tokens",
-        ".*steps?",
-    ),
-    "value": ("value", "pass_?rate", r"mean(@\d+)?", "acc(uracy)?", "score"),
-    "passes": ("passes",),
-    "trials": ("trials",),
-    "passes_per_prompt": ("passes_per_prompt",),
-    "samples_per_prompt": ("samples_per_prompt",),
-    "stderr": ("stderr|std_?err(or)?|standard_error",),
-    "truth": ("truth|ceiling",),
-    "start": (),
-}
-TEXT = ("run", "recipe", "seed", "start", "passes_per_prompt")  # columns not of numbers
-SCORE = re.compile(
-    r"(.*[/_])?(rewards?|acc(uracy)?|score|pass_?rate|(pass|mean)@\d+)", re.IGNORECASE
-)
-HELD_OUT = re.compile(r"(eval|val|valid|test|held_?out)([/_-].*)", re.IGNORECASE)
+TEXT = ("run", "recipe", "seed", "start")  # columns of a table that are not of numbers
 
 
 def load(path: Path, options: Options, notes: Notes) -> Source:
@@ -68,10 +55,11 @@ def load(path: Path, options: Options, notes: Notes) -> Source:
     if not path.exists():
         raise InputError("data", path, "no such file or directory", "give a study, run or file")
     if path.is_file() and path.suffix != ".json":
-        table = _table(path, notes)
+        table = table_of(path, notes)
         if not _is_wandb(table):
             return long_form(table, path.name, options, notes)
-        refuse(options, f"{path.name} is a W&B export, one column per run", also="eval_set")
+        reason = f"{path.name} is a W&B export, one column per run"
+        refuse(replace(options, wide=False), reason, also="eval_set")
         return wandb(table, path, options, notes)
     if (path / "manifest.json").exists() or any(path.glob("runs/*/manifest.json")):
         return study(path, options, notes)
@@ -87,68 +75,90 @@ def load(path: Path, options: Options, notes: Notes) -> Source:
 # ------------------------------------------------------------------ tables
 
 
-def _table(path: Path, notes: Notes) -> pd.DataFrame:
-    try:
-        if path.suffix == ".csv":
-            return pd.read_csv(path)
-        if path.suffix == ".jsonl":
-            return pd.DataFrame(jsonl(path, notes))
-        if path.suffix == ".parquet":
-            return pd.read_parquet(path, engine="pyarrow")
-    except ImportError as error:
-        raise lacking("Parquet files", path, "pyarrow") from error
-    except (ValueError, OSError) as error:  # those of pandas and pyarrow among them
-        if isinstance(error, InputError):
-            raise
-        reason = " ".join(str(error).split())
-        raise InputError("data", path, f"unreadable ({reason})", "give a table") from error
-    raise InputError("data", path, "unknown kind of file", "use .csv, .jsonl or .parquet")
-
-
 def long_form(table: pd.DataFrame, name: str, options: Options, notes: Notes) -> Source:
     """One row per evaluation, columns named by the user or inferred from their names.
 
-    Of a table with a column eval_set one set is read, unless that column is an axis.
+    Of a table with a column eval_set one set is read, unless that column is an axis. With the
+    option `wide`, one row per compute and a column per run.
     """
     table = table.reset_index(drop=True).rename(columns=str)
+    refuse_twice(list(table), name)
+    if table.empty:
+        raise InputError("data", name, "holds no rows", "give a table with evaluations")
+    if options.wide:
+        return _wide(table, name, options, notes)
     table, eval_set = _of_set(table, name, options, notes)
-    named = {key: getattr(options, key, None) for key in NAMES}
     r0 = None if stated(options.r0) is not None else r0_column(options.r0)
-    counted = bool(options.passes or options.passes_per_prompt)
-    picked = {key: _pick(table, name, key, named[key]) for key in NAMES}
-    if named["value"] is None and counted:
-        picked["value"] = None
     for key, column in [*(("axes", a) for a in options.axes), ("r0", r0)]:
-        if column is not None and column not in table:
-            raise _missing(table, name, key, column)
-    if picked["compute"] is None:
-        raise _missing(table, name, "compute", "")
-    totals = picked["passes"] and (picked["trials"] or stated(options.trials))
-    if not (picked["value"] or picked["passes_per_prompt"] or totals):
-        raise _missing(table, name, "value", "")
-    inferred = [f"{k}={c}" for k, c in picked.items() if c and named[k] is None]
+        if column is not None:
+            named(table, name, key, column)
+    picked = {}
+    for key in NAMES:
+        option = getattr(options, key, None)
+        if option in table or key in TEXT or stated(option) is None:
+            picked[key] = pick(table, name, key, option)
+    frame = pd.DataFrame({"row": [f"row {i + 1}" for i in table.index]}, index=table.index)
+    parts = [c for c in (picked["recipe"], *options.axes, picked["seed"]) if c]
+    if picked["run"]:
+        frame["run"] = table[picked["run"]].map(text)
+    elif parts:
+        cells = [_levels(table[part]).map(text).fillna("default") for part in parts]
+        frame["run"] = cells[0].str.cat(cells[1:], sep="-")
+    else:
+        frame["run"] = Path(name).stem
+    picked["compute"] = (
+        named(table, name, "compute", options.compute)
+        if options.compute is not None
+        else compute_column(table, name, frame["run"])
+    )
+    counted = bool(options.passes or options.passes_per_prompt)
+    totals = picked["passes"] and (picked.get("trials") or stated(options.trials))
+    if options.value is not None:
+        picked["value"] = named(table, name, "value", options.value)
+    elif not counted:
+        others = [*picked.values(), *options.axes, r0]
+        picked["value"] = value_column(table, name, others, bool(totals))
+    if not (picked.get("value") or picked["passes_per_prompt"] or totals):
+        raise missing(table, name, "value", also=_wide_hint(table, [*picked.values()]))
+    inferred = [f"{k}={c}" for k, c in picked.items() if c and getattr(options, k, None) is None]
     if inferred:
         notes.say(f"{name}: inferred {' '.join(inferred)}")
-    frame = pd.DataFrame({"row": [f"row {i + 1}" for i in table.index]}, index=table.index)
-    for key, column in picked.items():
-        if column:
-            frame[key] = table[column] if key in TEXT else _numeric(table, column, key, name)
-    for axis in options.axes:
-        frame[axis] = table[axis]
-    if r0 is not None:
-        frame[r0] = _numeric(table, r0, "r0", name)
     if not picked["run"]:
-        parts = [c for c in (picked["recipe"], *options.axes, picked["seed"]) if c]
         notes.say(f"{name}: no run column: {'+'.join(parts) or 'the whole table'} is a run")
-        cells = [table[c].astype(str) for c in parts]
-        frame["run"] = cells[0].str.cat(cells[1:], sep="-") if cells else Path(name).stem
-    for key in ("run", "recipe", "start"):
-        if key in frame:
-            frame[key] = frame[key].map(_text)
-    if "passes_per_prompt" in frame:
-        frame["passes_per_prompt"] = frame["passes_per_prompt"].map(listed)
+    for key, column in picked.items():
+        if column and key == "passes_per_prompt":
+            frame[key] = table[column].map(listed)
+        elif column and key == "seed":
+            frame[key] = table[column]
+        elif column and key != "run":
+            cells = table[column]
+            counter = key == "compute"
+            is_text = key in TEXT
+            frame[key] = cells.map(text) if is_text else _numeric(cells, name, key, counter=counter)
+    for axis in options.axes:
+        frame[axis] = _levels(table[axis])
+    if r0 is not None:
+        frame[r0] = _numeric(table[r0], name, "r0")
+    used = {*picked.values(), *options.axes, r0, "eval_set"}
+    unused = [column for column in table if column not in used]
+    frame["evaluation"] = told_apart(table, name, frame["run"], frame["compute"], unused)
     label = value_label([eval_set])
-    return Source(name, frame, str(picked["compute"]), tuple(options.axes), label)
+    compute, axes = str(picked["compute"]), options.axes
+    return Source(name, frame, compute, axes, label, named_runs=True)
+
+
+def _numeric(cells: pd.Series, name: str, key: str, **how: bool) -> np.ndarray:
+    return numbers(cells, name, key, str(cells.name), **how)
+
+
+def _levels(cells: pd.Series) -> pd.Series:
+    """None, as a word, is a level of its own; an empty cell is not."""
+    return cells.map(lambda cell: "None" if cell is None else cell)
+
+
+def _wide_hint(table: pd.DataFrame, used: list[str | None]) -> str:
+    rest = [column for column in table if column not in used]
+    return ", or wide=true where each column is a run" if len(rest) > 1 else ""
 
 
 def _of_set(
@@ -157,51 +167,41 @@ def _of_set(
     """The rows of one evaluation set, and its name."""
     if "eval_set" not in table:
         if options.eval_set is not None:
-            raise _missing(table, name, "eval_set", options.eval_set)
+            raise missing(table, name, "eval_set", options.eval_set)
         return table, HELDOUT
     if "eval_set" in options.axes:
         return table, HELDOUT
     of_row = table["eval_set"].astype(str)
     eval_set = chosen_set(of_row, name, options)
     if of_row.nunique() > 1:
-        there = ", ".join(sorted(of_row.unique()))
+        there = some(sorted(of_row.unique()))
         notes.say(f"{name}: evaluation sets {there}: eval_set={eval_set} is read")
     return table[of_row == eval_set], eval_set
 
 
-def _text(cell: object) -> object:
-    return cell if cell is None or cell != cell else str(cell)
+def _wide(table: pd.DataFrame, name: str, options: Options, notes: Notes) -> Source:
+    """A column of compute, the first unless named, and a column of values for each run."""
+    reason = f"each column of {name} is a run"
+    refuse(replace(options, wide=False), reason, also="value")
+    refuse(replace(options, wide=False), reason, also="eval_set")
+    first = str(table.columns[0]) if options.compute is None else options.compute
+    compute = _numeric(table[named(table, name, "compute", first)], name, "compute", counter=True)
+    values = {run: _numeric(table[run], name, "wide") for run in table if run != first}
+    notes.say(f"{name}: {len(values)} runs, one a column, compute={first}; empty cells dropped")
+    return _columns_of_runs(name, first, {run: (compute, cells) for run, cells in values.items()})
 
 
-def _pick(table: pd.DataFrame, name: str, key: str, option: str | float | None) -> str | None:
-    """The column for `key`: the named one, or the one whose name matches the first of NAMES."""
-    if option is not None:
-        if option in table:
-            return str(option)
-        if stated(option) is not None and key not in TEXT:
-            return None
-        raise _missing(table, name, key, str(option))
-    for pattern in NAMES[key]:
-        found = [c for c in table.columns if re.fullmatch(pattern, c, flags=re.IGNORECASE)]
-        if len(found) > 1:
-            reason = f"{name} has columns {', '.join(found)}"
-            raise InputError(key, "", reason, f"name one with {key}=")
-        if found:
-            return found[0]
-    return None
-
-
-def _missing(table: pd.DataFrame, name: str, key: str, column: str) -> InputError:
-    have = ", ".join(map(str, table.columns))
-    return InputError(key, column, f"{name} has no such column", f"use one of {have}")
-
-
-def _numeric(table: pd.DataFrame, column: str, key: str, name: str) -> pd.Series:
-    try:
-        return pd.to_numeric(table[column]).astype(np.float64)
-    except (ValueError, TypeError) as error:
-        reason = f"{name}: not a column of numbers ({error})"
-        raise InputError(key, column, reason, f"name another with {key}=") from error
+def _columns_of_runs(
+    name: str, compute: str, runs: dict[str, tuple[np.ndarray, np.ndarray]]
+) -> Source:
+    """(compute, value) of the rows of each run; rows without a value are another run's."""
+    count = [len(value) for _, value in runs.values()]
+    row = [f"row {i}" for n in count for i in range(1, n + 1)]
+    cells = {"run": np.repeat(list(runs), count), "row": row}
+    for i, key in enumerate(("compute", "value")):
+        cells[key] = np.concatenate([pair[i] for pair in runs.values()])
+    frame = pd.DataFrame(cells).dropna(subset="value")
+    return Source(name, frame, COMPUTE_LABELS.get(compute, compute))
 
 
 def _is_wandb(table: pd.DataFrame) -> bool:
@@ -218,30 +218,26 @@ def wandb(table: pd.DataFrame, path: Path, options: Options, notes: Notes) -> So
     shown = [m for m in metrics if not m.startswith("_")]
     value = options.value or (shown[0] if len(shown) == 1 else "")
     if value not in metrics:
-        reason = f"{path.name} has metrics {', '.join(metrics)}"
+        reason = f"{path.name} has metrics {some(metrics)}"
         raise InputError("value", value, reason, "name one of them")
     first = str(table.columns[0])
     axis = options.compute or first
     if axis not in (first, *metrics):
-        remedy = f"use one of {', '.join([first, *metrics])}"
+        remedy = f"use one of {some([first, *metrics])}"
         raise InputError("compute", axis, f"{path.name} has no such column", remedy)
-    frames = []
+    runs = {}
     for name in (n for n in names if metric_of[n] == value):
         run = name.rsplit(" - ", 1)[0]
         column = axis if axis == first else f"{run} - {axis}"
         if column not in table:
             raise InputError("compute", axis, f"{path.name}: run {run} lacks it", "use another")
-        pair = {
-            "compute": _numeric(table, column, "compute", path.name),
-            "value": _numeric(table, name, "value", path.name),
-            "row": [f"row {i + 1}" for i in range(len(table))],
-        }
-        frames.append(pd.DataFrame(pair).dropna(subset="value").assign(run=run))
+        both = (column, "compute"), (name, "value")
+        runs[run] = tuple(_numeric(table[c], path.name, key) for c, key in both)
     notes.say(
-        f"{path.name}: a W&B export of {len(frames)} runs, compute={axis}, value={value}; "
+        f"{path.name}: a W&B export of {len(runs)} runs, compute={axis}, value={value}; "
         "empty cells dropped"
     )
-    return Source(path.name, pd.concat(frames), COMPUTE_LABELS.get(axis, axis))
+    return _columns_of_runs(path.name, axis, runs)
 
 
 # ------------------------------------------------------------------ logs of other trainers
@@ -251,28 +247,59 @@ def tensorboard(path: Path, options: Options, notes: Notes) -> Source:
     """Scalars of every directory below `path` that holds event files; each is a run.
 
     `value` is a tag. `compute` is "step" (default), "wall_time" (seconds since the run's first
-    event) or another tag, read at the same step.
+    event) or another tag, read at the same step. Of a run that was resumed, an earlier file counts
+    up to the step at which a later one begins.
     """
+    logs, cut = {}, {}
+    for directory in sorted({file.parent for file in path.rglob("*tfevents*")}):
+        scalars = pd.concat(map(_scalars, sorted(directory.glob("*tfevents*"))))
+        scalars = scalars.sort_values("begin", kind="stable", ignore_index=True)
+        kept, run = _resumed(scalars, directory), _relative(directory, path)
+        if len(kept) < len(scalars):
+            cut[run] = len(scalars) - len(kept)
+        seconds = kept["wall_time"] - kept["begin"].min()
+        cells = zip(kept["step"], seconds, kept["tag"], kept["value"], strict=True)
+        logs[run] = [{"step": s, "wall_time": wall, tag: x} for s, wall, tag, x in cells]
+    notes.say_runs(path.name, cut, "resumed: {n} numbers replaced by those of a later event file")
+    return _logged(logs, path, options, notes)
+
+
+def _scalars(file: Path) -> pd.DataFrame:
+    """wall_time, step, tag, value of each scalar of an event file, in its order by tag."""
     try:
         from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
         from tensorboard.util.tensor_util import make_ndarray
     except ImportError as error:
-        raise lacking("TensorBoard logs", path, "tensorboard") from error
-    logs = {}
-    for directory in sorted({file.parent for file in path.rglob("*tfevents*")}):
-        events = EventAccumulator(str(directory), size_guidance={"tensors": 0})  # 0 keeps all
+        raise lacking("TensorBoard logs", file.parent, "tensorboard") from error
+    events = EventAccumulator(str(file), {"tensors": 0}, purge_orphaned_data=False)  # 0 keeps all
+    try:
         events.Reload()
         tags = "scalars" in events.ActivePlugins() and events.PluginTagToContent("scalars")
-        logs[_relative(directory, path)] = [
-            {
-                "step": event.step,
-                "wall_time": event.wall_time - events.FirstEventTimestamp(),
-                tag: make_ndarray(event.tensor_proto).item(),
-            }
+        rows = [
+            (event.wall_time, event.step, tag, make_ndarray(event.tensor_proto).item())
             for tag in tags or ()
             for event in events.Tensors(tag)
         ]
-    return _logged(logs, path, options, notes)
+        begin = events.FirstEventTimestamp() if rows else np.nan
+    except Exception as error:  # whatever tensorboard makes of bytes from outside
+        raise InputError("data", file, f"unreadable ({error})", "restore or remove it") from error
+    scalars = pd.DataFrame(rows, columns=["wall_time", "step", "tag", "value"])
+    return scalars.assign(file=file.name, begin=begin)
+
+
+def _resumed(scalars: pd.DataFrame, directory: Path) -> pd.DataFrame:
+    """Of each tag without what is later replaced: a file counts up to where the next one begins."""
+    kept = [scalars[:0]]
+    for tag, rows in scalars.groupby("tag", sort=False):
+        files = [mine for _, mine in rows.groupby("file", sort=False)]
+        step = wall = np.inf
+        for mine in reversed(files):
+            if mine["step"].max() >= step and mine["wall_time"].max() > wall:
+                reason = f"event files that write {tag} at the same time"
+                raise InputError("data", directory, reason, "give each run a directory of its own")
+            kept.append(mine[mine["step"] < step])
+            step, wall = min(step, mine["step"].min()), min(wall, mine["wall_time"].min())
+    return pd.concat(kept).sort_index()
 
 
 def trainer(path: Path, options: Options, notes: Notes) -> Source:
@@ -287,22 +314,35 @@ def trainer(path: Path, options: Options, notes: Notes) -> Source:
         state = json_of(file)
         if not isinstance(state, dict) or "log_history" not in state:
             raise InputError("data", file, "no log_history in it", "give a trainer_state.json")
+        history, steps = state["log_history"], state.setdefault("global_step", 0)
+        rows = isinstance(history, list) and all(isinstance(row, dict) for row in history)
+        if not rows or not all(_is_number(step) for step in (steps, *_steps(history))):
+            reason = "log_history is not a list of objects with a step"
+            raise InputError("data", file, reason, "give what transformers wrote")
         directory = file.parent
         if re.fullmatch(r"checkpoint-\d+", directory.resolve().name):
             directory = directory.resolve().parent
         run = _relative(directory, path)
-        if run not in states or state.get("global_step", 0) > states[run].get("global_step", 0):
+        if run not in states or steps > states[run]["global_step"]:
             states[run] = state
     logs = {run: state["log_history"] for run, state in states.items()}
     if options.compute == "total_flos":
         notes.say(f"{path.name}: total_flos taken to be proportional to step")
         for run, state in states.items():
-            if not state.get("total_flos") or not state.get("global_step"):
+            flos, steps = state.get("total_flos"), state["global_step"]
+            if not _is_number(flos) or not flos or not steps:
                 reason = f"run {run}: the state does not count it"
                 raise InputError("compute", "total_flos", reason, "use step or a key of the rows")
-            per_step = state["total_flos"] / state["global_step"]
-            logs[run] = [row | {"total_flos": per_step * row["step"]} for row in logs[run]]
+            logs[run] = [row | {"total_flos": flos / steps * row["step"]} for row in logs[run]]
     return _logged(logs, path, options, notes)
+
+
+def _steps(history: list[dict[str, Any]]) -> list[Any]:
+    return [row.get("step") for row in history]
+
+
+def _is_number(cell: object) -> bool:
+    return isinstance(cell, int | float) and not isinstance(cell, bool)
 
 
 def _relative(directory: Path, root: Path) -> str:
@@ -316,16 +356,19 @@ def _logged(
     logs: dict[str, list[dict[str, Any]]], path: Path, options: Options, notes: Notes
 ) -> Source:
     """The rows of each run that have the value, with the compute of their step."""
-    keys = _numeric_keys(row for rows in logs.values() for row in rows)
+    cells = (pair for rows in logs.values() for row in rows for pair in row.items())
+    keys = list(dict.fromkeys(key for key, cell in cells if _is_number(cell)))
     compute = options.compute or "step"
-    value = options.value or _score_key(keys)
+    value = options.value or score_key(keys)
     if value not in keys:
-        remedy = f"name one with value=: {', '.join(keys)}"
+        scores = [key for key in keys if SCORE.fullmatch(key)]
+        remedy = f"name one with value=: {some(scores if len(keys) > 20 and scores else keys)}"
         raise InputError("value", value, f"no pass rate is told apart in {path.name}", remedy)
     if compute not in keys:
-        remedy = f"use one of {', '.join(keys)}"
-        raise InputError("compute", compute, f"not logged in {path.name}", remedy)
-    table = []
+        raise InputError(
+            "compute", compute, f"not logged in {path.name}", f"use one of {some(keys)}"
+        )
+    table, lacking_it = [], {}
     for run, rows in logs.items():
         at_step = {row.get("step"): row[compute] for row in rows if compute in row}
         found = [
@@ -339,24 +382,14 @@ def _logged(
             if value in row
         ]
         if not found:
-            notes.say(f"{path.name}: run {run}: no {value}: left out")
+            lacking_it[run] = 0
         table += found
+    notes.say_runs(path.name, lacking_it, f"no {value}: left out")
     notes.say(f"{path.name}: {len(logs)} runs, compute={compute}, value={value}")
-    frame = pd.DataFrame(table).astype({"compute": np.float64, "value": np.float64})
+    frame = pd.DataFrame(table)
+    for key, column in (("compute", compute), ("value", value)):
+        frame[key] = numbers(frame[key], path.name, key, column)
     if frame["compute"].isna().all():
         reason = f"not logged at the steps of {value}"
         raise InputError("compute", compute, reason, "use step, or another key of the same rows")
     return Source(path.name, frame, COMPUTE_LABELS.get(compute, compute), (), value)
-
-
-def _numeric_keys(rows: Iterable[dict[str, Any]]) -> list[str]:
-    numeric = (k for row in rows for k, x in row.items() if isinstance(x, int | float))
-    return list(dict.fromkeys(numeric))
-
-
-def _score_key(keys: list[str]) -> str:
-    """The one key that names a pass rate, those of held-out data first; "" if there is not one."""
-    scores = [key for key in keys if SCORE.fullmatch(key)]
-    held_out = [key for key in scores if HELD_OUT.fullmatch(key)]
-    (best,) = [found[0] for found in (held_out, scores) if len(found) == 1][:1] or [""]
-    return best

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import pandas as pd
@@ -17,7 +18,7 @@ COMPUTE_LABELS = {
     "step": "training step",
     "wall_time": "wall-clock time (s)",
 }
-COLUMNS_ONLY = ("run", "recipe", "seed", "axes", "passes", "passes_per_prompt", "start")
+COLUMNS_ONLY = ("wide", "run", "recipe", "seed", "axes", "passes", "passes_per_prompt", "start")
 OR_NUMBERS = ("trials", "samples_per_prompt", "stderr", "r0")  # options stated for any source
 HELDOUT = "heldout"  # the evaluation set that every run has
 
@@ -28,6 +29,25 @@ class Notes(list[str]):
     def say(self, line: str) -> None:
         print(line)
         self.append(line)
+
+    def say_runs(self, name: str, counts: Mapping[str, int], text: str) -> None:
+        """One line for all the runs that `text` is true of, {n} in it their counts; none for none.
+
+        counts: by run.
+        """
+        if counts:
+            low, high = min(counts.values()), max(counts.values())
+            many = f"{len(counts)} runs ({some(counts, most=3)})"
+            runs = f"run {next(iter(counts))}" if len(counts) == 1 else many
+            n = f"{low}" if low == high else f"{low} to {high}"
+            self.say(f"{name}: {runs}: {text.replace('{n}', n)}")
+
+
+def some(names: Iterable[object], most: int = 20) -> str:
+    """The names with commas, "and 25 more" in place of those after the first `most`."""
+    names = list(map(str, names))
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 @dataclass(frozen=True)
@@ -42,22 +62,29 @@ class Options:
     run: str | None = None  # left out where none fits: recipe, axes and seed make the run
     recipe: str | None = None
     seed: str | None = None
-    axes: Sequence[str] = ()  # columns of design choices, never inferred
+    axes: tuple[str, ...] = ()  # columns of design choices, never inferred
     compute: str | None = None
     value: str | None = None
     passes: str | None = None
-    trials: str | float | None = None  # a column, or one number for every row
+    trials: str | int | float | None = None  # a column, or one number for every row
     passes_per_prompt: str | None = None  # lists, or their JSON text
-    samples_per_prompt: str | float | None = None  # default trials / prompts
-    stderr: str | float | None = None  # a column, or one number, in the unit of the values
+    samples_per_prompt: str | int | float | None = None  # default trials / prompts
+    stderr: str | int | float | None = None  # a column, or one number, in the unit of the values
     start: str | None = None  # default: runs with the same evaluation at C = 0 share a start
     scale: str | None = None  # "fraction" or "percent": the unit of values, stderr, truth and r0
-    r0: str | float | None = None  # a column with each run's R0, or one number (in column "r0")
+    r0: str | int | float | None = (
+        None  # a column with each run's R0, or one number (in column "r0")
+    )
     eval_set: str | None = None  # of a study, or a table's column of that name; default heldout,
     #   else the only one
     min_points: int = MIN_POINTS  # shorter runs are left out
+    wide: bool = False  # each column of a table but that of compute holds the values of a run
 
     def __post_init__(self):
+        axes = (self.axes,) if isinstance(self.axes, str) else tuple(self.axes or ())
+        object.__setattr__(self, "axes", axes)
+        if self.min_points < 1:
+            raise InputError("min_points", self.min_points, "not positive", "4 is the default")
         if self.scale not in (None, "fraction", "percent"):
             raise InputError("scale", self.scale, "unknown unit", "use fraction or percent")
 
@@ -67,8 +94,9 @@ class Source:
     """What a reader found: a table of evaluations as they stand there, runs in any order.
 
     `table` has the columns run, row (where an evaluation stands, "row 7"), compute, value, the
-    columns of `axes` and of r0, and any of COLUMNS, passes_per_prompt (lists) and
-    samples_per_prompt.
+    columns of `axes` and of r0, and any of COLUMNS, passes_per_prompt (lists), samples_per_prompt
+    and evaluation (what tells evaluations of a run at one compute apart; NaN where nothing does).
+    named_runs: whether the options run=, ... name the runs, as those of a table.
     """
 
     name: str
@@ -76,17 +104,19 @@ class Source:
     compute_label: str
     axes: tuple[str, ...] = ()
     value_label: str = "pass rate (held-out)"
+    named_runs: bool = False
 
 
-def stated(option: str | float | None) -> float | None:
+def stated(option: str | int | float | None) -> float | None:
     """The number that an option states instead of a column; None where it names a column."""
     try:
-        return None if option is None else float(option)
+        number = math.nan if option is None else float(option)
     except ValueError:
         return None
+    return number if math.isfinite(number) else None
 
 
-def r0_column(option: str | float | None) -> str | None:
+def r0_column(option: str | int | float | None) -> str | None:
     """The column of the frame that holds each run's R0."""
     return None if option is None else str(option) if stated(option) is None else "r0"
 
@@ -96,7 +126,7 @@ def refuse(options: Options, reason: str, but: str = "", also: str = "") -> None
     for key in (*COLUMNS_ONLY, *OR_NUMBERS, also):
         option = getattr(options, key) if key not in ("", but) else None
         if option and not (key in OR_NUMBERS and stated(option) is not None):
-            shown = option if isinstance(option, str) else ",".join(option)
+            shown = ",".join(option) if isinstance(option, tuple) else option
             raise InputError(key, shown, reason, f"leave out {key}=")
 
 
@@ -105,11 +135,11 @@ def chosen_set(sets: Iterable[str], where: object, options: Options) -> str:
     names = sorted(set(sets))
     if options.eval_set is not None:
         if options.eval_set not in names:
-            remedy = f"use one of {', '.join(names)}"
+            remedy = f"use one of {some(names)}"
             raise InputError("eval_set", options.eval_set, f"not in {where}", remedy)
         return options.eval_set
     if len(names) > 1 and HELDOUT not in names:
-        reason = f"mixes evaluation sets {', '.join(names)}"
+        reason = f"mixes evaluation sets {some(names)}"
         raise InputError("data", where, reason, "name one with eval_set=NAME")
     return HELDOUT if HELDOUT in names else names[0]
 
