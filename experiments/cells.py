@@ -35,9 +35,18 @@ PLAN = ".sweep.json"  # what the cells of the newest sweep were to compute, besi
 def parsed(word: str) -> tuple[str, Any]:
     """(key, value) of an override. Raises HydraException."""
     override = OverridesParser.create().parse_override(word)
+    if override.is_sweep_override():
+        return override.key_or_group, word.partition("=")[2]
     value = override.value()
     whole = isinstance(value, float) and value.is_integer()
     return override.key_or_group, int(value) if whole else value
+
+
+def directory(out: object) -> str:
+    """`out`, if it can be the name of a directory. Raises InputError."""
+    if not isinstance(out, str | int | float) or not str(out).strip() or "\0" in str(out):
+        raise InputError("out", out, "no name of a directory", "give one, or leave it out")
+    return str(out)
 
 
 def quoted(value: str) -> str:
@@ -77,7 +86,7 @@ def _word(value: Any) -> str:
 
 def _is_plain(value: Any) -> bool:
     """Whether it is a word that nothing else is written as."""
-    known = ("true", "false", "null", "none", "nan", "inf")
+    known = ("true", "false", "null", "nan", "inf")
     return isinstance(value, str) and bool(re.fullmatch("[a-z_][a-z0-9_.]*", value)) and (
         value not in known
     )  # fmt: skip
@@ -109,24 +118,23 @@ def claimed(
         InputError: another process does; a configuration cannot be used; two cells would land in
             one directory; or one holds a run that the cell, as it is today, would not make.
     """
+    plan: dict[str, Options] = {}
+    seen: dict[str, Sequence[str]] = {}
+    configs = [make(cell) for cell in words]
+    for cell, config in zip(words, configs, strict=True):
+        path = Path(config.out)
+        if path.name in seen:
+            both = f"{' '.join(seen[path.name])} and {' '.join(cell)}"
+            remedy = "leave one out, or sweep them apart with out=DIR"
+            raise InputError("out", path, f"two cells would land there: {both}", remedy)
+        seen[path.name], plan[path.name] = cell, options(asdict(config))
+        same_as_before(path, config, plan[path.name])
     try:
         lock = RunRecord(out / "runs").lock()
     except Busy:
         reason = "another process runs a sweep here"
         raise InputError("out", out, reason, "wait for its end, or give another out=DIR") from None
     with lock:
-        seen: dict[str, Sequence[str]] = {}
-        plan = {}
-        for cell in words:
-            config = make(cell)
-            path = Path(config.out)
-            if path.name in seen:
-                both = f"{' '.join(seen[path.name])} and {' '.join(cell)}"
-                remedy = "leave one out, or sweep them apart with out=DIR"
-                raise InputError("out", path, f"two cells would land there: {both}", remedy)
-            seen[path.name] = cell
-            plan[path.name] = options(asdict(config))
-            same_as_before(path, config, plan[path.name])
         write_json(out / "runs" / PLAN, plan)
         yield
 

@@ -85,20 +85,13 @@ def placed(config: Config) -> Config:
     words, many = job.overrides.task, job.mode is RunMode.MULTIRUN
     levels = cells.axes(words)
     if "out" in dict(map(cells.parsed, words)) and not many:
-        out = directory(config.out)
+        out = cells.directory(config.out)
     elif many or not config.out:
         name = cells.name(config.recipe, levels, config.seed)
         out = str(Path(job.sweep.dir) / "runs" / name)
     else:  # that of the command
         out = config.out
     return replace(config, axes={**config.axes, **levels}, out=out)
-
-
-def directory(out: object) -> str:
-    """`out`, if it can be the name of a directory. Raises InputError."""
-    if not isinstance(out, str | int | float) or not str(out).strip() or "\0" in str(out):
-        raise InputError("out", out, "no name of a directory", "give one, or leave it out")
-    return str(out)
 
 
 def composed(words: Sequence[str]) -> Config:
@@ -237,6 +230,12 @@ def make_directory(out: str) -> None:
         raise InputError("out", out, reason, "choose another directory") from None
 
 
+def raised_by_hydra(error: Exception) -> bool:
+    """Whether a plain ValueError is Hydra's word on an override, such as `algo=null`."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__", "").partition(".")[0] in ("hydra", "omegaconf")
+
+
 def told(error: Exception) -> InputError:
     """An exception of Hydra or OmegaConf as `KEY=VALUE: reason; remedy`."""
     if isinstance(error, InputError):
@@ -261,15 +260,16 @@ def told(error: Exception) -> InputError:
         quoted = f"""quote the value, "{key}={cells.quoted(value)}\""""
         if not value:
             quoted = "write KEY=VALUE"
-        return InputError(key, value, f"cannot be read ({str(cause).splitlines()[-1]})", quoted)
+        return InputError(key, value, f"cannot be read ({str(cause).splitlines()[0]})", quoted)
     if "Ambiguous value" in text:
         quoted = f"""-m makes a sweep of it; one value is written "{key}={cells.quoted(value)}\""""
         return InputError(key, value, "several values for one run", quoted)
     reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
     if wrong := re.search(r"Value '(.*)' of type '\w+' (.+)", reason):
         return InputError(key, wrong[1], wrong[2], "give a value of that type")
-    remedy = "give a value of that type" if word else "see --help"
-    return InputError(key, value, reason, remedy)
+    if not key:
+        return InputError("command", " ".join(sys.argv[1:]), reason, "change the word it is about")
+    return InputError(key, value, reason, "give a value of that type")
 
 
 def main(job: Callable[[], None] = job) -> int:
@@ -286,7 +286,9 @@ def main(job: Callable[[], None] = job) -> int:
     except KeyboardInterrupt:
         print("interrupted: the same command goes on", file=sys.stderr)
         return INTERRUPTED
-    except BAD_INPUT as error:
+    except (*BAD_INPUT, ValueError) as error:
+        if not isinstance(error, BAD_INPUT) and not raised_by_hydra(error):
+            raise
         print(f"error: {told(error)}", file=sys.stderr)
         return 2
     except (CellFailed, DiskFull) as error:

@@ -16,13 +16,13 @@ from omegaconf import DictConfig, open_dict
 
 class CellSweeper(BasicSweeper):
     def setup(self, *, hydra_context, task_function, config: DictConfig) -> None:
-        from experiments import cells, train  # after Hydra has looked for plugins
+        from experiments import cells  # after Hydra has looked for plugins
 
         given = [
             value for key, value in map(cells.parsed, config.hydra.overrides.task) if key == "out"
         ]
         if given:
-            out = train.directory(given[-1])
+            out = cells.directory(given[-1])
             with open_dict(config.hydra):
                 config.hydra.sweep.dir = out
                 config.hydra.overrides.hydra.append(f"hydra.sweep.dir={cells.quoted(out)}")
