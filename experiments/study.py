@@ -7,9 +7,10 @@
 The runs are the Hydra multirun `python -m experiments.train -m +sweep=SWEEP`, with any further
 overrides passed on. Finished runs are left as they are, so the same command continues a study that
 was interrupted. Then all runs are fitted on C <= C_max / 2 and judged on the rest, as
-`python -m experiments.fit data=OUT out=OUT method=FIT` would. `cell=N` runs the N-th cell alone, from
-0, and fits nothing: for schedulers that start a job per cell, each of which may be stopped and
-started again. The command without `cell` then finds all of them done.
+`python -m experiments.fit data=OUT out=OUT method=FIT` would.
+
+`cell=N` runs the N-th cell alone, from 0, and fits nothing: for schedulers that start a job per
+cell, which may be stopped and started again. Without `cell` the command then finds them done.
 """
 
 from __future__ import annotations

@@ -243,7 +243,7 @@ def told(error: Exception) -> InputError:
     cause = error.__cause__ or error
     text = f"{error}\n{cause}"
     word = getattr(error, "override", None)  # that could not be read
-    for said in (r"argument '(.+)'\.?$", r"Error merging override (.+)"):
+    for said in (r"argument '(.+)'\.?$", r"Error merging override (.+)", r" use \+(.+)$"):
         if found := re.search(said, text, re.M):
             word = found[1]
     key, _, value = (word or "").partition("=")

@@ -5,7 +5,7 @@ import pickle
 import re
 import signal
 import sys
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, asdict
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -66,18 +66,16 @@ def test_every_option_makes_a_configuration(hydra, override):
 
 
 def test_every_option_is_another_configuration(hydra):
-    shas = {override: config_sha(composed(override)) for override in OPTIONS}
-    defaults = [
-        "+ablation=none",
-        "algo=cispo",
-        "env=digit_chain",
-        "eval=default",
-        "mesh=auto",
-        "model=tiny",
-    ]
-    defaults += ["optim=tiny", "pipeline=sync"]
-    for override, sha in shas.items():
-        assert (sha == config_sha(composed())) == (override in defaults), override
+    """An ablation leaves something out of ScaleRL, the other options are set beside the default."""
+    ours, whole = ("algo=scalerl", "pipeline=pipeline_8"), [o for o in OPTIONS if o[0] == "+"]
+    defaults = ["algo=cispo", "env=digit_chain", "eval=default", "mesh=auto", "model=tiny"]
+    defaults += ["optim=tiny", "pipeline=sync", "+ablation=none"]
+    for override in OPTIONS:
+        beside = ours if override in whole else ()
+        same = config_sha(composed(*beside, override)) == config_sha(composed(*beside))
+        assert same == (override in defaults), override
+    shas = [config_sha(composed(*ours, override)) for override in whole]
+    assert len(set(shas)) == len(shas)
 
 
 @pytest.mark.parametrize(
@@ -151,8 +149,8 @@ def command(hydra, monkeypatch, tmp_path, capfd):
 
 
 BAD = [
-    ("rollout.group_sise=4", r"rollout.group_sise: unknown key; .*"),
-    ("stepz=4", r"stepz: unknown key; .*"),
+    ("rollout.group_sise=4", r"rollout.group_sise=4: unknown key; .*"),
+    ("stepz=4", r"stepz=4: unknown key; .*"),
     ("+stepz=4", r"stepz.*: unknown key; .*"),
     ("algo=scalerll", r"algo=scalerll: no such choice; use one of .*dapo, .*grpo, .*"),
     ("algo.loss=pppo", r"algo.loss=pppo: unknown name; use one of reinforce, ppo_clip, .*"),
@@ -247,7 +245,8 @@ def test_a_directory_that_is_taken_is_refused(command, tmp_path):
     )
     assert code == 2 and re.fullmatch(line, error), error
     lock.close()
-    record.update_manifest(config={"steps": 100, "algo": {"loss": "gspo"}}, status="interrupted")
+    other = asdict(composed("algo.loss=gspo", "steps=100"))
+    record.update_manifest(config=other, status="interrupted")
     code, error = command("out=run")
     line = (
         "error: out=run: holds a run of another configuration: algo.loss=gspo, not cispo; "
