@@ -221,7 +221,7 @@ CLASHES = [
     (["seed=0,0"], "two cells would land there: seed=0 .* and seed=0 .*; leave one out, .*"),
     (["optim.learning_rate=1e-4,0.0001"], "two cells would land there: .*"),
     (["tracker=none,tensorboard"], "two cells would land there: tracker=none .*"),
-    (["seed=0,-1"], "seed=-1: no seed; .*"),
+    (["seed=0,-1"], "seed=-1: negative; .*"),
     (["out=a,b"], "out=.*"),
 ]
 

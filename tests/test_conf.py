@@ -177,9 +177,9 @@ BAD = [
     ("algo.loss=cispo,gspo", r"algo.loss=cispo,gspo: several values for one run; -m makes .*"),
     ("algo=null", r"command=.*algo=null: Config group override must be a string.*; change .*"),
     *(
-        (f"{key}={seed}", rf"{key}={seed}: no seed; use 0, 1, ... up to 2\^32 - 1")
+        (f"{key}={seed}", rf"{key}={seed}: {reason}; use .*")
         for key in ("seed", "env.seed", "eval.seed", "warm_start.seed")
-        for seed in (-1, 2**32)
+        for seed, reason in {-1: "negative", 2**32: "more than 32 bits can hold"}.items()
     ),
     ("recipe=../../x", r"recipe=../../x: cannot be part of a directory's name; use letters, .*"),
     ("study=a/b", r"study=a/b: cannot be part of a directory's name; use letters, .*"),

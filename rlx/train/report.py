@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from dataclasses import asdict
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import jax
 import numpy as np
 
 from rlx import flops
-from rlx.config import MIGRATIONS, Config, run_sha
+from rlx.config import Config, identity
 from rlx.envs.base import Env, eval_sets
 from rlx.record import RunRecord
 from rlx.rollout.engine import Engine
@@ -58,9 +57,7 @@ def describe(config: Config, env: Env) -> dict[str, Any]:
         "recipe": config.recipe,
         "seed": config.seed,
         "axes": config.axes,
-        "config": asdict(config),
-        "config_sha": run_sha(config),
-        "migrations": len(MIGRATIONS),
+        **identity(config),
         "git": commit(),
         "versions": {"python": platform.python_version()} | {p: version_of(p) for p in packages},
         "devices": [str(device) for device in jax.devices()],
@@ -165,6 +162,8 @@ def verdict(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "ended": "all steps" if steps == config.steps else early,
         "fired": {name: fired for name, (on, fired) in switches.items() if on},
         "updates_skipped": int(total("update/skipped")),
+        "updates_unvaried": sum(row["rollout/zero_variance_share"] == 1 for row in rows),
+        "ungraded": int(at_end("grading/errors") + at_end("grading/timeouts")),
         "truncation": {
             "limit": UNSTABLE_TRUNCATION,
             "share_of_steps_over": len(over) / max(steps, 1),

@@ -182,7 +182,11 @@ def state_like(config: Config, mesh: Mesh, params: Params, value_head=False) -> 
 
 
 def ascend(state: TrainState, grads, objective, hyper: Hyper, mesh: Mesh, learns=True):
-    """(state, norm of the gradient, whether all is finite): the next version, moved if it is."""
+    """(state, norm of the gradient, whether all is finite): the next version.
+
+    It is moved if objective and gradient are finite. If they are and it says no all the same, the
+    move itself has spoilt parameters or moments, for good.
+    """
     descent = jax.tree.map(jnp.negative, grads)  # the objective is maximised
     moving = optimizer(hyper, state.version, learns)
     updates, opt_state = moving.update(descent, state.opt_state, state.params)
@@ -192,6 +196,8 @@ def ascend(state: TrainState, grads, objective, hyper: Hyper, mesh: Mesh, learns
     params, opt_state = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old), moved, (state.params, state.opt_state)
     )
+    parts = jax.tree.leaves((params, opt_state))  # NaN and infinity survive a sum
+    finite &= jnp.isfinite(sum(jnp.sum(x, dtype=jnp.float32) for x in parts))
     state = TrainState(params=params, opt_state=opt_state, version=state.version + 1)
     return jax.lax.with_sharding_constraint(state, _place(state, mesh)), grad_norm, finite
 
