@@ -78,9 +78,6 @@ def _outside(value: float, interval: str, held: Callable[[float], bool]):
     return known.get(interval, (f"outside {interval}", f"use a value in {interval}"))
 
 
-LOSSES = ("reinforce", "ppo_clip", "cispo", "gspo", "tbrm")
-ADVANTAGES = ("none", "centered", "prompt_norm", "batch_norm", "leave_one_out", "gae")
-AGGREGATIONS = ("token_mean", "sample_mean", "prompt_mean", "fixed_length")
 PIPELINES = ("sync", "pipeline", "ppo_off_policy")
 SCHEDULES = ("deterministic", "threads")
 CORRECTIONS = ("none", "truncated", "masked")
@@ -217,8 +214,8 @@ class ModelConfig(Section):
 class AlgoConfig(Section):
     """One field per ablation axis; a row of conf/algo is a recipe."""
 
-    # Policy objective
-    loss: str = "cispo"
+    # Policy objective: names of rlx.objectives, which rlx.train.recipe knows
+    loss: str = "cispo"  # or the import path MODULE:FUNCTION of one
     advantage: str = "batch_norm"
     aggregation: str = "prompt_mean"
     clip_low: float = 0.2  # ppo_clip, gspo: the ratio is kept above 1 - clip_low
@@ -266,7 +263,6 @@ class AlgoConfig(Section):
         "(-inf, inf)": "reward_pass reward_fail reward_threshold",
     }
     names = {
-        "loss": LOSSES, "advantage": ADVANTAGES, "aggregation": AGGREGATIONS,
         "correction": CORRECTIONS, "kl": KLS, "reward": REWARDS, "reward_shape": SHAPES,
         "length_control": LENGTH_CONTROLS, "zero_variance": ZERO_VARIANCE,
     }  # fmt: skip
@@ -276,10 +272,6 @@ class AlgoConfig(Section):
         if self.band_low >= self.band_high:
             reason = f"not below algo.band_high={self.band_high}"
             self.refuse("band_low", reason, "the band must hold some pass rates")
-        if self.correction != "none" and self.loss not in ("reinforce", "ppo_clip"):
-            reason = f"algo.loss={self.loss} carries its own ratio to the sampler, or needs none"
-            remedy = "set algo.loss=reinforce or ppo_clip, or algo.correction=none"
-            self.refuse("correction", reason, remedy)
         if self.kl != "none" and not self.kl_coef:
             remedy = "give a coefficient above 0, or set algo.kl=none"
             self.refuse("kl_coef", f"algo.kl={self.kl} would do nothing", remedy)
@@ -289,23 +281,9 @@ class AlgoConfig(Section):
         if self.reward == "model" and self.reward_shape != "linear":
             reason = "what algo.reward=model says is no score in [0, 1]"
             self.refuse("reward_shape", reason, "set algo.reward_shape=linear")
-        if self.advantage == "gae" and self.zero_variance != "keep":
-            reason = "a critic learns from prompts without variance too"
-            self.refuse("zero_variance", reason, "set algo.zero_variance=keep")
-        if self.loss == "tbrm" and (self.advantage == "gae" or self.kl != "none"):
-            reason = "its residual holds the reward and the reference already"
-            self.refuse("loss", reason, "leave algo.kl=none and algo.advantage as it is")
         if self.reward_pass <= self.reward_fail:
             reason = f"not above algo.reward_fail={self.reward_fail}"
             self.refuse("reward_pass", reason, "a pass must pay more than a fail")
-
-    @property
-    def has_critic(self) -> bool:
-        return self.advantage == "gae"
-
-    @property
-    def needs_reference(self) -> bool:
-        return self.kl != "none" or self.loss == "tbrm"
 
 
 @dataclass(frozen=True)

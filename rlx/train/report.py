@@ -16,6 +16,7 @@ from rlx.config import Config, identity
 from rlx.envs.base import Env, eval_sets
 from rlx.record import RunRecord
 from rlx.rollout.engine import Engine
+from rlx.train import recipe
 from rlx.train.buffer import Buffer
 from rlx.types import Group
 
@@ -111,10 +112,10 @@ def spend_update(ledger: flops.Ledger, config: Config, env: Env, groups: list[Gr
         length, length_G = len(group.prompt_U), group.length_G
         parts = np.split(length_G, config.optim.group_slices)  # each runs the prompt
         ledger.samples += len(length_G)
-        if algo.needs_reference:
+        if recipe.needs_reference(algo):
             for part in parts:
                 ledger.reference_flops += flops.reference_flops(model, vocab, length, part)
-        if algo.has_critic:
+        if recipe.has_critic(algo):
             ledger.critic_flops += flops.critic_flops(model, length_G)
         if algo.zero_variance == "drop" and group.zero_variance:
             ledger.discard(model, vocab, length, length_G)
@@ -149,7 +150,7 @@ def verdict(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
             round(unpenalised - total("rollout/reward_mean"), 6),
         ),
         "clip": (
-            algo.loss in ("ppo_clip", "cispo", "gspo") and algo.correction == "none",
+            recipe.clips(algo) and algo.correction == "none",
             total("policy/clipped_share"),
         ),
         "correction": (algo.correction != "none", total("policy/clipped_share")),
