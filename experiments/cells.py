@@ -36,7 +36,7 @@ def parsed(word: str) -> tuple[str, Any]:
     """(key, value) of an override. Raises HydraException."""
     override = OverridesParser.create().parse_override(word)
     if override.is_sweep_override():
-        return override.key_or_group, word.partition("=")[2]
+        return override.key_or_group, word.partition("=")[2].split(",")
     value = override.value()
     whole = isinstance(value, float) and value.is_integer()
     return override.key_or_group, int(value) if whole else value
@@ -124,9 +124,10 @@ def claimed(
     for cell, config in zip(words, configs, strict=True):
         path = Path(config.out)
         if path.name in seen:
-            both = f"{' '.join(seen[path.name])} and {' '.join(cell)}"
+            apart = set(cell) ^ set(seen[path.name])
+            both = f"with {' and '.join(sorted(apart))}" if apart else "with the same words"
             remedy = "leave one out, or sweep them apart with out=DIR"
-            raise InputError("out", path, f"two cells would land there: {both}", remedy)
+            raise InputError("out", path, f"two cells would land there, {both}", remedy)
         seen[path.name], plan[path.name] = cell, options(asdict(config))
         same_as_before(path, config, plan[path.name])
     try:

@@ -1,6 +1,5 @@
 """Cells of sweeps: axes, names of directories, what is refused before anything is trained."""
 
-import itertools
 import json
 import os
 import re
@@ -218,11 +217,14 @@ def test_a_cell_alone_is_the_same_run(eight):
 
 
 CLASHES = [
-    (["seed=0,0"], "two cells would land there: seed=0 .* and seed=0 .*; leave one out, .*"),
-    (["optim.learning_rate=1e-4,0.0001"], "two cells would land there: .*"),
-    (["tracker=none,tensorboard"], "two cells would land there: tracker=none .*"),
+    (["seed=0,0"], "two cells would land there, with the same words; leave one out, .*"),
+    (["optim.learning_rate=1e-4,0.0001"], "two cells would land there, with the same words; .*"),
+    (
+        ["tracker=none,tensorboard"],
+        "two cells would land there, with tracker=none and tracker=tensorboard; .*",
+    ),
     (["seed=0,-1"], "seed=-1: negative; .*"),
-    (["out=a,b"], "out=.*"),
+    (["out=a,b"], r"out=\['a', 'b'\]: no name of a directory; .*"),
 ]
 
 
