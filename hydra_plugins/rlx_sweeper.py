@@ -41,6 +41,7 @@ class CellSweeper(BasicSweeper):
     def _config_of(self, words: Sequence[str]):
         """The configuration of a cell, as its job will make it."""
         from experiments import train
+        from rlx.train import recipe
 
         before = HydraConfig.instance().cfg
         node = self.hydra_context.config_loader.load_sweep_config(self.config, list(words))
@@ -48,6 +49,8 @@ class CellSweeper(BasicSweeper):
         try:
             with open_dict(node):
                 del node["hydra"]
-            return train.placed(train.to_config(node))
+            config = train.placed(train.to_config(node))
+            recipe.check(config.algo)
+            return config
         finally:
             HydraConfig.instance().cfg = before

@@ -27,15 +27,25 @@ SMALL = (
     "rollout.group_size=4 optim.microbatches=1 env.train_prompts=16 env.heldout_prompts=8 "
     "warm_start.steps=8 warm_start.batch_size=8 mesh=one"
 ).split()
-CELLS = ["scalerl-T9-s0", "scalerl-T9-s1"]
+SWEEP = ["+ablation=none", "rollout.max_new_tokens=9"]
+
+
+def cells(*words, steps=8, seeds=(0, 1)):
+    """Names of the directories of the two cells of a sweep with these words."""
+    return study.cells("default", [*SWEEP, f"steps={steps}", *SMALL, *words, _seeds(seeds)])
+
+
+def _seeds(seeds):
+    return f"seed={','.join(map(str, seeds))}"
+
+
 LONG = 1500  # updates; a second makes about a hundred of them
 
 
-def start(out, *words, seeds="0,1", steps=8, environment=os.environ):
+def start(out, *words, seeds=(0, 1), steps=8, environment=os.environ):
     """A sweep of two cells under way, in a process of its own."""
     command = [sys.executable, "-m", "experiments.train", "-m", "+sweep=default"]
-    command += ["hydra.sweeper.params.algo=scalerl", f"hydra.sweeper.params.seed='{seeds}'"]
-    command += ["rollout.max_new_tokens=9", f"steps={steps}", f"hydra.sweep.dir={out}"]
+    command += [*SWEEP, _seeds(seeds), f"steps={steps}", f"out={out}"]
     return subprocess.Popen(
         [*command, *SMALL, *words], cwd=ROOT, env={**environment, "XLA_FLAGS": ""},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
