@@ -650,13 +650,14 @@ def _computes(key: str) -> bool:
     return key.split(".")[0] not in (*WHERE, *LABELS)
 
 
-def _defaults(kind: type) -> dict[str, Any]:
+def _defaults(kind: Any) -> dict[str, Any]:
     """The nested defaults of a configuration, which need not be one that can run."""
-    made = {
-        part.name: part.default_factory() if part.default is MISSING else part.default
-        for part in fields(kind)
-    }
-    return {name: asdict(part) if is_dataclass(part) else part for name, part in made.items()}
+    made = {}
+    for part in fields(kind):
+        default: Any = part.default_factory if part.default is MISSING else part.default
+        default = default() if part.default is MISSING else default
+        made[part.name] = asdict(default) if is_dataclass(default) else default
+    return made
 
 
 def _flat(nested: dict[str, Any], prefix: str = "") -> Options:
