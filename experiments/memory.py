@@ -64,7 +64,7 @@ def traced(config: Config, prompt_tokens: int = 0) -> Traced:
     from rlx import mesh as meshes
     from rlx.models import lora, transformer
     from rlx.rollout import engine, sampler
-    from rlx.train import start, step
+    from rlx.train import recipe, start, step
 
     env, rollout = start.make_env(config), config.rollout
     P, U = rollout.prompts_per_step, prompt_tokens or env.max_prompt_tokens
@@ -80,9 +80,9 @@ def traced(config: Config, prompt_tokens: int = 0) -> Traced:
     batch = batch_like(config, U)
     batch = meshes.shapes(batch, jax.tree.map(lambda x: meshes.along(mesh, "prompts", x), batch))
     base = start_params if config.optim.lora_rank else None
-    reference = start_params if config.algo.needs_reference else None
+    reference = start_params if recipe.needs_reference(config.algo) else None
 
-    critic = {"value": state.params["value"]} if config.algo.has_critic else {}
+    critic = {"value": state.params["value"]} if recipe.has_critic(config.algo) else {}
     published = laid_out(generators, {**params, **critic})
     slots = jax.eval_shape(
         lambda: sampler.empty(config.model, config.slots, U, rollout.max_new_tokens, generators)
