@@ -223,7 +223,7 @@ def main() -> int:
 
         found = report(start.resolve(config), options["prompt_tokens"])
     except train.BAD_INPUT as error:
-        print(f"error: {train.one_line(error)}", file=sys.stderr)
+        print(f"error: {train.told(error)}", file=sys.stderr)
         return 2
     print(table(found))
     print(json.dumps(found))
