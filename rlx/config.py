@@ -40,8 +40,9 @@ class Section:
 
     def __post_init__(self):
         interval_of = {name: i for i, names in self.ranges.items() for name in names.split()}
-        for name, option in type(self).__dataclass_fields__.items():
-            value, kind = getattr(self, name), str(option.type).split("[")[0]
+        for option in fields(self):  # ty: ignore[invalid-argument-type]
+            name, kind = option.name, str(option.type).split("[")[0]
+            value = getattr(self, name)
             flag = isinstance(value, bool) and kind in HELD  # to Python a number
             if flag or not isinstance(value, TYPES.get(kind, object)):
                 self.refuse(name, f"not of type {kind}", "give a value of that type")

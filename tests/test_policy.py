@@ -82,7 +82,7 @@ def test_export_writes_what_can_be_loaded(easy, finished, monkeypatch, tmp_path)
         (["model.path=nowhere"], "model.path=nowhere: no model there"),
         (["model.path={run}/checkpoints/7"], "checkpoint=7: not in"),
         (["model.path={run}", "model.d_model=99"], "model.d_model=99: model.path="),
-        (["model.path={run}", "nonsense=1"], "nonsense: unknown key"),
+        (["model.path={run}", "nonsense=1"], "nonsense=1: unknown key"),
         (
             ["model.path={run}", "problems=two"],
             "problems=two: Value 'two' of type 'str' could not ",

@@ -189,7 +189,7 @@ def told_apart(
         remedy = "number them in a column eval_seed if they are one run, or name its runs with run="
         raise InputError("data", name, reason, remedy)
     if len(unused):
-        hashes = pd.util.hash_pandas_object(cells[[*unused]], index=False)
+        hashes = pd.util.hash_pandas_object(cells[[*unused]], index=False)  # ty: ignore[not-callable]
         apart[again] = hashes.astype(str)
     return apart
 

@@ -364,7 +364,8 @@ def _counted(table: pd.DataFrame, name: str) -> pd.DataFrame:
 def _prompts_counted(table: pd.DataFrame, cells: pd.Series, name: str) -> pd.DataFrame:
     """passes = sum_n c_n, trials = n k and stderr (see the module) of the rows of `cells`."""
     table, wrong = table.copy(), "passes_per_prompt are not counts of {k:g} samples that agree with"
-    for n, rows in cells.groupby(cells.map(len)):
+    for length, rows in cells.groupby(cells.map(len)):
+        n = int(length)  # ty: ignore[invalid-argument-type]
         c_MN = np.asarray(rows.to_list(), np.float64).reshape(len(rows), n)
         of = table.loc[rows.index]
         k_M = of["samples_per_prompt"].fillna(of["trials"] / n if n else np.nan).to_numpy()

@@ -197,13 +197,14 @@ def numbers(
     """
     if cells.dtype.kind in "iuf":
         return cells.to_numpy(np.float64, na_value=np.nan)
-    places = cells.index + 1
+    places, texts = cells.index + 1, cells.to_list()
     if counter:
-        counted = [COUNTER.fullmatch(cell) if isinstance(cell, str) else None for cell in cells]
-        if all(counted) and len({match[1] for match in counted}) == 1:
-            cells = [match[2] for match in counted]
+        counted = [COUNTER.fullmatch(text) for text in texts if isinstance(text, str)]
+        words = {match and match[1] for match in counted}
+        if len(counted) == len(texts) and len(words) == 1 and None not in words:
+            texts = [match[2] for match in counted if match]
     read = []
-    for place, cell in zip(places, cells, strict=True):
+    for place, cell in zip(places, texts, strict=True):
         try:
             read.append(_number(cell))
         except (ValueError, OverflowError) as error:

@@ -167,7 +167,8 @@ def _value(
     totals = bool(picked["passes"] and (picked["trials"] or stated(options.trials)))
     column = None
     if not (options.passes or options.passes_per_prompt):  # which make the value
-        column = value_column(table, name, [*picked.values(), *options.axes, r0], totals)
+        other = [column for column in (*picked.values(), *options.axes, r0) if column]
+        column = value_column(table, name, other, totals)
     if not (column or picked["passes_per_prompt"] or totals):
         rest = [c for c in table if c not in picked.values()]
         wide = ", or wide=true where each column is a run" if len(rest) > 1 else ""
@@ -263,7 +264,8 @@ def wandb(table: pd.DataFrame, path: Path, options: Options, notes: Notes) -> So
         if column not in table:
             raise InputError("compute", axis, f"{path.name}: run {run} lacks it", "use another")
         both = (column, "compute"), (name, "value")
-        runs[run] = tuple(_numeric(table[c], path.name, key) for c, key in both)
+        compute, cells = (_numeric(table[c], path.name, key) for c, key in both)
+        runs[run] = (compute, cells)
     notes.say(
         f"{path.name}: a W&B export of {len(runs)} runs, compute={axis}, value={value}; "
         "empty cells dropped"
