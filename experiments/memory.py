@@ -12,8 +12,8 @@ need not be there (rlx's `targets` extra; rlx/experiments/targets.py lists them)
 `devices` virtual CPU devices stand for the cluster. `prompt_tokens` is the width of prompts (0: the
 longest of the environment), and the model's own `vocab_size` counts, if it has one, whatever the
 environment's characters. Nothing is allocated: parameters, moments, batch and slots are shapes with
-the shardings of a run, for which the update and the sampler's `insert` and `decode` are compiled.
-Evaluation runs the same two programs on the same slots. Per device:
+the shardings of a run, for which the `programs` are compiled: the update and the sampler's `insert`
+and `decode`, which evaluation runs too, on the same slots. Per device:
 
     held                 what the run keeps there; `published`: the sampler's copy of the weights
     arguments, outputs   of the program; `aliased` bytes of the outputs reuse those of arguments
@@ -54,7 +54,8 @@ from experiments import hlo, targets, train
 from rlx.config import Config
 from rlx.errors import InputError
 
-OWN = {"devices": 8, "prompt_tokens": 0, "target": "cpu"}
+PROGRAMS = "update,insert,decode"
+OWN = {"devices": 8, "prompt_tokens": 0, "target": "cpu", "programs": PROGRAMS}
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # a CPU
 COST = ("flops", "bytes accessed", "optimal_seconds")
 BYTES = ("arguments", "outputs", "aliased", "temporaries", "in all", "beside")
@@ -223,7 +224,9 @@ def moved(program: hlo.Program, turns: int) -> int:
     return sum(move.bytes for move in hlo.moves(program)) + (turns - 1) * turn
 
 
-def report(config: Config, prompt_tokens: int = 0, target: str = "cpu") -> dict[str, Any]:
+def report(
+    config: Config, prompt_tokens: int = 0, target: str = "cpu", programs: str = PROGRAMS
+) -> dict[str, Any]:
     """What a device holds and what every program takes of it, in bytes.
 
     InputError if the run could not start there, or `target` is nothing to compile for.
@@ -232,9 +235,10 @@ def report(config: Config, prompt_tokens: int = 0, target: str = "cpu") -> dict[
 
     devices = None if target == "cpu" else targets.devices(target)
     run = traced(config, prompt_tokens, devices)
-    fewest, programs = fewest_bytes(run, config), {}
+    fewest, rows = fewest_bytes(run, config), {}
     slices = config.optim.microbatches * config.optim.group_slices
-    for name, program in run.programs.items():
+    for name in programs.split(","):
+        program = run.programs[name]
         begin = time.perf_counter()
         compiled = program.lower().compile(QUICK if target == "cpu" else None)
         plan, text = compiled.memory_analysis(), compiled.as_text()
@@ -254,10 +258,10 @@ def report(config: Config, prompt_tokens: int = 0, target: str = "cpu") -> dict[
             row["cache_bytes_ratio"] = round(row["step_bytes"] / fewest[name], 3)
         if target != "cpu" and (cost := compiled.cost_analysis()):
             row["cost_model"] = {key: cost[key] for key in COST if key in cost}
-        programs[name] = row | {"collectives": hlo.collectives(parsed)}
+        rows[name] = row | {"collectives": hlo.collectives(parsed)}
     size = sum(math.prod(x.shape) for x in jax.tree.leaves(run.published))
     found = {"target": target, "parameters": size, "mesh": dict(run.mesh.shape)}
-    return found | {"held": held(run), "programs": programs}
+    return found | {"held": held(run), "programs": rows}
 
 
 def table(found: dict[str, Any]) -> str:
@@ -296,6 +300,10 @@ def own_options(words: list[str]) -> tuple[dict[str, Any], list[str]]:
         elif key == "target":
             targets.platform(value)
             options[key] = value
+        elif key == "programs":
+            if unknown := set(value.split(",")) - set(PROGRAMS.split(",")):
+                raise InputError(key, value, f"no {min(unknown)!r} here", f"use some of {PROGRAMS}")
+            options[key] = value
         elif not value.isdecimal() or int(value) < (key == "devices"):
             raise InputError(key, value, "not such a number", "give a whole number")
         else:
@@ -314,7 +322,8 @@ def main() -> int:
             jax.config.update("jax_num_cpu_devices", options["devices"])
         from rlx.train import start
 
-        found = report(start.resolve(config), options["prompt_tokens"], options["target"])
+        asked = (options[key] for key in ("prompt_tokens", "target", "programs"))
+        found = report(start.resolve(config), *asked)
     except train.BAD_INPUT as error:
         print(f"error: {train.one_line(error)}", file=sys.stderr)
         return 2

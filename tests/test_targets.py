@@ -1,0 +1,168 @@
+"""What the compilers of GPUs and TPUs make of the programs of a run, on a machine with neither."""
+
+import itertools
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+
+import jax
+import pytest
+
+from experiments import hlo, memory, targets
+from rlx.config import Config, MeshConfig, ModelConfig, OptimConfig, RolloutConfig
+from rlx.errors import InputError
+from rlx.mesh import generator_mesh, make_mesh
+
+pytestmark = pytest.mark.targets
+absent = [t for t in ("h200", "v6e:1x1") if not targets.installed(t)]
+installed = pytest.mark.skipif(bool(absent), reason="pip install -e '.[targets]'")
+CHIPS = ("h200", "v6e:1x1")
+# A layer's keys alone are 0.5 GB, more than anything else is and than a TPU has on chip.
+DENSE = ModelConfig(
+    d_model=256, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=128, d_ff=512, vocab_size=512,
+    scan_layers=True, remat=True, query_chunk=256, compute_dtype="bfloat16",
+)  # fmt: skip
+SPARSE = replace(DENSE, n_experts=4, experts_per_token=2, d_ff_expert=256, norm_topk=True)
+RUN = Config(
+    model=DENSE,
+    rollout=RolloutConfig(prompts_per_step=8, group_size=32, max_new_tokens=3840),
+    optim=OptimConfig(microbatches=8, group_slices=4, vocab_chunk=256),
+    mesh=MeshConfig(data=1),
+)
+
+
+MADE = {}  # by what was compiled; a configuration cannot be hashed
+
+
+def compiled(config, target, name):
+    key = f"{config} {target} {name}"
+    if key not in MADE:
+        run = memory.traced(config, 256, targets.devices(target))
+        MADE[key] = run.programs[name].lower().compile()
+    return MADE[key]
+
+
+@installed
+@pytest.mark.parametrize("target", CHIPS)
+@pytest.mark.parametrize("model", [DENSE, SPARSE], ids=["dense", "sparse"])
+def test_decode_reads_the_cache_once_and_writes_a_column(target, model):
+    """Nothing it writes is as large as a half of a layer's keys."""
+    config = replace(RUN, model=model)
+    step = hlo.step(hlo.parse(compiled(config, target, "decode").as_text()))
+    keys = 256 * 2 * 4095 * 128 * 2  # slots, heads, columns, head size, bytes
+    assert {move.name: move.written for move in step if move.written > keys / 2} == {}
+    assert sum(move.bytes for move in step if move.read > keys / 2) <= 1.3 * 2 * 2 * keys
+
+
+@installed
+@pytest.mark.parametrize("head_dtype", ["float32", "bfloat16"])
+def test_no_product_of_a_head_runs_on_plain_cores(head_dtype):
+    rollout, optim = (replace(x, head_dtype=head_dtype) for x in (RUN.rollout, RUN.optim))
+    config = replace(RUN, rollout=rollout, optim=optim)
+    for name in ("update", "decode") if head_dtype == "float32" else ("update",):
+        assert hlo.plain_products(hlo.parse(compiled(config, "h200", name).as_text())) == []
+
+
+@installed
+def test_a_product_on_plain_cores_is_seen():
+    at = jax.sharding.SingleDeviceSharding(targets.devices("h200")[0])
+    x = jax.ShapeDtypeStruct((512, 512), "float32", sharding=at)
+
+    def plain(precision):
+        program = jax.jit(lambda a, b: jax.numpy.dot(a, b, precision=precision)).lower(x, x)
+        return len(hlo.plain_products(hlo.parse(program.compile().as_text())))
+
+    assert plain(jax.lax.Precision.HIGHEST) == 1
+    assert plain(None) == 0  # TF32
+    assert plain(jax.lax.DotAlgorithmPreset.BF16_BF16_F32_X3) == 0
+
+
+@installed
+@pytest.mark.parametrize("target", CHIPS)
+def test_the_temporaries_of_an_update_are_those_of_a_slice(target):
+    """Within a factor 2 of: gradients twice, what is kept of a slice, a chunk of scores and logits.
+
+    A slice is 8 of a prompt's 32 samples. Kept: the input of every layer. Alive at once: the widest
+    activations of one layer, forward and backward; scores of a chunk of queries and their
+    gradient, float32; three chunks of logits.
+    """
+    c, B, T, S = RUN.model, 8, 3840, 4096
+    parameters = sum(
+        math.prod(x.shape)
+        for x in jax.tree.leaves(memory.traced(RUN, 256, targets.devices(target)).state.params)
+    )
+    inputs = (c.n_layers + 1) * B * S * c.d_model * 2
+    layer = B * S * (2 * c.d_model + 3 * c.d_ff + 2 * (c.n_heads + c.n_kv_heads) * c.head_dim) * 4
+    scores = 2 * B * c.n_heads * c.query_chunk * S * 4
+    logits = 3 * B * T * RUN.optim.vocab_chunk * 4
+    closed = 2 * 4 * parameters + inputs + layer + scores + logits
+    found = compiled(RUN, target, "update").memory_analysis().temp_size_in_bytes
+    assert found <= 2 * closed, found / closed
+
+
+SHAPES = {
+    (data, fsdp, expert, 64 // (data * fsdp * expert))
+    for data, fsdp, expert in itertools.product((1, 2, 4, 8, 16, 32, 64), repeat=3)
+    if 64 % (data * fsdp * expert) == 0
+}
+
+
+@installed
+def test_every_mesh_can_be_laid_out_on_a_torus():
+    """The 8B preset's is 1 x 8 x 1 x 8, Scout's 1 x 8 x 8 x 1."""
+    chips = targets.devices("v5p:4x4x4")
+    assert {(1, 8, 1, 8), (1, 8, 8, 1)} < SHAPES
+    for shape in SHAPES:
+        config = MeshConfig(**dict(zip(("data", "fsdp", "expert", "tensor"), shape, strict=True)))
+        mesh = make_mesh(config, devices=chips)
+        assert mesh.devices.shape == shape
+        assert set(mesh.devices.flat) == set(chips)
+
+
+@installed
+@pytest.mark.parametrize(
+    "slice, config, learners",
+    [
+        ("v5p:2x2x1", MeshConfig(data=3, generators=1), 3),  # no block of the torus
+        ("v5p:2x2x2", MeshConfig(data=3, fsdp=2, generators=2), 6),
+        ("v5e:2x4", MeshConfig(data=1, fsdp=2, tensor=4), 8),
+        ("v6e:1x1", MeshConfig(data=1), 1),
+    ],
+)
+def test_a_part_of_a_slice_can_be_a_mesh(slice, config, learners):
+    chips = targets.devices(slice)
+    mesh = make_mesh(config, devices=chips)
+    others = set(generator_mesh(config, mesh, chips).devices.flat) - set(mesh.devices.flat)
+    assert mesh.size == learners and len(others) == config.generators
+
+
+@installed
+@pytest.mark.parametrize(
+    "target, said",
+    [
+        ("v5p:3x3x3", "target=v5p:3x3x3: Topology layout"),
+        ("v9:1x1", "target=v9:1x1: Invalid TPU"),
+    ],
+)
+def test_a_slice_that_is_none_is_bad_input(target, said):
+    with pytest.raises(InputError, match=f"^{said}.*; use cpu, h100, "):
+        targets.devices(target)
+
+
+@installed
+def test_the_command_reports_for_a_card(tmp_path):
+    words = ["target=h100", "model=mini", "mesh=one", "rollout.max_new_tokens=64"]
+    run = subprocess.run(
+        [sys.executable, "-m", "experiments.memory", "programs=decode", *words],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    *lines, last = run.stdout.splitlines()
+    found = json.loads(last)
+    assert found["target"] == "h100"
+    decode = found["programs"]["decode"]
+    assert decode["cache_bytes_ratio"] == pytest.approx(
+        decode["step_bytes"] / decode["fewest_bytes"], abs=1e-3
+    )
+    assert any(line.startswith("a step of decode moves ") for line in lines)
