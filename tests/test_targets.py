@@ -31,9 +31,11 @@ RUN = Config(
     optim=OptimConfig(microbatches=8, group_slices=4, vocab_chunk=256),
     mesh=MeshConfig(data=1),
 )
-PRESET = """model.n_layers=1 model.vocab_size=8192 model.remat=true model.query_chunk=256 mesh.data=1
+PRESET = """
+model.n_layers=1 model.vocab_size=8192 model.remat=true model.query_chunk=256 mesh.data=1
 mesh.fsdp=8 rollout.prompts_per_step=64 rollout.max_new_tokens=16128 optim.microbatches=8
-optim.group_slices=16""".split()
+optim.group_slices=16
+""".split()
 
 
 def preset(*words):
