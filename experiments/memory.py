@@ -48,10 +48,12 @@ import math
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from experiments import hlo, targets, train
-from rlx.config import Config
+from rlx.config import Config, ModelConfig
 from rlx.errors import InputError
 
 PROGRAMS = "update,insert,decode"
@@ -88,6 +90,7 @@ def traced(config: Config, prompt_tokens: int = 0, devices: Sequence | None = No
     P, U = rollout.prompts_per_step, prompt_tokens or env.max_prompt_tokens
     mesh = meshes.make_mesh(config.mesh, P // optim.microbatches, devices)
     generators = meshes.generator_mesh(config.mesh, mesh, devices)
+    config = replace(config, model=with_kernel(config.model, mesh))
 
     def laid_out(on, params):
         return meshes.shapes(params, meshes.of_params(on, params, lora.logical_axes(params)))
@@ -101,14 +104,19 @@ def traced(config: Config, prompt_tokens: int = 0, devices: Sequence | None = No
     reference = start_params if config.algo.needs_reference else None
 
     critic = {"value": state.params["value"]} if config.algo.has_critic else {}
-    published = laid_out(generators, {**params, **critic})
-    slots = jax.eval_shape(
-        lambda: sampler.empty(config.model, config.slots, U, rollout.max_new_tokens, generators)
+    policy = {**params, **critic}
+    narrowed = jax.eval_shape(
+        lambda policy: transformer.published(policy, config.model, rollout.head_dtype), policy
     )
-    slots = meshes.shapes(slots, sampler.shardings(slots, config.model, generators))
+    copied = narrowed != policy or bool(optim.lora_rank) or generators != mesh
+    published, stops = laid_out(generators, narrowed), len(env.tokenizer.stop_ids)
+    W, T = config.slots, rollout.max_new_tokens
+    slots = jax.eval_shape(lambda: sampler.empty(config.model, W, U, T, stops, generators))
+    slots = meshes.shapes(slots, sampler.shardings(slots, generators))
     static = {"config": config.model, "rules": engine.rules(config, env), "mesh": generators}
-    n, G = config.slots // rollout.group_size, rollout.group_size
-    new = [jax.ShapeDtypeStruct(shape, "int32") for shape in ((n, U), (n,), (n, G), (n,))]
+    ints = lambda *shape: jax.ShapeDtypeStruct(shape, "int32")  # noqa: E731
+    n = max(W // rollout.group_size, 1)
+    new = ints(n, U), ints(n), sampler.New(*[ints(W)] * 4, ints(W, stops))
     key = jax.eval_shape(lambda: jax.random.key(0))
     hyper, spec = step.numbers(config), step.names(config, mesh)
     programs = {
@@ -116,11 +124,34 @@ def traced(config: Config, prompt_tokens: int = 0, devices: Sequence | None = No
         "insert": sampler.insert.trace(published, slots, *new, key, 0, 1.0, **static),
         "decode": sampler.decode.trace(published, slots, 0, 1.0, 2, **static),
     }
-    disjoint = generators != mesh
-    copied = disjoint or bool(optim.lora_rank)
     return Traced(
-        programs, state, batch, base or reference, published, copied, slots, mesh, disjoint
+        programs,
+        state,
+        batch,
+        base or reference,
+        published,
+        copied,
+        slots,
+        mesh,
+        generators != mesh,
     )
+
+
+def with_kernel(model: ModelConfig, mesh: Any) -> ModelConfig:
+    """With the kernel of attention that it runs with there.
+
+    For a card that is not there cuDNN's can be compiled only if its library is installed: auto is
+    then XLA's, and cudnn an InputError.
+    """
+    from rlx.models import attention
+
+    chosen = attention.chosen(model, mesh.devices.flat[0].platform)
+    if chosen.attention == "cudnn" and find_spec("nvidia") is None:
+        if model.attention == "cudnn":
+            remedy = "pip install nvidia-cudnn-cu12, or give model.attention=xla"
+            raise InputError("model.attention", "cudnn", "its library is not installed", remedy)
+        return replace(model, attention="xla")
+    return chosen
 
 
 def batch_like(config: Config, prompt_tokens: int) -> Any:
