@@ -8,7 +8,7 @@
         rollout.prompts_per_step=16 rollout.max_new_tokens=896
 
 The keys of experiments.train describe the run. `target` names the accelerator to compile for, which
-need not be there (rlx's `targets` extra; rlx/experiments/targets.py lists them); with target=cpu
+need not be there (the extra `targets`; experiments/targets.py lists them); with target=cpu
 `devices` virtual CPU devices stand for the cluster. `prompt_tokens` is the width of prompts (0: the
 longest of the environment), and the model's own `vocab_size` counts, if it has one, whatever the
 environment's characters. Nothing is allocated: parameters, moments, batch and slots are shapes with

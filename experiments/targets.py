@@ -41,8 +41,9 @@ CARDS = {
 KNOWN = "use cpu, h100, h200, h200:8, or a TPU slice such as v6e:1x1 or v5p:4x4x4"
 PACKAGES = {"cuda": "jax_cuda12_plugin", "tpu": "libtpu"}
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3", "TPU_STDERR_LOG_LEVEL": "3"}
-# Not to ask a cloud where this is; to share the compiler with other processes, there is no chip.
+# Not to ask a cloud where this is; several processes may compile, since none of them has a chip.
 ALONE = {"TPU_SKIP_MDS_QUERY": "1", "TPU_LOG_DIR": "disabled", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+ALONE |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}
 
 
 def platform(target: str) -> str:
