@@ -44,6 +44,7 @@ LENGTH_CONTROLS = ("none", "interruption", "penalty_passes", "penalty_all")
 ZERO_VARIANCE = ("keep", "drop", "refill")
 TRACKERS = ("none", "tensorboard", "wandb")
 DTYPES = ("float32", "bfloat16")
+ATTENTIONS = ("auto", "xla", "cudnn")
 ROPE_SCALINGS = ("none", "linear", "llama3", "yarn")
 ENVS = ("digit_chain", "reasoning_gym", "math", "code", "mixture", "preference")
 ROUTERS = ("softmax", "sigmoid")
@@ -95,6 +96,7 @@ class ModelConfig:
     router_aux_coef: float = 0.0  # weight of the sequence-wise balance loss
     remat: bool = False  # a layer's activations are computed again by the backward pass, not kept
     query_chunk: int = 0  # queries whose attention scores exist at once; 0: all
+    attention: str = "auto"  # xla, or cudnn: fused, on NVIDIA GPUs in bfloat16
     param_dtype: str = "float32"  # parameters, and with them the optimiser's moments
     compute_dtype: str = "float32"  # activations, keys and values
 
@@ -127,6 +129,7 @@ class ModelConfig:
             _check(value >= 0, f"model.{name}", value, "negative", "0 leaves it out")
         self._check_attention()
         self._check_experts()
+        _one_of("model.attention", self.attention, ATTENTIONS)
         _one_of("model.param_dtype", self.param_dtype, DTYPES)
         _one_of("model.compute_dtype", self.compute_dtype, DTYPES)
 
@@ -418,7 +421,7 @@ class RolloutConfig:
 
 @dataclass(frozen=True)
 class PipelineConfig:
-    """Who waits for whom. See rlx.train.buffer for the bound that each kind guarantees."""
+    """Who waits for whom. See rlx.rollout.buffer for the bound that each kind guarantees."""
 
     kind: str = "sync"
     k: int = 0

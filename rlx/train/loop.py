@@ -21,18 +21,18 @@ from tqdm import tqdm
 
 from rlx import flops, processes
 from rlx.checkpoint import Checkpoints
-from rlx.errors import InputError
 from rlx.config import Config, run_sha
 from rlx.envs.grading import Graders
+from rlx.errors import InputError
 from rlx.evaluate import evaluate
 from rlx.mesh import generator_mesh, make_mesh, of_params
-from rlx.models import lora
+from rlx.models import attention, lora
 from rlx.record import Busy, RunRecord
-from rlx.rollout import sampler
-from rlx.rollout.engine import Engine, Weights
+from rlx.rollout.buffer import Buffer
+from rlx.rollout.engine import Engine
+from rlx.rollout.generator import Weights, published
 from rlx.track import tracker
 from rlx.train import schedule, start
-from rlx.train.buffer import Buffer
 from rlx.train.clock import Clock
 from rlx.train.report import (
     describe,
@@ -78,6 +78,7 @@ def recorded(work: Callable[..., None], config: Config, progress: bool, stop: St
         return before
     env = start.make_env(config)
     mesh = make_mesh(config.mesh, config.rollout.prompts_per_step // config.optim.microbatches)
+    config = replace(config, model=attention.chosen(config.model, mesh.devices.flat[0].platform))
     scorer = start.load_scorer(config, env, mesh)
     try:
         lock = record.lock() if record.writes else nullcontext()
@@ -119,7 +120,9 @@ class Run:
         self.config, self.mesh, self.record, self.clock = config, mesh, record, clock
         self.graders, self.env = graders, graders.env
         self.state = init_state(config, mesh, params)
-        self.start = jax.device_put(params, of_params(mesh, params, lora.logical_axes(params)))
+        self.start = None  # what adapters change, or a term compares with
+        if config.algo.needs_reference or config.optim.lora_rank:
+            self.start = jax.device_put(params, of_params(mesh, params, lora.logical_axes(params)))
         self.train_step = make_train_step(config, mesh, self.start)
         self.ledger, pipeline = flops.Ledger(), config.pipeline
         refill = config.algo.zero_variance == "refill"
@@ -132,15 +135,11 @@ class Run:
         self.track = tracker(config if record.writes else replace(config, tracker="none"))
         self.weights = Weights(self._published(), 0)
 
-    def policy(self) -> Params:
-        """The weights as the learner has them, adapters merged."""
-        return lora.whole(self.config.optim, self.start, self.state.params)
-
     def _published(self) -> Params:
-        """Weights where the generator wants them; a copy if its devices are not the learner's."""
-        params = self.policy()
-        layout = of_params(self.generators, params, lora.logical_axes(params))
-        return jax.device_put(params, layout)
+        """The weights that are learned, adapters merged, as the generator reads them."""
+        params = lora.whole(self.config.optim, self.start, self.state.params)
+        head_dtype = self.config.rollout.head_dtype
+        return published(params, self.config.model, head_dtype, self.mesh, self.generators)
 
     def update(self) -> None:
         """One update of the groups that are due; rows, ledger and weights follow."""
@@ -173,8 +172,9 @@ class Run:
     def measure(self) -> str:
         """Evaluate, with the compute spent when the update ended; a line for the progress bar."""
         with self.clock.phase("eval"):
+            generator, config = self.engine.generator, self.config
             rows = evaluate(
-                self.policy(), self.config, self.graders, self.version, self.ledger, self.mesh
+                generator, self.weights, config, self.graders, self.ledger, self.generators
             )
         spent = self.spent | {"eval_flops": self.ledger.eval_flops}
         at = {"step": self.version, "version": self.version}
@@ -204,7 +204,7 @@ class Run:
             checkpoints.save(self.version, self._device(), host)
 
     def _device(self) -> dict[str, Any]:
-        return {"state": self.state, "slots": sampler.to_arrays(self.engine.slots)}
+        return {"state": self.state, "slots": self.engine.generator.arrays()}
 
     def restore(self, checkpoints: Checkpoints) -> bool:
         """Go back to the newest checkpoint, if there is one; rows after it are cut off."""
@@ -220,7 +220,7 @@ class Run:
         vars(self.ledger).update(host["ledger"])
         self.spent = self.ledger.row()
         self.buffer.load(host["buffer"])
-        self.engine.load(host["engine"], sampler.from_arrays(device["slots"]))
+        self.engine.load(host["engine"], device["slots"])
         self.clock.load(host["clock"])
         self.state = device["state"]
         self.weights.params, self.weights.version = self._published(), self.version
@@ -237,6 +237,7 @@ def run(
     if graders.scorer:
         record.update_manifest(reward_model_flops=graders.scorer.spent)
     it = Run(config, graders, mesh, record, clock, params)
+    del params  # the state has copies
     turns = schedule.make(config.pipeline, it.engine, it.buffer, it.weights, clock)
     quiet = not progress or not record.writes
     bar = tqdm(total=config.steps, desc=record.path.name, disable=quiet, unit="step")
@@ -248,7 +249,8 @@ def run(
             while it.version < config.steps and turns.advance():
                 it.update()
                 if it.version % config.eval.every_steps == 0 or it.version == config.steps:
-                    bar.set_postfix_str(it.measure(), refresh=False)
+                    with turns.at_rest():
+                        bar.set_postfix_str(it.measure(), refresh=False)
                 bar.update()
                 stopping, due = processes.any_of(stop(), checkpoints.due(it.version))
                 if stopping or due and it.version < config.steps:

@@ -32,7 +32,7 @@ from rlx.objectives.losses import policy_objective
 from rlx.objectives.terms import bellman_residual, correction, kl, value_loss
 from rlx.objectives.weights import weights
 from rlx.train import forward, packing
-from rlx.types import Batch, Group, Params, TrainState, left_padded
+from rlx.types import Batch, Group, Params, TrainState, right_padded
 
 # What a slice reports: sums over its tokens, and maxima.
 ZERO_SUMS = dict.fromkeys(
@@ -198,7 +198,7 @@ def ascend(state: TrainState, grads, objective, hyper: Hyper, mesh: Mesh, learns
 
 def collate(groups: Sequence[Group], prompt_tokens: int, pad_id: int, pack=False) -> Batch:
     """P graded groups as arrays; prompts padded on the left to `prompt_tokens`."""
-    prompt_PU, length_P = left_padded([g.prompt_U for g in groups], prompt_tokens, pad_id)
+    prompt_PU, length_P = right_padded([g.prompt_U for g in groups], prompt_tokens, pad_id)
     completion_BT = np.concatenate([group.completion_GT for group in groups])
     T = completion_BT.shape[1]
     return Batch(

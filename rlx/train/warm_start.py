@@ -27,7 +27,7 @@ from rlx.config import Config, WarmStartConfig, config_sha
 from rlx.envs.base import Env
 from rlx.models import transformer
 from rlx.train.forward import completion_hidden, completion_logprobs
-from rlx.types import Batch, Params, left_padded
+from rlx.types import Batch, Params, right_padded
 
 
 def worked_share(step: int, config: WarmStartConfig) -> float:
@@ -51,7 +51,7 @@ def solutions(env: Env, config: WarmStartConfig, step: int, T: int) -> Batch:
         target = [*env.tokenizer.encode(env.solution(problem, rng, worked)), stop_id]
         completion_BT[b, : len(target)] = target
         mask_BT[b, : len(target)] = 1
-    prompt_PU, length_P = left_padded(prompts, U, pad_id)
+    prompt_PU, length_P = right_padded(prompts, U, pad_id)
     return Batch(
         prompt_PU=prompt_PU,
         prompt_length_P=length_P,
