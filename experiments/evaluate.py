@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.policy import Policy, main
+from rlx.errors import InputError
 
 DRAWS = 2000
 
@@ -49,7 +50,11 @@ def evaluate(policy: Policy, options: dict[str, str]) -> None:
             print(f"  {name:<9} {value:.4f}  [{low:.4f}, {high:.4f}]")
         print(f"  truncated {row['truncated']:.3f}, without a score {row['ungraded']}")
     if options["json"]:
-        Path(options["json"]).write_text(json.dumps(rows, indent=1) + "\n")
+        try:
+            Path(options["json"]).write_text(json.dumps(rows, indent=1) + "\n")
+        except OSError as error:
+            remedy = "give a file that can be written"
+            raise InputError("json", options["json"], error.strerror, remedy) from None
 
 
 if __name__ == "__main__":

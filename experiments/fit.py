@@ -4,9 +4,11 @@
     python -m experiments.fit data=PATH out=DIR method=point       # least squares, run by run
     python -m experiments.fit data=PATH out=DIR eval_set=NAME      # another evaluation set
 
-`data` is anything `rlx.scaling.Evals.read` reads. Runs are fitted on C <= (1 - holdout) * C_max;
-holdout=0 fits everything. A study is fitted on its held-out set, `heldout`, unless `eval_set` names
-another that its runs evaluate: a task of a mixture, say. Into `out` go
+`data` is anything `rlx.scaling.Evals.read` reads; run=, recipe=, compute=, value=, scale=, wide=,
+min_points= and the others of `rlx.scaling.source.Options` say how. Runs are fitted on
+C <= (1 - holdout) * C_max; holdout=0 fits everything. A study is fitted on its held-out set,
+`heldout`, unless `eval_set` names another that its runs evaluate: a task of a mixture, say. Into
+`out` go
 
     fits.csv       one row per run, by least squares: A, B, C_mid, R0, exact ceiling, held-out error
     summary.csv    one row per recipe or run and parameter; phase is (last fitted C) / C_mid
@@ -21,15 +23,19 @@ and of a posterior
     effects.csv    ceiling movers and efficiency shapers, where there are axes or several recipes
     ceilings.png, ridge.png, effects.png
 
+In the .csv files a text that a spreadsheet would execute, =cmd(), has an apostrophe in front.
 A point fit has no intervals: its quantile columns other than the forecast itself are empty.
 Bad input ends with exit code 2 and one line on stderr, `error: KEY=VALUE: reason; remedy`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import re
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -39,8 +45,9 @@ import rlx.scaling as sc
 from analysis.figures import report
 from experiments.options import read_options
 from rlx.errors import InputError
-from rlx.scaling.data import Evals, r0_column, short_names
+from rlx.scaling.data import Evals, short_names
 from rlx.scaling.point import RunFit, fit_study
+from rlx.scaling.source import Options, r0_column
 
 CHOICES = {
     "curve": ("burr", "sigmoid", "power"),
@@ -48,25 +55,20 @@ CHOICES = {
     "method": ("nuts", "laplace", "point"),
 }
 GRID_POINTS = 8  # of the forecast beyond the data
+WRITABLE = "give out=DIR, a directory with room that can be written"
+EXECUTED = re.compile(r"[=@\t\r]|[+-](?![\d.]+$)")
 REMEDIES = {"holdout": "give a number in [0, 1)", "axes": "write axes=[column,column]"}
 
 
 @dataclass(frozen=True)
-class FitConfig:
-    data: str = ""  # study or run directory, .csv, .jsonl or .parquet
-    run: str | None = None  # columns of a file; inferred from their names when left out
-    recipe: str | None = None
-    seed: str | None = None
-    axes: list[str] = field(default_factory=list)
-    compute: str | None = None  # of a directory: a number of evals.jsonl, modelled_device_s, wall_s
-    value: str | None = None
-    passes: str | None = None
-    trials: str | None = None  # a column or a number, as stderr
-    passes_per_prompt: str | None = None
-    stderr: str | None = None
-    start: str | None = None
-    eval_set: str | None = None  # default heldout, else the only one
-    scale: str | None = None  # unit of value: fraction or percent; inferred when left out
+class _Data:
+    data: str = ""  # study or run directory, or file: what rlx.scaling.Evals.read reads
+
+
+@dataclass(frozen=True)
+class FitConfig(Options, _Data):
+    """Options of the command: those of reading data, and of the fit."""
+
     r0: str = "first"  # first, fit, a number in the unit of value, or a column
     method: str = "nuts"
     curve: str | None = None  # default burr; a point fit is a sigmoid
@@ -82,6 +84,8 @@ def parse(argv: list[str]) -> FitConfig:
     config = read_options(FitConfig, argv, REMEDIES)
     if not config.data:
         raise InputError("data", "", "nothing to fit", "give data=PATH, a directory or a file")
+    if not config.out.strip():
+        raise InputError("out", config.out, "names no directory", "give out=DIR")
     for key, built in CHOICES.items():
         name = getattr(config, key)
         if name is not None and name not in built:
@@ -150,56 +154,79 @@ def forecast_table(frame: pd.DataFrame, fits: list[RunFit]) -> pd.DataFrame:
 
 
 def run(
-    data: Path | Evals,
+    data: Path | str | Evals,
     out: Path,
     *,
     holdout: float = 0.5,
     r0: float | str = "first",
-    compute: str = "compute",
     method: str = "nuts",
     curve: str | None = None,
     noise: str = "normal",
     horizon: float = 4.0,
-    seed: int = 0,
+    sampler_seed: int = 0,
+    **options,
 ) -> pd.DataFrame:
     """Fit a study (or evaluations), print the results and write all files into `out`.
 
     Args:
-        data: path of a study or run directory, or evaluations.
+        data: path of a study, run directory or log, or evaluations.
         out: directory of the results, made if missing.
         holdout, r0: as in rlx.scaling.point.fit_study.
-        compute: column of compute, where `data` is a path.
         method: "nuts", "laplace" or "point".
-        curve, noise, seed: of rlx.scaling.fit.
+        curve, noise, sampler_seed: of rlx.scaling.fit, there seed.
         horizon: of forecasts, over the last fitted compute.
+        options: fields of rlx.scaling.source.Options, where `data` is a path.
 
     Returns:
         The table of point fits, one row per run.
 
     Raises:
-        InputError: the data or an option cannot be used.
+        InputError: the data or an option cannot be used, or `out` not be written.
     """
-    evals = data if isinstance(data, Evals) else Evals.read(data, compute=compute)
-    fits = fit_study(evals.frame, holdout=holdout, r0=r0)
+    known = None if r0 in ("first", "fit") else r0
+    if not isinstance(data, Evals):
+        data = Evals.read(data, r0=known, **options)
+        known = r0_column(known)
+    place = next(path for path in (out, *out.parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise InputError("out", out, "cannot be written", WRITABLE)
+    fits = fit_study(data.frame, holdout=holdout, r0=r0 if known is None else known)
     table = fits_table(fits)
     print(_printed(table))
     if method == "point":
-        out.mkdir(parents=True, exist_ok=True)
-        summary_table(fits).to_csv(out / "summary.csv", index=False)
-        forecast_table(evals.frame, fits).to_csv(out / "forecast.csv", index=False)
-        report(evals, fits, out / "report.png", holdout=holdout)
+        with _writing(out):
+            write_csv(summary_table(fits), out / "summary.csv")
+            write_csv(forecast_table(data.frame, fits), out / "forecast.csv")
+            report(data, fits, out / "report.png", holdout=holdout)
         written = "summary.csv, forecast.csv, report.png"
     else:
-        seen = evals.until(share=1 - holdout) if holdout else evals
-        known = None if r0 in ("first", "fit") else r0
-        options = {"curve": curve or "burr", "noise": noise, "r0": known, "seed": seed}
-        posterior = sc.fit(seen, method=method, progress=True, **options)
-        later = evals.after(share=1 - holdout) if holdout else None
-        out.mkdir(parents=True, exist_ok=True)
-        written = write_posterior(posterior, later, out, horizon)
-    table.to_csv(out / "fits.csv", index=False)
+        seen = data.until(share=1 - holdout) if holdout else data
+        of_fit = {"curve": curve or "burr", "noise": noise, "r0": known, "seed": sampler_seed}
+        posterior = sc.fit(seen, method=method, progress=True, **of_fit)
+        later = data.after(share=1 - holdout) if holdout else None
+        with _writing(out):
+            written = write_posterior(posterior, later, out, horizon)
+    with _writing(out):
+        write_csv(table, out / "fits.csv")
     print(f"wrote fits.csv, {written} in {out}")
     return table
+
+
+@contextlib.contextmanager
+def _writing(out: Path):
+    """`out` is made; a failure of the system to write there is an InputError."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise InputError("out", out, error.strerror or error, WRITABLE) from error
+
+
+def write_csv(table: pd.DataFrame, file: Path) -> None:
+    """Texts that a spreadsheet would execute, =cmd(), get an apostrophe in front."""
+    table.map(
+        lambda cell: f"'{cell}" if isinstance(cell, str) and EXECUTED.match(cell) else cell
+    ).to_csv(file, index=False)
 
 
 def write_posterior(
@@ -214,8 +241,8 @@ def write_posterior(
     posterior = posterior.unsafe()  # the files of a fit that failed say so: check.json, status
     recipes, runs = posterior.summary("recipe"), posterior.summary("run")
     summary = pd.concat([recipes, runs], ignore_index=True)
-    summary.to_csv(out / "summary.csv", index=False)
-    posterior_forecast(posterior, later, horizon).to_csv(out / "forecast.csv", index=False)
+    write_csv(summary, out / "summary.csv")
+    write_csv(posterior_forecast(posterior, later, horizon), out / "forecast.csv")
     figures = {
         "report": plot.curves(posterior, held_out=later, horizon=horizon),
         "ceilings": plot.ceilings(posterior),
@@ -223,7 +250,7 @@ def write_posterior(
     }
     effects = [posterior.effects(axis) for axis in posterior.axes]
     if effects:
-        pd.concat(effects, ignore_index=True).to_csv(out / "effects.csv", index=False)
+        write_csv(pd.concat(effects, ignore_index=True), out / "effects.csv")
         figures["effects"] = plot.effects(effects)
     for name, figure in figures.items():
         figure.savefig(out / f"{name}.png")
@@ -278,35 +305,8 @@ def _printed(table: pd.DataFrame) -> str:
 def main(argv: list[str] | None = None) -> int:
     try:
         config = parse(sys.argv[1:] if argv is None else argv)
-        r0 = None if config.r0 in ("first", "fit") else config.r0
-        evals = Evals.read(
-            config.data,
-            run=config.run,
-            recipe=config.recipe,
-            seed=config.seed,
-            axes=config.axes,
-            compute=config.compute,
-            value=config.value,
-            passes=config.passes,
-            trials=config.trials,
-            passes_per_prompt=config.passes_per_prompt,
-            stderr=config.stderr,
-            start=config.start,
-            eval_set=config.eval_set,
-            scale=config.scale,
-            r0=r0,
-        )
-        run(
-            evals,
-            Path(config.out),
-            holdout=config.holdout,
-            r0=r0_column(r0) or config.r0,
-            method=config.method,
-            curve=config.curve,
-            noise=config.noise,
-            horizon=config.horizon,
-            seed=config.sampler_seed,
-        )
+        options = {option.name: getattr(config, option.name) for option in fields(config)}
+        run(options.pop("data"), Path(options.pop("out")), **options)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, make_dataclass, replace
 from typing import Any, NamedTuple
 
 from experiments import train
+from experiments.options import own_options
 from rlx.config import Config
 from rlx.errors import InputError
 
@@ -52,12 +53,11 @@ def composed(words: Sequence[str]) -> Config:
     return start.resolve(config)
 
 
-def main(look: Callable[[Policy, dict[str, str]], None], own: dict[str, str]) -> int:
+def main(look: Callable[[Policy, dict[str, Any]], None], own: dict[str, Any]) -> int:
     """Exit status of `look(policy, options)`; `own` are its options and their defaults."""
-    words = sys.argv[1:]
-    given = dict(word.split("=", 1) for word in words if word.partition("=")[0] in own)
-    rest = [word for word in words if word.partition("=")[0] not in own]
+    kind = make_dataclass("Own", [(name, type(value), value) for name, value in own.items()])
     try:
+        options, rest = own_options(kind, sys.argv[1:])
         config = composed(rest)
         train.use_every_core()
         from rlx.mesh import make_mesh
@@ -71,7 +71,7 @@ def main(look: Callable[[Policy, dict[str, str]], None], own: dict[str, str]) ->
         params, _ = start.load(config, env, mesh, config.out)
         scorer = start.load_scorer(config, env, mesh)
         with closing(start.make_graders(config, env, scorer)) as graders:
-            look(Policy(config, params, graders, mesh), own | given)
+            look(Policy(config, params, graders, mesh), asdict(options))
     except train.BAD_INPUT as error:
         print(f"error: {train.one_line(error)}", file=sys.stderr)
         return 2

@@ -17,17 +17,26 @@ FILES = {
 RLX = [name for name in FILES if name.startswith("rlx.")]
 
 # Each layer may import the layers named here. A folder stands for all its modules.
-BASE = ("rlx.errors", "rlx.problem", "rlx.types", "rlx.config", "rlx.record")
-BASE += ("rlx.objectives", "rlx.envs")
+BASE = (
+    "rlx.errors",
+    "rlx.jsonfile",
+    "rlx.problem",
+    "rlx.types",
+    "rlx.config",
+    "rlx.record",
+    "rlx.objectives",
+    "rlx.envs",
+)
 MIDDLE = (*BASE, "rlx.mesh", "rlx.flops", "rlx.processes")
 LAYERS = {
     "rlx.errors": (),
+    "rlx.jsonfile": ("rlx.errors",),
     "rlx.problem": (),
     "rlx.types": ("rlx.problem",),
     "rlx.config": ("rlx.errors",),
     "rlx.record": (),
     "rlx.objectives": ("rlx.objectives",),
-    "rlx.envs": ("rlx.errors", "rlx.problem", "rlx.envs"),
+    "rlx.envs": ("rlx.errors", "rlx.jsonfile", "rlx.problem", "rlx.envs"),
     "rlx.scaling": ("rlx.errors", "rlx.scaling", "rlx.record"),
     "rlx.mesh": BASE,
     "rlx.processes": ("rlx.config", "rlx.errors"),

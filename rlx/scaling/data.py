@@ -30,6 +30,9 @@ import numpy as np
 import pandas as pd
 
 from rlx.errors import InputError
+from rlx.scaling.files import NUMBER, text
+from rlx.scaling.readers import load, long_form
+from rlx.scaling.source import Notes, Options, Source, r0_column, some, stated
 
 COLUMNS = [
     "run",  # name of the run
@@ -44,66 +47,12 @@ COLUMNS = [
     "truth",  # exact ceiling, a fraction, NaN where unknown
     "start",  # what the run started from; runs with the same label share R0
 ]
-PROMPTS = ["passes_per_prompt", "samples_per_prompt"]  # of a source, not kept
+OF_SOURCE = ["row", "passes_per_prompt", "samples_per_prompt", "evaluation"]  # not kept
 PER_RUN = ("recipe", "seed", "truth", "start")  # one value per run, as the axes and r0
-MIN_POINTS = 4  # evaluations that a curve of four parameters needs
 COUNT_TOLERANCE = 0.005  # between a value, as logs round it, and passes / trials
-
-
-class Notes(list[str]):
-    """Lines about what was inferred and treated, printed as they come."""
-
-    def say(self, line: str) -> None:
-        print(line)
-        self.append(line)
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a source is to be read. What is not named is inferred, and the inference is printed.
-
-    Names are columns of a table, metrics of a W&B export, tags of TensorBoard, keys of
-    trainer_state.json or numbers of evals.jsonl. What only tables have (run, recipe, seed, axes,
-    passes, passes_per_prompt, start and columns of trials, stderr, r0) is refused elsewhere.
-    """
-
-    run: str | None = None  # left out where none fits: recipe, axes and seed make the run
-    recipe: str | None = None
-    seed: str | None = None
-    axes: Sequence[str] = ()  # columns of design choices, never inferred
-    compute: str | None = None
-    value: str | None = None
-    passes: str | None = None
-    trials: str | float | None = None  # a column, or one number for every row
-    passes_per_prompt: str | None = None  # lists, or their JSON text
-    samples_per_prompt: str | float | None = None  # default trials / prompts
-    stderr: str | float | None = None  # a column, or one number, in the unit of the values
-    start: str | None = None  # default: runs with the same evaluation at C = 0 share a start
-    scale: str | None = None  # "fraction" or "percent": the unit of values, stderr, truth and r0
-    r0: str | float | None = None  # a column with each run's R0, or one number (in column "r0")
-    eval_set: str | None = None  # of a study, or a table's column of that name; default heldout,
-    #   else the only one
-    min_points: int = MIN_POINTS  # shorter runs are left out
-
-    def __post_init__(self):
-        if self.scale not in (None, "fraction", "percent"):
-            raise InputError("scale", self.scale, "unknown unit", "use fraction or percent")
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a reader found: a table of evaluations as they stand there, runs in any order.
-
-    `table` has the columns run, row (where an evaluation stands, "row 7"), compute, value, the
-    columns of `axes` and of r0, and any of COLUMNS, passes_per_prompt (lists) and
-    samples_per_prompt.
-    """
-
-    name: str
-    table: pd.DataFrame
-    compute_label: str
-    axes: tuple[str, ...] = ()
-    value_label: str = "pass rate (held-out)"
+LEAST_PERCENT = 20  # no lower values are taken for per cents unasked
+SHAPED = "a shaped or negative reward is no pass rate: name the pass rate with value="
+MOST_COPIES = 3  # groups of runs named
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,8 +94,6 @@ class Evals:
             InputError: something is missing, ambiguous or contradictory, compute decreases within
                 a run, a value is not a pass rate, or no run has enough points.
         """
-        from rlx.scaling.readers import load  # which reads into the types of this module
-
         path, notes = Path(path), Notes()
         chosen = Options(**options)
         evals = _build(load(path, chosen, notes), chosen, notes)
@@ -158,8 +105,6 @@ class Evals:
 
         Options and errors are those of `read`.
         """
-        from rlx.scaling.readers import long_form
-
         notes, chosen = Notes(), Options(**options)
         return _build(long_form(table, name, chosen, notes), chosen, notes)
 
@@ -262,7 +207,15 @@ class Evals:
         if share is None or not 0 < share <= 1:
             raise InputError("share", share, "not in (0, 1]", "0.5 keeps the first half")
         last = self.frame.groupby("run")["compute"].transform("max")
-        return self.frame["compute"] <= share * last
+        early = self.frame["compute"] <= share * last
+        if not early.any():
+            begins = (self.frame["compute"] / last).min()
+            reason = (
+                f"{self.compute_label} starts at {begins:.3g} of its end, after {share:g} of it"
+            )
+            remedy = "subtract what it starts with, name another with compute=, or cut later"
+            raise InputError("data", self.title, reason, remedy)
+        return early
 
     def _with_rows(self, keep: pd.Series) -> Evals:
         if not keep.any():
@@ -281,19 +234,6 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
     return short if distinct and len(short) > 1 else {name: name for name in words}
 
 
-def stated(option: str | float | None) -> float | None:
-    """The number that an option states instead of a column; None where it names a column."""
-    try:
-        return None if option is None else float(option)
-    except ValueError:
-        return None
-
-
-def r0_column(option: str | float | None) -> str | None:
-    """The column of the frame that holds each run's R0."""
-    return None if option is None else str(option) if stated(option) is None else "r0"
-
-
 # ------------------------------------------------------------------ from a source to Evals
 
 
@@ -302,30 +242,34 @@ def _build(source: Source, options: Options, notes: Notes) -> Evals:
     name, r0 = source.name, r0_column(options.r0)
     own = [*source.axes, *([r0] if r0 else [])]
     for key, column in [*(("axes", axis) for axis in source.axes), ("r0", r0)]:
-        if column in [*COLUMNS, "row", *PROMPTS] or own.count(str(column)) > 1:
+        if column in [*COLUMNS, *OF_SOURCE] or own.count(str(column)) > 1:
             raise InputError(key, column, "a name that Evals uses itself", "rename that column")
     table = source.table.reset_index(drop=True)
-    table = table.reindex(columns=[*COLUMNS, *own, "row", *PROMPTS])
+    table = table.reindex(columns=[*COLUMNS, *own, *OF_SOURCE])
     table = _counted(_scaled(table, name, options, r0, notes), name)
     lost = table["run"].isna()
     _check(~lost | table["value"].isna(), table, name, "the run has no name", "fill it in")
     if lost.any():
         notes.say(f"{name}: {lost.sum()} rows without run and value dropped")
-    kept = []
-    for run, rows in table[~lost].groupby("run", sort=False):
-        rows = _treated(rows, name, str(run), [*PER_RUN, *own], notes)
-        if len(rows) < options.min_points:
-            count, least = len(rows), options.min_points
-            notes.say(f"{name}: run {run}: {count} points, fewer than {least}: left out")
-        else:
-            kept.append(rows)
-    if not kept:
-        reason = f"no run has {options.min_points} points"
+    order = pd.factorize(table.loc[~lost, "run"])[0].argsort(kind="stable")
+    table = table[~lost].iloc[order].reset_index(drop=True)  # the rows of a run together
+    name_run = ", or name the run with run=" if source.named_runs else ""
+    table = _treated(table, name, [*PER_RUN, *own], name_run, notes)
+    count = table["run"].map(table["run"].value_counts())
+    least = options.min_points
+    short = table.loc[count < least, "run"].value_counts(sort=False).to_dict()
+    notes.say_runs(name, short, f"{{n}} points, fewer than {least}: left out")
+    table = _with_stderr(table[count >= least].reset_index(drop=True))
+    if table.empty:
+        reason = f"no run has {least} points"
         raise InputError("data", name, reason, "name other columns, or lower min_points")
-    table = _with_stderr(pd.concat(kept, ignore_index=True))
-    _say_copies(kept, name, notes)
+    _say_copies(table, name, notes)
+    _say_offset(table, source, notes)
     if r0:
         _check(table[r0].notna(), table, name, f"{r0} is empty", "give each run one R0")
+    for axis in source.axes if source.named_runs else ():
+        said = table[axis].notna() | ~(table[axis] == "default").any()
+        _check(said, table, name, f"axis {axis} is empty, other runs say default", "fill it in")
     table["recipe"] = table["recipe"].astype(object).fillna(table["run"]).astype(str)
     table = _typed(_with_starts(table, name, notes), source.axes, name, notes)
     labels = {"compute_label": source.compute_label, "value_label": source.value_label}
@@ -353,46 +297,61 @@ def _scaled(
             notes.say(f"{name}: {column}={number:g} on every row, as stated")
     scale = options.scale or _inferred_scale(table, name, notes)
     full, remedy = (100, "fix it") if scale == "percent" else (1, "fix it, or give scale=percent")
+    if options.scale is None and not table["value"].dropna().between(0, full).all():
+        remedy = f"fix it, or give scale=fraction or percent; {SHAPED}"
     for column in ("value", "truth", "stderr"):
         cells = table[column]
         outside = f"{column} {{{column}:g}} is outside [0, {full}]"
         _check(cells.isna() | cells.between(0, full), table, name, outside, remedy)
     columns = ["value", "truth", "stderr", *([r0] if r0 else [])]
-    for run, rows in table.groupby("run", sort=False) if r0 else ():
-        bad = rows[r0].dropna()[lambda cells: ~cells.between(0, full, inclusive="left")]
-        if len(bad):
-            reason = f"run {run}: not a pass rate in [0, {full})"
-            raise InputError("r0", f"{bad.iloc[0]:g}", reason, "give it in the unit of value")
+    if r0:
+        wrong = table[table[r0].notna() & ~table[r0].between(0, full, inclusive="left")]
+        for _, row in wrong[:1].iterrows():
+            reason = f"run {row['run']}: not a pass rate in [0, {full})"
+            raise InputError("r0", f"{row[r0]:g}", reason, "give it in the unit of value")
     return table.assign(**{column: table[column] / full for column in columns})
 
 
 def _inferred_scale(table: pd.DataFrame, name: str, notes: Notes) -> str:
-    """The unit that most values of every run agree on: fractions are at most 1."""
-    top = table.groupby("run", sort=False)["value"].max()
-    if not (top > 1).any():
+    """The unit that most values of every run agree on: fractions are at most 1, per cents reach 20.
+
+    Raises:
+        InputError: runs disagree, or values are neither.
+    """
+    by_run = table.groupby("run", sort=False)["value"]
+    top = by_run.max()
+    low, high = table["value"].min(), top.max()
+    if not high > 1:
         return "fraction"
-    middle = table.groupby("run", sort=False)["value"].median()
+    middle = by_run.median()
     small, large = middle[middle <= 1], top[top > 1]
+    if high < LEAST_PERCENT or low < 0:
+        reason = (
+            f"{name}: values from {low:.9g} to {high:.9g}: neither fractions nor plainly per cents"
+        )
+        raise InputError("scale", "", reason, f"give scale=percent if they are; {SHAPED}")
     if len(small):
         reason = (
             f"{name} mixes units: most values of run {small.index[0]} are at most 1, "
             f"run {large.index[0]} goes up to {large.iloc[0]:g}"
         )
         raise InputError("scale", "", reason, "give scale=fraction or percent, or fix the values")
-    notes.say(f"{name}: values up to {top.max():g}: read as scale=percent")
+    notes.say(f"{name}: values up to {high:g}: read as scale=percent")
     return "percent"
 
 
 def _counted(table: pd.DataFrame, name: str) -> pd.DataFrame:
     """passes, trials and value from counts; stderr from the counts of each prompt."""
-    table = table.copy()
-    for i, cell in table["passes_per_prompt"].items():
-        if isinstance(cell, Sequence):
-            _count_prompts(table, i, name)
+    listed = table["passes_per_prompt"].map(lambda cell: isinstance(cell, Sequence))
+    table = _prompts_counted(table, table.loc[listed, "passes_per_prompt"], name)
     trials, passes, value = table["trials"], table["passes"], table["value"]
     _check(~(trials <= 0), table, name, "trials {trials:g} is not positive", "fix it")
     few = "passes {passes:g} is not between 0 and trials {trials:g}"
     _check(passes.isna() | trials.isna() | passes.between(0, trials), table, name, few, "fix it")
+    for key, count in (("passes", passes), ("trials", trials)):
+        whole = count.isna() | ((count - count.round()).abs() <= 1e-6 * count.clip(lower=1))
+        partial = f"{key} {{{key}:g}} is not a whole number"
+        _check(whole, table, name, partial, "give mean scores with value= in place of passes=")
     rate = passes / trials
     other = "value {value:g} is not passes {passes:g} / trials {trials:g}"
     apart = (value - rate).abs() > COUNT_TOLERANCE
@@ -401,83 +360,116 @@ def _counted(table: pd.DataFrame, name: str) -> pd.DataFrame:
     return table
 
 
-def _count_prompts(table: pd.DataFrame, i, name: str) -> None:
-    """Row i: passes = sum_n c_n, trials = n k, stderr as in the module's docstring."""
-    c_n = np.asarray(table.at[i, "passes_per_prompt"], np.float64)
-    k = table.at[i, "samples_per_prompt"]
-    k = table.at[i, "trials"] / len(c_n) if np.isnan(k) and len(c_n) else k
-    fits = len(c_n) and k % 1 == 0 and k > 0 and ((c_n >= 0) & (c_n <= k) & (c_n % 1 == 0)).all()
-    for key, count in (("trials", k * len(c_n)), ("passes", c_n.sum())):
-        fits = fits and (np.isnan(table.at[i, key]) or table.at[i, key] == count)
-    wrong = f"passes_per_prompt are not counts of {k:g} samples that agree with the totals"
-    remedy = "fix them, or give samples_per_prompt"
-    _check(pd.Series(bool(fits), [i]), table.loc[[i]], name, wrong, remedy)
-    table.loc[i, ["trials", "passes"]] = k * len(c_n), c_n.sum()
-    p_n = c_n / k
-    if k > 1 and not table.at[i, "stderr"] > 0:
-        table.at[i, "stderr"] = np.sqrt(np.sum(p_n * (1 - p_n)) / (len(c_n) ** 2 * (k - 1)))
+def _prompts_counted(table: pd.DataFrame, cells: pd.Series, name: str) -> pd.DataFrame:
+    """passes = sum_n c_n, trials = n k and stderr (see the module) of the rows of `cells`."""
+    table, wrong = table.copy(), "passes_per_prompt are not counts of {k:g} samples that agree with"
+    for n, rows in cells.groupby(cells.map(len)):
+        c_MN = np.asarray(rows.to_list(), np.float64).reshape(len(rows), n)
+        of = table.loc[rows.index]
+        k_M = of["samples_per_prompt"].fillna(of["trials"] / n if n else np.nan).to_numpy()
+        trials_M, passes_M = k_M * n, c_MN.sum(axis=1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            counts = ((c_MN >= 0) & (c_MN <= k_M[:, None]) & (c_MN % 1 == 0)).all(axis=1)
+            p_MN = c_MN / k_M[:, None]
+            var_M = np.sum(p_MN * (1 - p_MN), axis=1) / (n**2 * (k_M - 1))
+            fits = (n > 0) & (k_M > 0) & (k_M % 1 == 0) & counts
+        for key, count_M in (("trials", trials_M), ("passes", passes_M)):
+            fits &= of[key].isna().to_numpy() | (of[key].to_numpy() == count_M)
+        remedy = "fix them, or give samples_per_prompt"
+        _check(pd.Series(fits, of.index), of.assign(k=k_M), name, f"{wrong} the totals", remedy)
+        unknown = (k_M > 1) & ~(of["stderr"].to_numpy() > 0)
+        table.loc[rows.index, "trials"], table.loc[rows.index, "passes"] = trials_M, passes_M
+        table.loc[rows.index[unknown], "stderr"] = np.sqrt(var_M[unknown])
+    return table
 
 
 def _treated(
-    rows: pd.DataFrame, name: str, run: str, per_run: list[str], notes: Notes
+    table: pd.DataFrame, name: str, per_run: list[str], name_run: str, notes: Notes
 ) -> pd.DataFrame:
-    """One run: empty rows dropped, compute checked, repeated compute merged."""
-    rows = rows.copy()
-    empty = rows["compute"].isna() | rows["value"].isna()
-    if empty.any():
-        notes.say(f"{name}: run {run}: {empty.sum()} rows with an empty cell dropped")
-        rows = rows[~empty]
+    """Each run: empty rows dropped, one of each per_run, compute checked, repeats merged."""
+    empty = table["compute"].isna() | table["value"].isna()
+    dropped = table.loc[empty, "run"].value_counts(sort=False).to_dict()
+    notes.say_runs(name, dropped, "{n} rows with an empty cell dropped")
+    table = table[~empty].reset_index(drop=True)
     for column in per_run:
-        cells = rows[column].dropna().unique()
-        if len(cells) > 1:
-            reason = f"run {run}: several values of {column} ({cells[0]}, {cells[1]})"
-            raise InputError("data", name, reason, "give each run one, or name the run with run=")
-        rows[column] = rows[column].fillna(cells[0]) if len(cells) else rows[column]
-    compute = rows["compute"]
+        table[column] = _one_each(table, column, name, name_run)
+    compute = table["compute"]
     finite = np.isfinite(compute) & (compute >= 0)
-    _check(finite, rows, name, "compute {compute:g} is negative or infinite", "fix it")
-    before = compute.shift(fill_value=0)
+    _check(finite, table, name, "compute {compute:g} is negative or infinite", "fix it")
+    before = table.groupby("run", sort=False)["compute"].shift(fill_value=0)
     _check(
         compute >= before,
-        rows.assign(before=before),
+        table.assign(before=before),
         name,
         "compute falls from {before:g} to {compute:g}",
-        "sort the rows, cut what a resumed run repeats, or name the run with run=",
+        f"sort the rows, cut what a resumed run repeats{name_run}",
     )
-    return _merged(rows, name, run, notes)
+    return _merged(table, name, notes)
 
 
-def _merged(rows: pd.DataFrame, name: str, run: str, notes: Notes) -> pd.DataFrame:
-    """One row per compute: exact copies dropped; counts pooled, else values averaged.
+def _one_each(table: pd.DataFrame, column: str, name: str, name_run: str) -> pd.Series:
+    """The column with the one value of each run where it is empty."""
+    said = table.loc[table[column].notna(), ["run", column]].drop_duplicates()
+    twice = said[said["run"].duplicated(keep=False)]
+    if len(twice):
+        first, second = twice.loc[twice["run"] == twice["run"].iloc[0], column].iloc[:2]
+        reason = f"run {twice['run'].iloc[0]}: several values of {column} ({first}, {second})"
+        raise InputError("data", name, reason, f"give each run one{name_run}")
+    of_run = table["run"].map(said.set_index("run")[column])
+    return table[column].where(table[column].notna() | of_run.isna(), of_run)
+
+
+def _merged(table: pd.DataFrame, name: str, notes: Notes) -> pd.DataFrame:
+    """One row per run and compute: exact copies dropped; counts pooled, else values averaged.
 
     value = sum w y / sum w,  stderr = sqrt(sum w^2 stderr^2) / sum w,  w = trials, else 1
     """
-    single = rows.drop_duplicates(["compute", "value", "trials"])
-    if len(single) < len(rows):
-        notes.say(f"{name}: run {run}: {len(rows) - len(single)} exact copies dropped")
-    merged = single.drop_duplicates("compute").set_index("compute", drop=False)
-    if len(merged) == len(single):
-        return single
-    how = "counts pooled" if single["trials"].notna().all() else "averaged"
-    notes.say(f"{name}: run {run}: {len(single) - len(merged)} repeated values of compute: {how}")
-    for C, same in single[single["compute"].duplicated(keep=False)].groupby("compute"):
-        weight = same["trials"] if how == "counts pooled" else pd.Series(1.0, same.index)
-        merged.loc[C, "value"] = (weight * same["value"]).sum() / weight.sum()
-        spread = ((weight * same["stderr"]) ** 2).sum(skipna=False)
-        merged.loc[C, "stderr"] = np.sqrt(spread) / weight.sum()
-        merged.loc[C, ["passes", "trials"]] = same[["passes", "trials"]].sum(skipna=False)
-    return merged
+    copy = table.duplicated(["run", "compute", "value", "trials", "evaluation"])
+    copies = table.loc[copy, "run"].value_counts(sort=False).to_dict()
+    notes.say_runs(name, copies, "{n} exact copies dropped")
+    table = table[~copy].reset_index(drop=True)
+    again = table.duplicated(["run", "compute"])
+    if not again.any():
+        return table
+    by = table.groupby(["run", "compute"], sort=False)
+    pooled = by["trials"].transform("count") == by["trials"].transform("size")
+    for how, of in (("counts pooled", again & pooled), ("averaged", again & ~pooled)):
+        repeats = table.loc[of, "run"].value_counts(sort=False).to_dict()
+        notes.say_runs(name, repeats, f"{{n}} repeated values of compute: {how}")
+    weight = table["trials"].where(pooled, 1.0)
+    parts = pd.DataFrame({"w": weight, "wy": weight * table["value"]})
+    parts["var"] = (weight * table["stderr"]) ** 2
+    parts[["passes", "trials"]] = table[["passes", "trials"]]
+    by = parts.groupby([table["run"], table["compute"]], sort=False)
+    total = by.transform("sum").where(by.transform("count").eq(by["w"].transform("size"), axis=0))
+    merged = table.assign(value=total["wy"] / total["w"], stderr=np.sqrt(total["var"]) / total["w"])
+    merged[["passes", "trials"]] = total[["passes", "trials"]]
+    several = table.duplicated(["run", "compute"], keep=False)
+    return table.where(~several, merged)[~again].reset_index(drop=True)
 
 
-def _say_copies(runs: list[pd.DataFrame], name: str, notes: Notes) -> None:
+def _say_copies(table: pd.DataFrame, name: str, notes: Notes) -> None:
     """Name the runs that hold the same evaluations: one run under several names counts as many."""
     names: dict[bytes, list[str]] = {}
-    for rows in runs:
-        content = rows[["compute", "value"]].to_numpy().tobytes()
-        names.setdefault(content, []).append(str(rows["run"].iloc[0]))
-    for copies in names.values():
-        if len(copies) > 1:
-            notes.say(f"{name}: runs {', '.join(copies)} hold the same evaluations; all are kept")
+    cells = table[["compute", "value"]].to_numpy()
+    for run, at in table.groupby("run", sort=False).indices.items():
+        names.setdefault(cells[at].tobytes(), []).append(str(run))
+    copies = [same for same in names.values() if len(same) > 1]
+    for same in copies[:MOST_COPIES]:
+        notes.say(f"{name}: runs {some(same)} hold the same evaluations; all are kept")
+    if copies[MOST_COPIES:]:
+        notes.say(f"{name}: {len(copies) - MOST_COPIES} more groups of runs hold the same")
+
+
+def _say_offset(table: pd.DataFrame, source: Source, notes: Notes) -> None:
+    """Name the runs whose compute begins past the middle: from elsewhere, or as a date."""
+    by_run = table.groupby("run", sort=False)["compute"]
+    share = by_run.first() / by_run.last()
+    late = share[share > 0.5]
+    if len(late):
+        what = f"{source.compute_label} starts at {late.min():.3g} of its end; if it counts from "
+        what += "before the run, subtract that"
+        notes.say_runs(source.name, dict.fromkeys(late.index, 0), what)
 
 
 def _with_stderr(table: pd.DataFrame) -> pd.DataFrame:
@@ -507,9 +499,13 @@ def _with_starts(table: pd.DataFrame, name: str, notes: Notes) -> pd.DataFrame:
 
 
 def _typed(table: pd.DataFrame, axes: Sequence[str], name: str, notes: Notes) -> pd.DataFrame:
-    """Seeds and levels of axes as numbers where all are numbers, else as text; their label."""
+    """Seeds and levels of axes as numbers where all are numbers, else as text; their label.
+
+    The level None is one of its own; a run that does not say its level has the level "default".
+    """
     table = table.assign(seed=_numbers_or_text(table["seed"]))
     for axis in axes:
+        table[axis] = table[axis].map(lambda cell: "None" if cell is None else cell)
         if table[axis].isna().any():
             count = table.loc[table[axis].isna(), "run"].nunique()
             notes.say(f"{name}: axis {axis}: {count} runs do not say it: level default")
@@ -520,15 +516,22 @@ def _typed(table: pd.DataFrame, axes: Sequence[str], name: str, notes: Notes) ->
 
 
 def _numbers_or_text(cells: pd.Series) -> pd.Series:
-    number = cells.map(lambda cell: isinstance(cell, Real) and not isinstance(cell, bool))
-    if (number | cells.isna()).all():
+    """Numbers, also as text, unless texts such as 7 and 007 would become one."""
+    distinct = cells.dropna().drop_duplicates()
+    number = distinct.map(lambda cell: isinstance(cell, Real) and not isinstance(cell, bool))
+    if number.all() or _are_distinct_numbers(distinct):
         cells = cells.astype(np.float64)
         return cells.astype(np.int64) if (cells % 1 == 0).all() else cells
     return cells.map(_text).astype(str)
 
 
+def _are_distinct_numbers(cells: pd.Series) -> bool:
+    if not cells.map(lambda cell: isinstance(cell, str) and bool(NUMBER.fullmatch(cell))).all():
+        return False
+    number = cells.astype(np.float64)
+    return bool(np.isfinite(number).all()) and number.nunique() == len(cells)
+
+
 def _text(cell: object) -> str:
     """A whole number has no decimals: a gap in its column had made it a float."""
-    if isinstance(cell, float):
-        return "" if np.isnan(cell) else str(int(cell) if cell % 1 == 0 else cell)
-    return "" if cell is None else str(cell)
+    return "" if pd.isna(cell) else str(text(cell))

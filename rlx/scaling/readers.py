@@ -2,19 +2,18 @@
 
     long_form    a table with one evaluation per row: a frame, .csv, .jsonl, .parquet
     wandb        the CSV that W&B exports from a chart
-    study        a study or run directory of rlx
     tensorboard  a directory of event files
     trainer      trainer_state.json of transformers' Trainer, which TRL's trainers write
 
-Nothing is cleaned here: rows, runs and units are treated in rlx.scaling.data.
+Directories that rlx writes are read in rlx.scaling.runs. Nothing is cleaned here: rows, runs and
+units are treated in rlx.scaling.data.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-from collections.abc import Iterable
+from collections.abc import Hashable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,60 +21,62 @@ import numpy as np
 import pandas as pd
 
 from rlx.errors import InputError
-from rlx.scaling.data import Notes, Options, Source, r0_column, stated
-
-CLOCKS = ("modelled_device_s", "wall_s")  # read from clock.jsonl, by step
-COMPUTE_LABELS = {
-    "compute": "training compute C (FLOPs)",
-    "modelled_device_s": "modelled device time (s)",
-    "wall_s": "wall-clock time (s)",
-    "step": "training step",
-    "wall_time": "wall-clock time (s)",
-}
-NAMES = {  # patterns that a column's whole name is compared with, most telling first
-    "run": ("run", "run_id", "run_name", "experiment"),
-    "recipe": ("recipe", "algo", "algorithm", "method"),
-    "seed": ("seed",),
-    "compute": (
-        "compute|c",
-        ".*flops",
-        r".*gpu_?h(ou)?rs?",
-        ".*(device_s|wall_s|seconds|hours)",
-        ".*tokens",
-        ".*steps?",
-    ),
-    "value": ("value", "pass_?rate", r"mean(@\d+)?", "acc(uracy)?", "score"),
-    "passes": ("passes",),
-    "trials": ("trials",),
-    "passes_per_prompt": ("passes_per_prompt",),
-    "samples_per_prompt": ("samples_per_prompt",),
-    "stderr": ("stderr|std_?err(or)?|standard_error",),
-    "truth": ("truth|ceiling",),
-    "start": (),
-}
-TEXT = ("run", "recipe", "seed", "start", "passes_per_prompt")  # columns not of numbers
-COLUMNS_ONLY = ("run", "recipe", "seed", "axes", "passes", "passes_per_prompt", "start")
-OR_NUMBERS = ("trials", "samples_per_prompt", "stderr", "r0")  # options stated for any source
-HELDOUT = "heldout"  # the evaluation set that every run has
-SCORE = re.compile(
-    r"(.*[/_])?(rewards?|acc(uracy)?|score|pass_?rate|(pass|mean)@\d+)", re.IGNORECASE
+from rlx.scaling.columns import (
+    NAMES,
+    SCORE,
+    compute_column,
+    missing,
+    named,
+    pick,
+    score_key,
+    told_apart,
+    value_column,
 )
-HELD_OUT = re.compile(r"(eval|val|valid|test|held_?out)([/_-].*)", re.IGNORECASE)
+from rlx.scaling.files import json_of, lacking, listed, numbers, refuse_twice, table_of, texts
+from rlx.scaling.runs import study
+from rlx.scaling.source import (
+    COMPUTE_LABELS,
+    HELDOUT,
+    Notes,
+    Options,
+    Source,
+    chosen_set,
+    r0_column,
+    refuse,
+    some,
+    stated,
+    value_label,
+)
+
+CELLS = {
+    "recipe": texts,
+    "start": texts,
+    "seed": lambda cells: cells.map(lambda c: c if isinstance(c, Hashable) else str(c)),
+    "passes_per_prompt": lambda cells: cells.map(listed),
+}
+TEXT = ("run", *CELLS)  # columns of a table that are not of numbers
 
 
 def load(path: Path, options: Options, notes: Notes) -> Source:
     """The source at `path`, read by the function for its kind."""
-    if not path.exists():
-        raise InputError("data", path, "no such file or directory", "give a study, run or file")
+    try:
+        if not path.exists():
+            raise InputError("data", path, "no such file or directory", "give a study, run or file")
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError("data", path, reason, "give a study, run or file") from error
     if path.is_file() and path.suffix != ".json":
-        table = _table(path, notes)
+        table = table_of(path, notes)
         if not _is_wandb(table):
             return long_form(table, path.name, options, notes)
-        _refuse(options, f"{path.name} is a W&B export, one column per run", also="eval_set")
+        reason = f"{path.name} is a W&B export, one column per run"
+        refuse(replace(options, wide=False), reason, also="eval_set")
         return wandb(table, path, options, notes)
+    if not path.is_file() and not path.is_dir():
+        raise InputError("data", path, "neither a file nor a directory", "give a study or table")
     if (path / "manifest.json").exists() or any(path.glob("runs/*/manifest.json")):
         return study(path, options, notes)
-    _refuse(options, f"{path.name} holds logs, not a table", also="eval_set")
+    refuse(options, f"{path.name} holds logs, not a table", also="eval_set")
     if path.is_file() or any(path.rglob("trainer_state.json")):
         return trainer(path, options, notes)
     if any(path.rglob("*tfevents*")):
@@ -84,121 +85,104 @@ def load(path: Path, options: Options, notes: Notes) -> Source:
     raise InputError("data", path, reason, "give a study, a run or a table")
 
 
-def _refuse(options: Options, reason: str, but: str = "", also: str = "") -> None:
-    """Refuse options that name columns of a table, `but` one, and the option `also`."""
-    for key in (*COLUMNS_ONLY, *OR_NUMBERS, also):
-        option = getattr(options, key) if key not in ("", but) else None
-        if option and not (key in OR_NUMBERS and stated(option) is not None):
-            shown = option if isinstance(option, str) else ",".join(option)
-            raise InputError(key, shown, reason, f"leave out {key}=")
-
-
-def _chosen_set(sets: Iterable[str], where: object, options: Options) -> str:
-    """The evaluation set that the options name; by default "heldout", or the only one there is."""
-    names = sorted(set(sets))
-    if options.eval_set is not None:
-        if options.eval_set not in names:
-            remedy = f"use one of {', '.join(names)}"
-            raise InputError("eval_set", options.eval_set, f"not in {where}", remedy)
-        return options.eval_set
-    if len(names) > 1 and HELDOUT not in names:
-        reason = f"mixes evaluation sets {', '.join(names)}"
-        raise InputError("data", where, reason, "name one with eval_set=NAME")
-    return HELDOUT if HELDOUT in names else names[0]
-
-
-def _value_label(sets: Iterable[str], k: str = "") -> str:
-    names = ["held-out" if name == HELDOUT else name for name in sorted(set(sets))]
-    return f"pass rate ({', '.join(names)}{k})"
-
-
 # ------------------------------------------------------------------ tables
-
-
-def _table(path: Path, notes: Notes) -> pd.DataFrame:
-    try:
-        if path.suffix == ".csv":
-            return pd.read_csv(path)
-        if path.suffix == ".jsonl":
-            return pd.DataFrame(_jsonl(path, notes))
-        if path.suffix == ".parquet":
-            return pd.read_parquet(path, engine="pyarrow")
-    except ImportError as error:
-        raise _lacking("Parquet files", path, "pyarrow") from error
-    except (ValueError, OSError) as error:  # those of pandas and pyarrow among them
-        if isinstance(error, InputError):
-            raise
-        reason = " ".join(str(error).split())
-        raise InputError("data", path, f"unreadable ({reason})", "give a table") from error
-    raise InputError("data", path, "unknown kind of file", "use .csv, .jsonl or .parquet")
-
-
-def _lacking(what: str, path: Path, package: str) -> InputError:
-    return InputError("data", path, f"{what} need {package}", "pip install 'rlx[logs]'")
-
-
-def _jsonl(file: Path, notes: Notes) -> list[dict[str, Any]]:
-    """Rows of a JSONL file; a torn last line, as an interrupted writer leaves it, is dropped."""
-    if not file.exists():
-        raise InputError("data", file, "no such file", "give a directory that a run wrote")
-    lines = file.read_text().splitlines()
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise InputError(
-                    "data", file, f"line {number} is not JSON", "restore or remove that line"
-                ) from error
-            notes.say(f"{file}: torn last line dropped")
-    return rows
 
 
 def long_form(table: pd.DataFrame, name: str, options: Options, notes: Notes) -> Source:
     """One row per evaluation, columns named by the user or inferred from their names.
 
-    Of a table with a column eval_set one set is read, unless that column is an axis.
+    Of a table with a column eval_set one set is read, unless that column is an axis. With the
+    option `wide`, one row per compute and a column per run.
     """
     table = table.reset_index(drop=True).rename(columns=str)
+    refuse_twice(list(table), name)
+    if table.empty:
+        raise InputError("data", name, "holds no rows", "give a table with evaluations")
+    if options.wide:
+        return _wide(table, name, options, notes)
     table, eval_set = _of_set(table, name, options, notes)
-    named = {key: getattr(options, key, None) for key in NAMES}
     r0 = None if stated(options.r0) is not None else r0_column(options.r0)
-    counted = bool(options.passes or options.passes_per_prompt)
-    picked = {key: _pick(table, name, key, named[key]) for key in NAMES}
-    if named["value"] is None and counted:
-        picked["value"] = None
     for key, column in [*(("axes", a) for a in options.axes), ("r0", r0)]:
-        if column is not None and column not in table:
-            raise _missing(table, name, key, column)
-    if picked["compute"] is None:
-        raise _missing(table, name, "compute", "")
-    totals = picked["passes"] and (picked["trials"] or stated(options.trials))
-    if not (picked["value"] or picked["passes_per_prompt"] or totals):
-        raise _missing(table, name, "value", "")
-    inferred = [f"{k}={c}" for k, c in picked.items() if c and named[k] is None]
+        if column is not None:
+            named(table, name, key, column)
+    picked = _texts_and_counts(table, name, options)
+    parts = [c for c in (picked["recipe"], *options.axes, picked["seed"]) if c]
+    frame = pd.DataFrame({"row": [f"row {i + 1}" for i in table.index]}, index=table.index)
+    frame["run"] = _run_names(table, name, picked["run"], parts)
+    if options.compute is None:
+        picked["compute"] = compute_column(table, name, frame["run"])
+    else:
+        picked["compute"] = named(table, name, "compute", options.compute)
+    picked["value"] = _value(table, name, options, picked, r0)
+    inferred = [f"{k}={c}" for k, c in picked.items() if c and getattr(options, k, None) is None]
     if inferred:
         notes.say(f"{name}: inferred {' '.join(inferred)}")
-    frame = pd.DataFrame({"row": [f"row {i + 1}" for i in table.index]}, index=table.index)
-    for key, column in picked.items():
-        if column:
-            frame[key] = table[column] if key in TEXT else _numeric(table, column, key, name)
-    for axis in options.axes:
-        frame[axis] = table[axis]
-    if r0 is not None:
-        frame[r0] = _numeric(table, r0, "r0", name)
     if not picked["run"]:
-        parts = [c for c in (picked["recipe"], *options.axes, picked["seed"]) if c]
         notes.say(f"{name}: no run column: {'+'.join(parts) or 'the whole table'} is a run")
-        cells = [table[c].astype(str) for c in parts]
-        frame["run"] = cells[0].str.cat(cells[1:], sep="-") if cells else Path(name).stem
-    for key in ("run", "recipe", "start"):
-        if key in frame:
-            frame[key] = frame[key].map(_text)
-    if "passes_per_prompt" in frame:
-        frame["passes_per_prompt"] = frame["passes_per_prompt"].map(_listed)
-    label = _value_label([eval_set])
-    return Source(name, frame, str(picked["compute"]), tuple(options.axes), label)
+    for key, column in picked.items():
+        if key in CELLS and column:
+            frame[key] = CELLS[key](table[column])
+        elif key != "run" and column:
+            frame[key] = _numeric(table[column], name, key, counter=key == "compute")
+    first = table[picked["compute"]].iloc[0], frame["compute"].iloc[0]
+    if isinstance(first[0], str) and first[0][:1].isalpha() and np.isfinite(first[1]):
+        notes.say(f"{name}: compute {first[0]} is read as {first[1]:g}")
+    used = {*picked.values(), *options.axes, r0, "eval_set"}
+    unused = [column for column in table if column not in used]
+    frame["evaluation"] = told_apart(table, name, frame["run"], frame["compute"], unused)
+    for axis in options.axes:
+        frame[axis] = _levels(table[axis])
+    if r0 is not None:
+        frame[r0] = _numeric(table[r0], name, "r0")
+    compute, label = str(picked["compute"]), value_label([eval_set])
+    return Source(name, frame, compute, options.axes, label, named_runs=True)
+
+
+def _texts_and_counts(table: pd.DataFrame, name: str, options: Options) -> dict[str, str | None]:
+    """The column of everything but compute and value; None of a number that the options state."""
+    picked = {}
+    for key in NAMES:
+        option = getattr(options, key, None)
+        number = stated(option) is not None and key not in TEXT and option not in table
+        picked[key] = None if number else pick(table, name, key, option)
+    return picked
+
+
+def _run_names(table: pd.DataFrame, name: str, run: str | None, parts: list[str]) -> pd.Series:
+    """The run of each row: what the column says, else the parts that tell runs apart together."""
+    if run:
+        return texts(table[run])
+    if not parts:
+        return pd.Series(Path(name).stem, table.index, dtype=object)
+    cells = [texts(_levels(table[part])).fillna("default") for part in parts]
+    return cells[0].str.cat(cells[1:], sep="-")
+
+
+def _value(
+    table: pd.DataFrame, name: str, options: Options, picked: dict[str, str | None], r0: str | None
+) -> str | None:
+    """The column of values, named or inferred; None where counts take its place."""
+    if options.value is not None:
+        return named(table, name, "value", options.value)
+    totals = bool(picked["passes"] and (picked["trials"] or stated(options.trials)))
+    column = None
+    if not (options.passes or options.passes_per_prompt):  # which make the value
+        column = value_column(table, name, [*picked.values(), *options.axes, r0], totals)
+    if not (column or picked["passes_per_prompt"] or totals):
+        rest = [c for c in table if c not in picked.values()]
+        wide = ", or wide=true where each column is a run" if len(rest) > 1 else ""
+        raise missing(table, name, "value", also=wide)
+    return column
+
+
+def _numeric(cells: pd.Series, name: str, key: str, **how: bool) -> np.ndarray:
+    return numbers(cells, name, key, str(cells.name), **how)
+
+
+def _levels(cells: pd.Series) -> pd.Series:
+    """None, as a word, is a level of its own, an empty cell is not; a list is a level as text."""
+    levels = ["None" if c is None else c if isinstance(c, Hashable) else str(c) for c in cells]
+    return pd.Series(levels, cells.index, dtype=object)
 
 
 def _of_set(
@@ -207,62 +191,48 @@ def _of_set(
     """The rows of one evaluation set, and its name."""
     if "eval_set" not in table:
         if options.eval_set is not None:
-            raise _missing(table, name, "eval_set", options.eval_set)
+            raise missing(table, name, "eval_set", options.eval_set)
         return table, HELDOUT
     if "eval_set" in options.axes:
         return table, HELDOUT
-    of_row = table["eval_set"].astype(str)
-    eval_set = _chosen_set(of_row, name, options)
+    of_row = texts(table["eval_set"])
+    if of_row.isna().any():
+        if of_row.notna().any():
+            row = of_row.index[of_row.isna()][0] + 1
+            raise InputError("data", name, f"row {row}: eval_set is empty", "fill it in")
+        of_row = of_row.fillna(HELDOUT)
+    eval_set = chosen_set(of_row, name, options)
     if of_row.nunique() > 1:
-        there = ", ".join(sorted(of_row.unique()))
+        there = some(sorted(of_row.unique()))
         notes.say(f"{name}: evaluation sets {there}: eval_set={eval_set} is read")
     return table[of_row == eval_set], eval_set
 
 
-def _text(cell: object) -> object:
-    return cell if cell is None or cell != cell else str(cell)
+def _wide(table: pd.DataFrame, name: str, options: Options, notes: Notes) -> Source:
+    """A column of compute, the first unless named, and a column of values for each run."""
+    reason = f"each column of {name} is a run"
+    refuse(replace(options, wide=False), reason, also="value")
+    refuse(replace(options, wide=False), reason, also="eval_set")
+    first = str(table.columns[0]) if options.compute is None else options.compute
+    compute = _numeric(table[named(table, name, "compute", first)], name, "compute", counter=True)
+    values = {run: _numeric(table[run], name, "wide") for run in table if run != first}
+    if not values:
+        raise missing(table, name, "value")
+    notes.say(f"{name}: {len(values)} runs, one a column, compute={first}; empty cells dropped")
+    return _columns_of_runs(name, first, {run: (compute, cells) for run, cells in values.items()})
 
 
-def _listed(cell: object) -> object:
-    """The numbers that a cell lists, as a list or JSON text; [NaN] if they are none."""
-    if cell is None or isinstance(cell, float):  # an empty cell is NaN
-        return np.nan if cell is None or cell != cell else [np.nan]
-    try:
-        listed = np.asarray(json.loads(cell) if isinstance(cell, str) else cell, np.float64)
-    except (ValueError, TypeError):
-        return [np.nan]
-    return listed.tolist() if listed.ndim == 1 else [np.nan]
-
-
-def _pick(table: pd.DataFrame, name: str, key: str, option: str | float | None) -> str | None:
-    """The column for `key`: the named one, or the one whose name matches the first of NAMES."""
-    if option is not None:
-        if option in table:
-            return str(option)
-        if stated(option) is not None and key not in TEXT:
-            return None
-        raise _missing(table, name, key, str(option))
-    for pattern in NAMES[key]:
-        found = [c for c in table.columns if re.fullmatch(pattern, c, flags=re.IGNORECASE)]
-        if len(found) > 1:
-            reason = f"{name} has columns {', '.join(found)}"
-            raise InputError(key, "", reason, f"name one with {key}=")
-        if found:
-            return found[0]
-    return None
-
-
-def _missing(table: pd.DataFrame, name: str, key: str, column: str) -> InputError:
-    have = ", ".join(map(str, table.columns))
-    return InputError(key, column, f"{name} has no such column", f"use one of {have}")
-
-
-def _numeric(table: pd.DataFrame, column: str, key: str, name: str) -> pd.Series:
-    try:
-        return pd.to_numeric(table[column]).astype(np.float64)
-    except (ValueError, TypeError) as error:
-        reason = f"{name}: not a column of numbers ({error})"
-        raise InputError(key, column, reason, f"name another with {key}=") from error
+def _columns_of_runs(
+    name: str, compute: str, runs: dict[str, tuple[np.ndarray, np.ndarray]]
+) -> Source:
+    """(compute, value) of the rows of each run; rows without a value are another run's."""
+    count = [len(value) for _, value in runs.values()]
+    row = [f"row {i}" for n in count for i in range(1, n + 1)]
+    cells = {"run": np.repeat(list(runs), count), "row": row}
+    for i, key in enumerate(("compute", "value")):
+        cells[key] = np.concatenate([pair[i] for pair in runs.values()])
+    frame = pd.DataFrame(cells).dropna(subset="value")
+    return Source(name, frame, COMPUTE_LABELS.get(compute, compute))
 
 
 def _is_wandb(table: pd.DataFrame) -> bool:
@@ -279,168 +249,26 @@ def wandb(table: pd.DataFrame, path: Path, options: Options, notes: Notes) -> So
     shown = [m for m in metrics if not m.startswith("_")]
     value = options.value or (shown[0] if len(shown) == 1 else "")
     if value not in metrics:
-        reason = f"{path.name} has metrics {', '.join(metrics)}"
+        reason = f"{path.name} has metrics {some(metrics)}"
         raise InputError("value", value, reason, "name one of them")
     first = str(table.columns[0])
     axis = options.compute or first
     if axis not in (first, *metrics):
-        remedy = f"use one of {', '.join([first, *metrics])}"
+        remedy = f"use one of {some([first, *metrics])}"
         raise InputError("compute", axis, f"{path.name} has no such column", remedy)
-    frames = []
+    runs = {}
     for name in (n for n in names if metric_of[n] == value):
         run = name.rsplit(" - ", 1)[0]
         column = axis if axis == first else f"{run} - {axis}"
         if column not in table:
             raise InputError("compute", axis, f"{path.name}: run {run} lacks it", "use another")
-        pair = {
-            "compute": _numeric(table, column, "compute", path.name),
-            "value": _numeric(table, name, "value", path.name),
-            "row": [f"row {i + 1}" for i in range(len(table))],
-        }
-        frames.append(pd.DataFrame(pair).dropna(subset="value").assign(run=run))
+        both = (column, "compute"), (name, "value")
+        runs[run] = tuple(_numeric(table[c], path.name, key) for c, key in both)
     notes.say(
-        f"{path.name}: a W&B export of {len(frames)} runs, compute={axis}, value={value}; "
+        f"{path.name}: a W&B export of {len(runs)} runs, compute={axis}, value={value}; "
         "empty cells dropped"
     )
-    return Source(path.name, pd.concat(frames), COMPUTE_LABELS.get(axis, axis))
-
-
-# ------------------------------------------------------------------ directories written by rlx
-
-
-def study(path: Path, options: Options, notes: Notes) -> Source:
-    """Every run of a study, or the run at `path`, from manifest.json and evals.jsonl.
-
-    Of each run the rows of one evaluation set; runs without the set that is asked for are left out.
-    Runs start alike where model, environment, warm start, evaluation set and generation limits do.
-    """
-    _refuse(options, f"the manifests of {path} say it", but="r0", also="value")
-    records = _records(path, notes)
-    if not records:
-        raise InputError("data", path, "no run has an evaluation yet", "wait until one has")
-    there = sorted({name for _, _, sets in records for name in sets})
-    if options.eval_set is not None:
-        _chosen_set(there, path, options)
-    frames, axes, samples, chosen = [], {}, set(), set()
-    for run_dir, manifest, sets in records:
-        run = str(manifest.get("run_id", run_dir.name))
-        if options.eval_set not in (None, *sets):
-            notes.say(f"{path}: run {run}: no rows of eval_set={options.eval_set}: left out")
-            continue
-        eval_set = _chosen_set(sets, run_dir / "evals.jsonl", options)
-        rows = sets[eval_set]
-        frame = _run_frame(run_dir, rows, options, notes)
-        levels = manifest.get("axes") or {}
-        axes |= levels
-        frame["run"], frame["recipe"] = run, str(manifest.get("recipe") or run)
-        frame["seed"], frame["truth"] = manifest.get("seed"), _ceiling(manifest, eval_set)
-        frame["start"] = _start(manifest, eval_set)
-        frames.append(frame.assign(**levels).astype({"truth": np.float64}))
-        samples |= {row["trials"] // len(row["passes_per_prompt"]) for row in rows if _k(row)}
-        chosen.add(eval_set)
-    if len(there) > 1:
-        read = ", ".join(sorted(chosen))
-        notes.say(f"{path}: evaluation sets {', '.join(there)}: eval_set={read} is read")
-    compute = options.compute or "compute"
-    k = f", mean@{samples.pop()}" if len(samples) == 1 else ""
-    return Source(
-        str(path),
-        pd.concat(frames, ignore_index=True),
-        COMPUTE_LABELS.get(compute, compute),
-        tuple(axes),
-        _value_label(chosen, k),
-    )
-
-
-Sets = dict[str, list[dict[str, Any]]]  # rows of evals.jsonl, by evaluation set
-
-
-def _records(path: Path, notes: Notes) -> list[tuple[Path, dict[str, Any], Sets]]:
-    """(directory, manifest, evaluations) of every run that has an evaluation.
-
-    `row` of an evaluation says where it stands in the file.
-    """
-    single = (path / "manifest.json").exists()
-    records = []
-    for file in [path / "manifest.json"] if single else sorted(path.glob("runs/*/manifest.json")):
-        manifest, evals = _json(file), file.parent / "evals.jsonl"
-        sets: Sets = {}
-        for number, row in enumerate(_jsonl(evals, notes) if evals.exists() else [], start=1):
-            eval_set = str(row.get("eval_set", HELDOUT))
-            sets.setdefault(eval_set, []).append(row | {"row": f"row {number}"})
-        if manifest.get("status") != "done":
-            run, status = manifest.get("run_id", file.parent.name), manifest.get("status")
-            count = max(map(len, sets.values()), default=0)
-            notes.say(f"{path}: run {run}: status {status}, {count} evaluations so far")
-        elif not sets:
-            raise InputError("data", evals, "no evaluation", "run it again, or remove it")
-        if sets:
-            records.append((file.parent, manifest, sets))
-    return records
-
-
-def _ceiling(manifest: dict[str, Any], eval_set: str) -> float | None:
-    """The exact one of an evaluation set; a manifest may know that of the held-out set alone."""
-    return manifest.get("ceilings", {HELDOUT: manifest.get("ceiling")}).get(eval_set)
-
-
-def _k(row: dict[str, Any]) -> bool:
-    return bool(row.get("trials") and row.get("passes_per_prompt"))
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise InputError("data", file, f"not JSON ({error})", "restore or remove it") from error
-
-
-def _start(manifest: dict[str, Any], eval_set: str) -> str | None:
-    """A name for what decides R0, the same in every run that shares it."""
-    config = manifest.get("config") or {}
-    limits = config.get("rollout", {})
-    parts = [config.get(key) for key in ("model", "env", "warm_start")]
-    parts += [limits.get(key) for key in ("max_new_tokens", "temperature")]
-    if None in parts:
-        return None
-    text = json.dumps([*parts, eval_set], sort_keys=True)
-    return "start " + hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _run_frame(
-    run_dir: Path, rows: list[dict[str, Any]], options: Options, notes: Notes
-) -> pd.DataFrame:
-    """compute, value and counts of one run's evaluations (and the column that r0 names)."""
-    file, compute = run_dir / "evals.jsonl", options.compute or "compute"
-    if compute in CLOCKS:
-        clock_rows = _jsonl(run_dir / "clock.jsonl", notes)
-        clock = {row["step"]: row.get(compute) for row in clock_rows}
-        if not any(clock.values()):
-            raise InputError("compute", compute, f"not in {run_dir / 'clock.jsonl'}", "use another")
-        clock.setdefault(0, 0.0)  # nothing is spent before the first step
-        compute_M = [clock.get(row["step"]) for row in rows]
-    else:
-        compute_M = _column(rows, "compute", compute, file)
-    columns = {
-        "compute": compute_M,
-        "value": _column(rows, "value", "mean", file),
-        "passes": [row.get("passes") for row in rows],
-        "trials": [row.get("trials") for row in rows],
-    }
-    r0 = r0_column(options.r0)
-    if r0 is not None and stated(options.r0) is None:
-        columns[r0] = _column(rows, "r0", r0, file)
-    frame = pd.DataFrame(columns, dtype=np.float64)
-    frame["passes_per_prompt"] = [_listed(row.get("passes_per_prompt")) for row in rows]
-    return frame.assign(row=[row["row"] for row in rows])
-
-
-def _column(rows: list[dict[str, Any]], key: str, column: str, file: Path) -> list[float]:
-    numeric = [name for name, cell in rows[0].items() if isinstance(cell, int | float)]
-    if column not in numeric:
-        remedy = f"use one of {', '.join(numeric)}"
-        raise InputError(key, column, f"no numeric column of {file}", remedy)
-    return [row.get(column, np.nan) for row in rows]
+    return _columns_of_runs(path.name, axis, runs)
 
 
 # ------------------------------------------------------------------ logs of other trainers
@@ -450,28 +278,59 @@ def tensorboard(path: Path, options: Options, notes: Notes) -> Source:
     """Scalars of every directory below `path` that holds event files; each is a run.
 
     `value` is a tag. `compute` is "step" (default), "wall_time" (seconds since the run's first
-    event) or another tag, read at the same step.
+    event) or another tag, read at the same step. Of a run that was resumed, an earlier file counts
+    up to the step at which a later one begins.
     """
+    logs, cut = {}, {}
+    for directory in sorted({file.parent for file in path.rglob("*tfevents*")}):
+        scalars = pd.concat(map(_scalars, sorted(directory.glob("*tfevents*"))))
+        scalars = scalars.sort_values("begin", kind="stable", ignore_index=True)
+        kept, run = _resumed(scalars, directory), _relative(directory, path)
+        if len(kept) < len(scalars):
+            cut[run] = len(scalars) - len(kept)
+        seconds = kept["wall_time"] - kept["begin"].min()
+        cells = zip(kept["step"], seconds, kept["tag"], kept["value"], strict=True)
+        logs[run] = [{"step": s, "wall_time": wall, tag: x} for s, wall, tag, x in cells]
+    notes.say_runs(path.name, cut, "resumed: {n} numbers replaced by those of a later event file")
+    return _logged(logs, path, options, notes)
+
+
+def _scalars(file: Path) -> pd.DataFrame:
+    """wall_time, step, tag, value of each scalar of an event file, in its order by tag."""
     try:
         from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
         from tensorboard.util.tensor_util import make_ndarray
     except ImportError as error:
-        raise _lacking("TensorBoard logs", path, "tensorboard") from error
-    logs = {}
-    for directory in sorted({file.parent for file in path.rglob("*tfevents*")}):
-        events = EventAccumulator(str(directory), size_guidance={"tensors": 0})  # 0 keeps all
+        raise lacking("TensorBoard logs", file.parent, "tensorboard") from error
+    events = EventAccumulator(str(file), {"tensors": 0}, purge_orphaned_data=False)  # 0 keeps all
+    try:
         events.Reload()
         tags = "scalars" in events.ActivePlugins() and events.PluginTagToContent("scalars")
-        logs[_relative(directory, path)] = [
-            {
-                "step": event.step,
-                "wall_time": event.wall_time - events.FirstEventTimestamp(),
-                tag: make_ndarray(event.tensor_proto).item(),
-            }
+        rows = [
+            (event.wall_time, event.step, tag, make_ndarray(event.tensor_proto).item())
             for tag in tags or ()
             for event in events.Tensors(tag)
         ]
-    return _logged(logs, path, options, notes)
+        begin = events.FirstEventTimestamp() if rows else np.nan
+    except Exception as error:  # whatever tensorboard makes of bytes from outside
+        raise InputError("data", file, f"unreadable ({error})", "restore or remove it") from error
+    scalars = pd.DataFrame(rows, columns=["wall_time", "step", "tag", "value"])
+    return scalars.assign(file=file.name, begin=begin)
+
+
+def _resumed(scalars: pd.DataFrame, directory: Path) -> pd.DataFrame:
+    """Of each tag without what is later replaced: a file counts up to where the next one begins."""
+    kept = [scalars[:0]]
+    for tag, rows in scalars.groupby("tag", sort=False):
+        files = [mine for _, mine in rows.groupby("file", sort=False)]
+        step = wall = np.inf
+        for mine in reversed(files):
+            if mine["step"].max() >= step and mine["wall_time"].max() > wall:
+                reason = f"event files that write {tag} at the same time"
+                raise InputError("data", directory, reason, "give each run a directory of its own")
+            kept.append(mine[mine["step"] < step])
+            step, wall = min(step, mine["step"].min()), min(wall, mine["wall_time"].min())
+    return pd.concat(kept).sort_index()
 
 
 def trainer(path: Path, options: Options, notes: Notes) -> Source:
@@ -483,25 +342,34 @@ def trainer(path: Path, options: Options, notes: Notes) -> Source:
     """
     states: dict[str, dict[str, Any]] = {}
     for file in [path] if path.is_file() else sorted(path.rglob("trainer_state.json")):
-        state = _json(file)
+        state = json_of(file)
         if not isinstance(state, dict) or "log_history" not in state:
             raise InputError("data", file, "no log_history in it", "give a trainer_state.json")
+        history, steps = state["log_history"], state.setdefault("global_step", 0)
+        rows = isinstance(history, list) and all(isinstance(row, dict) for row in history)
+        if not rows or not all(map(_is_number, (steps, *(row.get("step") for row in history)))):
+            reason = "log_history is not a list of objects with a step"
+            raise InputError("data", file, reason, "give what transformers wrote")
         directory = file.parent
         if re.fullmatch(r"checkpoint-\d+", directory.resolve().name):
             directory = directory.resolve().parent
         run = _relative(directory, path)
-        if run not in states or state.get("global_step", 0) > states[run].get("global_step", 0):
+        if run not in states or steps > states[run]["global_step"]:
             states[run] = state
     logs = {run: state["log_history"] for run, state in states.items()}
     if options.compute == "total_flos":
         notes.say(f"{path.name}: total_flos taken to be proportional to step")
         for run, state in states.items():
-            if not state.get("total_flos") or not state.get("global_step"):
+            flos, steps = state.get("total_flos"), state["global_step"]
+            if not _is_number(flos) or not flos or not steps:
                 reason = f"run {run}: the state does not count it"
                 raise InputError("compute", "total_flos", reason, "use step or a key of the rows")
-            per_step = state["total_flos"] / state["global_step"]
-            logs[run] = [row | {"total_flos": per_step * row["step"]} for row in logs[run]]
+            logs[run] = [row | {"total_flos": flos / steps * row["step"]} for row in logs[run]]
     return _logged(logs, path, options, notes)
+
+
+def _is_number(cell: object) -> bool:
+    return isinstance(cell, int | float) and not isinstance(cell, bool) and not abs(cell) > 1e300
 
 
 def _relative(directory: Path, root: Path) -> str:
@@ -515,16 +383,21 @@ def _logged(
     logs: dict[str, list[dict[str, Any]]], path: Path, options: Options, notes: Notes
 ) -> Source:
     """The rows of each run that have the value, with the compute of their step."""
-    keys = _numeric_keys(row for rows in logs.values() for row in rows)
+    cells = (pair for rows in logs.values() for row in rows for pair in row.items())
+    keys = list(dict.fromkeys(key for key, cell in cells if _is_number(cell)))
+    if not keys:
+        raise InputError("data", path, "holds no numbers", "give a log with evaluations")
     compute = options.compute or "step"
-    value = options.value or _score_key(keys)
+    value = options.value or score_key(keys)
     if value not in keys:
-        remedy = f"name one with value=: {', '.join(keys)}"
+        scores = [key for key in keys if SCORE.fullmatch(key)]
+        remedy = f"name one with value=: {some(scores if len(keys) > 20 and scores else keys)}"
         raise InputError("value", value, f"no pass rate is told apart in {path.name}", remedy)
     if compute not in keys:
-        remedy = f"use one of {', '.join(keys)}"
-        raise InputError("compute", compute, f"not logged in {path.name}", remedy)
-    table = []
+        raise InputError(
+            "compute", compute, f"not logged in {path.name}", f"use one of {some(keys)}"
+        )
+    table, lacking_it = [], {}
     for run, rows in logs.items():
         at_step = {row.get("step"): row[compute] for row in rows if compute in row}
         found = [
@@ -538,24 +411,14 @@ def _logged(
             if value in row
         ]
         if not found:
-            notes.say(f"{path.name}: run {run}: no {value}: left out")
+            lacking_it[run] = 0
         table += found
+    notes.say_runs(path.name, lacking_it, f"no {value}: left out")
     notes.say(f"{path.name}: {len(logs)} runs, compute={compute}, value={value}")
-    frame = pd.DataFrame(table).astype({"compute": np.float64, "value": np.float64})
+    frame = pd.DataFrame(table)
+    for key, column in (("compute", compute), ("value", value)):
+        frame[key] = numbers(frame[key], path.name, key, column)
     if frame["compute"].isna().all():
         reason = f"not logged at the steps of {value}"
         raise InputError("compute", compute, reason, "use step, or another key of the same rows")
     return Source(path.name, frame, COMPUTE_LABELS.get(compute, compute), (), value)
-
-
-def _numeric_keys(rows: Iterable[dict[str, Any]]) -> list[str]:
-    numeric = (k for row in rows for k, x in row.items() if isinstance(x, int | float))
-    return list(dict.fromkeys(numeric))
-
-
-def _score_key(keys: list[str]) -> str:
-    """The one key that names a pass rate, those of held-out data first; "" if there is not one."""
-    scores = [key for key in keys if SCORE.fullmatch(key)]
-    held_out = [key for key in scores if HELD_OUT.fullmatch(key)]
-    (best,) = [found[0] for found in (held_out, scores) if len(found) == 1][:1] or [""]
-    return best

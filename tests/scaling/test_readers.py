@@ -122,9 +122,9 @@ def test_packages_that_are_missing_are_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "text", "want"),
     [
-        ("t.csv", "", r"data=.*t.csv: unreadable \(No columns to parse from file\); give a table"),
+        ("t.csv", "", r"data=.*t.csv: is empty; give a table with a header"),
         ("t.parquet", "PAR", r"data=.*t.parquet: unreadable \(.*\); give a table"),
-        ("t.jsonl", "\n{}\n", "data=.*t.jsonl: line 1 is not JSON; restore or remove that line"),
+        ("t.jsonl", "x\n{}\n", "data=.*t.jsonl: line 1 is not JSON; restore or remove that line"),
         ("t.txt", "x", "data=.*t.txt: unknown kind of file; use .csv, .jsonl or .parquet"),
         ("t.csv", "run,value\na,1\n", "compute=: t.csv has no such column; use one of run, value"),
         ("t.csv", "run,C\na,1\n", "value=: t.csv has no such column; use one of run, C"),

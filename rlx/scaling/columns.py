@@ -1,0 +1,229 @@
+"""Which column of a table is what, where nobody says; what is not safe to infer is an error.
+
+Compute is what has been spent since training began: a column of that name, or one in FLOPs, device
+hours, seconds, tokens, steps, ..., in this order. Per run it must not fall or stay the same, and
+it must grow as the steps do, where there are steps: the length of answers, the rate of a machine
+or the time that each step takes do not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from rlx.errors import InputError
+from rlx.scaling.files import numbers
+from rlx.scaling.source import some
+
+NAMES = {  # patterns that a column's whole name is compared with, most telling first
+    "run": ("run", "run_id", "run_name", "experiment"),
+    "recipe": ("recipe", "algo", "algorithm", "method"),
+    "seed": ("seed",),
+    "passes": ("passes",),
+    "trials": ("trials",),
+    "passes_per_prompt": ("passes_per_prompt",),
+    "samples_per_prompt": ("samples_per_prompt",),
+    "stderr": ("stderr|std_?err(or)?|standard_error",),
+    "truth": ("truth|ceiling",),
+    "start": (),
+}
+SPENT = (".*flops?|.*flos", r".*gpu_?h(ou)?rs?", ".*(device_s|wall_s|seconds|hours)", ".*tokens")
+STEPS = (".*steps?", ".*(updates?|iterations?|iters?)", ".*epochs?", ".*(checkpoint|ckpt)s?")
+STATISTICS = set(
+    "mean avg average max min median std per rate length len throughput achieved new limit".split()
+)
+SINCE_THE_START = set(  # words that leave no doubt beside a unit
+    "total cumulative cum num train training trained rl gpu device wall s elapsed used spent "
+    "consumed processed seen global modelled generated input compute optimizer policy".split()
+)
+UNIT = "(exa|peta|tera|giga|mega|[kmgtpez])?flops?|flos|gpuh(ou)?rs?|h(ou)?rs?|seconds|tokens"
+STEP = "steps?|updates?|iterations?|iters?|epochs?|checkpoints?|ckpts?"
+VALUE = r"(value|pass_?rate|mean(@\d+)?|acc(uracy)?|score)(\.\d+)?"  # acc.1: pandas' second acc
+SCORE = re.compile(r"(.*[/_])?(rewards?|acc(uracy)?|score|pass_?rate|(pass|mean)@\d+)", re.I)
+HELD_OUT = re.compile(r"(eval|val|valid|test|held_?out)([/_-].*)", re.I)
+SETS = re.compile(
+    ".*(eval_?set|task|bench(mark)?|data_?set|data_?source|split|subset|domain|suite|metric)", re.I
+)
+REPEATS = re.compile(
+    r"(.*[\W_])?(seed|sample|repeat|replicate|trial|attempt|rollout|problem|prompt|question|item|"
+    "example|id|idx|index)",
+    re.I,
+)
+
+
+def pick(table: pd.DataFrame, name: str, key: str, option: str | float | None) -> str | None:
+    """The column for `key`: the named one, or the one whose name matches the first of NAMES."""
+    if option is not None:
+        return named(table, name, key, str(option))
+    for pattern in NAMES[key]:
+        if found := _matching(table, pattern):
+            return _one(found, name, key)
+    return None
+
+
+def named(table: pd.DataFrame, name: str, key: str, column: str) -> str:
+    if column not in table:
+        raise missing(table, name, key, column)
+    return column
+
+
+def missing(
+    table: pd.DataFrame, name: str, key: str, column: str = "", also: str = ""
+) -> Exception:
+    remedy = f"use one of {some(table.columns)}{also}"
+    return InputError(key, column, f"{name} has no such column", remedy)
+
+
+def compute_column(table: pd.DataFrame, name: str, run: pd.Series) -> str:
+    """The column of compute; `run` names the run of each row."""
+    if found := _matching(table, "compute|c"):
+        return _one(found, name, "compute")
+    cells, failure = {}, None
+    for pattern in (*SPENT, *STEPS):
+        for column in _matching(table, pattern):
+            if column not in cells and not _words(column) & STATISTICS:
+                try:
+                    cells[column] = numbers(table[column], name, "compute", column, counter=True)
+                except InputError as error:
+                    failure = failure or error
+    if not cells:
+        raise failure or missing(table, name, "compute")
+    steps = [c for pattern in STEPS for c in _matching(table, pattern) if c in cells]
+    step = next((cells[c] for c in steps if _accumulates(cells[c], None, run)), None)
+    found = [c for c in cells if _accumulates(cells[c], None if c in steps else step, run)]
+    for pattern in (*SPENT, *STEPS):
+        best = _distinct([c for c in found if c in _matching(table, pattern)], cells)
+        alone = len(cells) == 1 and best == steps
+        if len(best) == 1 and (alone or _is_since_the_start(best[0], best[0] in steps)):
+            return best[0]
+        if best:
+            raise _several(best if len(best) > 1 else list(cells), name, "compute")
+    fall = [c for c in cells if _is_since_the_start(c, c in steps) and np.ptp(cells[c]) > 0]
+    if len(fall) == 1:  # the error about its cells says more
+        return fall[0]
+    raise _several(list(cells), name, "compute")
+
+
+def _is_since_the_start(column: str, steps: bool) -> bool:
+    unit = STEP if steps else UNIT
+    return all(word in SINCE_THE_START or re.fullmatch(unit, word) for word in _words(column))
+
+
+def _accumulates(cells: np.ndarray, step: np.ndarray | None, run: pd.Series) -> bool:
+    """Whether no run's cells fall, some rise, and all run along with the steps.
+
+    max |x / x_last - s / s_last| <= 1/4, where there are steps s. One row a run shows nothing.
+    """
+    rows = pd.DataFrame({"run": run.to_numpy(), "x": cells, "s": cells if step is None else step})
+    rows = rows[np.isfinite(rows["x"]) & np.isfinite(rows["s"])]
+    rows = rows[rows["run"].notna() & rows["run"].duplicated(keep=False)]
+    by_run = rows.groupby("run", sort=False)
+    first, last = by_run["x"].transform("first"), by_run[["x", "s"]].transform("last")
+    if rows.empty:
+        return True
+    if (rows["x"] < 0).any() or (by_run["x"].diff() < 0).any() or not (last["x"] > first).any():
+        return False
+    apart = rows["x"] / last["x"] - rows["s"] / last["s"]
+    return not (apart.abs() > 0.25).any()
+
+
+def value_column(table: pd.DataFrame, name: str, other: Iterable[str], counted: bool) -> str | None:
+    """The column of pass rates, or None where there is none.
+
+    other: columns that are something else; counted: whether passes and trials are there.
+    """
+    found = _matching(table, VALUE)
+    if not found and not counted:
+        rest = [c for c in table if c not in {*other} and _is_numeric(table[c])]
+        best = score_key(rest)
+        found = [best] if best else [c for c in rest if SCORE.fullmatch(c)]
+    if len(found) > 1:
+        found = _distinct(found, {column: table[column] for column in found})
+    return _one(found, name, "value") if found else None
+
+
+def score_key(keys: Sequence[str]) -> str:
+    """The one key that names a pass rate, those of held-out data first; "" if there is not one."""
+    scores = [key for key in keys if SCORE.fullmatch(key)]
+    held_out = [key for key in scores if HELD_OUT.fullmatch(key)]
+    (best,) = [found[0] for found in (held_out, scores) if len(found) == 1][:1] or [""]
+    return best
+
+
+def told_apart(
+    table: pd.DataFrame, name: str, run: pd.Series, compute: pd.Series, unused: Sequence[str]
+) -> pd.Series:
+    """What tells the rows of a run at one compute apart, NaN where nothing does.
+
+    Raises:
+        InputError: they are of several tasks, or of what else nobody says; evaluations with
+            several seeds or of several prompts are one evaluation.
+    """
+    point = pd.DataFrame({"run": run, "compute": compute})
+    again = point.notna().all(axis=1) & point.duplicated(keep=False)
+    apart = pd.Series(np.nan, table.index, dtype=object)
+    if not again.any():
+        return apart
+    cells, repeats = table[again].map(str), False
+    for column in unused:
+        rows = point[again].assign(label=cells[column])
+        varies = rows.drop_duplicates().duplicated(["run", "compute"]).any()
+        whole = not cells[column].str.fullmatch(r"[-+\d]*\.\d*[1-9].*|.*e-.*").any()
+        label = not rows.duplicated().any() and 2 * rows["label"].nunique() <= len(rows)
+        if varies and REPEATS.fullmatch(column):
+            repeats = True
+        elif varies and whole and (SETS.fullmatch(column) or label):
+            reason = (
+                f"column {column} tells rows at the same compute apart "
+                f"({some(cells[column].unique(), most=3)})"
+            )
+            remedy = f"rename {column} to eval_set to read one with eval_set=NAME, or average it"
+            raise InputError("data", name, reason, remedy)
+    several = point[again][~cells.duplicated()].value_counts().gt(1).groupby("run").sum()
+    most = several[several > point.drop_duplicates().groupby("run").size()[several.index] / 2]
+    if len(most) and not repeats:
+        reason = f"run {most.index[0]}: several rows at most values of compute"
+        remedy = "number them in a column eval_seed if they are one run, or name its runs with run="
+        raise InputError("data", name, reason, remedy)
+    if len(unused):
+        hashes = pd.util.hash_pandas_object(cells[[*unused]], index=False)
+        apart[again] = hashes.astype(str)
+    return apart
+
+
+def _matching(table: pd.DataFrame, pattern: str) -> list[str]:
+    return [c for c in table if re.fullmatch(pattern, c, re.I)]
+
+
+def _words(column: str) -> set[str]:
+    return {word for word in re.split(r"[\W_]+", column.lower()) if word}
+
+
+def _is_numeric(cells: pd.Series) -> bool:
+    try:
+        return not np.isnan(numbers(cells, "", "", "")).all()
+    except InputError:
+        return False
+
+
+def _distinct(columns: Sequence[str], cells: Mapping[str, Iterable]) -> list[str]:
+    """The columns without those whose cells are another's; one row shows nothing."""
+    if columns and len(list(cells[columns[0]])) < 2:
+        return list(columns)
+    return list({str(list(cells[c])): c for c in reversed(columns)}.values())[::-1]
+
+
+def _one(found: Sequence[str], name: str, key: str) -> str:
+    if len(found) > 1:
+        raise _several(found, name, key)
+    return found[0]
+
+
+def _several(found: Sequence[str], name: str, key: str) -> InputError:
+    columns = (
+        f"columns {some(found)}" if len(found) > 1 else f"column {found[0]}, which may not be it"
+    )
+    return InputError(key, "", f"{name} has {columns}", f"name one with {key}=")
