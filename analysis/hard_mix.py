@@ -26,8 +26,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.options import exit_status, read_options
-from rlx.record import RunRecord, runs
 from rlx.errors import InputError
+from rlx.record import RunRecord, runs
 from rlx.scaling import Evals
 from rlx.scaling.style import COLORS, DASHES, INK, log_ticks, tidy
 

@@ -29,9 +29,9 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 import rlx.scaling as sc
 from experiments.options import exit_status, read_options
+from rlx.errors import InputError
 from rlx.record import RunRecord, read_rows
 from rlx.record import runs as run_directories
-from rlx.errors import InputError
 from rlx.scaling import Evals, ScalingFit
 from rlx.scaling.style import COLORS, FAINT, INK, log_ticks, tidy
 

@@ -88,7 +88,7 @@ def model_of(workload: Workload):
 
     fields = yaml.safe_load((ROOT / f"conf/model/{workload.model}.yaml").read_text())
     model = ModelConfig(**{**fields, **dict(workload.changes)})
-    return attention.chosen(model, jax.default_backend())
+    return attention.of_platform(model, jax.default_backend())
 
 
 def seconds(call: Callable[[], Any], repeats: int) -> float:
@@ -104,19 +104,21 @@ def seconds(call: Callable[[], Any], repeats: int) -> float:
     return float(np.median(spent))
 
 
-def floors(size: str) -> Iterator[dict[str, Any]]:
+def floors(size: str, out: Path) -> Iterator[dict[str, Any]]:
     import jax
     import jax.numpy as jnp
 
     from rlx.objectives import logprobs
 
+    one = jax.devices()[0]
+    yield {"what": "device", "name": one.device_kind, "platform": one.platform,
+           "devices": jax.device_count(), "jax": jax.__version__}  # fmt: skip
     n, words, rows = (8192, 151936, 8192) if size == "card" else (256, 512, 64)
     key = jax.random.key(0)
     x = jax.random.normal(key, (n, n), jnp.float32)
     copy = jax.jit(lambda x: x + 1)
     large = jnp.zeros(8 * n * n, jnp.float32)
     yield {"what": "copy", "TB/s": 2 * large.nbytes / seconds(lambda: copy(large), 20) / 1e12}
-    del large
     half = x.astype(jnp.bfloat16)
     product = jax.jit(lambda a, b: a @ b)
     spent = seconds(lambda: product(half, half), 20)
@@ -136,7 +138,8 @@ def floors(size: str) -> Iterator[dict[str, Any]]:
 
 def found_floors(out: Path) -> tuple[float, float]:
     """(bytes of a copy a second, FLOP/s); NaN where the part has not been done."""
-    rows = [] if not (out / "floors.json").exists() else json.loads((out / "floors.json").read_text())
+    path = out / "floors.json"
+    rows = json.loads(path.read_text()) if path.exists() else []
     rate = {row["what"]: row for row in rows}
     copy, product = rate.get("copy", {}), rate.get("bfloat16 product", {})
     return copy.get("TB/s", math.nan) * 1e12, product.get("TFLOP/s", math.nan) * 1e12
@@ -194,9 +197,12 @@ def decode(size: str, out: Path) -> Iterator[dict[str, Any]]:
         }  # fmt: skip
         generator.submit([request(w) for w in range(W)])
         generator.begin(weights, 1)
-        yield {"what": f"{work.model} decode", "kernels": kernels(lambda: (
-            generator.begin(weights, chunk), generator.collect()), out)}  # fmt: skip  # noqa: B023
-        del generator, params, weights
+
+        def one_chunk(generator=generator, weights=weights):
+            generator.begin(weights, chunk)
+            return generator.collect()
+
+        yield {"what": f"{work.model} decode", "kernels": kernels(one_chunk, out)}
 
 
 def update(size: str, out: Path) -> Iterator[dict[str, Any]]:
@@ -296,8 +302,10 @@ def runs(size: str, out: Path) -> Iterator[dict[str, Any]]:
         yield {"what": f"{name} run", "exit_status": status, "compile_s": compiled,
                "wall_s": time.perf_counter() - begin}  # fmt: skip
     killed = start("killed")
-    while killed.poll() is None and len(rows("killed", "metrics.jsonl").splitlines()) < steps * 2 // 3:
+    while killed.poll() is None:
         time.sleep(0.01)
+        if len(rows("killed", "metrics.jsonl").splitlines()) >= steps * 2 // 3:
+            break
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     yield {"what": "killed and gone on", "exit_status": start("killed").wait()}
@@ -307,25 +315,14 @@ def runs(size: str, out: Path) -> Iterator[dict[str, Any]]:
         yield {"what": f"{name} run is the first, bit for bit", **same}
 
 
-PARTS = {"decode": decode, "update": update, "runs": runs}
-
-
-def device() -> dict[str, Any]:
-    import jax
-
-    one = jax.devices()[0]
-    return {"what": "device", "name": one.device_kind, "platform": one.platform,
-            "devices": jax.device_count(), "jax": jax.__version__}  # fmt: skip
+PARTS = {"floors": floors, "decode": decode, "update": update, "runs": runs}
 
 
 def do(options: Options) -> None:
     """One part, row by row, into its file."""
     out = Path(options.out)
     found = []
-    made = floors(options.size) if options.part == "floors" else PARTS[options.part](options.size, out)
-    if options.part == "floors":
-        found.append(device())
-    for row in made:
+    for row in PARTS[options.part](options.size, out):
         found.append(row)
         (out / f"{options.part}.json").write_text(json.dumps(found, indent=1) + "\n")
 

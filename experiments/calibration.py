@@ -56,8 +56,8 @@ from tqdm import tqdm
 
 import rlx.scaling as sc
 from experiments.options import read_options
-from rlx.record import RunRecord, read_rows
 from rlx.errors import InputError
+from rlx.record import RunRecord, read_rows
 from rlx.scaling.data import Evals
 from rlx.scaling.style import COLORS, FAINT, INK
 

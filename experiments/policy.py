@@ -61,13 +61,10 @@ def main(look: Callable[[Policy, dict[str, Any]], None], own: dict[str, Any]) ->
         config = composed(rest)
         train.use_every_core()
         from rlx.mesh import make_mesh
-        from rlx.models import attention
         from rlx.train import start
 
         env = start.make_env(config)
         mesh = make_mesh(config.mesh, config.rollout.prompts_per_step)
-        platform = mesh.devices.flat[0].platform
-        config = replace(config, model=attention.chosen(config.model, platform))
         params, _ = start.load(config, env, mesh, config.out)
         scorer = start.load_scorer(config, env, mesh)
         with closing(start.make_graders(config, env, scorer)) as graders:

@@ -31,8 +31,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlx.errors import InputError
 from rlx.config import Config, RewardModelConfig, SftConfig
+from rlx.errors import InputError
 from rlx.record import DiskFull, needing_room, read_rows
 
 CONF = str(Path(__file__).resolve().parents[1] / "conf")

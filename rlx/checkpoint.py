@@ -7,24 +7,27 @@ row offsets, clocks), kept as one blob: a ZIP archive of arrays with the rest as
 
 Orbax writes both in the background, into a directory that gets its name when it is whole: a process
 killed at any moment leaves the former checkpoint. One that cannot be read all the same (a disk that
-failed, a file cut short) is named, set aside, and the one before it is used. One that can be read
-and holds other arrays is another model's, and refused.
+failed, a file cut short), or whose arrays lack the checksums written with them, is named, set
+aside, and the one before it is used. A checkpoint says which run it is of; one of another
+configuration is refused.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from rlx.config import CheckpointConfig, Config, another, identity
 from rlx.errors import InputError
-from rlx.config import CheckpointConfig
 
 
 def pack(tree: Any) -> np.ndarray:
@@ -58,11 +61,49 @@ def unpack(blob: np.ndarray) -> Any:
     return fill(json.loads(arrays["json"].tobytes()))
 
 
+@jax.jit
+def _checksum(x: jax.Array) -> jax.Array:
+    """sum_i (2 p_i + 1) b_i mod 2^32 of the bits b of an array, uint32; p depends on the position.
+
+    Odd weights have an inverse, so no single element can change unnoticed, and several do with a
+    chance of 2^-32. An integer sum is exact in any order: it is the same on every mesh, computed
+    where the array is, at the speed of its memory.
+    """
+    x = x.astype(jnp.uint8) if x.dtype == bool else x
+    bits = jax.lax.bitcast_convert_type(x, f"uint{min(8 * x.dtype.itemsize, 32)}")
+    position = jnp.zeros(bits.shape, jnp.uint32)
+    for axis in range(bits.ndim):
+        factor = np.uint32(pow(0x9E3779B1, axis + 1, 2**32))
+        position += factor * jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+    return jnp.sum((2 * position + 1) * bits.astype(jnp.uint32), dtype=jnp.uint32)
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
+
+
+def checksums(tree: Any) -> dict[str, int]:
+    """Of the arrays of a pytree, by their paths."""
+    found = jax.device_get({name: _checksum(x) for name, x in _named(tree).items()})
+    return {name: int(x) for name, x in found.items()}
+
+
+class Damaged(Exception):
+    """A checkpoint does not hold what was written."""
+
+
+def _verify(tree: Any, written: dict[str, int]) -> None:
+    wrong = [n for n, found in checksums(tree).items() if written.get(n, found) != found]
+    if wrong:
+        raise Damaged(f"{len(wrong)} of its arrays, {wrong[0]} first, are not what was written")
+
+
 def load_params(run: str | Path, like: Any, step: int = 0) -> Any:
     """The parameters alone, of a run's newest checkpoint, or of the one after `step` updates.
 
     like: their shapes, types and shardings, as jax.ShapeDtypeStruct. Raises InputError if there
-    is no such checkpoint.
+    is no such checkpoint, or if it is damaged.
     """
     directory = Path(run).absolute() / "checkpoints"
     steps = sorted(int(path.name) for path in directory.glob("[0-9]*") if path.name.isdigit())
@@ -74,26 +115,45 @@ def load_params(run: str | Path, like: Any, step: int = 0) -> Any:
         item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item),
         partial_restore=True,
     )  # fmt: skip
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        got = checkpointer.restore(directory / str(step or steps[-1]) / "device", args=options)
+    path = directory / str(step or steps[-1])
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            got = checkpointer.restore(path / "device", args=options)
+            host = unpack(checkpointer.restore(path / "host")["blob"])
+            _verify(got, host.get("checksums", {}))
+    except Exception as error:
+        _raise_if_no_damage(error)
+        others = [str(directory / str(other)) for other in steps if str(other) != path.name]
+        remedy = f"use {others[-1]}" if others else "make it again: there is no other"
+        raise InputError(
+            "checkpoint", path, f"cannot be read ({_first_line(error)})", remedy
+        ) from error
     return got["state"]["params"]
+
+
+def _raise_if_no_damage(error: Exception) -> None:
+    """What has nothing to do with the files: memory that does not suffice, missing rights."""
+    if isinstance(error, MemoryError | PermissionError) or "RESOURCE_EXHAUSTED" in str(error):
+        raise error
+
+
+def _first_line(error: Exception) -> str:
+    first, *_ = str(error).splitlines() or [""]
+    return first
 
 
 def _shapes(tree: Any) -> dict[str, str]:
     """`float32[16,32]` and the like, by the path of the array."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    keystr = jax.tree_util.keystr
-    return {
-        keystr(path, simple=True, separator="/"): f"{x.dtype}[{','.join(map(str, x.shape))}]"
-        for path, x in leaves
-    }
+    named = _named(tree)
+    return {name: f"{x.dtype}[{','.join(map(str, x.shape))}]" for name, x in named.items()}
 
 
 class Checkpoints:
     """The checkpoints of one run directory, by the number of updates made."""
 
-    def __init__(self, directory: Path, config: CheckpointConfig):
-        self.directory = directory.absolute()
+    def __init__(self, directory: Path, config: CheckpointConfig, of: Config | None = None):
+        """of: what the run computes; checkpoints of another are refused."""
+        self.directory, self.of = directory.absolute(), of
         self.config, self.saved_s = config, time.monotonic()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=config.keep_last,
@@ -111,6 +171,7 @@ class Checkpoints:
 
     def save(self, step: int, device: Any, host: dict[str, Any]) -> None:
         """Start writing; arrays are copied before it returns."""
+        host = {**host, "checksums": checksums(device), "run": self.of and identity(self.of)}
         parts = ocp.args.Composite(
             device=ocp.args.StandardSave(device), host=ocp.args.StandardSave({"blob": pack(host)})
         )
@@ -123,41 +184,50 @@ class Checkpoints:
         `like`: the device part's shapes, types and shardings, as jax.ShapeDtypeStruct or arrays.
         Raises InputError if the checkpoint holds others.
         """
-        for step in sorted(self.manager.all_steps(), reverse=True):
+        steps = sorted(self.manager.all_steps(), reverse=True)
+        for step, before in itertools.pairwise([*steps, 0]):
             try:
-                self._refuse_others(step, like)
-                parts = ocp.args.Composite(
-                    device=ocp.args.StandardRestore(like), host=ocp.args.StandardRestore()
-                )
-                got = self.manager.restore(step, args=parts)
-                return step, got.device, unpack(got.host["blob"])
+                parts = ocp.args.Composite(host=ocp.args.StandardRestore())
+                host = unpack(self.manager.restore(step, args=parts).host["blob"])
+                written = host.pop("checksums", {})  # those of before there were any have none
+                self._refuse_others(step, host.pop("run", None), like)
+                parts = ocp.args.Composite(device=ocp.args.StandardRestore(like))
+                device = self.manager.restore(step, args=parts).device
+                _verify(device, written)
+                return step, device, host
             except InputError:
                 raise
             except Exception as error:  # whatever a damaged file makes Orbax or NumPy raise
-                first, *_ = str(error).splitlines() or [""]
+                _raise_if_no_damage(error)
                 path = self.directory / str(step)
-                print(f"{path}: cannot be read ({first}); set aside, the one before it is used")
+                then = f"{before}, the one before it, is used" if before else "the run starts anew"
+                print(f"{path}: cannot be read ({_first_line(error)}); set aside, {then}")
                 self._set_aside(step)
         return None
 
-    def _refuse_others(self, step: int, like: Any) -> None:
-        """Another model, optimiser or number of slots has arrays of other names or shapes."""
+    def _refuse_others(self, step: int, run: dict[str, Any] | None, like: Any) -> None:
+        """Another configuration; if it is the same, arrays of other names or shapes are damage."""
         path = self.directory / str(step)
         with ocp.StandardCheckpointer() as checkpointer:
             there = _shapes(checkpointer.metadata(path / "device").item_metadata.tree)
         here = _shapes(like)
-        for name in sorted(there.keys() | here.keys()):
-            if there.get(name) != here.get(name):
-                kinds = (
-                    f"{name} is {there.get(name, 'absent')} there, {here.get(name, 'absent')} here"
-                )
-                reason = f"{path} is a checkpoint of another configuration ({kinds})"
-                remedy = f"choose another directory, or remove {self.directory} to start afresh"
-                raise InputError("out", self.directory.parent, reason, remedy)
+        options = another(run, self.of) if run and self.of else ""
+        names = [n for n in sorted(there.keys() | here.keys()) if there.get(n) != here.get(n)]
+        shapes = [
+            f"{n} is {there.get(n, 'absent')} there, {here.get(n, 'absent')} here" for n in names
+        ]
+        if shapes and run and not options:
+            raise Damaged(shapes[0])
+        if shapes or options:
+            kinds = (shapes or [options])[0]
+            reason = f"{path} is a checkpoint of another configuration ({kinds})"
+            remedy = f"choose another directory, or remove {self.directory} to start afresh"
+            raise InputError("out", self.directory.parent, reason, remedy)
 
     def _set_aside(self, step: int) -> None:
-        damaged = self.directory / str(step)
-        damaged.rename(damaged.with_name(f"damaged-{step}"))
+        names = [f"damaged-{step}", *(f"damaged-{step}-{n}" for n in range(2, 1000))]
+        free = [name for name in names if not (self.directory / name).exists()]
+        (self.directory / str(step)).rename(self.directory / free[0])
         self.manager.reload()
 
     def close(self) -> None:

@@ -8,27 +8,73 @@ remedy`.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from rlx.errors import InputError
 
-
-def _check(ok: bool, key: str, value: object, reason: str, remedy: str) -> None:
-    if not ok:
-        raise InputError(key, value, reason, remedy)
-
-
-def _one_of(key: str, value: str, names: tuple[str, ...]) -> None:
-    _check(value in names, key, value, "unknown name", f"use one of {', '.join(names)}")
+TYPES = {"int": int, "float": int | float, "bool": bool, "str": str, "dict": dict}
+HELD = {  # without rounding to 0 or infinity, by the arrays of a step
+    "int": lambda x: abs(x) < 2**32,
+    "float": lambda x: x == 0 or 2.0**-126 <= abs(x) < 2.0**128,
+}
 
 
-def _positive(prefix: str, config: object, names: tuple[str, ...]) -> None:
-    for name in names:
-        value = getattr(config, name)
-        _check(value > 0, f"{prefix}.{name}", value, "must be positive", "give a value above 0")
+class Section:
+    """Options that are checked one by one when they are made, then against each other.
+
+    `section` stands before their names in messages. `ranges`: every number belongs to one of these
+    intervals; `names`: what words may be; `remedies`: what a message advises, if not the interval.
+    """
+
+    section = ""
+    ranges = {}
+    names = {}
+    remedies = {}
+
+    def __post_init__(self):
+        interval_of = {name: i for i, names in self.ranges.items() for name in names.split()}
+        for name, option in type(self).__dataclass_fields__.items():
+            value, kind = getattr(self, name), str(option.type).split("[")[0]
+            flag = isinstance(value, bool) and kind in HELD  # to Python a number
+            if flag or not isinstance(value, TYPES.get(kind, object)):
+                self.refuse(name, f"not of type {kind}", "give a value of that type")
+            if name in self.names and value not in self.names[name]:
+                self.refuse(name, "unknown name", f"use one of {', '.join(self.names[name])}")
+            if kind in HELD and (wrong := _outside(value, interval_of[name], HELD[kind])):
+                reason, remedy = wrong
+                self.refuse(name, reason, self.remedies.get(name, remedy))
+        self.check()
+
+    def check(self) -> None:
+        """What does not go together is refused."""
+
+    def refuse(self, key: str, reason: str, remedy: str) -> NoReturn:
+        """Raises InputError for a field, or for SECTION.FIELD of a section."""
+        value = functools.reduce(getattr, key.split("."), self)
+        raise InputError(f"{self.section}{key}", value, reason, remedy)
+
+
+def _outside(value: float, interval: str, held: Callable[[float], bool]):
+    """(reason, remedy) where a number is none of the interval, such as [0, 1); else None."""
+    low, high = map(float, interval[1:-1].split(","))
+    above = value > low or interval[0] == "[" and value == low
+    below = value < high or interval[-1] == "]" and value == high
+    if above and below and held(value):
+        return None
+    if not abs(value) < math.inf or above and below:
+        reason = "more than 32 bits can hold" if abs(value) < math.inf else "not finite"
+        return reason, f"use a value in {interval}"
+    known = {
+        "(0, inf)": ("must be positive", "give a value above 0"),
+        "[0, inf)": ("negative", "use 0 or more"),
+    }
+    return known.get(interval, (f"outside {interval}", f"use a value in {interval}"))
 
 
 LOSSES = ("reinforce", "ppo_clip", "cispo", "gspo", "tbrm")
@@ -53,7 +99,7 @@ ON_GRADE_ERROR = ("zero", "stop")
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Section):
     """One decoder: RMSNorm, RoPE, grouped-query attention, SwiGLU, a mixture of them."""
 
     d_model: int = 64
@@ -100,92 +146,56 @@ class ModelConfig:
     param_dtype: str = "float32"  # parameters, and with them the optimiser's moments
     compute_dtype: str = "float32"  # activations, keys and values
 
-    def __post_init__(self):
-        _positive(
-            "model", self, ("d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff")
-        )
-        _check(
-            self.n_heads % self.n_kv_heads == 0,
-            "model.n_heads",
-            self.n_heads,
-            f"not a multiple of model.n_kv_heads={self.n_kv_heads}",
-            "query heads share key/value heads in equal numbers",
-        )
-        _check(self.head_dim % 2 == 0, "model.head_dim", self.head_dim, "odd", "RoPE turns pairs")
-        _one_of("model.rope_scaling", self.rope_scaling, ROPE_SCALINGS)
-        _positive("model", self, ("rope_factor",))
-        if self.rope_scaling in ("llama3", "yarn"):
-            _positive("model", self, ("rope_original_context", "rope_low"))
-            _check(
-                self.rope_low <= self.rope_high,
-                "model.rope_high",
-                self.rope_high,
-                f"below model.rope_low={self.rope_low}",
-                "angles are blended between the two",
-            )
-        sizes = ("vocab_size", "context_tokens", "sliding_window", "sliding_window_from")
-        for name in (*sizes, "query_chunk"):
-            value = getattr(self, name)
-            _check(value >= 0, f"model.{name}", value, "negative", "0 leaves it out")
-        self._check_attention()
-        self._check_experts()
-        _one_of("model.attention", self.attention, ATTENTIONS)
-        _one_of("model.param_dtype", self.param_dtype, DTYPES)
-        _one_of("model.compute_dtype", self.compute_dtype, DTYPES)
+    section = "model."
+    ranges = {
+        "(0, inf)": "d_model n_layers n_heads n_kv_heads head_dim d_ff rope_theta rope_factor "
+        "rope_low rope_high far_query_tokens norm_eps experts_per_token sparse_every",
+        "[0, inf)": "vocab_size rope_original_context no_rope_every context_tokens sliding_window "
+        "sliding_window_from attention_chunk far_query_scale n_experts d_ff_expert d_ff_shared "
+        "sparse_from router_aux_coef query_chunk",
+    }
+    names = {
+        "rope_scaling": ROPE_SCALINGS, "router": ROUTERS, "moe_dispatch": DISPATCHES,
+        "param_dtype": DTYPES, "compute_dtype": DTYPES, "attention": ATTENTIONS,
+    }  # fmt: skip
 
-    def _check_attention(self):
-        for name in ("no_rope_every", "attention_chunk", "far_query_scale"):
-            value = getattr(self, name)
-            _check(value >= 0, f"model.{name}", value, "negative", "0 leaves it out")
-        _positive("model", self, ("far_query_tokens",))
-        _check(
-            not self.sliding_window or not (self.attention_chunk or self.no_rope_every),
-            "model.sliding_window",
-            self.sliding_window,
-            "beside model.attention_chunk or model.no_rope_every",
-            "local layers have one kind of bound: leave one out",
-        )
-        _check(
-            not self.far_query_scale or self.no_rope_every > 0,
-            "model.far_query_scale",
-            self.far_query_scale,
-            "no layer is without RoPE",
-            "set model.no_rope_every too",
-        )
+    def check(self):
+        if self.n_heads % self.n_kv_heads:
+            reason = f"not a multiple of model.n_kv_heads={self.n_kv_heads}"
+            self.refuse("n_heads", reason, "query heads share key/value heads in equal numbers")
+        if self.head_dim % 2:
+            self.refuse("head_dim", "odd", "RoPE turns pairs")
+        if self.rope_scaling in ("llama3", "yarn"):
+            if not self.rope_original_context:
+                remedy = f"model.rope_scaling={self.rope_scaling} needs a value above 0"
+                self.refuse("rope_original_context", "must be positive", remedy)
+            if self.rope_low > self.rope_high:
+                reason = f"below model.rope_low={self.rope_low}"
+                self.refuse("rope_high", reason, "angles are blended between the two")
+        if self.sliding_window and (self.attention_chunk or self.no_rope_every):
+            reason = "beside model.attention_chunk or model.no_rope_every"
+            self.refuse("sliding_window", reason, "local layers have one kind of bound: leave one")
+        if self.far_query_scale and not self.no_rope_every:
+            self.refuse("far_query_scale", "no layer is without RoPE", "set model.no_rope_every")
+        self._check_experts()
 
     def _check_experts(self):
-        _one_of("model.router", self.router, ROUTERS)
-        _one_of("model.moe_dispatch", self.moe_dispatch, DISPATCHES)
-        for name in ("n_experts", "d_ff_shared", "sparse_from", "router_aux_coef"):
-            value = getattr(self, name)
-            _check(value >= 0, f"model.{name}", value, "negative", "0 leaves it out")
-        _positive("model", self, ("experts_per_token", "sparse_every"))
         if not self.n_experts:
-            aux = self.router_aux_coef
-            _check(not aux, "model.router_aux_coef", aux, "no router", "set model.n_experts too")
+            if self.router_aux_coef:
+                self.refuse("router_aux_coef", "no router", "set model.n_experts too")
             return
-        _positive("model", self, ("d_ff_expert",))
-        _check(
-            self.experts_per_token <= self.n_experts,
-            "model.experts_per_token",
-            self.experts_per_token,
-            f"above model.n_experts={self.n_experts}",
-            "a token takes each expert at most once",
-        )
-        _check(
-            len(self.sparse_layers) > 0,
-            "model.sparse_from",
-            self.sparse_from,
-            f"no layer of model.n_layers={self.n_layers} has experts",
-            "lower it or model.sparse_every, or set model.n_experts=0",
-        )
-        _check(
-            not self.scan_layers or len(self.sparse_layers) == self.n_layers,
-            "model.scan_layers",
-            self.scan_layers,
-            "dense layers and sparse ones are not one layer, looped",
-            "set model.scan_layers=false",
-        )
+        if not self.d_ff_expert:
+            self.refuse("d_ff_expert", "must be positive", "give a value above 0")
+        if self.experts_per_token > self.n_experts:
+            reason = f"above model.n_experts={self.n_experts}"
+            self.refuse("experts_per_token", reason, "a token takes each expert at most once")
+        if not self.sparse_layers:
+            reason = f"no layer of model.n_layers={self.n_layers} has experts"
+            remedy = "lower it or model.sparse_every, or set model.n_experts=0"
+            self.refuse("sparse_from", reason, remedy)
+        if self.scan_layers and len(self.sparse_layers) < self.n_layers:
+            reason = "dense layers and sparse ones are not one layer, looped"
+            self.refuse("scan_layers", reason, "set model.scan_layers=false")
 
     @property
     def local_layers(self) -> tuple[int, ...]:
@@ -205,7 +215,7 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class AlgoConfig:
+class AlgoConfig(Section):
     """One field per ablation axis; a row of conf/algo is a recipe."""
 
     # Policy objective
@@ -246,101 +256,49 @@ class AlgoConfig:
     band_high: float = 1.0
     band_retest_epochs: int = 4  # ... are asked in every so-manieth epoch only
 
-    def __post_init__(self):
-        _one_of("algo.loss", self.loss, LOSSES)
-        _one_of("algo.advantage", self.advantage, ADVANTAGES)
-        _one_of("algo.aggregation", self.aggregation, AGGREGATIONS)
-        _one_of("algo.correction", self.correction, CORRECTIONS)
-        _check(
-            self.kl != "k1",
-            "algo.kl",
-            self.kl,
-            "in a loss its expected gradient is zero",
-            "use k1_reward, or k2 or k3 in the loss",
-        )
-        _one_of("algo.kl", self.kl, KLS)
-        _one_of("algo.reward", self.reward, REWARDS)
-        _one_of("algo.reward_shape", self.reward_shape, SHAPES)
-        _one_of("algo.length_control", self.length_control, LENGTH_CONTROLS)
-        _one_of("algo.zero_variance", self.zero_variance, ZERO_VARIANCE)
-        _check(
-            0 <= self.clip_low < 1,
-            "algo.clip_low",
-            self.clip_low,
-            "outside [0, 1)",
-            "the lower bound on the ratio is 1 - clip_low",
-        )
-        for name in ("clip_high", "kl_coef", "entropy_coef", "value_coef", "value_clip"):
-            value = getattr(self, name)
-            _check(value >= 0, f"algo.{name}", value, "negative", "use 0 or more")
-        _positive("algo", self, ("is_cap", "advantage_eps", "tbrm_beta", "reward_sharpness"))
-        _positive("algo", self, ("length_penalty_tokens", "band_retest_epochs"))
-        _check(
-            self.correction_cap > 1,
-            "algo.correction_cap",
-            self.correction_cap,
-            "leaves out ratios of 1",
-            "use a value above 1",
-        )
-        for name in ("gamma", "gae_lambda", "retire_pass_rate", "band_low", "band_high"):
-            value = getattr(self, name)
-            _check(0 <= value <= 1, f"algo.{name}", value, "not in [0, 1]", "use a share")
-        _check(
-            self.band_low < self.band_high,
-            "algo.band_low",
-            self.band_low,
-            f"not below algo.band_high={self.band_high}",
-            "the band must hold some pass rates",
-        )
-        _check(
-            self.correction == "none" or self.loss in ("reinforce", "ppo_clip"),
-            "algo.correction",
-            self.correction,
-            f"algo.loss={self.loss} carries its own ratio to the sampler, or needs none",
-            "set algo.loss=reinforce or ppo_clip, or algo.correction=none",
-        )
-        _check(
-            self.kl == "none" or self.kl_coef > 0,
-            "algo.kl_coef",
-            self.kl_coef,
-            f"algo.kl={self.kl} would do nothing",
-            "give a coefficient above 0, or set algo.kl=none",
-        )
-        _check(
-            self.kl != "none" or self.kl_coef == 0,
-            "algo.kl",
-            self.kl,
-            f"algo.kl_coef={self.kl_coef} would do nothing",
-            "set algo.kl=k1_reward, k2 or k3",
-        )
-        _check(
-            self.reward != "model" or self.reward_shape == "linear",
-            "algo.reward_shape",
-            self.reward_shape,
-            "what algo.reward=model says is no score in [0, 1]",
-            "set algo.reward_shape=linear",
-        )
-        _check(
-            self.advantage != "gae" or self.zero_variance == "keep",
-            "algo.zero_variance",
-            self.zero_variance,
-            "a critic learns from prompts without variance too",
-            "set algo.zero_variance=keep",
-        )
-        _check(
-            self.loss != "tbrm" or self.advantage != "gae" and self.kl == "none",
-            "algo.loss",
-            self.loss,
-            "its residual holds the reward and the reference already",
-            "leave algo.kl=none and algo.advantage as it is",
-        )
-        _check(
-            self.reward_pass > self.reward_fail,
-            "algo.reward_pass",
-            self.reward_pass,
-            f"not above algo.reward_fail={self.reward_fail}",
-            "a pass must pay more than a fail",
-        )
+    section = "algo."
+    ranges = {
+        "(0, inf)": "is_cap advantage_eps tbrm_beta reward_sharpness length_penalty_tokens "
+        "band_retest_epochs",
+        "[0, inf)": "clip_high kl_coef entropy_coef value_coef value_clip",
+        "[0, 1]": "gamma gae_lambda retire_pass_rate band_low band_high",
+        "[0, 1)": "clip_low",
+        "(1, inf)": "correction_cap",
+        "(-inf, inf)": "reward_pass reward_fail reward_threshold",
+    }
+    names = {
+        "loss": LOSSES, "advantage": ADVANTAGES, "aggregation": AGGREGATIONS,
+        "correction": CORRECTIONS, "kl": KLS, "reward": REWARDS, "reward_shape": SHAPES,
+        "length_control": LENGTH_CONTROLS, "zero_variance": ZERO_VARIANCE,
+    }  # fmt: skip
+    remedies = {"kl": "use none, k1_reward, or k2 or k3 in the loss (k1 has no gradient there)"}
+
+    def check(self):
+        if self.band_low >= self.band_high:
+            reason = f"not below algo.band_high={self.band_high}"
+            self.refuse("band_low", reason, "the band must hold some pass rates")
+        if self.correction != "none" and self.loss not in ("reinforce", "ppo_clip"):
+            reason = f"algo.loss={self.loss} carries its own ratio to the sampler, or needs none"
+            remedy = "set algo.loss=reinforce or ppo_clip, or algo.correction=none"
+            self.refuse("correction", reason, remedy)
+        if self.kl != "none" and not self.kl_coef:
+            remedy = "give a coefficient above 0, or set algo.kl=none"
+            self.refuse("kl_coef", f"algo.kl={self.kl} would do nothing", remedy)
+        if self.kl == "none" and self.kl_coef:
+            reason = f"algo.kl_coef={self.kl_coef} would do nothing"
+            self.refuse("kl", reason, "set algo.kl=k1_reward, k2 or k3")
+        if self.reward == "model" and self.reward_shape != "linear":
+            reason = "what algo.reward=model says is no score in [0, 1]"
+            self.refuse("reward_shape", reason, "set algo.reward_shape=linear")
+        if self.advantage == "gae" and self.zero_variance != "keep":
+            reason = "a critic learns from prompts without variance too"
+            self.refuse("zero_variance", reason, "set algo.zero_variance=keep")
+        if self.loss == "tbrm" and (self.advantage == "gae" or self.kl != "none"):
+            reason = "its residual holds the reward and the reference already"
+            self.refuse("loss", reason, "leave algo.kl=none and algo.advantage as it is")
+        if self.reward_pass <= self.reward_fail:
+            reason = f"not above algo.reward_fail={self.reward_fail}"
+            self.refuse("reward_pass", reason, "a pass must pay more than a fail")
 
     @property
     def has_critic(self) -> bool:
@@ -352,7 +310,7 @@ class AlgoConfig:
 
 
 @dataclass(frozen=True)
-class EnvConfig:
+class EnvConfig(Section):
     """The task. `kwargs` go to the environment's constructor, which rejects what it lacks."""
 
     name: str = "digit_chain"  # or the path of a Python file: see rlx.envs.own
@@ -368,24 +326,24 @@ class EnvConfig:
     grade_workers: int = 2  # processes that grade
     on_grade_error: str = "zero"  # a grader that hangs or fails: count it, or stop the run
 
-    def __post_init__(self):
-        if not self.name.endswith(".py"):
-            _one_of("env.name", self.name, ENVS)
-        _positive("env", self, ("train_prompts", "heldout_prompts", "grade_workers"))
-        _one_of("env.on_grade_error", self.on_grade_error, ON_GRADE_ERROR)
-        limit = self.grade_timeout_s
-        _check(limit >= 0, "env.grade_timeout_s", limit, "negative", "0 sets no limit")
-        _check(
-            not self.system_prompt or self.chat,
-            "env.system_prompt",
-            self.system_prompt,
-            "only a chat template has a place for it",
-            "set env.chat=true",
-        )
+    section = "env."
+    ranges = {
+        "(0, inf)": "train_prompts heldout_prompts grade_workers",
+        "[0, inf)": "seed grade_timeout_s",
+    }
+    names = {"on_grade_error": ON_GRADE_ERROR}
+    remedies = {"grade_timeout_s": "0 sets no limit"}
+
+    def check(self):
+        if not self.name.endswith(".py") and self.name not in ENVS:
+            self.refuse("name", "unknown name", f"use one of {', '.join(ENVS)}, or a .py file")
+        if self.system_prompt and not self.chat:
+            reason = "only a chat template has a place for it"
+            self.refuse("system_prompt", reason, "set env.chat=true")
 
 
 @dataclass(frozen=True)
-class RolloutConfig:
+class RolloutConfig(Section):
     prompts_per_step: int = 16  # P
     group_size: int = 16  # G
     max_new_tokens: int = 9  # T
@@ -399,28 +357,23 @@ class RolloutConfig:
     interruption: str = ">"  # the phrase that is put into the mouth of the policy
     think_end: str = ">"  # the token by which the policy ends its thinking itself
 
-    def __post_init__(self):
-        _one_of("rollout.head_dtype", self.head_dtype, DTYPES)
-        _positive("rollout", self, ("prompts_per_step", "max_new_tokens", "temperature"))
-        _positive("rollout", self, ("decode_chunk_tokens",))
-        _check(
-            self.group_size >= 2,
-            "rollout.group_size",
-            self.group_size,
-            "no baseline",
-            "an advantage compares at least 2 samples of a prompt",
-        )
-        _check(
-            self.slots == 0 or self.slots >= self.group_size and self.slots % self.group_size == 0,
-            "rollout.slots",
-            self.slots,
-            f"not a positive multiple of rollout.group_size={self.group_size}",
-            "slots are filled group by group (0 chooses one batch)",
-        )
+    section = "rollout."
+    ranges = {
+        "(0, inf)": "prompts_per_step max_new_tokens temperature decode_chunk_tokens",
+        "[0, inf)": "slots think_tokens_min think_tokens_max answer_tokens",
+        "[2, inf)": "group_size",
+    }
+    names = {"head_dtype": DTYPES}
+    remedies = {"group_size": "an advantage compares at least 2 samples of a prompt"}
+
+    def check(self):
+        if self.slots % self.group_size:
+            reason = f"not a positive multiple of rollout.group_size={self.group_size}"
+            self.refuse("slots", reason, "slots are filled group by group (0 chooses one batch)")
 
 
 @dataclass(frozen=True)
-class PipelineConfig:
+class PipelineConfig(Section):
     """Who waits for whom. See rlx.rollout.buffer for the bound that each kind guarantees."""
 
     kind: str = "sync"
@@ -429,36 +382,24 @@ class PipelineConfig:
     schedule: str = "deterministic"  # by that clock; threads: by the machine's, on two meshes
     replay: str = ""  # run directory whose schedule.jsonl to follow instead
 
-    def __post_init__(self):
-        _one_of("pipeline.kind", self.kind, PIPELINES)
-        _one_of("pipeline.schedule", self.schedule, SCHEDULES)
-        _check(
-            not self.replay or self.schedule == "deterministic",
-            "pipeline.replay",
-            self.replay,
-            "a recorded schedule is followed by one thread",
-            "set pipeline.schedule=deterministic",
-        )
-        _check(self.k >= 0, "pipeline.k", self.k, "negative", "k counts updates: use 0 or more")
-        _check(
-            self.kind != "sync" or self.k == 0,
-            "pipeline.k",
-            self.k,
-            "pipeline.kind=sync is never stale",
-            "set pipeline.kind=pipeline or pipeline.k=0",
-        )
-        _check(
-            self.kind != "ppo_off_policy" or self.k >= 1,
-            "pipeline.k",
-            self.k,
-            "ppo_off_policy generates for k updates",
-            "use k >= 1 (k = 1 is synchronous)",
-        )
-        _positive("pipeline", self, ("decode_chunks_per_update",))
+    section = "pipeline."
+    ranges = {"(0, inf)": "decode_chunks_per_update", "[0, inf)": "k"}
+    names = {"kind": PIPELINES, "schedule": SCHEDULES}
+
+    def check(self):
+        if self.replay and self.schedule != "deterministic":
+            reason = "a recorded schedule is followed by one thread"
+            self.refuse("replay", reason, "set pipeline.schedule=deterministic")
+        if self.kind == "sync" and self.k:
+            remedy = "set pipeline.kind=pipeline or pipeline.k=0"
+            self.refuse("k", "pipeline.kind=sync is never stale", remedy)
+        if self.kind == "ppo_off_policy" and not self.k:
+            reason = "ppo_off_policy generates for k updates"
+            self.refuse("k", reason, "use k >= 1 (k = 1 is synchronous)")
 
 
 @dataclass(frozen=True)
-class OptimConfig:
+class OptimConfig(Section):
     """AdamW with linear warm-up to a constant rate, after clipping the global norm."""
 
     learning_rate: float = 2e-4
@@ -477,25 +418,23 @@ class OptimConfig:
     head_dtype: str = "float32"  # learner: hidden states and head weights in the logits' matmul
     max_skipped_updates: int = 10  # updates in a row whose objective or gradient is not finite
 
-    def __post_init__(self):
-        _one_of("optim.head_dtype", self.head_dtype, DTYPES)
-        _positive("optim", self, ("learning_rate", "eps", "max_grad_norm", "microbatches"))
-        _positive("optim", self, ("max_skipped_updates", "group_slices"))
-        _check(
-            self.group_slices == 1 or not self.pack,
-            "optim.group_slices",
-            self.group_slices,
-            "rows that samples share are not cut",
-            "set optim.pack=false",
-        )
-        _check(self.lora_rank >= 0, "optim.lora_rank", self.lora_rank, "negative", "use 0 for none")
-        _positive("optim", self, ("lora_alpha",))
-        _check(self.vocab_chunk >= 0, "optim.vocab_chunk", self.vocab_chunk, "negative", "use 0")
-        _check(self.warmup_steps >= 0, "optim.warmup_steps", self.warmup_steps, "negative", "use 0")
+    section = "optim."
+    ranges = {
+        "(0, inf)": "learning_rate eps max_grad_norm microbatches group_slices lora_alpha "
+        "max_skipped_updates",
+        "[0, inf)": "warmup_steps weight_decay vocab_chunk lora_rank",
+        "[0, 1)": "beta1 beta2",
+    }
+    names = {"head_dtype": DTYPES}
+
+    def check(self):
+        if self.group_slices > 1 and self.pack:
+            reason = "rows that samples share are not cut"
+            self.refuse("group_slices", reason, "set optim.pack=false")
 
 
 @dataclass(frozen=True)
-class WarmStartConfig:
+class WarmStartConfig(Section):
     """Supervised training on the environment's own solutions before RL starts."""
 
     steps: int = 300
@@ -505,44 +444,40 @@ class WarmStartConfig:
     anneal: float = 0.8  # ... over this share of the steps
     seed: int = 0
 
-    def __post_init__(self):
-        _check(self.steps >= 0, "warm_start.steps", self.steps, "negative", "0 skips it")
-        _positive("warm_start", self, ("batch_size", "learning_rate", "anneal"))
-        _check(
-            0 <= self.worked_share_end <= 1,
-            "warm_start.worked_share_end",
-            self.worked_share_end,
-            "not a share",
-            "use a value in [0, 1]",
-        )
+    section = "warm_start."
+    ranges = {
+        "(0, inf)": "batch_size learning_rate anneal",
+        "[0, inf)": "steps seed",
+        "[0, 1]": "worked_share_end",
+    }
+    remedies = {"steps": "0 skips it"}
 
 
 @dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(Section):
     every_steps: int = 10
     samples_per_prompt: int = 4
     seed: int = 0
 
-    def __post_init__(self):
-        _positive("eval", self, ("every_steps", "samples_per_prompt"))
+    section = "eval."
+    ranges = {"(0, inf)": "every_steps samples_per_prompt", "[0, inf)": "seed"}
 
 
 @dataclass(frozen=True)
-class MeshConfig:
+class MeshConfig(Section):
     data: int = 0  # devices that split the prompts of a batch; 0: all that divide it
     fsdp: int = 1  # devices that split the parameters, and the prompts too
     expert: int = 1  # devices that split the experts
     tensor: int = 1  # devices that split heads and feed-forward
     generators: int = 0  # devices of the generator alone, the last ones; 0: it shares the learner's
 
-    def __post_init__(self):
-        _check(self.data >= 0, "mesh.data", self.data, "negative", "0 takes all devices")
-        _check(self.generators >= 0, "mesh.generators", self.generators, "negative", "use 0")
-        _positive("mesh", self, ("fsdp", "expert", "tensor"))
+    section = "mesh."
+    ranges = {"(0, inf)": "fsdp expert tensor", "[0, inf)": "data generators"}
+    remedies = {"data": "0 takes all devices", "generators": "0 shares the learner's"}
 
 
 @dataclass(frozen=True)
-class CheckpointConfig:
+class CheckpointConfig(Section):
     """When the whole state is written; it changes nothing of what a run computes."""
 
     every_steps: int = 100  # updates between two, or ...
@@ -550,14 +485,13 @@ class CheckpointConfig:
     keep_last: int = 2
     keep_every_steps: int = 0  # besides, those of multiples of so many updates; 0: none
 
-    def __post_init__(self):
-        _positive("checkpoint", self, ("every_steps", "every_minutes", "keep_last"))
-        every = self.keep_every_steps
-        _check(every >= 0, "checkpoint.keep_every_steps", every, "negative", "use 0 for none")
+    section = "checkpoint."
+    ranges = {"(0, inf)": "every_steps every_minutes keep_last", "[0, inf)": "keep_every_steps"}
+    remedies = {"keep_every_steps": "0 keeps no others"}
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Section):
     """One run."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -580,91 +514,60 @@ class Config:
     tracker: str = "none"  # dashboard that mirrors the rows
     distributed: bool = False  # this process is one of several that make the run together
 
-    def __post_init__(self):
-        _positive("config", self, ("steps",))
-        _one_of("tracker", self.tracker, TRACKERS)
-        devices = max(self.mesh.data, 1) * self.mesh.fsdp
-        _check(
-            self.mesh.expert == 1
-            or self.model.n_experts % self.mesh.expert == 0 < self.model.n_experts,
-            "mesh.expert",
-            self.mesh.expert,
-            f"does not divide model.n_experts={self.model.n_experts}",
-            "every device takes the same number of experts",
-        )
-        prompts = self.rollout.prompts_per_step
-        slices = devices * self.optim.microbatches
-        _check(
-            prompts % slices == 0,
-            "rollout.prompts_per_step",
-            prompts,
-            f"not divisible by mesh.data * mesh.fsdp * optim.microbatches = {slices}",
-            "every device and microbatch takes the same number of whole groups",
-        )
-        _check(
-            self.rollout.group_size % self.optim.group_slices == 0,
-            "optim.group_slices",
-            self.optim.group_slices,
-            f"does not divide rollout.group_size={self.rollout.group_size}",
-            "every slice takes as many samples of a prompt",
-        )
-        _check(
-            prompts <= self.env.train_prompts,
-            "rollout.prompts_per_step",
-            prompts,
-            f"more than env.train_prompts={self.env.train_prompts}",
-            "one batch holds different prompts",
-        )
-        _check(
-            self.pipeline.schedule != "threads" or self.mesh.generators > 0,
-            "mesh.generators",
-            self.mesh.generators,
-            "pipeline.schedule=threads needs devices for generation alone",
-            "give a number of devices above 0",
-        )
+    ranges = {"(0, inf)": "steps", "[0, inf)": "seed"}
+    names = {"tracker": TRACKERS}
+
+    def check(self):
+        rollout, optim, experts = self.rollout, self.optim, self.model.n_experts
+        if self.mesh.expert > 1 and (not experts or experts % self.mesh.expert):
+            reason = f"does not divide model.n_experts={experts}"
+            self.refuse("mesh.expert", reason, "every device takes the same number of experts")
+        slices = max(self.mesh.data, 1) * self.mesh.fsdp * optim.microbatches
+        if rollout.prompts_per_step % slices:
+            reason = f"not divisible by mesh.data * mesh.fsdp * optim.microbatches = {slices}"
+            remedy = "every device and microbatch takes the same number of whole groups"
+            self.refuse("rollout.prompts_per_step", reason, remedy)
+        if rollout.group_size % optim.group_slices:
+            reason = f"does not divide rollout.group_size={rollout.group_size}"
+            remedy = "every slice takes as many samples of a prompt"
+            self.refuse("optim.group_slices", reason, remedy)
+        if rollout.prompts_per_step > self.env.train_prompts:
+            reason = f"more than env.train_prompts={self.env.train_prompts}"
+            self.refuse("rollout.prompts_per_step", reason, "one batch holds different prompts")
+        if self.pipeline.schedule == "threads" and not self.mesh.generators:
+            reason = "pipeline.schedule=threads needs devices for generation alone"
+            self.refuse("mesh.generators", reason, "give a number of devices above 0")
         text = {"chat": False, "system_prompt": "", "prompt_template": "{prompt}"}
         for key, plain in text.items():
-            value = getattr(self.env, key)
-            _check(
-                value == plain or bool(self.env.tokenizer or self.model.path),
-                f"env.{key}",
-                value,
-                "characters are read as they are",
-                "set env.tokenizer or model.path too",
-            )
-        rollout, length_control = self.rollout, self.algo.length_control
-        _check(
-            not self.model.context_tokens or rollout.max_new_tokens < self.model.context_tokens,
-            "rollout.max_new_tokens",
-            rollout.max_new_tokens,
-            f"no room for a prompt in model.context_tokens={self.model.context_tokens}",
-            "lower rollout.max_new_tokens",
-        )
-        if length_control == "interruption":
-            _positive("rollout", rollout, ("think_tokens_min", "answer_tokens"))
-            _check(
-                rollout.think_tokens_min <= rollout.think_tokens_max,
-                "rollout.think_tokens_max",
-                rollout.think_tokens_max,
-                f"below rollout.think_tokens_min={rollout.think_tokens_min}",
-                "the budget is drawn between the two",
-            )
-            _check(
-                rollout.think_tokens_max + rollout.answer_tokens < rollout.max_new_tokens,
-                "rollout.max_new_tokens",
-                rollout.max_new_tokens,
-                f"no room for {rollout.think_tokens_max} tokens of thinking, an interruption and "
-                f"{rollout.answer_tokens} of answer",
-                "raise rollout.max_new_tokens",
-            )
-        _check(
-            self.algo.length_penalty_tokens < rollout.max_new_tokens
-            or not length_control.startswith("penalty"),
-            "algo.length_penalty_tokens",
-            self.algo.length_penalty_tokens,
-            f"not below rollout.max_new_tokens={rollout.max_new_tokens}",
-            "the penalty grows over the last tokens of an answer",
-        )
+            if getattr(self.env, key) != plain and not (self.env.tokenizer or self.model.path):
+                remedy = "set env.tokenizer or model.path too"
+                self.refuse(f"env.{key}", "characters are read as they are", remedy)
+        self._check_lengths()
+
+    def _check_lengths(self):
+        rollout, control, room = self.rollout, self.algo.length_control, self.model.context_tokens
+        if 0 < room <= rollout.max_new_tokens:
+            reason = f"no room for a prompt in model.context_tokens={room}"
+            self.refuse("rollout.max_new_tokens", reason, "lower rollout.max_new_tokens")
+        if control == "interruption":
+            least, most = rollout.think_tokens_min, rollout.think_tokens_max
+            answer = rollout.answer_tokens
+            for name in ("think_tokens_min", "answer_tokens"):
+                if not getattr(rollout, name):
+                    self.refuse(f"rollout.{name}", "must be positive", "give a value above 0")
+            if least > most:
+                reason = f"below rollout.think_tokens_min={least}"
+                remedy = "the budget is drawn between the two"
+                self.refuse("rollout.think_tokens_max", reason, remedy)
+            if most + answer >= rollout.max_new_tokens:
+                reason = f"no room for {most} tokens of thinking, an interruption and {answer} of "
+                self.refuse("rollout.max_new_tokens", f"{reason}answer", "raise it")
+        if control.startswith("penalty") and (
+            self.algo.length_penalty_tokens >= rollout.max_new_tokens
+        ):
+            reason = f"not below rollout.max_new_tokens={rollout.max_new_tokens}"
+            remedy = "the penalty grows over the last tokens of an answer"
+            self.refuse("algo.length_penalty_tokens", reason, remedy)
 
     @property
     def needs_reward_model(self) -> bool:
@@ -676,8 +579,8 @@ class Config:
 
 
 def _no_groups(config: Config) -> None:
-    slices = config.optim.group_slices
-    _check(slices == 1, "optim.group_slices", slices, "no groups here", "use optim.microbatches")
+    if config.optim.group_slices > 1:
+        config.refuse("optim.group_slices", "no groups here", "use optim.microbatches")
 
 
 @dataclass(frozen=True)
@@ -686,17 +589,14 @@ class SftConfig(Config):
 
     traces: str = ""  # JSON lines of prompt and completion; empty: the environment's own solutions
 
-    def __post_init__(self):
-        super().__post_init__()
+    def check(self):
+        super().check()
         _no_groups(self)
-        objective = (self.algo.loss, self.algo.advantage)
-        _check(
-            objective == ("reinforce", "none"),
-            "algo.loss",
-            self.algo.loss,
-            f"with algo.advantage={self.algo.advantage} is not the likelihood of the traces",
-            "set algo=sft",
-        )
+        if (self.algo.loss, self.algo.advantage) != ("reinforce", "none"):
+            reason = (
+                f"with algo.advantage={self.algo.advantage} is not the likelihood of the traces"
+            )
+            self.refuse("algo.loss", reason, "set algo=sft")
 
 
 @dataclass(frozen=True)
@@ -705,16 +605,12 @@ class RewardModelConfig(Config):
 
     pairs: str = ""  # JSON lines of prompt, chosen, rejected; empty: those of env.name=preference
 
-    def __post_init__(self):
-        super().__post_init__()
+    def check(self):
+        super().check()
         _no_groups(self)
-        _check(
-            bool(self.pairs) or self.env.name == "preference",
-            "pairs",
-            self.pairs,
-            f"env.name={self.env.name} has none",
-            "give a file of JSON lines",
-        )
+        if not self.pairs and self.env.name != "preference":
+            reason = f"env.name={self.env.name} has none"
+            self.refuse("pairs", reason, "give a file of JSON lines")
 
     @property
     def needs_reward_model(self) -> bool:
@@ -740,3 +636,30 @@ def run_sha(config: Config) -> str:
 def _sha(fields: dict[str, Any]) -> str:
     text = json.dumps(fields, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """What a manifest or a checkpoint says about the configuration that made it."""
+    return {"config": asdict(config), "config_sha": run_sha(config)}
+
+
+def another(run: dict[str, Any], config: Config) -> str:
+    """What a run of some `identity` computes otherwise than `config`; empty where nothing is, and
+    "?" where it does not say.
+    """
+    if run["config_sha"] == run_sha(config):
+        return ""
+    if "config" not in run:
+        return "?"
+    then, now = _flat(run["config"]), _flat(json.loads(json.dumps(asdict(config))))
+    differ = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+    keys = [key for key in differ if key.split(".")[0] not in WHERE]
+    return ", ".join(f"{key}={then.get(key)}, not {now.get(key)}" for key in keys[:3]) or "?"
+
+
+def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    made = {}
+    for name, value in nested.items():
+        inside = isinstance(value, dict)
+        made |= _flat(value, f"{prefix}{name}.") if inside else {f"{prefix}{name}": value}
+    return made

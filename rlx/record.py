@@ -19,17 +19,67 @@ import json
 import os
 import platform
 import shutil
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from rlx.errors import InputError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+WORDS = {  # where the system's are a riddle
+    errno.EEXIST: "something else has that name: a file, a device or a link to nothing",
+    errno.ENOTDIR: "a part of that path is a file",
+}
+
+
+@contextlib.contextmanager
+def said_of(
+    key: object, path: Path, remedy: str = "choose a directory that can be made and written"
+) -> Iterator[None]:
+    """What the system refuses, as an InputError; a full disk is another matter (DiskFull)."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        reason = WORDS.get(error.errno or 0) or error.strerror or str(error)
+        raise InputError(key, path, reason, remedy) from error
+
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file; a last line that was cut short is left out."""
+    """The rows of a JSON-lines file; a last line that was cut short is left out.
+
+    Raises InputError naming any other line that is not a row.
+    """
     if not path.exists():
         return []
-    whole = path.read_text().split("\n")[:-1]  # a whole row ends with a newline
-    return [json.loads(line) for line in whole]
+    rows = []
+    with said_of("file", path, "make it a file that can be read"):
+        whole = path.read_bytes().split(b"\n")[:-1]  # a whole row ends with a newline
+    for number, line in enumerate(whole, 1):
+        rows.append(_json_object(line, f"{path}:{number}", "mend that line, or remove it"))
+    return rows
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds. Raises InputError if it cannot be read or holds none."""
+    remedy = "put the file back as it was, or remove its directory"
+    with said_of("file", path, remedy):
+        text = path.read_bytes()
+    return _json_object(text, str(path), remedy)
+
+
+def _json_object(text: bytes, where: str, remedy: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = f"not JSON ({error})"
+    else:
+        if isinstance(found, dict):
+            return found
+        reason = "not a JSON object"
+    raise InputError(where, text[:40].decode(errors="replace"), reason, remedy)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -57,30 +107,52 @@ class RunRecord:
     def __init__(self, path: str | Path, writes: bool = True):
         """writes=False: another process writes the files; here nothing is changed."""
         self.path, self.writes = Path(path), writes
-        self.path.mkdir(parents=True, exist_ok=True)
+        self._size: dict[str, int] = {}  # of the files that this process has written
+        if writes:
+            with said_of("out", self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
 
     @property
     def manifest(self) -> dict[str, Any]:
         file = self.path / "manifest.json"
-        return json.loads(file.read_text()) if file.exists() else {}
+        return read_json(file) if file.exists() else {}
 
     def update_manifest(self, **fields: Any) -> None:
-        if self.writes:
-            write_json(self.path / "manifest.json", {**self.manifest, **fields})
+        """Raises InputError if the manifest that this process wrote is gone."""
+        if not self.writes:
+            return
+        file = self.path / "manifest.json"
+        if "manifest.json" in self._size and not file.exists():
+            self._refuse_changed("manifest.json")
+        with said_of("out", self.path):
+            write_json(file, {**self.manifest, **fields})
+        self._size["manifest.json"] = 0
 
     def append(self, name: str, row: dict[str, Any]) -> None:
-        """A row that does not fit on the disk leaves no part of itself."""
+        """A row that does not fit on the disk leaves no part of itself.
+
+        Raises InputError if the file is not as this process left it.
+        """
         if not self.writes:
             return
         size = self.sizes([name])[name]
-        try:
-            with (self.path / name).open("a") as file:
-                file.write(json.dumps(row) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError:
-            self.truncate({name: size})
-            raise
+        if self._size.setdefault(name, size) != size:
+            self._refuse_changed(name)
+        with said_of("out", self.path):
+            try:
+                with (self.path / name).open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+                    self._size[name] = file.tell()
+            except OSError:
+                self.truncate({name: size})
+                raise
+
+    def _refuse_changed(self, name: str) -> None:
+        there = "was changed" if (self.path / name).exists() else "was removed"
+        reason = f"{name} {there} by another process while this run wrote it"
+        raise InputError("out", self.path, reason, "remove what is left, and start the run again")
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         return read_rows(self.path / name)
@@ -97,7 +169,8 @@ class RunRecord:
         """
         import fcntl  # not on every system, and readers do without
 
-        file = (self.path / ".lock").open("a+")
+        with said_of("out", self.path):
+            file = (self.path / ".lock").open("a+")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -123,6 +196,31 @@ class RunRecord:
         for name, size in offsets.items():
             if self.writes and (self.path / name).exists():
                 os.truncate(self.path / name, size)
+                self._size[name] = size
+
+    def marks(self, names: Sequence[str]) -> dict[str, Any]:
+        """What to remember of the files of rows: `offsets`, their sizes, and `crc32s` up to there.
+
+        Checkpoints do, and so does the manifest of a finished run, as `rows`.
+        """
+        sizes = self.sizes(names)
+        return {"offsets": sizes, "crc32s": {n: self._crc32(n, size) for n, size in sizes.items()}}
+
+    def refuse_changed(self, marks: dict[str, Any]) -> None:
+        """Raises InputError if a file does not begin with what `marks` found in it."""
+        written = marks.get("crc32s", {})
+        for name, size in marks["offsets"].items():
+            found = self._crc32(name, size)
+            if found is None or found != written.get(name, found):
+                reason = f"{'shorter than' if found is None else 'not'} what this run wrote"
+                remedy = f"put the file back as it was, or remove {self.path} to start afresh"
+                raise InputError(self.path / name, "", reason, remedy)
+
+    def _crc32(self, name: str, size: int) -> int | None:
+        """Of the first `size` bytes of a file; None if they are not there."""
+        file = self.path / name
+        start = file.read_bytes()[:size] if file.exists() else b""
+        return zlib.crc32(start) if len(start) == size else None
 
 
 def runs(path: str | Path) -> list[Path]:
@@ -154,10 +252,9 @@ def needing_room(path: str | Path) -> Iterator[None]:
 
 def _says_full(error: BaseException | None) -> bool:
     """The error or one that it came from; libraries for checkpoints put it into words."""
-    numbers = (errno.ENOSPC, errno.EDQUOT)
     while error is not None:
-        words = any(os.strerror(number) in str(error) for number in numbers)
-        if words or getattr(error, "errno", None) in numbers:
+        words = any(os.strerror(number) in str(error) for number in FULL)
+        if words or getattr(error, "errno", None) in FULL:
             return True
         error = error.__cause__ or error.__context__
     return False

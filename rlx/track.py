@@ -12,14 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rlx.errors import InputError
 from rlx.config import Config, run_sha
+from rlx.errors import InputError
 
 
 def tracker(config: Config) -> Callable[[int, dict[str, Any]], None]:
     """send(step, row): numbers of the row to the dashboard that `config.tracker` names.
 
-    Raises InputError if its package is not installed.
+    Raises InputError if its package is not installed, or does not let us in.
     """
     if config.tracker == "none":
         return lambda step, row: None
@@ -59,10 +59,14 @@ def _wandb(config: Config):
     import wandb
 
     sha = run_sha(config)
-    run = wandb.init(
-        project=config.study or "rlx", name=Path(config.out).name, group=config.recipe,
-        id=f"{Path(config.out).name}-{sha}", resume="allow", dir=config.out,
-    )  # fmt: skip
+    try:
+        run = wandb.init(
+            project=config.study or "rlx", name=Path(config.out).name, group=config.recipe,
+            id=f"{Path(config.out).name}-{sha}", resume="allow", dir=config.out,
+        )  # fmt: skip
+    except wandb.errors.Error as error:
+        remedy = "log in with `wandb login`, or set WANDB_MODE=offline"
+        raise InputError("tracker", "wandb", str(error), remedy) from None
     run.define_metric("*", step_metric="update")  # steps may come again after a restart
 
     def send(step: int, row: dict[str, Any]) -> None:

@@ -32,6 +32,10 @@ INJECTED = -1  # version of a token that no policy drew: an interruption, or pad
 Params = Any  # a plain pytree of arrays: nested dicts and lists
 
 
+class NotFinite(RuntimeError):
+    """Numbers of a run are NaN or infinite, and it cannot go on."""
+
+
 @struct.dataclass
 class TrainState:
     params: Params
@@ -79,6 +83,12 @@ class Group:
     def first_version(self) -> int:
         """The oldest version among the sampled tokens."""
         return int(self.version_GT[self.sampled_GT].min())
+
+    @property
+    def not_finite(self) -> list[str]:
+        """Names of the arrays that hold NaN or infinity."""
+        numbers = ("behavior_logp_GT", "behavior_value_GT", "reward_G", "score_G")
+        return [name for name in numbers if not np.isfinite(getattr(self, name)).all()]
 
     @property
     def zero_variance(self) -> bool:

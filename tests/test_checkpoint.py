@@ -18,9 +18,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from rlx.checkpoint import Checkpoints, pack, unpack
-from rlx.errors import InputError
+from rlx.checkpoint import Checkpoints, checksums, load_params, pack, unpack
 from rlx.config import CheckpointConfig, EvalConfig, MeshConfig, PipelineConfig
+from rlx.errors import InputError
 from rlx.record import RunRecord, read_rows
 from rlx.train import loop
 
@@ -223,6 +223,174 @@ def test_old_checkpoints_go_but_for_those_to_keep(tmp_path):
     step, device, host = again.restore(like)
     assert (step, host, device["x"].tolist()) == (25, {"step": 25}, [25, 25, 25])
     again.close()
+
+
+ARRAYS = {
+    "float32": np.arange(24, dtype=np.float32).reshape(2, 3, 4),
+    "bfloat16": jnp.linspace(-1, 1, 16, dtype=jnp.bfloat16).reshape(8, 2),
+    "int32": np.arange(-4, 4, dtype=np.int32),
+    "uint8": np.arange(8, dtype=np.uint8),
+    "bool": np.arange(8) % 3 == 0,
+    "scalar": np.float32(0.5),
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_any_flipped_bit_and_any_two_values_exchanged_change_the_checksum(name):
+    x = np.asarray(ARRAYS[name])
+    (written,) = checksums({"x": x}).values()
+    data = x.tobytes()
+    bits = range(0, 8 * len(data), 8 if name == "bool" else 1)
+    for bit in bits:
+        other = bytearray(data)
+        other[bit // 8] ^= 1 << bit % 8
+        flipped = np.frombuffer(bytes(other), x.dtype).reshape(x.shape)
+        assert checksums({"x": flipped}) != {"x": written}, bit
+    if x.size > 1 and name != "bool":
+        assert checksums({"x": x[::-1]}) != {"x": written}
+
+
+def test_a_checksum_is_the_sum_that_it_says_on_any_mesh():
+    """By whole numbers of Python, for one device and for eight."""
+    x = np.arange(32, dtype=np.float32).reshape(8, 4) - 3.5
+    bits = x.view(np.uint32)
+    factors = [0x9E3779B1, 0x9E3779B1**2]
+    want = sum(
+        (2 * (i * factors[0] + j * factors[1]) + 1) * int(bits[i, j])
+        for i in range(8) for j in range(4)
+    )  # fmt: skip
+    mesh = jax.make_mesh((8,), ("a",))
+    split = jax.device_put(x, jax.NamedSharding(mesh, jax.P("a")))
+    assert checksums({"x": x}) == checksums({"x": split}) == {"x": want % 2**32}
+
+
+def test_flipped_bits_never_come_back_unnoticed(tmp_path, capsys):
+    """Any file of the newest checkpoint: its state comes back as written, or the one before it."""
+    rng = np.random.default_rng(0)
+    states = {
+        step: {"x": rng.normal(size=(64, 8)).astype(np.float32), "n": np.arange(step, step + 9)}
+        for step in (3, 7)
+    }
+    states = {s: {k: jnp.asarray(x) for k, x in state.items()} for s, state in states.items()}
+    one = Checkpoints(tmp_path / "whole", CheckpointConfig())
+    for step, state in states.items():
+        one.save(step, state, {"step": step, "numbers": np.arange(50.0)})
+    one.close()
+    files = [f for f in (tmp_path / "whole" / "7").rglob("*") if f.is_file() and f.stat().st_size]
+    came_back = Counter()
+    for trial in range(24):
+        shutil.copytree(tmp_path / "whole", tmp_path / "x")
+        file = tmp_path / "x" / files[trial % len(files)].relative_to(tmp_path / "whole")
+        data = bytearray(file.read_bytes())
+        data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+        file.write_bytes(data)
+        again = Checkpoints(tmp_path / "x", CheckpointConfig())
+        step, device, host = again.restore(states[7])
+        again.close()
+        jax.tree.map(np.testing.assert_array_equal, device, states[step])
+        assert host["step"] == step and (host["numbers"] == np.arange(50.0)).all()
+        assert ("set aside" in capsys.readouterr().out) == (step == 3)
+        came_back[step] += 1
+        shutil.rmtree(tmp_path / "x")
+    assert came_back[3] > 0
+
+
+def test_a_damaged_checkpoint_gives_no_parameters(tmp_path):
+    """A reward model or a start is what was named, or nothing; and another step is named."""
+    one = Checkpoints(tmp_path / "checkpoints", CheckpointConfig())
+    params = {"w": jnp.arange(64.0)}
+    for step in (3, 7):
+        one.save(step, {"state": {"params": params}}, {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rlx.checkpoint.checksums", lambda tree: {"state/params/w": 5})
+        one.save(9, {"state": {"params": params}}, {})
+    one.close()
+    assert (load_params(tmp_path, params, 7)["w"] == params["w"]).all()
+    line = r"^checkpoint=.*/checkpoints/9: cannot be read \(.* not what was written\); use .*/7$"
+    with pytest.raises(InputError, match=line):
+        load_params(tmp_path, params)
+
+
+@pytest.fixture(scope="module")
+def stopped(config, tmp_path_factory):
+    """stopped(copy): the directory of a run that was stopped after 8 updates, and goes on."""
+    path = tmp_path_factory.mktemp("stopped")
+    with pytest.raises(loop.Interrupted):
+        loop.train(replace(config, out=str(path)), progress=False, stop=after(8))
+    return lambda copy: shutil.copytree(path, copy, dirs_exist_ok=True)
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[:-30])
+
+
+def change(file):
+    data = bytearray(file.read_bytes())
+    data[20] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, cut, change])
+@pytest.mark.parametrize("name", ["evals.jsonl", "metrics.jsonl", "clock.jsonl"])
+def test_rows_that_are_not_those_of_the_checkpoint_are_refused(
+    config, stopped, tmp_path, name, damage
+):
+    stopped(tmp_path)
+    damage(tmp_path / name)
+    before = {f: f.read_bytes() for f in tmp_path.glob("*.jsonl")}
+    line = f"{name}=: (shorter than|not) what this run wrote; put the file back as it was, or "
+    with pytest.raises(InputError, match=line):
+        loop.train(replace(config, out=str(tmp_path)), progress=False)
+    assert {f: f.read_bytes() for f in tmp_path.glob("*.jsonl")} == before
+
+
+def test_rows_of_a_finished_run_that_changed_are_refused(config, whole, tmp_path):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    same = replace(config, out=str(tmp_path))
+    assert loop.train(same, progress=False)["status"] == "done"
+    change(tmp_path / "evals.jsonl")
+    with pytest.raises(InputError, match="evals.jsonl=: not what this run wrote; put the file"):
+        loop.train(same, progress=False)
+
+
+def test_a_checkpoint_without_its_manifest_goes_on_as_it_was_only(config, stopped, whole, tmp_path):
+    stopped(tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    other = replace(config, out=str(tmp_path), optim=replace(config.optim, learning_rate=0.5))
+    line = r"8 is a checkpoint of another configuration \(optim.learning_rate=0.003, not 0.5\)"
+    with pytest.raises(InputError, match=line):
+        loop.train(other, progress=False)
+    (tmp_path / "manifest.json").unlink()
+    loop.train(replace(config, out=str(tmp_path)), progress=False)
+    same_logs(whole, tmp_path)
+
+
+def removed(path):
+    while path.exists():  # a checkpoint may be under way
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def moved(path):
+    path.rename(path.with_name("elsewhere"))
+
+
+@pytest.mark.parametrize("vanish", [removed, moved])
+@pytest.mark.parametrize("when", ["in the middle", "at the end"])
+def test_a_directory_that_vanishes_ends_the_run_and_leaves_no_manifest(
+    config, tmp_path, when, vanish
+):
+    out = tmp_path / "run"
+    steps = iter(range(100))
+
+    def stop():
+        if next(steps) == (4 if when == "in the middle" else config.steps - 1):
+            vanish(out)
+        return False
+
+    line = "(evals|metrics|manifest).json.* was removed by another process .*; remove what is left"
+    with pytest.raises(InputError, match=f"^out={out}: {line}"):
+        loop.train(replace(config, out=str(out)), progress=False, stop=stop)
+    assert not (out / "manifest.json").exists()
 
 
 def test_two_processes_do_not_write_one_run(config, tmp_path):

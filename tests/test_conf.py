@@ -18,8 +18,8 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import open_dict
 
 from experiments import train as cli
-from rlx.errors import InputError
 from rlx.config import Config, config_sha
+from rlx.errors import InputError
 from rlx.record import RunRecord
 from rlx.train.start import make_env
 from rlx.train.step import numbers

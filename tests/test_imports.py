@@ -18,14 +18,8 @@ RLX = [name for name in FILES if name.startswith("rlx.")]
 
 # Each layer may import the layers named here. A folder stands for all its modules.
 BASE = (
-    "rlx.errors",
-    "rlx.jsonfile",
-    "rlx.problem",
-    "rlx.types",
-    "rlx.config",
-    "rlx.record",
-    "rlx.objectives",
-    "rlx.envs",
+    *("rlx.errors", "rlx.jsonfile", "rlx.problem", "rlx.types", "rlx.config", "rlx.checksum"),
+    *("rlx.record", "rlx.objectives", "rlx.envs"),
 )
 MIDDLE = (*BASE, "rlx.mesh", "rlx.flops", "rlx.processes")
 LAYERS = {
@@ -34,10 +28,11 @@ LAYERS = {
     "rlx.problem": (),
     "rlx.types": ("rlx.problem",),
     "rlx.config": ("rlx.errors",),
-    "rlx.record": (),
+    "rlx.checksum": (),
+    "rlx.record": ("rlx.errors",),
     "rlx.objectives": ("rlx.objectives",),
     "rlx.envs": ("rlx.errors", "rlx.jsonfile", "rlx.problem", "rlx.envs"),
-    "rlx.scaling": ("rlx.errors", "rlx.scaling", "rlx.record"),
+    "rlx.scaling": ("rlx.errors", "rlx.scaling", "rlx.record", "rlx.checksum"),
     "rlx.mesh": BASE,
     "rlx.processes": ("rlx.config", "rlx.errors"),
     "rlx.flops": BASE,
@@ -46,6 +41,7 @@ LAYERS = {
     "rlx.models": (*MIDDLE, "rlx.models"),
     "rlx.rollout": (*MIDDLE, "rlx.models", "rlx.rollout"),
     "rlx.train.packing": (),
+    "rlx.train.health": ("rlx.config", "rlx.types"),
     "rlx.train.forward": (*MIDDLE, "rlx.models", "rlx.train.packing"),
     "rlx.train.step": (*MIDDLE, "rlx.models", "rlx.train.forward", "rlx.train.packing"),
     "rlx.train.warm_start": (*MIDDLE, "rlx.models", "rlx.train.forward"),
@@ -60,7 +56,8 @@ LAYERS = {
     "rlx.train.report": (*MIDDLE, "rlx.rollout"),
     "rlx.train.schedule": (*BASE, "rlx.rollout", "rlx.train.clock"),
     "rlx.evaluate": (*MIDDLE, "rlx.models", "rlx.rollout"),
-    "rlx.train.supervised": (*MIDDLE, "rlx.checkpoint", "rlx.train.clock", "rlx.train.loop"),
+    "rlx.train.recorded": (*MIDDLE, "rlx.models", "rlx.train"),
+    "rlx.train.supervised": (*MIDDLE, "rlx.checkpoint", "rlx.train"),
     "rlx.train.sft": (*MIDDLE, "rlx.models", "rlx.rollout", "rlx.train", "rlx.evaluate"),
     "rlx.train.reward_model": (*MIDDLE, "rlx.models", "rlx.train", "rlx.evaluate"),
     "rlx.train.loop": (

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from rlx import record
+from rlx.errors import InputError
 from rlx.record import RunRecord, read_rows, runs, write_json
 
 
@@ -22,9 +23,10 @@ def test_a_torn_last_line_is_left_out(tmp_path, torn):
     assert read_rows(tmp_path / "x.jsonl") == [{"step": 0}]
 
 
-def test_damage_before_the_last_line_is_not_hidden(tmp_path):
-    (tmp_path / "x.jsonl").write_text('{"step"\n{"step": 1}\n')
-    with pytest.raises(json.JSONDecodeError):
+@pytest.mark.parametrize("line", [b'{"step"', b"[1]", b"", b"\0\0\0", b"\xff", b"[" * 100_000])
+def test_damage_before_the_last_line_is_named(tmp_path, line):
+    (tmp_path / "x.jsonl").write_bytes(b'{"step": 0}\n' + line + b'\n{"step": 1}\n')
+    with pytest.raises(InputError, match=r"x.jsonl:2=.*: not (JSON|a JSON object).*; mend that"):
         read_rows(tmp_path / "x.jsonl")
 
 
@@ -71,3 +73,45 @@ def test_a_study_is_its_runs_and_a_run_is_itself(tmp_path):
     assert runs(tmp_path) == [tmp_path / "runs" / "a", tmp_path / "runs" / "b"]
     assert runs(tmp_path / "runs" / "a") == [tmp_path / "runs" / "a"]
     assert runs(tmp_path / "nowhere") == []
+
+
+def a_file(path):
+    path.write_text("")
+
+
+def a_dangling_link(path):
+    path.symlink_to(path.parent / "nowhere" / "at all")
+
+
+def a_device(path):
+    path.symlink_to("/dev/null")
+
+
+@pytest.mark.parametrize("make", [a_file, a_dangling_link, a_device])
+@pytest.mark.parametrize("below", ["", "below"])
+def test_a_path_that_can_be_no_directory_is_refused(tmp_path, make, below):
+    make(tmp_path / "run")
+    path = tmp_path / "run" / below
+    with pytest.raises(InputError, match=f"^out={path}: .*; choose a directory that can be made"):
+        RunRecord(path)
+    assert RunRecord(path, writes=False).manifest == {}
+
+
+def test_what_only_reads_makes_nothing(tmp_path):
+    assert RunRecord(tmp_path / "run", writes=False).manifest == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", [b"", b"[1]", b"{", b"\xff\xfe", b"3"])
+def test_a_manifest_that_is_none_is_named(tmp_path, text):
+    (tmp_path / "manifest.json").write_bytes(text)
+    with pytest.raises(InputError, match="manifest.json=.*: not (JSON|a JSON object)"):
+        print(RunRecord(tmp_path).manifest)
+
+
+def test_rows_are_not_added_to_a_file_that_another_process_changed(tmp_path):
+    run = RunRecord(tmp_path)
+    run.append("evals.jsonl", {"step": 0})
+    (tmp_path / "evals.jsonl").write_text("")
+    with pytest.raises(InputError, match="evals.jsonl was changed by another process"):
+        run.append("evals.jsonl", {"step": 1})

@@ -8,8 +8,8 @@ import yaml
 
 import rlx.scaling as sc
 from analysis import studies
-from rlx.scaling.curve import sigmoid
 from rlx.errors import InputError
+from rlx.scaling.curve import sigmoid
 
 CONF = studies.Path(__file__).parents[1] / "conf"
 MOVERS = "ceiling_movers"

@@ -27,14 +27,19 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.sharding import Mesh
 
 from rlx.config import ModelConfig
 
 NEVER = -1e30  # finite, so that a fully masked row gives a uniform average and not NaN
 
 
-def chosen(config: ModelConfig, platform: str) -> ModelConfig:
-    """The configuration with the kernel that `attention=auto` means on a platform of JAX."""
+def chosen(config: ModelConfig, mesh: Mesh) -> ModelConfig:
+    """The configuration with the kernel that `attention=auto` means on the devices of a mesh."""
+    return of_platform(config, mesh.devices.flat[0].platform)
+
+
+def of_platform(config: ModelConfig, platform: str) -> ModelConfig:
     fits = config.compute_dtype == "bfloat16" and config.head_dim % 8 == 0 <= 128 - config.head_dim
     bounded = config.sliding_window or config.attention_chunk
     fused = platform in ("gpu", "cuda") and fits and not bounded

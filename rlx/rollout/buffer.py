@@ -18,14 +18,21 @@ group only ever gets less.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from rlx.types import Group
+from rlx.types import Group, NotFinite
+
+Note = Callable[[str, int, str], None]  # rlx.train.health
 
 
 class Buffer:
-    def __init__(self, kind: str, k: int, prompts_per_step: int, refill: bool = False):
+    def __init__(
+        self, kind: str, k: int, prompts_per_step: int, refill: bool = False,
+        note: Note = lambda kind, count, text: None,
+    ):  # fmt: skip
         self.kind, self.k, self.P, self.refill = kind, k, prompts_per_step, refill
+        self.note, self.refilled_in_a_row = note, 0
         self.started = 0  # groups given a serial number
         self.queue: list[int] = []  # those still to be learned from, oldest first
         self.waiting: dict[int, Group] = {}  # of these, the finished ones
@@ -61,13 +68,24 @@ class Buffer:
         return self.started - 1
 
     def put(self, group: Group) -> bool:
-        """Whether the finished group is kept."""
+        """Whether the finished group is kept. Raises NotFinite if its numbers are not finite."""
         if group.serial not in self.queue or group.serial in self.waiting:
             raise RuntimeError(f"group {group.serial} was not started, or was put before")
+        if group.not_finite:
+            what = ", ".join(group.not_finite)
+            raise NotFinite(
+                f"{what} of group {group.serial}, problem {group.problem_id}: not finite"
+            )
         if self.refill and group.zero_variance:
             self.queue.remove(group.serial)
             self.refilled += 1
+            self.refilled_in_a_row += 1
+            said = (
+                f"{self.refilled_in_a_row} groups in a row were refilled: each was rewarded alike"
+            )
+            self.note("refilled", self.refilled_in_a_row // self.P, said)
             return False
+        self.refilled_in_a_row = 0
         self.waiting[group.serial] = group
         return True
 

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from rlx.scaling import curve as curves
 from rlx.errors import InputError
+from rlx.scaling import curve as curves
 from rlx.scaling.posterior import ScalingFit
 
 Floats = NDArray[np.float64]

@@ -27,8 +27,8 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
-from rlx.scaling import curve as curves
 from rlx.errors import InputError
+from rlx.scaling import curve as curves
 from rlx.scaling.data import Evals
 from rlx.scaling.priors import Priors, prior_theta
 

@@ -10,8 +10,7 @@ stopped, bit for bit unless threads decide its schedule.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -21,21 +20,21 @@ from tqdm import tqdm
 
 from rlx import flops, processes
 from rlx.checkpoint import Checkpoints
-from rlx.config import Config, run_sha
+from rlx.config import Config
 from rlx.envs.grading import Graders
-from rlx.errors import InputError
 from rlx.evaluate import evaluate
-from rlx.mesh import generator_mesh, make_mesh, of_params
-from rlx.models import attention, lora
-from rlx.record import Busy, RunRecord
+from rlx.mesh import generator_mesh, of_params
+from rlx.models import lora
+from rlx.record import RunRecord
 from rlx.rollout.buffer import Buffer
 from rlx.rollout.engine import Engine
 from rlx.rollout.generator import Weights, published
 from rlx.track import tracker
 from rlx.train import schedule, start
 from rlx.train.clock import Clock
+from rlx.train.health import Health
+from rlx.train.recorded import ROWS, Interrupted, Stop, never, recorded
 from rlx.train.report import (
-    describe,
     note_lost_work,
     rollout_metrics,
     spend_update,
@@ -45,69 +44,10 @@ from rlx.train.report import (
 from rlx.train.step import collate, init_state, make_train_step
 from rlx.types import Params
 
-ROWS = ("evals.jsonl", "metrics.jsonl", "clock.jsonl")
-
-
-Stop = Callable[[], bool]
-
-
-def never() -> bool:
-    return False
-
 
 def train(config: Config, *, progress: bool = True, stop: Stop = never) -> dict[str, Any]:
     """Run to the end (or find it ended) and return the manifest; `recorded` says what it raises."""
     return recorded(run, config, progress, stop)
-
-
-def recorded(work: Callable[..., None], config: Config, progress: bool, stop: Stop):
-    """The manifest of `config.out` once `work` is done there, now or before.
-
-    `stop` is asked after every update; once it says True a checkpoint is written and `Interrupted`
-    raised. Raises InputError or ValueError, before anything is written, for a configuration that
-    cannot work here, that is not the one `config.out` holds a run of, or whose directory another
-    process is writing.
-    """
-    config = start.resolve(config)
-    record = RunRecord(config.out, writes=processes.is_writer())
-    before = record.manifest
-    if before and before["config_sha"] != run_sha(config):
-        reason = "holds a run of another configuration"
-        raise InputError("out", config.out, reason, "choose another directory")
-    if before.get("status") == "done":
-        return before
-    env = start.make_env(config)
-    mesh = make_mesh(config.mesh, config.rollout.prompts_per_step // config.optim.microbatches)
-    config = replace(config, model=attention.chosen(config.model, mesh.devices.flat[0].platform))
-    scorer = start.load_scorer(config, env, mesh)
-    try:
-        lock = record.lock() if record.writes else nullcontext()
-    except Busy as error:
-        remedy = "wait for its end, or choose another directory"
-        raise InputError("out", config.out, str(error), remedy) from None
-    with lock:
-        record.update_manifest(**describe(config, env))
-        try:
-            with (
-                closing(Clock()) as clock,
-                closing(start.make_graders(config, env, scorer)) as graders,
-            ):
-                work(config, graders, mesh, record, clock, progress, stop)
-        except BaseException as error:
-            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            record.update_manifest(status=status, error=f"{type(error).__name__}: {error}")
-            raise
-        record.update_manifest(status="done", error="")
-    processes.wait("done")
-    return record.manifest
-
-
-class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop and has written a checkpoint."""
-
-
-class NotFinite(RuntimeError):
-    """Too many updates in a row had an objective or a gradient that is not finite."""
 
 
 class Run:
@@ -127,10 +67,11 @@ class Run:
         self.ledger, pipeline = flops.Ledger(), config.pipeline
         refill = config.algo.zero_variance == "refill"
         prompts = config.rollout.prompts_per_step
-        self.buffer = Buffer(pipeline.kind, pipeline.k, prompts, refill)
+        self.health = Health(config.out, config.optim, quiet=not record.writes)
+        self.buffer = Buffer(pipeline.kind, pipeline.k, prompts, refill, self.health.note)
         self.generators = generator_mesh(config.mesh, mesh)
         self.engine = Engine(config, graders, self.buffer, self.ledger, self.generators)
-        self.version, self.skipped, self.measured = 0, 0, -1
+        self.version, self.measured = 0, -1
         self.spent = self.ledger.row()  # when the newest update ended
         self.track = tracker(config if record.writes else replace(config, tracker="none"))
         self.weights = Weights(self._published(), 0)
@@ -156,18 +97,14 @@ class Run:
             spend_update(self.ledger, self.config, self.env, groups)
             row |= waiting_metrics(self.engine, self.buffer)
             row["schedule/events"], self.engine.events = self.engine.events, ""
+            graded = self.ledger.samples + len(self.buffer.waiting) * self.engine.G
             self.spent = self.ledger.row()
             self.weights.params, self.weights.version = params, version + 1
         self.record.append("metrics.jsonl", row)
         self.track(version, row)
         self.version += 1
-        self.skipped = self.skipped + 1 if metrics["update/skipped"] else 0
-        if self.skipped == self.config.optim.max_skipped_updates:
-            raise NotFinite(
-                f"optim.max_skipped_updates={self.skipped}: so many updates in a row, up to "
-                f"{self.version}, had an objective or a gradient that is not finite; "
-                "lower optim.learning_rate or look at policy/ratio_max in metrics.jsonl"
-            )
+        self.health.sampled(row, self.version, graded)
+        self.health.updated(row, self.version)
 
     def measure(self) -> str:
         """Evaluate, with the compute spent when the update ended; a line for the progress bar."""
@@ -180,6 +117,7 @@ class Run:
         at = {"step": self.version, "version": self.version}
         for row in rows:
             self.record.append("evals.jsonl", at | row | spent)
+            self.health.measured(at | row)
         named = {"eval" if row is rows[0] else f"eval_{row['eval_set']}": row for row in rows}
         self.track(self.version, {**named, "spent": spent})
         self.record.append("clock.jsonl", self.clock.row(self.version))
@@ -193,13 +131,13 @@ class Run:
         with self.clock.phase("checkpoint"):
             host = {
                 "version": self.version,
-                "skipped": self.skipped,
+                "health": self.health.state_dict(),
                 "measured": self.measured,
                 "ledger": dict(vars(self.ledger)),
                 "buffer": self.buffer.state_dict(),
                 "engine": self.engine.state_dict(),
                 "clock": self.clock.state_dict(),
-                "offsets": self.record.sizes(ROWS),
+                **self.record.marks(ROWS),
             }
             checkpoints.save(self.version, self._device(), host)
 
@@ -210,13 +148,14 @@ class Run:
         """Go back to the newest checkpoint, if there is one; rows after it are cut off."""
         saved = checkpoints.restore(self._device())
         host = saved[2] if saved else {"version": 0, "offsets": dict.fromkeys(ROWS, 0)}
+        self.record.refuse_changed(host)
         note_lost_work(self.record, host)
         self.record.truncate(host["offsets"])
         if not saved:
             return False
         device = saved[1]
-        for name in ("version", "skipped", "measured"):
-            setattr(self, name, host[name])
+        self.version, self.measured = host["version"], host["measured"]
+        self.health.load(host["health"])
         vars(self.ledger).update(host["ledger"])
         self.spent = self.ledger.row()
         self.buffer.load(host["buffer"])
@@ -241,7 +180,8 @@ def run(
     turns = schedule.make(config.pipeline, it.engine, it.buffer, it.weights, clock)
     quiet = not progress or not record.writes
     bar = tqdm(total=config.steps, desc=record.path.name, disable=quiet, unit="step")
-    with closing(Checkpoints(record.path / "checkpoints", config.checkpoint)) as checkpoints, bar:
+    where = record.path / "checkpoints"
+    with closing(Checkpoints(where, config.checkpoint, config)) as checkpoints, bar:
         if not it.restore(checkpoints):
             bar.set_postfix_str(it.measure(), refresh=False)
         bar.update(it.version)

@@ -164,6 +164,8 @@ def verdict(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "ended": "all steps" if steps == config.steps else early,
         "fired": {name: fired for name, (on, fired) in switches.items() if on},
         "updates_skipped": int(total("update/skipped")),
+        "updates_unvaried": sum(row["rollout/zero_variance_share"] == 1 for row in rows),
+        "ungraded": int(at_end("grading/errors") + at_end("grading/timeouts")),
         "truncation": {
             "limit": UNSTABLE_TRUNCATION,
             "share_of_steps_over": len(over) / max(steps, 1),

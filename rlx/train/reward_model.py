@@ -21,18 +21,18 @@ from jax.sharding import Mesh
 
 from rlx import flops, processes
 from rlx import mesh as meshes
-from rlx.errors import InputError
 from rlx.config import ModelConfig, RewardModelConfig
 from rlx.envs.base import Env
 from rlx.envs.grading import Graders
 from rlx.envs.preference import Preference
+from rlx.errors import InputError
 from rlx.evaluate import standard_error
 from rlx.models import lora, reward
 from rlx.objectives.preference import bradley_terry
 from rlx.record import RunRecord
-from rlx.train import loop, start
+from rlx.train import start
 from rlx.train.clock import Clock
-from rlx.train.loop import Stop
+from rlx.train.recorded import Stop, never, recorded
 from rlx.train.step import Hyper, ascend, init_state, numbers
 from rlx.train.supervised import drawn, supervise
 from rlx.types import Problem, TrainState
@@ -54,19 +54,19 @@ class Spec(NamedTuple):
 
 
 def train(
-    config: RewardModelConfig, *, progress: bool = True, stop: Stop = loop.never
+    config: RewardModelConfig, *, progress: bool = True, stop: Stop = never
 ) -> dict[str, Any]:
-    """Train to the end (or find it ended) and return the manifest; raises as `loop.train`."""
+    """Train to the end (or find it ended) and return the manifest; raises as `recorded`."""
     if config.pairs and config.env.name == "preference":  # the tokens are those of the pairs
         env = replace(config.env, kwargs={**config.env.kwargs, "path": config.pairs})
         config = replace(config, env=env)
-    return loop.recorded(run, config, progress, stop)
+    return recorded(run, config, progress, stop)
 
 
 def read(config: RewardModelConfig, env: Env) -> tuple[list[Pair], list[Pair], int]:
     """(training pairs, held-out pairs, how many are too long for `rollout.max_new_tokens`).
 
-    ValueError names a line that is no pair or that the tokenizer cannot read; InputError if too
+    InputError names a line that is no pair or that the tokenizer cannot read, and is raised if too
     few are left.
     """
     c = config.env
@@ -93,7 +93,8 @@ def tokenized(problems: Sequence[Problem], env: Env) -> list[Pair]:
                 prompt = ids.encode_prompt(problem.prompt)
                 both = [[*ids.encode(text), ids.stop_id] for text in (pair.chosen, pair.rejected)]
             except ValueError as error:
-                raise ValueError(f"{pair.where}: {error}") from None
+                remedy = "leave it out, or set env.tokenizer"
+                raise InputError("pairs", pair.where, str(error), remedy) from None
             found.append(Pair(prompt, (both[0], both[1])))
     return found
 

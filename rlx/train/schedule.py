@@ -143,7 +143,11 @@ def make(
         if not rows:
             reason, remedy = "no metrics.jsonl with updates there", "give the directory of a run"
             raise InputError("pipeline.replay", config.replay, reason, remedy)
-        return Replay(engine, weights, clock, [row["schedule/events"] for row in rows])
+        events = [row.get("schedule/events") for row in rows]
+        if any(not isinstance(done, str) for done in events):
+            reason, remedy = "its metrics.jsonl says no schedule/events", "replay another run"
+            raise InputError("pipeline.replay", config.replay, reason, remedy)
+        return Replay(engine, weights, clock, events)
     if config.schedule == "threads" and jax.process_count() > 1:
         reason = "the threads of several processes would not agree on an order"
         remedy = "set pipeline.schedule=deterministic"

@@ -24,12 +24,12 @@ from rlx.envs.grading import Graders
 from rlx.errors import InputError
 from rlx.evaluate import evaluate
 from rlx.models import lora
-from rlx.record import RunRecord
+from rlx.record import RunRecord, said_of
 from rlx.rollout.engine import make_generator
 from rlx.rollout.generator import Weights, published
-from rlx.train import loop, start
+from rlx.train import start
 from rlx.train.clock import Clock
-from rlx.train.loop import Stop
+from rlx.train.recorded import Stop, never, recorded
 from rlx.train.step import init_state, make_train_step
 from rlx.train.supervised import drawn, supervise
 from rlx.types import Batch, TrainState, right_padded
@@ -49,18 +49,22 @@ def tokenized(env: Env, prompt: str, completion: str) -> Trace:
 
 def read(path: str | Path, env: Env) -> list[Trace]:
     """Lines `{"prompt": TEXT, "completion": TEXT}`. InputError names the line that is not one."""
-    try:
-        lines = Path(path).read_text().splitlines()
-    except OSError as error:
-        raise InputError("traces", path, str(error), "give a file of JSON lines") from None
-    traces = []
+    if not Path(path).is_file():
+        raise InputError("traces", path, "no file there", "give a file of JSON lines")
+    with said_of("traces", Path(path), "give a file of JSON lines"):
+        lines = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    traces, remedy = [], 'write {"prompt": TEXT, "completion": TEXT} on every line'
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
-            traces.append(tokenized(env, row["prompt"], row["completion"]))
-        except (ValueError, KeyError, TypeError) as error:
+            texts = row["prompt"], row["completion"]
+            if not all(isinstance(text, str) for text in texts):
+                raise TypeError("prompt or completion is no text")
+            traces.append(tokenized(env, *texts))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             reason = f"line {number}: {type(error).__name__}: {error}"
-            remedy = 'write {"prompt": TEXT, "completion": TEXT} on every line'
             raise InputError("traces", path, reason, remedy) from None
     return traces
 
@@ -105,9 +109,9 @@ def as_batch(traces: Sequence[Trace], prompt_tokens: int, T: int, pad_id: int) -
     )
 
 
-def sft(config: SftConfig, *, progress: bool = True, stop: Stop = loop.never) -> dict[str, Any]:
-    """Fine-tune to the end (or find it ended) and return the manifest; raises as `loop.train`."""
-    return loop.recorded(run, config, progress, stop)
+def sft(config: SftConfig, *, progress: bool = True, stop: Stop = never) -> dict[str, Any]:
+    """Fine-tune to the end (or find it ended) and return the manifest; raises as `recorded`."""
+    return recorded(run, config, progress, stop)
 
 
 def run(

@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from rlx import mesh as meshes
 from rlx.checkpoint import load_params
-from rlx.errors import InputError
 from rlx.config import Config, EnvConfig, ModelConfig, OptimConfig, RolloutConfig
 from rlx.envs import base, text
 from rlx.envs.base import Env, TextTokenizer
 from rlx.envs.grading import Graders
+from rlx.errors import InputError
 from rlx.models import hf, lora, transformer
 from rlx.record import RunRecord
 from rlx.rollout.scorer import Scorer
@@ -41,19 +43,28 @@ def is_run(path: str | Path) -> bool:
 
 
 def of_run(path: str | Path) -> dict[str, Any]:
-    """The manifest of a run, its sections `model`, `env`, `optim`, `rollout` as dataclasses."""
-    manifest = RunRecord(_located(path)[0], writes=False).manifest
+    """The manifest of a run, its sections `model`, `env`, `optim`, `rollout` as dataclasses.
+
+    Raises InputError if it lacks them.
+    """
+    directory = _located(path)[0]
+    manifest = RunRecord(directory, writes=False).manifest
     sections = {
         "model": ModelConfig,
         "env": EnvConfig,
         "optim": OptimConfig,
         "rollout": RolloutConfig,
     }
-    config = manifest["config"]
     made = {}
     for name, section in sections.items():
         known = {field.name for field in fields(section)}
-        made[name] = section(**{k: v for k, v in config[name].items() if k in known})
+        try:
+            given = manifest["config"][name].items()
+            made[name] = section(**{k: v for k, v in given if k in known})
+        except (KeyError, AttributeError, TypeError, InputError) as error:
+            reason = f"its config.{name} is not that of a run ({error})"
+            remedy = "give the directory of a run of this project"
+            raise InputError(directory / "manifest.json", "", reason, remedy) from None
     return manifest | made
 
 
@@ -156,15 +167,26 @@ def load(
 ) -> tuple[Params, float]:
     """(parameters, FLOPs spent on a warm start). A warm start of this run is kept in `directory`.
 
-    Raises InputError if `model.path` does not hold what the configuration says.
+    Raises InputError if `model.path` does not hold what the configuration says, or no numbers.
     """
     path = config.model.path
     if not path:
         directory = config.warm_start_dir or Path(directory) / "warm_start"
         return warm_start.load_or_make(config, env, directory, progress)
-    if not is_run(path):
-        return hf.load(path, config.model, mesh), 0.0
-    return _policy_of(path, config, env, mesh)
+    if is_run(path):
+        params, spent = _policy_of(path, config, env, mesh)
+    else:
+        params, spent = hf.load(path, config.model, mesh), 0.0
+    for at, total in jax.tree_util.tree_leaves_with_path(jax.device_get(_sums(params))):
+        if not np.isfinite(total):
+            reason = f"{jax.tree_util.keystr(at, simple=True, separator='/')} is not finite"
+            raise InputError("model.path", path, reason, "give weights without NaN and infinity")
+    return params, spent
+
+
+@jax.jit
+def _sums(params: Params) -> Params:
+    return jax.tree.map(lambda x: jnp.sum(x, dtype=jnp.float32), params)
 
 
 def _policy_of(

@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 
 from rlx import mesh as meshes
 from rlx.config import Config, ModelConfig
-from rlx.models import lora, moe, transformer
+from rlx.models import attention, lora, moe, transformer
 from rlx.objectives.advantages import advantages, gae, whitened, zero_variance
 from rlx.objectives.logprobs import log_partition
 from rlx.objectives.losses import policy_objective
@@ -129,7 +129,8 @@ def numbers(config: Config) -> Hyper:
 
 
 def names(config: Config, mesh: Mesh) -> Spec:
-    fields = {**vars(config.optim), **vars(config.algo), "model": config.model, "mesh": mesh}
+    fields = {**vars(config.optim), **vars(config.algo), "mesh": mesh}
+    fields["model"] = attention.chosen(config.model, mesh)
     fields["entropy_bonus"] = config.algo.entropy_coef > 0
     fields["drop_zero_variance"] = config.algo.zero_variance == "drop"
     return Spec(**{name: fields[name] for name in Spec._fields})
@@ -182,7 +183,11 @@ def state_like(config: Config, mesh: Mesh, params: Params, value_head=False) -> 
 
 
 def ascend(state: TrainState, grads, objective, hyper: Hyper, mesh: Mesh, learns=True):
-    """(state, norm of the gradient, whether all is finite): the next version, moved if it is."""
+    """(state, norm of the gradient, whether all is finite): the next version.
+
+    It is moved if objective and gradient are finite. If they are and it says no all the same, the
+    move itself has spoilt parameters or moments, for good.
+    """
     descent = jax.tree.map(jnp.negative, grads)  # the objective is maximised
     moving = optimizer(hyper, state.version, learns)
     updates, opt_state = moving.update(descent, state.opt_state, state.params)
@@ -192,6 +197,8 @@ def ascend(state: TrainState, grads, objective, hyper: Hyper, mesh: Mesh, learns
     params, opt_state = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old), moved, (state.params, state.opt_state)
     )
+    parts = jax.tree.leaves((params, opt_state))  # NaN and infinity survive a sum
+    finite &= jnp.isfinite(sum(jnp.sum(x, dtype=jnp.float32) for x in parts))
     state = TrainState(params=params, opt_state=opt_state, version=state.version + 1)
     return jax.lax.with_sharding_constraint(state, _place(state, mesh)), grad_norm, finite
 

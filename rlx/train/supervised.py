@@ -14,7 +14,8 @@ from rlx.checkpoint import Checkpoints
 from rlx.config import Config
 from rlx.record import RunRecord
 from rlx.train.clock import Clock
-from rlx.train.loop import ROWS, Interrupted, Stop
+from rlx.train.health import Health
+from rlx.train.recorded import ROWS, Interrupted, Stop
 from rlx.types import TrainState
 
 Row = dict[str, Any]
@@ -37,6 +38,7 @@ def supervise(
     `update` and `measure` are given the version and spend into the ledger; their rows are written
     here.
     """
+    health = Health(config.out, config.optim, quiet=not record.writes)
     bar = tqdm(total=config.steps, desc=record.path.name, disable=not progress, unit="step")
 
     def evaluate(version: int) -> None:
@@ -45,17 +47,21 @@ def supervise(
         at = {"step": version, "version": version}
         for row in rows:
             record.append("evals.jsonl", at | row | ledger.row())
+            health.measured(at | row)
         record.append("clock.jsonl", clock.row(version))
         bar.set_postfix_str(f"pass {rows[0]['mean']:.3f}", refresh=False)
 
-    with closing(Checkpoints(record.path / "checkpoints", config.checkpoint)) as checkpoints, bar:
+    where = record.path / "checkpoints"
+    with closing(Checkpoints(where, config.checkpoint, config)) as checkpoints, bar:
         saved = checkpoints.restore({"state": state})
         version, device, host = saved or (0, {"state": state}, {"offsets": dict.fromkeys(ROWS, 0)})
         state = device["state"]
+        record.refuse_changed(host)
         record.truncate(host["offsets"])
         if saved:
             vars(ledger).update(host["ledger"])
             clock.load(host["clock"])
+            health.load(host["health"])
         else:
             evaluate(0)
         bar.update(version)
@@ -65,15 +71,17 @@ def supervise(
                 state, row = update(state, version)
             record.append("metrics.jsonl", {"step": version} | row)
             version += 1
+            health.updated(row, version)
             if version % config.eval.every_steps == 0 or version == config.steps:
                 evaluate(version)
             bar.update()
             stopping, due = processes.any_of(stop(), checkpoints.due(version))
             if stopping or due or version == config.steps:
                 host = {
+                    "health": health.state_dict(),
                     "ledger": dict(vars(ledger)),
                     "clock": clock.state_dict(),
-                    "offsets": record.sizes(ROWS),
+                    **record.marks(ROWS),
                 }
                 checkpoints.save(version, {"state": state}, host)
     if version < config.steps:

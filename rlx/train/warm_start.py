@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import shutil
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +22,15 @@ import optax
 import orbax.checkpoint as ocp
 from tqdm import tqdm
 
-from rlx import flops, processes, record
+from rlx import checksum, flops, processes, record
 from rlx.config import Config, WarmStartConfig, config_sha
 from rlx.envs.base import Env
+from rlx.errors import InputError
 from rlx.models import transformer
 from rlx.train.forward import completion_hidden, completion_logprobs
 from rlx.types import Batch, Params, right_padded
+
+REMEDY = "remove it, and it is made again"
 
 
 def worked_share(step: int, config: WarmStartConfig) -> float:
@@ -111,20 +114,27 @@ def load_or_make(
 
     Made under a temporary name and renamed when whole, so that jobs which start at the same time
     agree on one; the result is the same whoever makes it. Of the processes of one run the first
-    makes it.
+    makes it. Raises InputError if what is there is not what was written, or if the weights became
+    infinite.
     """
     identity = {"model": config.model, "env": config.env, "warm_start": config.warm_start}
     name = "-".join(config_sha(part) for part in identity.values())
     path = Path(directory).absolute() / name
     if processes.is_writer() and not (path / "manifest.json").exists():
         params, spent = train(config, env, progress)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=path.parent))
+        params = jax.device_get(params)
+        if not all(np.isfinite(np.sum(x, dtype=np.float32)) for x in jax.tree.leaves(params)):
+            rate, remedy = config.warm_start.learning_rate, "lower it"
+            raise InputError("warm_start.learning_rate", rate, "its weights are not finite", remedy)
+        with record.said_of("warm_start_dir", path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=path.parent))
         try:
             with _alone() as checkpointer:
-                checkpointer.save(scratch / "params", jax.device_get(params))
+                checkpointer.save(scratch / "params", params)
             parts = {key: asdict(part) for key, part in identity.items()}
-            record.write_json(scratch / "manifest.json", {**parts, "flops": spent})
+            parts |= {"flops": spent, "crc32": checksum.crc32s(_named(params, spent))}
+            record.write_json(scratch / "manifest.json", parts)
             with contextlib.suppress(OSError):  # another job was faster; its artifact is the same
                 scratch.rename(path)
         finally:
@@ -135,10 +145,22 @@ def load_or_make(
         lambda key: transformer.init(key, config.model, vocab), jax.random.key(0)
     )
     like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
-    with _alone() as checkpointer:
-        params = checkpointer.restore(path / "params", like)
-    manifest = json.loads((path / "manifest.json").read_text())
-    return params, manifest["flops"]
+    try:
+        with _alone() as checkpointer:
+            params = checkpointer.restore(path / "params", like)
+        manifest = record.read_json(path / "manifest.json")
+        spent, written = manifest["flops"], manifest.get("crc32")
+    except Exception as error:  # whatever a damaged file makes Orbax raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError("warm_start_dir", path, f"cannot be read ({reason})", REMEDY) from error
+    if written is not None and (wrong := checksum.damaged(_named(params, spent), written)):
+        raise InputError("warm_start_dir", path, f"{wrong[0]} is not what was written", REMEDY)
+    return params, spent
+
+
+def _named(params: Params, spent: float) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path({"flops": spent, **params})
+    return {jax.tree_util.keystr(at, simple=True, separator="/"): x for at, x in leaves}
 
 
 def _alone() -> ocp.StandardCheckpointer:

@@ -108,10 +108,10 @@ def test_decoding_reads_what_the_learner_reads(params, inputs):
 
 def test_the_kernel_is_chosen_by_what_it_can_do():
     model = replace(PLAIN, attention="auto", compute_dtype="bfloat16", head_dim=128)
-    assert attention.chosen(model, "gpu").attention == "cudnn"
+    assert attention.of_platform(model, "gpu").attention == "cudnn"
     for platform, change in [
         ("cpu", {}), ("tpu", {}), ("gpu", {"compute_dtype": "float32"}), ("gpu", {"head_dim": 256}),
         ("gpu", {"head_dim": 20}), ("gpu", {"sliding_window": 8}), ("gpu", {"attention_chunk": 8}),
     ]:  # fmt: skip
-        assert attention.chosen(replace(model, **change), platform).attention == "xla"
-    assert attention.chosen(replace(model, attention="xla"), "gpu").attention == "xla"
+        assert attention.of_platform(replace(model, **change), platform).attention == "xla"
+    assert attention.of_platform(replace(model, attention="xla"), "gpu").attention == "xla"

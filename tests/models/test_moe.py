@@ -11,8 +11,8 @@ from jax.flatten_util import ravel_pytree
 
 from rlx import flops
 from rlx import mesh as meshes
-from rlx.errors import InputError
 from rlx.config import Config, MeshConfig, ModelConfig, OptimConfig, RolloutConfig
+from rlx.errors import InputError
 from rlx.mesh import make_mesh
 from rlx.models import lora, moe, transformer
 from rlx.train.step import init_state, make_train_step

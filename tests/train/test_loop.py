@@ -206,7 +206,9 @@ def test_a_finished_run_is_left_as_it_is(make_run, monkeypatch):
 
 
 def test_a_directory_holds_one_configuration(make_run):
-    with pytest.raises(InputError, match="^out=.*: holds a run of another configuration; choose"):
+    with pytest.raises(
+        InputError, match="^out=.*: holds a run of another configuration: steps=6, not 7; choose"
+    ):
         loop.train(replace(make_run().config, steps=7), progress=False)
 
 

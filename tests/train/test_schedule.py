@@ -7,11 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rlx.errors import InputError
 from rlx.config import AlgoConfig, EvalConfig, MeshConfig, PipelineConfig
+from rlx.errors import InputError
 from rlx.record import read_rows
 from rlx.train import loop
 from rlx.train.start import make_env
+from rlx.types import NotFinite
 
 LOGS = ("evals.jsonl", "metrics.jsonl")
 
@@ -146,9 +147,7 @@ def test_updates_that_are_not_finite_stop_the_run(easy, tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "collate", poisoned)
     optim = replace(easy.optim, max_skipped_updates=2)
-    with pytest.raises(
-        loop.NotFinite, match="optim.max_skipped_updates=2: so many updates in a row"
-    ):
+    with pytest.raises(NotFinite, match="optim.max_skipped_updates=2: so many updates in a row"):
         loop.train(replace(easy, out=str(tmp_path), optim=optim), progress=False)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["status"] == "failed" and "NotFinite" in manifest["error"]

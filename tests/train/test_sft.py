@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from rlx.errors import InputError
 from rlx.config import AlgoConfig, CheckpointConfig, OptimConfig, SftConfig
+from rlx.errors import InputError
 from rlx.mesh import make_mesh
 from rlx.record import read_rows
 from rlx.train import loop, sft, start

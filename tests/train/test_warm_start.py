@@ -1,5 +1,6 @@
 """The shared start of a study's runs: made once, the same for all, and better than nothing."""
 
+import gc
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from rlx.config import WarmStartConfig
+from rlx.errors import InputError
 from rlx.models import transformer
 from rlx.train import warm_start
 from rlx.train.forward import completion_hidden, completion_logprobs
@@ -133,3 +135,33 @@ def test_no_steps_means_fresh_weights_at_no_cost(easy, env):
     params, spent = warm_start.train(config, env)
     assert_same(params, transformer.init(jax.random.key(3), easy.model, env.tokenizer.vocab_size))
     assert spent == 0
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's
+@pytest.mark.parametrize("damage", ["bits", "cut", "manifest", "empty"])
+def test_a_start_that_is_not_what_was_written_is_refused(easy, env, loaded, tmp_path, damage):
+    shutil.copytree(easy.warm_start_dir, tmp_path, dirs_exist_ok=True)
+    (path,) = tmp_path.iterdir()
+    files = [f for f in (path / "params").rglob("*") if f.is_file()]
+    largest = max(files, key=lambda file: file.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    if damage == "bits":
+        data[len(data) // 2] ^= 16
+        largest.write_bytes(data)
+    elif damage == "cut":
+        largest.write_bytes(data[:100])
+    elif damage == "manifest":
+        (path / "manifest.json").write_text("{")
+    else:
+        shutil.rmtree(path / "params")
+    line = f"^warm_start_dir={path}: (.* is not what was written|cannot be read .*); remove it, and"
+    with pytest.raises(InputError, match=line):
+        load_or_make(easy, env, tmp_path)
+    gc.collect()  # what Orbax left open when it failed
+
+
+def test_a_place_that_can_hold_no_start_is_refused(easy, env, tmp_path):
+    (tmp_path / "file").write_text("")
+    line = "^warm_start_dir=.*/file/there: a part of that path is a file; choose a directory"
+    with pytest.raises(InputError, match=line):
+        load_or_make(easy, env, tmp_path / "file" / "there")
