@@ -124,17 +124,8 @@ def traced(config: Config, prompt_tokens: int = 0, devices: Sequence | None = No
         "insert": sampler.insert.trace(published, slots, *new, key, 0, 1.0, **static),
         "decode": sampler.decode.trace(published, slots, 0, 1.0, 2, **static),
     }
-    return Traced(
-        programs,
-        state,
-        batch,
-        base or reference,
-        published,
-        copied,
-        slots,
-        mesh,
-        generators != mesh,
-    )
+    disjoint, start_kept = generators != mesh, base or reference
+    return Traced(programs, state, batch, start_kept, published, copied, slots, mesh, disjoint)
 
 
 def with_kernel(model: ModelConfig, mesh: Any) -> ModelConfig:
@@ -145,8 +136,8 @@ def with_kernel(model: ModelConfig, mesh: Any) -> ModelConfig:
     """
     from rlx.models import attention
 
-    chosen = attention.chosen(model, mesh.devices.flat[0].platform)
-    if chosen.attention == "cudnn" and find_spec("nvidia") is None:
+    chosen = attention.chosen(model, mesh)
+    if chosen.attention == "cudnn" and not (find_spec("nvidia") and find_spec("nvidia.cudnn")):
         if model.attention == "cudnn":
             remedy = "pip install nvidia-cudnn-cu12, or give model.attention=xla"
             raise InputError("model.attention", "cudnn", "its library is not installed", remedy)
