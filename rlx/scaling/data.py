@@ -270,6 +270,7 @@ def _build(source: Source, options: Options, notes: Notes) -> Evals:
     for axis in source.axes if source.named_runs else ():
         said = table[axis].notna() | ~(table[axis] == "default").any()
         _check(said, table, name, f"axis {axis} is empty, other runs say default", "fill it in")
+    table["run"] = table["run"].astype(str)
     table["recipe"] = table["recipe"].astype(object).fillna(table["run"]).astype(str)
     table = _typed(_with_starts(table, name, notes), source.axes, name, notes)
     labels = {"compute_label": source.compute_label, "value_label": source.value_label}
