@@ -31,19 +31,20 @@ from rlx.record import RunRecord, runs
 from rlx.scaling import Evals
 from rlx.scaling.style import COLORS, DASHES, INK, log_ticks, tidy
 
+RATE = "optim.learning_rate"
 LAST = 5  # evaluations whose mean is where a run ends
-RECIPES = {
-    "scalerl": "CISPO, k = 8",
-    "shape_sync": "on-policy",
-    "shape_8op": "PPO-off-policy-8",
-    "shape_clip_wide": "DAPO's clip",
-    "shape_gspo": "GSPO",
-    "shape_sample_mean": "sample mean",
-    "shape_token_mean": "token mean",
-    "shape_prompt_norm": "prompt norm",
-    "shape_keep": "zero variance kept",
+ABLATIONS = {
+    "none": "CISPO, k = 8",
+    "sync": "on-policy",
+    "off_policy_8": "PPO-off-policy-8",
+    "clip_wide": "DAPO's clip",
+    "gspo": "GSPO",
+    "sample_mean": "sample mean",
+    "token_mean": "token mean",
+    "prompt_norm": "prompt norm",
+    "keep": "zero variance kept",
 }
-SHOWN = ("scalerl", "shape_sync", "shape_clip_wide")  # as curves
+SHOWN = ("none", "sync", "clip_wide")  # as curves
 
 
 @dataclass(frozen=True)
@@ -66,27 +67,27 @@ def levels(study: Path) -> dict[str, float]:
 
 def ends(evals: pd.DataFrame, known: dict[str, float]) -> pd.DataFrame:
     rows = []
-    for (rate, recipe, seed), run in evals.groupby(["learning_rate", "recipe", "seed"]):
+    for (rate, ablation, seed), run in evals.groupby([RATE, "ablation", "seed"]):
         smooth = run["value"].rolling(LAST).mean()
         end, best = smooth.iloc[-1], smooth.max()
         level = min(known, key=lambda name: abs(known[name] - end))
-        cell = {"learning_rate": float(rate), "recipe": recipe, "seed": int(seed)}
+        cell = {RATE: float(rate), "ablation": ablation, "seed": int(seed)}
         rows.append(cell | {"best": best, "end": end, "level": level})
-    return pd.DataFrame(rows).sort_values(["learning_rate", "recipe", "seed"])
+    return pd.DataFrame(rows).sort_values([RATE, "ablation", "seed"])
 
 
 # ------------------------------------------------------------------ figure
 
 
 def draw(evals: pd.DataFrame, table: pd.DataFrame, known: dict[str, float]) -> Figure:
-    rates = sorted(table["learning_rate"].unique())
+    rates = sorted(table[RATE].unique())
     figure = Figure(figsize=(9.6, 3.1 * len(rates)), layout="constrained", dpi=150)
     figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06)
     grid = figure.subplots(len(rates), 2, sharex="col", squeeze=False, width_ratios=[1.25, 1])
     for (left, right), rate in zip(grid, rates, strict=True):
-        curves(left, evals[evals["learning_rate"].astype(float) == rate], known)
+        curves(left, evals[evals[RATE].astype(float) == rate], known)
         left.set_title(f"learning rate {rate:g}", loc="left", fontsize=10, color=INK)
-        endings(right, table[table["learning_rate"] == rate], known)
+        endings(right, table[table[RATE] == rate], known)
     grid[0, 0].legend(frameon=False, fontsize=8, loc="lower right")
     grid[0, 1].set_title("where runs end, a dot per seed", loc="left", fontsize=10, color=INK)
     grid[-1, 0].set_xlabel("training compute (FLOPs)", fontsize=9)
@@ -95,10 +96,10 @@ def draw(evals: pd.DataFrame, table: pd.DataFrame, known: dict[str, float]) -> F
 
 
 def curves(ax: Axes, evals: pd.DataFrame, known: dict[str, float]) -> None:
-    for color, recipe in zip(COLORS, SHOWN, strict=False):
-        for i, (_, run) in enumerate(evals[evals["recipe"] == recipe].groupby("seed")):
+    for color, ablation in zip(COLORS, SHOWN, strict=False):
+        for i, (_, run) in enumerate(evals[evals["ablation"] == ablation].groupby("seed")):
             later = run[run["compute"] > 0]
-            label = None if i else RECIPES[recipe]
+            label = None if i else ABLATIONS[ablation]
             ax.plot(later["compute"], later["value"], color=color, linewidth=1, label=label)
     for name, rate in known.items():
         ax.axhline(rate, color=INK, linewidth=0.8, linestyle=DASHES, zorder=1)
@@ -114,14 +115,14 @@ def curves(ax: Axes, evals: pd.DataFrame, known: dict[str, float]) -> None:
 
 
 def endings(ax: Axes, table: pd.DataFrame, known: dict[str, float]) -> None:
-    """A row per recipe."""
-    for y, recipe in enumerate(RECIPES):
-        color = COLORS[SHOWN.index(recipe)] if recipe in SHOWN else INK
-        for row in table[table["recipe"] == recipe].itertuples():
+    """A row per ablation."""
+    for y, ablation in enumerate(ABLATIONS):
+        color = COLORS[SHOWN.index(ablation)] if ablation in SHOWN else INK
+        for row in table[table["ablation"] == ablation].itertuples():
             ax.plot(row.end, -y, "o", color=color, ms=5, mew=0, alpha=0.7)
     for rate in known.values():
         ax.axvline(rate, color=INK, linewidth=0.8, linestyle=DASHES, zorder=1)
-    ax.set_yticks([-y for y in range(len(RECIPES))], list(RECIPES.values()), fontsize=8)
+    ax.set_yticks([-y for y in range(len(ABLATIONS))], list(ABLATIONS.values()), fontsize=8)
     ax.set_xlim(0, 0.75)
     tidy(ax, rules="x")
 
@@ -142,7 +143,7 @@ def main(argv: Sequence[str]) -> None:
     draw(evals, table, known).savefig(options.out / "hard_mix.png")
     table.round(4).to_csv(options.out / "ends.csv", index=False)
     evals.to_csv(options.out / "evals.csv", index=False)
-    cells = ["recipe", "learning_rate"]
+    cells = ["ablation", RATE]
     print(table.groupby(cells)["end"].mean().unstack().round(3).to_string())
     print(table.groupby([*cells, "level"]).size().unstack(fill_value=0).to_string())
     print(f"wrote hard_mix.png, ends.csv, evals.csv in {options.out}")

@@ -67,15 +67,15 @@ class Comparison:
 
 
 LOO = {
-    "scalerl_whole": "ScaleRL",
-    "loo_8op": "PPO-off-policy-8",
-    "loo_batch": "zero variance kept",
-    "loo_dapo": "DAPO's loss",
-    "loo_fp32": "bfloat16 heads",
-    "loo_lp": "length penalty",
-    "loo_npr": "uniform resampling",
-    "loo_plan": "prompt norm",
-    "loo_savg": "sample mean",
+    "none": "ScaleRL",
+    "off_policy_8": "PPO-off-policy-8",
+    "keep": "zero variance kept",
+    "dapo_loss": "DAPO's loss",
+    "bf16_heads": "bfloat16 heads",
+    "length_penalty": "length penalty",
+    "uniform": "uniform resampling",
+    "prompt_norm": "prompt norm",
+    "sample_mean": "sample mean",
 }
 SHAPES = "efficiency_shapers"
 
@@ -84,7 +84,7 @@ FIGURES = {
         "recipes",
         "Fig. 2: five recipes",
         {
-            "scalerl_whole": "ScaleRL",
+            "scalerl": "ScaleRL",
             "minimax_m1": "MiniMax-M1",
             "magistral": "Magistral",
             "qwen2_5_dapo": "Qwen2.5 (DAPO)",
@@ -95,111 +95,135 @@ FIGURES = {
     "4a": Comparison(
         SHAPES,
         "Fig. 4a: off-policy algorithm",
-        {"scalerl": "PipelineRL-8", "shape_sync": "PPO-off-policy-1", "shape_8op": "PPO-off-p.-8"},
+        {"none": "PipelineRL-8", "sync": "PPO-off-policy-1", "off_policy_8": "PPO-off-p.-8"},
         "A .52 each; B 4.6, 2.2, 2.7",
+        match={"axis": "ablation"},
     ),
     "4b": Comparison(
         SHAPES,
         "Fig. 4b: k of PipelineRL",
-        {"scalerl": "k = 8", "shape_pipeline_1": "k = 1", "shape_sync": "k = 0"},
+        {"none": "k = 8", "pipeline_1": "k = 1", "sync": "k = 0"},
         "k = 4 and 8 equally good",
+        match={"axis": "ablation"},
     ),
     "5a": Comparison(
         SHAPES,
         "Fig. 5a: loss",
-        {"scalerl": "CISPO", "shape_gspo": "GSPO", "shape_clip_wide": "DAPO's clip"},
+        {"none": "CISPO", "gspo": "GSPO", "clip_wide": "DAPO's clip"},
         "A .595, .595, .52",
+        match={"axis": "ablation"},
     ),
     "5b": Comparison(
         "loo",
         "Fig. 5b: precision of the head",
-        {"scalerl_whole": "float32", "loo_fp32": "bfloat16"},
+        {"none": "float32", "bf16_heads": "bfloat16"},
         "A .61, .52 (alone); .61, .61 (left out)",
+        match={"axis": "ablation"},
     ),
     "6a": Comparison(
         "loo",
         "Fig. 6a: prompts without variance",
-        {"scalerl_whole": "dropped", "loo_batch": "kept"},
+        {"none": "dropped", "keep": "kept"},
         "dropping raises A",
+        match={"axis": "ablation"},
     ),
     "6b": Comparison(
         "loo",
         "Fig. 6b: resampling of prompts",
-        {"scalerl_whole": "no positive", "loo_npr": "uniform"},
+        {"none": "no positive", "uniform": "uniform"},
         "no positive resampling raises A",
+        match={"axis": "ablation"},
     ),
     "7": Comparison(
-        "loo", "Fig. 7: leave one out", LOO, "A within .02, slopes 1.8 to 2.0", "slope"
+        "loo",
+        "Fig. 7: leave one out",
+        LOO,
+        "A within .02, slopes 1.8 to 2.0",
+        "slope",
+        match={"axis": "ablation"},
     ),
     "8a": Comparison(
-        "loo", "Fig. 8a: repeats", {"scalerl_whole": "ScaleRL"}, "A within .015", "repeats"
+        "loo",
+        "Fig. 8a: repeats",
+        {"none": "ScaleRL"},
+        "A within .015",
+        "repeats",
+        match={"axis": "ablation"},
     ),
     "9a": Comparison(
         "ceiling_movers",
         "Fig. 9a: generation length",
         {"9": "9 tokens", "11": "11 tokens"},
         "A .61, .645; C_mid 2.5k, 11k",
-        match={"axis": "max_new_tokens", "d_model": "64", "prompts_per_step": "16"},
+        match={"axis": "rollout.max_new_tokens", "model": "tiny", "rollout.prompts_per_step": "16"},
     ),
     "10a": Comparison(
         "ceiling_movers",
         "Fig. 10a: batch size",
         {"8": "8 x 16", "16": "16 x 16"},
         "A .605, .61, .645 for 512, 768, 2048",
-        match={"axis": "prompts_per_step", "d_model": "64", "max_new_tokens": "11"},
+        match={"axis": "rollout.prompts_per_step", "model": "tiny", "rollout.max_new_tokens": "11"},
     ),
     "14a": Comparison(
         SHAPES,
         "Fig. 14a: aggregation",
         {
-            "scalerl": "prompt mean",
-            "shape_sample_mean": "sample mean",
-            "shape_token_mean": "token mean",
+            "none": "prompt mean",
+            "sample_mean": "sample mean",
+            "token_mean": "token mean",
         },
         "prompt mean has the highest A",
+        match={"axis": "ablation"},
     ),
     "14b": Comparison(
         SHAPES,
         "Fig. 14b: normalisation",
         {
-            "scalerl": "batch",
-            "shape_prompt_norm": "prompt",
-            "shape_centered": "none",
+            "none": "batch",
+            "prompt_norm": "prompt",
+            "centered": "none",
         },
         "all similar",
+        match={"axis": "ablation"},
     ),
-    "15": Comparison("loo", "Fig. 15: leave one out", LOO, "A within .02"),
+    "15": Comparison(
+        "loo", "Fig. 15: leave one out", LOO, "A within .02", match={"axis": "ablation"}
+    ),
     "16": Comparison(
         "ceiling_movers",
         "Fig. 16: entropy by batch size",
         {"8": "8 x 16", "16": "16 x 16"},
         "nearly the same per update",
         "entropy",
-        match={"axis": "prompts_per_step", "d_model": "64", "max_new_tokens": "11"},
+        match={"axis": "rollout.prompts_per_step", "model": "tiny", "rollout.max_new_tokens": "11"},
     ),
     "17a": Comparison(
         SHAPES,
         "Fig. 17a: samples per prompt, 256 in all",
-        {"scalerl": "16", "shape_g8": "8", "shape_g32": "32"},
+        {"none": "16", "g8": "8", "g32": "32"},
         "A .61, .585, .595",
+        match={"axis": "ablation"},
     ),
     "19a": Comparison(
         SHAPES,
         "Fig. 19a: upper clip of DAPO's loss",
-        {"shape_clip_wide": ".28", "shape_clip_narrow": ".20"},
+        {"clip_wide": ".28", "clip_narrow": ".20"},
         "A rises up to an optimum",
+        match={"axis": "ablation"},
     ),
     "19b": Comparison(
         SHAPES,
         "Fig. 19b: cap of CISPO",
-        {"scalerl": "5", "shape_cap_4": "4", "shape_cap_8": "8"},
+        {"none": "5", "cap_4": "4", "cap_8": "8"},
         "no difference",
+        match={"axis": "ablation"},
     ),
     "20": Comparison(
         SHAPES,
         "Fig. 20: clip of GSPO",
-        {"shape_gspo": "3e-3, 5e-3", "shape_gspo_small": "3e-4, 4e-4"},
+        {"gspo": "3e-3, 5e-3", "gspo_small": "3e-4, 4e-4"},
         "1e-4 poor, 1e-3 as good or better",
+        match={"axis": "ablation"},
     ),
 }
 
@@ -217,13 +241,37 @@ EVENTS: dict[str, Callable[[pd.Series], tuple[float, float]]] = {  # P(claim), P
 DECIDE = 0.9
 
 
+# What the cells of committed evaluations are called today: recipe, and what is left out of it.
+NAMES = Path(__file__).parent / "names.csv"
+AXES = {
+    "learning_rate": "optim.learning_rate",
+    "max_new_tokens": "rollout.max_new_tokens",
+    "prompts_per_step": "rollout.prompts_per_step",
+}
+
+
+def renamed(evals: pd.DataFrame) -> pd.DataFrame:
+    """Committed evaluations of before 2026-11-26, when an ablation was a recipe of its own."""
+    today = pd.read_csv(NAMES, dtype=str, keep_default_na=False).set_index("before")
+    known = evals["recipe"].isin(today.index)
+    level = evals["recipe"].map(today["ablation"]).fillna("none")
+    recipe = evals["recipe"].map(today["recipe"]).where(known, evals["recipe"])
+    evals = evals.assign(recipe=recipe, ablation=level)
+    if "d_model" in evals:
+        model = evals["d_model"].map({32: "mini", 64: "tiny"})
+        evals = evals.drop(columns="d_model").assign(model=model)
+    return evals.rename(columns=AXES)
+
+
 # ------------------------------------------------------------------ posteriors
 
 
-def posterior(study: Path, compute: str, recipes: Sequence[str] = ()) -> ScalingFit:
+def posterior(
+    study: Path, compute: str, levels: Sequence[str] = (), axis: str = "recipe"
+) -> ScalingFit:
     """The fit of a study, made where it is missing or of other evaluations.
 
-    With `recipes` (names without their axes), a preview (Laplace) of these alone.
+    With `levels` of an axis, a preview (Laplace) of the runs at these alone.
     """
     table = study.with_name(f"{study.name}.csv")
     if run_directories(study):
@@ -234,15 +282,15 @@ def posterior(study: Path, compute: str, recipes: Sequence[str] = ()) -> Scaling
         remedy = f"python -m experiments.study sweep={study.name} out={study}"
         raise InputError("runs", study, "no runs of this study", remedy)
     path = folder / f"posterior-{compute}.nc"
-    if recipes:
+    if levels:
         frame = evals.frame
-        evals = evals.select(list(frame.loc[frame["recipe"].isin(recipes), "run"].unique()))
-        path = folder / f"posterior-{compute}-{'-'.join(recipes)}.nc"
+        evals = evals.select(list(frame.loc[frame[axis].isin(levels), "run"].unique()))
+        path = folder / f"posterior-{compute}-{'-'.join(levels)}.nc"
     if path.exists():
         fit = sc.load(path)
         if fit.attrs["data_sha256"] == evals.sha256():
             return fit
-    fit = sc.fit(evals, method="laplace" if recipes else "nuts", progress=True)
+    fit = sc.fit(evals, method="laplace" if levels else "nuts", progress=True)
     folder.mkdir(parents=True, exist_ok=True)
     fit.save(path)
     return fit
@@ -250,8 +298,9 @@ def posterior(study: Path, compute: str, recipes: Sequence[str] = ()) -> Scaling
 
 def read_table(table: Path, compute: str) -> Evals:
     """The evaluations of a study as they are committed: columns of `Evals`, and one per axis."""
-    axes = [name for name in pd.read_csv(table, nrows=0) if name not in COLUMNS]
-    evals = Evals.read(table, compute=compute, axes=axes, start="start")
+    rows = renamed(pd.read_csv(table))
+    axes = [name for name in rows if name not in COLUMNS]
+    evals = Evals.from_frame(rows, compute=compute, axes=axes, start="start")
     label = "training compute (FLOPs)" if compute == "compute" else compute
     return replace(evals, compute_label=label, title=table.stem)
 
@@ -323,7 +372,7 @@ def draw(comparison: Comparison, fit: ScalingFit) -> Figure:
     else:
         (compute,) = rest
         _forest(ceiling, table, "dA", 0.0, (-0.02, 0.02), labels[1:])
-        mean = "\n(mean over the study's matched cells)" if comparison.match else ""
+        mean = "\n(mean over the study's matched cells)" if len(comparison.match) > 1 else ""
         ceiling.set_xlabel(f"change of A against {labels[0]}{mean}", fontsize=9)
         _forest(compute, table, "compute_ratio", 1.0, (1 / 1.1, 1.1), [""] * len(table))
         compute.set_xscale("log")
@@ -555,12 +604,12 @@ def main(argv: Sequence[str]) -> list[Path]:
             path = out / f"fig{name}{suffix}.png"
             if comparison.kind == "entropy":
                 figure = draw_entropy(comparison, study)
-            elif options.compute == "compute" or comparison.match:
+            elif options.compute == "compute" or len(comparison.match) > 1:
                 figure = draw(comparison, fit_of(comparison.study))
-            else:  # seconds and tokens: of the figure's recipes alone
-                figure = draw(
-                    comparison, posterior(study, options.compute, list(comparison.recipes))
-                )
+            else:  # seconds and tokens: of the figure's cells alone
+                axis = comparison.match.get("axis", "recipe")
+                cells = list(comparison.recipes)
+                figure = draw(comparison, posterior(study, options.compute, cells, axis))
             figure.savefig(path)
         written.append(path)
     return written

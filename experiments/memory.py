@@ -84,7 +84,7 @@ def traced(config: Config, prompt_tokens: int = 0, devices: Sequence | None = No
     from rlx import mesh as meshes
     from rlx.models import lora, transformer
     from rlx.rollout import engine, sampler
-    from rlx.train import start, step
+    from rlx.train import recipe, start, step
 
     env, rollout, optim = start.make_env(config), config.rollout, config.optim
     P, U = rollout.prompts_per_step, prompt_tokens or env.max_prompt_tokens
@@ -101,9 +101,9 @@ def traced(config: Config, prompt_tokens: int = 0, devices: Sequence | None = No
     batch = batch_like(config, U)
     batch = meshes.shapes(batch, jax.tree.map(lambda x: meshes.along(mesh, "prompts", x), batch))
     base = start_params if optim.lora_rank else None
-    reference = start_params if config.algo.needs_reference else None
+    reference = start_params if recipe.needs_reference(config.algo) else None
 
-    critic = {"value": state.params["value"]} if config.algo.has_critic else {}
+    critic = {"value": state.params["value"]} if recipe.has_critic(config.algo) else {}
     policy = {**params, **critic}
     narrowed = jax.eval_shape(
         lambda policy: transformer.published(policy, config.model, rollout.head_dtype), policy
@@ -347,7 +347,7 @@ def main() -> int:
         asked = (options[key] for key in ("prompt_tokens", "target", "programs"))
         found = report(start.resolve(config), *asked)
     except train.BAD_INPUT as error:
-        print(f"error: {train.one_line(error)}", file=sys.stderr)
+        print(f"error: {train.told(error)}", file=sys.stderr)
         return 2
     print(table(found))
     print(json.dumps(found))

@@ -70,6 +70,6 @@ def main(look: Callable[[Policy, dict[str, Any]], None], own: dict[str, Any]) ->
         with closing(start.make_graders(config, env, scorer)) as graders:
             look(Policy(config, params, graders, mesh), asdict(options))
     except train.BAD_INPUT as error:
-        print(f"error: {train.one_line(error)}", file=sys.stderr)
+        print(f"error: {train.told(error)}", file=sys.stderr)
         return 2
     return 0

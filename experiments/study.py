@@ -1,17 +1,23 @@
 """A sweep from end to end: its runs, their fits, a forecast of what was held out, one picture.
 
     python -m experiments.study [sweep=default] [out=runs/SWEEP] [fit=nuts|laplace|point]
-                                [status=true] [hydra/launcher=processes|slurm|ray_cluster]
+                                [status=true] [cell=N] [hydra/launcher=processes|slurm|ray_cluster]
                                 [KEY=VALUE ...]
 
 The runs are the Hydra multirun `python -m experiments.train -m +sweep=SWEEP`, with any further
 overrides passed on. Finished runs are left as they are, so the same command continues a study that
 was interrupted. Then all runs are fitted on C <= C_max / 2 and judged on the rest, as
 `python -m experiments.fit data=OUT out=OUT method=FIT` would.
+
+`cell=N` runs the N-th cell alone, from 0, and fits nothing: for schedulers that start a job per
+cell, which may be stopped and started again. Without `cell` the command then finds them done.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,37 +26,51 @@ from pathlib import Path
 import pandas as pd
 
 from experiments import fit
+from experiments.cells import PLAN, directory, quoted
+from rlx.errors import InputError
 from rlx.record import RunRecord, read_rows, runs
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 LAUNCHER = ("hydra/launcher=", "hydra.launcher.")  # where cells run, not which there are
+
+
+def planned(sweep: str, overrides: Sequence[str]) -> dict[str, list[str]]:
+    """The overrides of each cell of a sweep by the name of its directory, in order of their start.
+
+    Nothing but the sweep itself is composed, so a thousand cells take seconds.
+    """
+    from hydra import compose, initialize_config_dir  # after the arguments have been looked at
+    from omegaconf import OmegaConf
+
+    from experiments import cells, train  # which registers the schema
+
+    words = [word for word in overrides if not word.startswith(LAUNCHER)]
+    ours = [f"+sweep={sweep}", *(word for word in words if not word.startswith("hydra."))]
+    rest = [word for word in words if word not in ours]
+    with initialize_config_dir(train.CONF, version_base="1.3"):
+        node = compose("config", [ours[0], *rest], return_hydra_config=True)
+    made = {}
+    for cell in cells.split(node.hydra.sweeper.params or {}, ours):
+        given = dict(map(cells.parsed, cell))
+        own = None if OmegaConf.is_interpolation(node, "recipe") else node.recipe
+        recipe = given.get("recipe", own or given.get("algo", node.hydra.runtime.choices.algo))
+        made[cells.name(recipe, cells.axes(cell), given.get("seed", node.seed))] = cell
+    return made
 
 
 def cells(sweep: str, overrides: Sequence[str]) -> list[str]:
     """Names of the run directories of a sweep, in the order in which they are started."""
-    from hydra import compose, initialize_config_dir  # after the arguments have been looked at
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+    return list(planned(sweep, overrides))
 
-    from experiments import train  # which registers the schema
 
-    with initialize_config_dir(train.CONF, version_base="1.3"):
-
-        def composed(words: Sequence[str]):
-            node = compose("config", [f"+sweep={sweep}", *words], return_hydra_config=True)
-            HydraConfig.instance().set_config(node)
-            return node
-
-        words = [word for word in overrides if not word.startswith(LAUNCHER)]
-        ours = [word for word in words if not word.startswith("hydra.")]
-        given = {word.partition("=")[0] for word in ours}
-        rest = [word for word in words if word not in ours]
-        params = composed(rest).hydra.sweeper.params
-        swept = [f"{key}={value}" for key, value in params.items() if key not in given]
-        parsed = OverridesParser.create().parse_overrides([*swept, *ours])
-        (batch,) = BasicSweeper.split_arguments(parsed, None)
-        return [Path(composed([*rest, *cell]).hydra.sweep.subdir).name for cell in batch]
+def one_cell(sweep: str, out: Path, number: str, overrides: Sequence[str]) -> list[str]:
+    """The words after `python` that run one cell, in the directory that it has in the sweep."""
+    there = list(planned(sweep, overrides).values())
+    if not number.isdecimal() or int(number) >= len(there):
+        remedy = f"use 0 to {len(there) - 1}"
+        raise InputError("cell", number, f"sweep={sweep} has {len(there)} cells", remedy)
+    where = ["hydra.mode=RUN", f"hydra.sweep.dir={quoted(str(out))}"]
+    hydras = [word for word in overrides if word.startswith("hydra.")]
+    return ["-m", "experiments.train", *there[int(number)], *hydras, *where]
 
 
 def status(out: Path, planned: Sequence[str] = ()) -> pd.DataFrame:
@@ -65,18 +85,18 @@ def status(out: Path, planned: Sequence[str] = ()) -> pd.DataFrame:
     """
     table = []
     for path in runs(out):
-        record = RunRecord(path)
-        manifest = record.manifest
-        rows, metrics = read_rows(path / "evals.jsonl"), read_rows(path / "metrics.jsonl")
-        evals = [row for row in rows if row.get("eval_set", "heldout") == "heldout"]
-        last = evals[-1] if evals else {"mean": float("nan"), "compute": float("nan")}
-        steps, done = manifest["config"]["steps"], len(metrics)
+        record = RunRecord(path, writes=False)
+        manifest, metrics = record.manifest, whole_lines(path / "metrics.jsonl")
+        sets = map(json.loads, reversed(whole_lines(path / "evals.jsonl").splitlines()))
+        evals = (row for row in sets if row.get("eval_set", "heldout") == "heldout")
+        last = next(evals, {"mean": float("nan"), "compute": float("nan")})
+        steps, done = manifest["config"]["steps"], metrics.count(b"\n")
         row = {"run": path.name, "status": manifest["status"], "step": f"{done}/{steps}"}
         if row["status"] == "running" and not record.busy():
             row["status"] = "stopped"
-        clock = read_rows(path / "clock.jsonl")
-        running = row["status"] == "running" and clock and clock[-1]["step"] > 0
-        pace_s = clock[-1]["wall_s"] / clock[-1]["step"] if running else float("nan")
+        pace_s = float("nan")
+        if row["status"] == "running" and (clock := read_rows(path / "clock.jsonl")):
+            pace_s = clock[-1]["wall_s"] / (clock[-1]["step"] or float("nan"))
         row |= {"pass_rate": last["mean"], "ceiling": manifest["ceiling"]}
         row |= {"compute": last["compute"], "eta_min": pace_s * (steps - done) / 60}
         never = [name for name, times in manifest.get("fired", {}).items() if not times]
@@ -88,25 +108,36 @@ def status(out: Path, planned: Sequence[str] = ()) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def events(metrics: list[dict]) -> dict[str, float]:
-    """How often the switches of a run did something so far."""
+def whole_lines(file: Path) -> bytes:
+    """A file of rows, without a last line that was cut short."""
+    text = file.read_bytes() if file.exists() else b""
+    return text[: text.rfind(b"\n") + 1]
+
+
+def events(metrics: bytes) -> dict[str, float]:
+    """How often the switches of a run did something so far, from the text of its metrics.jsonl.
+
+    Of a thousand runs that is hundreds of megabytes, of which five numbers a row are wanted.
+    """
     shares = {
         "dropped": "rollout/zero_variance_share",
         "interrupted": "rollout/interrupted_share",
         "truncated": "rollout/truncated_share",
     }
     counts = {"epochs": "prompts/epoch", "retired": "prompts/retired"}
-    table = pd.DataFrame(metrics, columns=[*shares.values(), *counts.values()])
-    last = table.iloc[-1] if len(table) else table.max()
-    return {name: last[column] for name, column in counts.items()} | {
-        name: table[column].mean() for name, column in shares.items()
-    }
+    last = json.loads(metrics[metrics.rfind(b"\n", 0, -1) + 1 :] or b"{}")
+    made = {name: last.get(key, float("nan")) for name, key in counts.items()}
+    for name, key in shares.items():
+        after = metrics.split(f'"{key}": '.encode())[1:]
+        values = [float(re.match(rb"[^,}]+", text)[0]) for text in after]
+        made[name] = sum(values) / len(values) if values else float("nan")
+    return made
 
 
 def main(argv: list[str]) -> int:
     try:
         return study(dict(map(split, argv)))
-    except ValueError as error:
+    except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
@@ -114,34 +145,36 @@ def main(argv: list[str]) -> int:
 def split(word: str) -> tuple[str, str]:
     key, equals, value = word.partition("=")
     if not equals:
-        raise ValueError(f"{word}: no value; write KEY=VALUE")
+        raise InputError(word, "", "no value", "write KEY=VALUE")
     return key, value
 
 
 def study(words: dict[str, str]) -> int:
-    """Exit status of the sweep, then of its fits. Raises ValueError on what cannot be used."""
+    """Exit status of the sweep, then of its fits. Raises InputError on what cannot be used."""
     only_status = words.pop("status", "false").lower() == "true"
     sweep = words.pop("sweep", "default")
-    out = Path(words.pop("out", f"runs/{sweep}"))
+    out = Path(directory(words.pop("out", f"runs/{sweep}")))
+    cell = words.pop("cell", None)
     method = words.pop("fit", "nuts")
     overrides = [f"{key}={value}" for key, value in words.items()]
     if method not in fit.CHOICES["method"]:
         known = "|".join(fit.CHOICES["method"])
-        raise ValueError(f"fit={method}: not available; use fit={known}")
+        raise InputError("fit", method, "not available", f"use fit={known}")
+    if cell is not None:
+        os.execv(sys.executable, [sys.executable, *one_cell(sweep, out, cell, overrides)])
     failed = 0
     if not only_status:
         command = [sys.executable, "-m", "experiments.train", "-m", f"+sweep={sweep}"]
-        failed = subprocess.run([*command, f"hydra.sweep.dir={out}", *overrides]).returncode
+        failed = subprocess.run([*command, f"out={quoted(str(out))}", *overrides]).returncode
         if not failed:
             fit.run(out, out, holdout=0.5, method=method)
             print()
     started = runs(out)
     if only_status and not started:
-        raise ValueError(f"out={out}: no runs here; start them without status=true")
+        raise InputError("out", out, "no runs here", "start them without status=true")
     if started:
-        name = RunRecord(started[0]).manifest["study"]
-        planned = cells(name, overrides) if (CONF / "sweep" / f"{name}.yaml").exists() else []
-        table = status(out, planned)
+        plan = out / "runs" / PLAN
+        table = status(out, list(json.loads(plan.read_text())) if plan.exists() else [])
         print(table.to_string(index=False, float_format="{:.4g}".format, na_rep=""))
     return failed
 

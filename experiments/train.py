@@ -1,8 +1,11 @@
 """Train one run, or a sweep of runs.
 
-    python -m experiments.train algo=scalerl pipeline=pipeline_8 seed=0 steps=200 out=runs/a
-    python -m experiments.train -m algo=scalerl,grpo seed=0,1
+    python -m experiments.train algo=grpo pipeline=pipeline_8 seed=0 steps=200 out=runs/a
+    python -m experiments.train -m optim.learning_rate=1e-4,2e-4 algo.loss=cispo,gspo seed=0,1
     python -m experiments.train -m +sweep=default [hydra/launcher=processes|slurm|ray_cluster]
+
+A run's overrides that change what it computes are its axes, and give its directory its name:
+runs/NAME, or `out`. A sweep's runs lie in runs/NAME, or OUT/runs/NAME (see experiments.cells).
 
 Exit status: 0 done (also when `out` already holds the finished run), 1 a cell of a sweep failed
 (the others went on), 75 interrupted (the same command goes on), 2 bad input, with one line on
@@ -20,24 +23,25 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments import cells
 from rlx.config import Config, RewardModelConfig, SftConfig
 from rlx.errors import InputError
 from rlx.record import DiskFull, needing_room, read_rows
 
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
 SHOW_KEYS = "`python -m experiments.train --cfg job` lists the keys"
-BAD_INPUT = (InputError, HydraException, OmegaConfBaseException, ValueError)
+BAD_INPUT = (InputError, HydraException, OmegaConfBaseException)
 INTERRUPTED = 75  # EX_TEMPFAIL: schedulers requeue it
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -59,6 +63,9 @@ def schema(kind: type[Config]) -> DictConfig:
 ConfigStore.instance().store(name="schema", node=schema(Config))
 ConfigStore.instance().store(name="sft_schema", node=schema(SftConfig))
 ConfigStore.instance().store(name="reward_model_schema", node=schema(RewardModelConfig))
+OmegaConf.register_new_resolver(  # ${without:KEY,VALUE} in conf: a default where KEY is not given
+    "without", lambda other, value: value if other in (None, "") else None, replace=True
+)
 
 
 def to_config(node: DictConfig) -> Config:
@@ -70,6 +77,21 @@ def to_config(node: DictConfig) -> Config:
         raise InputError(key, "?", "unknown key", SHOW_KEYS) from None
     except OmegaConfBaseException as error:
         raise error.__cause__ if isinstance(error.__cause__, InputError) else error from None
+
+
+def placed(config: Config) -> Config:
+    """The configuration of a Hydra job, with its axes and the directory that it lands in."""
+    job = HydraConfig.get()
+    words, many = job.overrides.task, job.mode is RunMode.MULTIRUN
+    levels = cells.axes(words)
+    if "out" in dict(map(cells.parsed, words)) and not many:
+        out = cells.directory(config.out)
+    elif many or not config.out:
+        name = cells.name(config.recipe, levels, config.seed)
+        out = str(Path(job.sweep.dir) / "runs" / name)
+    else:  # that of the command
+        out = config.out
+    return replace(config, axes={**config.axes, **levels}, out=out)
 
 
 def composed(words: Sequence[str]) -> Config:
@@ -158,7 +180,10 @@ def job(node: DictConfig) -> None:
 def work(node: DictConfig, function: str) -> None:
     """Call MODULE:NAME, which makes a run, with the configuration of `node`."""
     try:
-        config = to_config(node)
+        config = placed(to_config(node))
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
+            cells.as_planned(Path(HydraConfig.get().sweep.dir), config)
+        make_directory(config.out)
         use_every_core()
         from rlx import processes  # slow to load: after bad input has been refused
 
@@ -196,23 +221,55 @@ def overlap(out: str) -> str:
     )
 
 
-def one_line(error: Exception) -> str:
-    """`KEY=VALUE: reason; remedy` from an exception of Hydra, OmegaConf or rlx."""
-    if not isinstance(error, HydraException | OmegaConfBaseException):
-        return " ".join(str(error).split())
+def make_directory(out: str) -> None:
+    """InputError where the system does not let it be."""
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"cannot be made: {error.strerror}"
+        raise InputError("out", out, reason, "choose another directory") from None
+
+
+def raised_by_hydra(error: Exception) -> bool:
+    """Whether a plain ValueError is Hydra's word on an override, such as `algo=null`."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__", "").partition(".")[0] in ("hydra", "omegaconf")
+
+
+def told(error: Exception) -> InputError:
+    """An exception of Hydra or OmegaConf as `KEY=VALUE: reason; remedy`."""
+    if isinstance(error, InputError):
+        return error
     cause = error.__cause__ or error
     text = f"{error}\n{cause}"
-    key = getattr(cause, "full_key", None)
+    word = getattr(error, "override", None)  # that could not be read
+    for said in (r"argument '(.+)'\.?$", r"Error merging override (.+)", r" use \+(.+)$"):
+        if found := re.search(said, text, re.M):
+            word = found[1]
+    key, _, value = (word or "").partition("=")
+    key = str(getattr(cause, "full_key", None) or key.lstrip("+~"))
     if missing := re.search(r"Could not find '([^']+)'", text):
         group, _, name = missing[1].rpartition("/")
-        options = ", ".join(dict.fromkeys(re.findall(r"^\t(\S+)$", text, re.M)))
-        return f"{group}={name}: no such choice; use one of {options}"
-    if unknown := re.search(r"Key '(\w+)' (?:is )?not in (struct|'\w+')", text):
-        add = f"`+{key}=VALUE` adds an argument" if unknown[2] == "struct" and key else SHOW_KEYS
-        return f"{key or unknown[1]}: unknown key; {add}"
-    if wrong := re.search(r"Value '(.*)' of type '\w+' (.+)", text):
-        return f"{key}={wrong[1]}: {wrong[2]}; give a value of that type"
-    return " ".join(str(error).split())
+        names = ", ".join(dict.fromkeys(re.findall(r"^\t(\S+)$", text, re.M)))
+        return InputError(group, name, "no such choice", f"use one of {names}")
+    if unknown := re.search(r"Key '([^']+)' (?:is )?not in (struct|'\w+')", text):
+        adds = unknown[2] == "struct" and "." in key
+        remedy = f"`+{key}=VALUE` adds an argument" if adds else SHOW_KEYS
+        return InputError(key or unknown[1], value, "unknown key", remedy)
+    if isinstance(error, OverrideParseException):
+        quoted = f"""quote the value, "{key}={cells.quoted(value)}\""""
+        if not value:
+            quoted = "write KEY=VALUE"
+        return InputError(key, value, f"cannot be read ({str(cause).splitlines()[0]})", quoted)
+    if "Ambiguous value" in text:
+        quoted = f"""-m makes a sweep of it; one value is written "{key}={cells.quoted(value)}\""""
+        return InputError(key, value, "several values for one run", quoted)
+    reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
+    if wrong := re.search(r"Value '(.*)' of type '\w+' (.+)", reason):
+        return InputError(key, wrong[1], wrong[2], "give a value of that type")
+    if not key:
+        return InputError("command", " ".join(sys.argv[1:]), reason, "change the word it is about")
+    return InputError(key, value, reason, "give a value of that type")
 
 
 def main(job: Callable[[], None] = job) -> int:
@@ -229,15 +286,14 @@ def main(job: Callable[[], None] = job) -> int:
     except KeyboardInterrupt:
         print("interrupted: the same command goes on", file=sys.stderr)
         return INTERRUPTED
-    except BAD_INPUT as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+    except (*BAD_INPUT, ValueError) as error:
+        if not isinstance(error, BAD_INPUT) and not raised_by_hydra(error):
+            raise
+        print(f"error: {told(error)}", file=sys.stderr)
         return 2
-    except CellFailed as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 1
-    except DiskFull as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return INTERRUPTED
+    except (CellFailed, DiskFull) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1 if isinstance(error, CellFailed) else INTERRUPTED
     return 0
 
 

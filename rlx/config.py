@@ -12,8 +12,9 @@ import functools
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from typing import Any, NoReturn
 
 from rlx.errors import InputError
@@ -77,9 +78,6 @@ def _outside(value: float, interval: str, held: Callable[[float], bool]):
     return known.get(interval, (f"outside {interval}", f"use a value in {interval}"))
 
 
-LOSSES = ("reinforce", "ppo_clip", "cispo", "gspo", "tbrm")
-ADVANTAGES = ("none", "centered", "prompt_norm", "batch_norm", "leave_one_out", "gae")
-AGGREGATIONS = ("token_mean", "sample_mean", "prompt_mean", "fixed_length")
 PIPELINES = ("sync", "pipeline", "ppo_off_policy")
 SCHEDULES = ("deterministic", "threads")
 CORRECTIONS = ("none", "truncated", "masked")
@@ -218,8 +216,8 @@ class ModelConfig(Section):
 class AlgoConfig(Section):
     """One field per ablation axis; a row of conf/algo is a recipe."""
 
-    # Policy objective
-    loss: str = "cispo"
+    # Policy objective: names of rlx.objectives, which rlx.train.recipe knows
+    loss: str = "cispo"  # or the import path MODULE:FUNCTION of one
     advantage: str = "batch_norm"
     aggregation: str = "prompt_mean"
     clip_low: float = 0.2  # ppo_clip, gspo: the ratio is kept above 1 - clip_low
@@ -267,7 +265,6 @@ class AlgoConfig(Section):
         "(-inf, inf)": "reward_pass reward_fail reward_threshold",
     }
     names = {
-        "loss": LOSSES, "advantage": ADVANTAGES, "aggregation": AGGREGATIONS,
         "correction": CORRECTIONS, "kl": KLS, "reward": REWARDS, "reward_shape": SHAPES,
         "length_control": LENGTH_CONTROLS, "zero_variance": ZERO_VARIANCE,
     }  # fmt: skip
@@ -277,10 +274,6 @@ class AlgoConfig(Section):
         if self.band_low >= self.band_high:
             reason = f"not below algo.band_high={self.band_high}"
             self.refuse("band_low", reason, "the band must hold some pass rates")
-        if self.correction != "none" and self.loss not in ("reinforce", "ppo_clip"):
-            reason = f"algo.loss={self.loss} carries its own ratio to the sampler, or needs none"
-            remedy = "set algo.loss=reinforce or ppo_clip, or algo.correction=none"
-            self.refuse("correction", reason, remedy)
         if self.kl != "none" and not self.kl_coef:
             remedy = "give a coefficient above 0, or set algo.kl=none"
             self.refuse("kl_coef", f"algo.kl={self.kl} would do nothing", remedy)
@@ -290,23 +283,9 @@ class AlgoConfig(Section):
         if self.reward == "model" and self.reward_shape != "linear":
             reason = "what algo.reward=model says is no score in [0, 1]"
             self.refuse("reward_shape", reason, "set algo.reward_shape=linear")
-        if self.advantage == "gae" and self.zero_variance != "keep":
-            reason = "a critic learns from prompts without variance too"
-            self.refuse("zero_variance", reason, "set algo.zero_variance=keep")
-        if self.loss == "tbrm" and (self.advantage == "gae" or self.kl != "none"):
-            reason = "its residual holds the reward and the reference already"
-            self.refuse("loss", reason, "leave algo.kl=none and algo.advantage as it is")
         if self.reward_pass <= self.reward_fail:
             reason = f"not above algo.reward_fail={self.reward_fail}"
             self.refuse("reward_pass", reason, "a pass must pay more than a fail")
-
-    @property
-    def has_critic(self) -> bool:
-        return self.advantage == "gae"
-
-    @property
-    def needs_reference(self) -> bool:
-        return self.kl != "none" or self.loss == "tbrm"
 
 
 @dataclass(frozen=True)
@@ -506,9 +485,9 @@ class Config(Section):
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     steps: int = 200
     seed: int = 0
-    recipe: str = "scalerl"  # the row of conf/algo
+    recipe: str = "cispo"  # the row of conf/algo
     study: str = ""  # name of the sweep, if the run belongs to one
-    axes: dict[str, Any] = field(default_factory=dict)  # what the sweep varies besides the recipe
+    axes: dict[str, Any] = field(default_factory=dict)  # overrides that change what is computed
     out: str = "runs/run"  # directory of this run
     warm_start_dir: str = ""  # where warm starts are shared; empty: inside `out`
     tracker: str = "none"  # dashboard that mirrors the rows
@@ -518,6 +497,10 @@ class Config(Section):
     names = {"tracker": TRACKERS}
 
     def check(self):
+        for name in ("recipe", "study")[: 2 if self.study else 1]:
+            if not re.fullmatch(r"\w[\w.+-]*", getattr(self, name), re.ASCII):
+                reason = "cannot be part of a directory's name"
+                self.refuse(name, reason, "use letters, digits, _ . + -")
         rollout, optim, experts = self.rollout, self.optim, self.model.n_experts
         if self.mesh.expert > 1 and (not experts or experts % self.mesh.expert):
             reason = f"does not divide model.n_experts={experts}"
@@ -618,48 +601,91 @@ class RewardModelConfig(Config):
 
 
 WHERE = ("out", "warm_start_dir", "tracker", "distributed", "checkpoint", "mesh")
+LABELS = ("recipe", "study", "axes")  # what a run is called
+
+Options = dict[str, Any]  # "algo.loss" and the like, and what they are
+
+# One line per option whose meaning has changed: from the options of a manifest before it to those
+# that compute the same today. A manifest says how many lines were there when it was written.
+MIGRATIONS: tuple[Callable[[Options], Options], ...] = ()
 
 
 def config_sha(config: object) -> str:
-    """Twelve hex digits that name a configuration (any of the dataclasses above)."""
-    return _sha(asdict(config))  # ty: ignore[invalid-argument-type]
+    """Twelve hex digits that name a configuration (any of the dataclasses above).
+
+    They cover what differs from the defaults, so an option that is added later changes no name.
+    """
+    return _sha(_flat(asdict(config)), type(config))  # ty: ignore[invalid-argument-type]
 
 
 def run_sha(config: Config) -> str:
-    """The name of what a run computes, wherever it is kept and on whichever devices.
+    """The name of what a run computes, whatever it is called, wherever and on whichever devices.
 
     So a run may go on on another mesh: from the same state, with sums that differ in rounding.
     """
-    return _sha({name: value for name, value in asdict(config).items() if name not in WHERE})
+    return _sha(options(asdict(config), kind=type(config)), type(config))
 
 
-def _sha(fields: dict[str, Any]) -> str:
-    text = json.dumps(fields, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+def options(
+    config: dict[str, Any], migrations: int = len(MIGRATIONS), kind: type[Config] = Config
+) -> Options:
+    """All that a run computes, flat, from the nested fields of a configuration or a manifest.
 
-
-def identity(config: Config) -> dict[str, Any]:
-    """What a manifest or a checkpoint says about the configuration that made it."""
-    return {"config": asdict(config), "config_sha": run_sha(config)}
-
-
-def another(run: dict[str, Any], config: Config) -> str:
-    """What a run of some `identity` computes otherwise than `config`; empty where nothing is, and
-    "?" where it does not say.
+    What it lacks has its default, as an option that is younger than the manifest does; migrations:
+    the number of them that the manifest knows.
     """
-    if run["config_sha"] == run_sha(config):
-        return ""
-    if "config" not in run:
-        return "?"
-    then, now = _flat(run["config"]), _flat(json.loads(json.dumps(asdict(config))))
-    differ = [key for key in {**then, **now} if then.get(key) != now.get(key)]
-    keys = [key for key in differ if key.split(".")[0] not in WHERE]
-    return ", ".join(f"{key}={then.get(key)}, not {now.get(key)}" for key in keys[:3]) or "?"
+    made = _flat(json.loads(json.dumps(config, default=str)))  # as a manifest holds it
+    for change in MIGRATIONS[migrations:]:
+        made = change(made)
+    return {key: x for key, x in (_flat(_defaults(kind)) | made).items() if _computes(key)}
 
 
-def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def difference(then: Options, now: Options) -> str:
+    """ "steps=400, not 500" for the first options that differ; empty where none does."""
+    keys = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+    shown = [f"{key}={then.get(key)}, not {now.get(key)}" for key in keys[:3]]
+    more = f", and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return "; ".join(shown) + more
+
+
+def _computes(key: str) -> bool:
+    return key.split(".")[0] not in (*WHERE, *LABELS)
+
+
+def _defaults(kind: Any) -> dict[str, Any]:
+    """The nested defaults of a configuration, which need not be one that can run."""
+    made = {}
+    for part in fields(kind):
+        default: Any = part.default_factory if part.default is MISSING else part.default
+        default = default() if part.default is MISSING else default
+        made[part.name] = asdict(default) if is_dataclass(default) else default
+    return made
+
+
+def _flat(nested: dict[str, Any], prefix: str = "") -> Options:
     made = {}
     for name, value in nested.items():
         inside = isinstance(value, dict)
         made |= _flat(value, f"{prefix}{name}.") if inside else {f"{prefix}{name}": value}
     return made
+
+
+def _sha(fields: Options, kind: type) -> str:
+    default = _flat(_defaults(kind))
+    set_by_hand = {key: x for key, x in fields.items() if key not in default or default[key] != x}
+    text = json.dumps(set_by_hand, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """What a manifest or a checkpoint says about the configuration that made it."""
+    made = {"config": asdict(config), "config_sha": run_sha(config)}
+    return made | {"migrations": len(MIGRATIONS)}
+
+
+def another(run: dict[str, Any], config: Config) -> str:
+    """What a run of some `identity` computes otherwise than `config`; empty where nothing is."""
+    if not isinstance(run.get("config"), dict):
+        return "it does not say which"
+    then = options(run["config"], run.get("migrations", 0), type(config))
+    return difference(then, options(asdict(config), kind=type(config)))

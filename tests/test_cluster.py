@@ -13,8 +13,10 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
+import jsonschema
 import pytest
 import slurm
+import yaml
 
 from experiments import study
 from rlx.record import RunRecord, read_rows
@@ -27,15 +29,17 @@ SMALL = (
     "rollout.group_size=4 optim.microbatches=1 env.train_prompts=16 env.heldout_prompts=8 "
     "warm_start.steps=8 warm_start.batch_size=8 mesh=one"
 ).split()
-CELLS = ["scalerl-T9-s0", "scalerl-T9-s1"]
+SWEEP = ["+ablation=none", "rollout.max_new_tokens=9", "seed=0,1"]
 LONG = 1500  # updates; a second makes about a hundred of them
+SHORT_CELLS, CELLS = (
+    study.cells("default", [*SWEEP, f"steps={steps}", *SMALL]) for steps in (8, LONG)
+)
 
 
-def start(out, *words, seeds="0,1", steps=8, environment=os.environ):
+def start(out, *words, steps=8, environment=os.environ):
     """A sweep of two cells under way, in a process of its own."""
     command = [sys.executable, "-m", "experiments.train", "-m", "+sweep=default"]
-    command += ["hydra.sweeper.params.algo=scalerl", f"hydra.sweeper.params.seed='{seeds}'"]
-    command += ["rollout.max_new_tokens=9", f"steps={steps}", f"hydra.sweep.dir={out}"]
+    command += [*SWEEP, f"steps={steps}", f"out={out}"]
     return subprocess.Popen(
         [*command, *SMALL, *words], cwd=ROOT, env={**environment, "XLA_FLAGS": ""},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -88,22 +92,27 @@ ray = pytest.mark.skipif(
     ],
 )
 def test_cells_in_parallel_processes(short, tmp_path, launcher):
-    """They need the same warm start at the same time, and agree on one. Those that are refused
-    (8 slots of 4 samples may not be 7) come back from their process as one line."""
-    errors = finish(start(tmp_path, f"hydra/launcher={launcher}", "rollout.slots=16,7"), code=2)
-    line = "error: rollout.slots=7: not a positive multiple of rollout.group_size=4; "
-    assert [said for said in errors.splitlines() if said.startswith(line)], errors
-    same_curves(short, tmp_path, CELLS)
+    """They need the same warm start at the same time, and agree on one."""
+    finish(start(tmp_path, f"hydra/launcher={launcher}"))
+    same_curves(short, tmp_path, SHORT_CELLS)
     (made,) = (tmp_path / "warm_start").iterdir()
     assert not made.name.startswith(".")
+
+
+@joblib
+def test_a_cell_that_is_refused_in_its_process_is_one_line(tmp_path):
+    """No model is there, which its configuration cannot know."""
+    words = ["hydra/launcher=processes", "model.path=no_model"]
+    errors = finish(start(tmp_path, *words), code=2)
+    assert [said for said in errors.splitlines() if said.startswith("error: model.path=no_model: ")]
 
 
 def run_study(out, *words):
     """experiments.study on two cells in parallel processes; exit status and stderr."""
     command = [sys.executable, "-m", "experiments.study", f"out={out}", "fit=point", *words]
     run = subprocess.run(
-        [*command, "hydra.sweeper.params.algo=scalerl", "rollout.max_new_tokens=9", "steps=200",
-         *SMALL], cwd=ROOT, env={**os.environ, "XLA_FLAGS": ""}, capture_output=True, text=True,
+        [*command, *SWEEP, "steps=200", *SMALL], cwd=ROOT, env={**os.environ, "XLA_FLAGS": ""},
+        capture_output=True, text=True,
     )  # fmt: skip
     return run.returncode, run.stderr
 
@@ -112,19 +121,20 @@ def run_study(out, *words):
 @pytest.mark.slow
 def test_a_study_does_only_what_is_missing(tmp_path):
     """A file stands where a cell wants its checkpoints: it fails, the other goes on."""
-    obstacle = tmp_path / "runs" / CELLS[1] / "checkpoints"
+    both = study.cells("default", [*SWEEP, "steps=200", *SMALL])
+    obstacle = tmp_path / "runs" / both[1] / "checkpoints"
     obstacle.parent.mkdir(parents=True)
     obstacle.touch()
     code, errors = run_study(tmp_path, "hydra/launcher=processes")
     assert code == 1
-    line = f"error: {tmp_path}/runs/{CELLS[1]}: NotADirectoryError: "
+    line = f"error: {tmp_path}/runs/{both[1]}: NotADirectoryError: "
     assert [said for said in errors.splitlines() if said.startswith(line)], errors
     assert "Traceback" in errors  # of the process in which it happened
     obstacle.unlink()
     table = study.status(tmp_path).set_index("run")
-    assert table["status"].to_dict() == dict(zip(CELLS, ("done", "failed"), strict=True))
-    assert table.loc[CELLS[1], "note"].startswith("NotADirectoryError: ")
-    done = tmp_path / "runs" / CELLS[0] / "evals.jsonl"
+    assert table["status"].to_dict() == dict(zip(both, ("done", "failed"), strict=True))
+    assert table.loc[both[1], "note"].startswith("NotADirectoryError: ")
+    done = tmp_path / "runs" / both[0] / "evals.jsonl"
     before = done.stat().st_mtime_ns
     code, errors = run_study(tmp_path, "hydra/launcher=processes")
     assert code == 0, errors
@@ -220,6 +230,16 @@ def test_a_job_that_dies_hard_is_reported_and_made_good_by_the_same_command(
 
 
 @pytest.mark.slow
+def test_a_sweep_beyond_the_limit_of_an_array_is_several(cluster, short, tmp_path):
+    words = [*SLURM, "hydra.launcher.max_array_size=1"]
+    process = start(tmp_path, *words, environment=cluster.environment)
+    first, last = re.match(r"Slurm: jobs (\d+)_0 to (\d+)_0", process.stdout.readline()).groups()
+    finish(process)
+    assert first != last
+    same_curves(short, tmp_path, SHORT_CELLS)
+
+
+@pytest.mark.slow
 def test_a_cancelled_job_is_not_requeued(cluster, tmp_path):
     """It writes a checkpoint all the same."""
     process = start(tmp_path, *SLURM, steps=LONG, environment=cluster.environment)
@@ -246,7 +266,7 @@ def test_the_plain_job_array(cluster, long, tmp_path):
         "sbatch", "--parsable", *options, f"--export={exported}", f"--chdir={ROOT}",
         ROOT / "experiments" / "cells.sbatch",
     ).strip()  # fmt: skip
-    cells = ["algo-scalerl-seed-0", "algo-scalerl-seed-1"]
+    cells = ["algo-cispo-seed-0", "algo-cispo-seed-1"]
     wait_for_updates(tmp_path, cells)
     cluster("scancel", "--signal=USR1", "--batch", f"{array}_0")
     while cluster("squeue", "--noheader"):
@@ -257,3 +277,76 @@ def test_the_plain_job_array(cluster, long, tmp_path):
             logs = [tmp_path / "runs" / cell / name, long / "runs" / other / name]
             assert logs[0].read_bytes() == logs[1].read_bytes() != b"", (cell, name)
         assert not (tmp_path / "runs" / cell / "restarts.jsonl").exists()
+
+
+# Schedulers that start a job per cell. Keys and types as published on 2026-11-26: SkyPilot's
+# sky/utils/schemas.py, and Kubernetes' reference of batch/v1 Job and v1 PodSpec.
+
+TEXT, WHOLE, MAP = {"type": "string"}, {"type": "integer"}, {"type": "object"}
+
+
+def closed(required=(), **properties):
+    """A schema of an object with these keys alone."""
+    return {**MAP, "additionalProperties": False, "required": [*required], "properties": properties}
+
+
+def listed(items):
+    return {"type": "array", "items": items}
+
+
+SKY = closed(
+    name=TEXT, workdir=TEXT, num_nodes=WHOLE, file_mounts=MAP, setup=TEXT, run=TEXT, secrets=MAP,
+    envs={**MAP, "additionalProperties": {"type": ["string", "null"]}},
+    volumes={**MAP, "additionalProperties": TEXT},
+    resources=closed(
+        infra=TEXT, accelerators=TEXT, cpus=TEXT, memory=TEXT, use_spot={"type": "boolean"},
+        disk_size=WHOLE, image_id=TEXT,
+        job_recovery=closed(
+            strategy=TEXT, max_restarts_on_errors=WHOLE, recover_on_exit_codes=listed(WHOLE)
+        ),
+    ),
+)  # fmt: skip
+CONTAINER = closed(
+    ["name", "image"], name=TEXT, image=TEXT, workingDir=TEXT, command=listed(TEXT),
+    args=listed(TEXT), env=listed(MAP), resources=closed(requests=MAP, limits=MAP),
+    volumeMounts=listed(closed(["name", "mountPath"], name=TEXT, mountPath=TEXT)),
+)  # fmt: skip
+POD = closed(
+    ["containers", "restartPolicy"], restartPolicy={"enum": ["Never", "OnFailure"]},
+    terminationGracePeriodSeconds=WHOLE, containers=listed(CONTAINER), nodeSelector=MAP,
+    tolerations=listed(MAP),
+    volumes=listed(closed(["name"], name=TEXT, persistentVolumeClaim=closed(claimName=TEXT))),
+)  # fmt: skip
+FAILURES = closed(
+    ["action"], action={"enum": ["Ignore", "FailIndex", "FailJob", "Count"]},
+    onPodConditions=listed(closed(["type"], type=TEXT, status=TEXT)),
+    onExitCodes=closed(
+        ["operator", "values"], operator={"enum": ["In", "NotIn"]}, values=listed(WHOLE)
+    ),
+)  # fmt: skip
+JOB = closed(
+    ["apiVersion", "kind", "metadata", "spec"], apiVersion={"const": "batch/v1"},
+    kind={"const": "Job"}, metadata=closed(["name"], name=TEXT, labels=MAP),
+    spec=closed(
+        ["template"], completionMode={"enum": ["Indexed", "NonIndexed"]}, completions=WHOLE,
+        parallelism=WHOLE, backoffLimit=WHOLE, backoffLimitPerIndex=WHOLE, maxFailedIndexes=WHOLE,
+        podFailurePolicy=closed(["rules"], rules=listed(FAILURES)),
+        template=closed(["spec"], metadata=MAP, spec=POD),
+    ),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name, schema", [("sky", SKY), ("k8s", JOB)])
+def test_a_schedulers_file_is_of_its_schema_and_runs_a_cell(name, schema):
+    node = yaml.safe_load((ROOT / "experiments" / f"cells.{name}.yaml").read_text())
+    jsonschema.validate(node, schema)
+    if name == "sky":
+        said = node["run"]
+        assert set(re.findall(r"\$(\w+)", said)) == set(node["envs"])
+        cells, sweep = 0, node["envs"]["SWEEP"]
+    else:
+        (said,) = node["spec"]["template"]["spec"]["containers"][0]["args"]
+        cells, sweep = node["spec"]["completions"], "loo"
+    assert cells in (0, len(study.cells(sweep, [])))
+    words = said.split("experiments.study ")[1].split()
+    assert [word.split("=")[0] for word in words] == ["sweep", "cell", "out"]

@@ -5,7 +5,7 @@ import pickle
 import re
 import signal
 import sys
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, asdict
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from rlx.train.step import numbers
 
 CONF = Path(__file__).parents[1] / "conf"
 OPTIONS = sorted(
-    f"{file.parent.name}={file.stem}"
+    f"{'+' * (file.parent.name == 'ablation')}{file.parent.name}={file.stem}"
     for file in CONF.glob("*/*.yaml")
     if file.parent.name != "sweep"
 )
@@ -66,11 +66,16 @@ def test_every_option_makes_a_configuration(hydra, override):
 
 
 def test_every_option_is_another_configuration(hydra):
-    shas = {override: config_sha(composed(override)) for override in OPTIONS}
-    defaults = ["algo=scalerl", "env=digit_chain", "eval=default", "mesh=auto", "model=tiny"]
-    defaults += ["optim=tiny", "pipeline=sync"]
-    for override, sha in shas.items():
-        assert (sha == config_sha(composed())) == (override in defaults), override
+    """An ablation leaves something out of ScaleRL, the other options are set beside the default."""
+    ours, whole = ("algo=scalerl", "pipeline=pipeline_8"), [o for o in OPTIONS if o[0] == "+"]
+    defaults = ["algo=cispo", "env=digit_chain", "eval=default", "mesh=auto", "model=tiny"]
+    defaults += ["optim=tiny", "pipeline=sync", "+ablation=none"]
+    for override in OPTIONS:
+        beside = ours if override in whole else ()
+        same = config_sha(composed(*beside, override)) == config_sha(composed(*beside))
+        assert same == (override in defaults), override
+    shas = [config_sha(composed(*ours, override)) for override in whole]
+    assert len(set(shas)) == len(shas)
 
 
 @pytest.mark.parametrize(
@@ -91,13 +96,15 @@ def test_every_launcher_can_be_made(hydra, name, package):
 
 
 def test_an_option_reaches_its_field(hydra):
-    config = composed("algo=scalerl_ppo_clip", "optim=paper", "pipeline=pipeline_8", "seed=3")
+    config = composed("+ablation=dapo_loss", "optim=paper", "pipeline=pipeline_8", "seed=3")
     assert (config.algo.loss, config.algo.clip_high) == ("ppo_clip", 0.26)
     assert config.algo.advantage == "batch_norm"  # from the row that it extends
     assert (config.optim.learning_rate, config.optim.eps) == (5e-7, 1e-15)
     assert (config.optim.warmup_steps, config.optim.weight_decay) == (100, 0.01)
     assert (config.pipeline.kind, config.pipeline.k) == ("pipeline", 8)
-    assert config.out == "runs/scalerl_ppo_clip-s3"
+    assert cli.placed(config).out == (
+        "runs/cispo-ablation_dapo_loss-optim_paper-pipeline_pipeline_8-s3"
+    )
 
 
 def wanting(name: str, kwargs: dict) -> str:
@@ -142,8 +149,8 @@ def command(hydra, monkeypatch, tmp_path, capfd):
 
 
 BAD = [
-    ("rollout.group_sise=4", r"rollout.group_sise: unknown key; .*"),
-    ("stepz=4", r"stepz: unknown key; .*"),
+    ("rollout.group_sise=4", r"rollout.group_sise=4: unknown key; .*"),
+    ("stepz=4", r"stepz=4: unknown key; .*"),
     ("+stepz=4", r"stepz.*: unknown key; .*"),
     ("algo=scalerll", r"algo=scalerll: no such choice; use one of .*dapo, .*grpo, .*"),
     ("algo.loss=pppo", r"algo.loss=pppo: unknown name; use one of reinforce, ppo_clip, .*"),
@@ -160,6 +167,24 @@ BAD = [
         "model.context_tokens=12; lower it, or ask for shorter prompts",
     ),
     ("rollout.slots=7", r"rollout.slots=7: not a positive multiple of rollout.group_size=16; .*"),
+    ("optim.learning_rate=null", r"optim.learning_rate=null: .* not Optional; give a value .*"),
+    ("algo.kl=[k2,k3]", r"algo.kl=\[k2,k3\]: Cannot convert 'list' to string.*; give a value .*"),
+    (
+        "model.path=runs/algo=grpo",
+        r"model.path=runs/algo=grpo: cannot be read \(mismatched input '='.*\); quote the value, "
+        r"\"model.path='runs/algo=grpo'\"",
+    ),
+    ("algo.loss=cispo,gspo", r"algo.loss=cispo,gspo: several values for one run; -m makes .*"),
+    ("algo=null", r"command=.*algo=null: Config group override must be a string.*; change .*"),
+    *(
+        (f"{key}={seed}", rf"{key}={seed}: {reason}; use .*")
+        for key in ("seed", "env.seed", "eval.seed", "warm_start.seed")
+        for seed, reason in {-1: "negative", 2**32: "more than 32 bits can hold"}.items()
+    ),
+    ("recipe=../../x", r"recipe=../../x: cannot be part of a directory's name; use letters, .*"),
+    ("study=a/b", r"study=a/b: cannot be part of a directory's name; use letters, .*"),
+    ("out=", r"out=: no name of a directory; give one, or leave it out"),
+    ("out=/dev/null/x", r"out=/dev/null/x: cannot be made: Not a directory; choose another .*"),
     ("pipeline.k=-1", r"pipeline.k=-1: negative; .*"),
     ("pipeline.k=3", r"pipeline.k=3: pipeline.kind=sync is never stale; .*"),
     ("env.kwargs.lo=0", r"env.kwargs.lo=0: no digits to sum; use 1 or more"),
@@ -189,7 +214,7 @@ BAD = [
 
 @pytest.mark.parametrize("words, line", BAD, ids=[words for words, _ in BAD])
 def test_bad_input_is_one_line_and_exit_code_2(command, words, line):
-    code, error = command("out=run", *words.split())
+    code, error = command(*([] if words.startswith("out=") else ["out=run"]), *words.split())
     assert code == 2 and re.fullmatch(f"error: {line}\n", error), error
 
 
@@ -220,10 +245,27 @@ def test_a_directory_that_is_taken_is_refused(command, tmp_path):
     )
     assert code == 2 and re.fullmatch(line, error), error
     lock.close()
-    record.update_manifest(config_sha="0", status="interrupted")
+    other = asdict(composed("algo.loss=gspo", "steps=100"))
+    record.update_manifest(config=other, status="interrupted")
     code, error = command("out=run")
-    line = "error: out=run: holds a run of another configuration; choose another directory\n"
+    line = (
+        "error: out=run: holds a run of another configuration: algo.loss=gspo, not cispo; "
+        "steps=100, not 200; choose another directory\n"
+    )
     assert (code, error) == (2, line)
+
+
+def test_the_readmes_file_of_questions_needs_no_other_word(hydra):
+    for task in ("math", "code"):
+        assert composed(f"env={task}", "env.kwargs.path=FILE").env.kwargs["dataset"] is None
+        assert composed(f"env={task}").env.kwargs["dataset"]
+
+
+def test_a_bug_is_a_traceback(command, monkeypatch):
+    """A ValueError that nobody raised for bad input."""
+    monkeypatch.setattr("rlx.train.loop.train", lambda *_, **__: int("bug"))
+    with pytest.raises(ValueError, match="invalid literal"):
+        command("out=run")
 
 
 HANGS_RAISES_NAN = """

@@ -11,6 +11,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from rlx.objectives import named
+
 
 def _std(x, count, axis, ddof):
     """Standard deviation of what is centred already and padded with zeros."""
@@ -55,20 +57,17 @@ def leave_one_out(reward_PG):
     return G / (G - 1) * centered(reward_PG)
 
 
+def none(reward_PG):
+    """A = r: no baseline"""
+    return reward_PG
+
+
 def advantages(reward_PG, keep_P, *, kind, eps, ddof=1):
     """The advantage of each sample, [P, G], under the estimator named `kind`; 0 where dropped."""
+    if kind not in ADVANTAGES:
+        raise ValueError(f"kind={kind}: unknown advantage")
     reward_PG = jnp.where(keep_P.astype(bool)[:, None], reward_PG, 0)
-    if kind == "none":  # A = r: no baseline
-        return reward_PG
-    if kind == "centered":
-        return centered(reward_PG)
-    if kind == "prompt_norm":
-        return prompt_norm(reward_PG, eps=eps, ddof=ddof)
-    if kind == "batch_norm":
-        return batch_norm(reward_PG, keep_P, eps=eps, ddof=ddof)
-    if kind == "leave_one_out":
-        return leave_one_out(reward_PG)
-    raise ValueError(f"kind={kind}: unknown advantage")
+    return named.call(ADVANTAGES[kind], reward_PG, keep_P=keep_P, eps=eps, ddof=ddof)
 
 
 def zero_variance(reward_PG):
@@ -111,3 +110,7 @@ def gae(value_BT, reward_BT, mask_BT, *, gamma, lam):
     _, adv_TB = jax.lax.scan(step, (end_B, end_B), tokens_TB, reverse=True)
     adv_BT = jnp.where(sampled_BT, adv_TB.T, 0)
     return adv_BT, adv_BT + value_BT
+
+
+# Those that ask for value_BT need a critic, and are called by the step themselves.
+ADVANTAGES = {f.__name__: f for f in (none, centered, prompt_norm, batch_norm, leave_one_out, gae)}

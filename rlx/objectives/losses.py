@@ -2,6 +2,11 @@
 
     loss(logp_BT, behavior_logp_BT, adv_BT, mask_BT, *, ...) -> (obj_BT, info)
 
+A loss asks for what else it needs by the names of its keywords: numbers of the step, such as
+`is_cap`, and the arrays ref_logp_BT (log-probs of the start), reward_B (a sequence's reward) and
+log_partition_B (log Z of the first sampled token's logits). `algo.loss` is the name of a function
+here, or the import path MODULE:NAME of one elsewhere.
+
 `obj_BT` is to be *maximised*; `rlx.objectives.weights` says how its tokens add up, so every
 reduction goes with every loss. Symbols: rho = exp(logp - behavior_logp), A = adv_BT, sg =
 stop_gradient; log-probabilities in nats, shapes [B, T], float32. `adv_BT` is a constant of the
@@ -15,15 +20,33 @@ hold there, inf and nan included: they are replaced *before* any arithmetic. log
 `info` holds two arrays for the caller to reduce: `ratio_BT`, the importance ratio (1 where masked,
 the neutral value), and `clipped_BT`, 1 where the clip or cap decides the value (0 where masked).
 
-GRPO, DAPO and Dr. GRPO are `ppo_clip` with different bounds, advantages and weights.
+`clips` says that a bound can decide the value; `corrects`, that the loss knows nothing of stale
+samples, so that `rlx.objectives.terms.correction` goes with it. GRPO, DAPO and Dr. GRPO are
+`ppo_clip` with different bounds, advantages and weights.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
+from rlx.objectives import named
+
 MAX_LOG_RATIO = 20.0
+LOSSES: dict[str, Callable] = {}
+
+
+def loss(*, clips: bool = False, corrects: bool = False) -> Callable[[Callable], Callable]:
+    """Gives a function its name in `algo.loss`, and says what goes with it."""
+
+    def known(function: Any) -> Any:
+        function.clips, function.corrects = clips, corrects
+        return LOSSES.setdefault(function.__name__, function)
+
+    return known
 
 
 def _zero_masked(mask_BT, *arrays):
@@ -44,6 +67,7 @@ def _pessimistic(ratio_BT, adv_BT, clip_low, clip_high):
     return jnp.where(clipped_BT, bound_BT, free_BT), clipped_BT.astype(ratio_BT.dtype)
 
 
+@loss(corrects=True)
 def reinforce(logp_BT, behavior_logp_BT, adv_BT, mask_BT):
     """obj = A logp
 
@@ -55,6 +79,7 @@ def reinforce(logp_BT, behavior_logp_BT, adv_BT, mask_BT):
     return adv_BT * logp_BT, {"ratio_BT": ratio_BT, "clipped_BT": jnp.zeros_like(ratio_BT)}
 
 
+@loss(clips=True, corrects=True)
 def ppo_clip(logp_BT, behavior_logp_BT, adv_BT, mask_BT, *, clip_low, clip_high):
     """obj = min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A)
 
@@ -68,6 +93,7 @@ def ppo_clip(logp_BT, behavior_logp_BT, adv_BT, mask_BT, *, clip_low, clip_high)
     return obj_BT, {"ratio_BT": ratio_BT, "clipped_BT": clipped_BT}
 
 
+@loss(clips=True)
 def cispo(logp_BT, behavior_logp_BT, adv_BT, mask_BT, *, is_cap):
     """obj = sg(min(rho, is_cap)) A logp
 
@@ -82,6 +108,7 @@ def cispo(logp_BT, behavior_logp_BT, adv_BT, mask_BT, *, is_cap):
     return obj_BT, {"ratio_BT": ratio_BT, "clipped_BT": clipped_BT}
 
 
+@loss(clips=True)
 def gspo(logp_BT, behavior_logp_BT, adv_BT, mask_BT, *, clip_low, clip_high):
     """obj = min(s A, clip(s, 1 - clip_low, 1 + clip_high) A),  s = exp(mean_t(log rho_t))
 
@@ -99,16 +126,26 @@ def gspo(logp_BT, behavior_logp_BT, adv_BT, mask_BT, *, clip_low, clip_high):
     return obj_BT, {"ratio_BT": ratio_BT, "clipped_BT": clipped_BT}
 
 
-LOSSES = {"reinforce": reinforce, "ppo_clip": ppo_clip, "cispo": cispo, "gspo": gspo}
-
-
-def policy_objective(
-    kind, logp_BT, behavior_logp_BT, adv_BT, mask_BT, *, clip_low, clip_high, is_cap
+@loss()
+def tbrm(
+    logp_BT, behavior_logp_BT, adv_BT, mask_BT, *, log_partition_B, ref_logp_BT, reward_B, tbrm_beta
 ):
-    """`LOSSES[kind]`, handed the numbers it uses; these may be traced.
+    """obj = -(log Z(s_1) + sum_t (logp_t - ref_logp_t) - reward / beta)^2, on each token of b
 
-    All three are given whatever the loss, so runs that differ only in numbers compile once.
+    With Q(s, a) = beta z(s, a) for the logits z, V(s) = beta log Z(s) = beta log sum_a exp z(s, a)
+    and a reward r - beta log(pi / ref), the Bellman residuals of the tokens of a trajectory add up
+    to beta times what is squared, for Q - V = beta logp telescopes. It asks nothing of who drew the
+    trajectory, and nothing of advantages. reward is the whole trajectory's. Trajectory Bellman
+    residual minimisation: arXiv 2505.15311.
     """
-    clip = {"clip_low": clip_low, "clip_high": clip_high}
-    numbers = {"reinforce": {}, "ppo_clip": clip, "cispo": {"is_cap": is_cap}, "gspo": clip}
-    return LOSSES[kind](logp_BT, behavior_logp_BT, adv_BT, mask_BT, **numbers[kind])
+    info = reinforce(logp_BT, behavior_logp_BT, adv_BT, mask_BT)[1]
+    sampled_BT, logp_BT, ref_logp_BT = _zero_masked(mask_BT, logp_BT, ref_logp_BT)
+    policy_B = jnp.sum(logp_BT - ref_logp_BT, axis=1)
+    residual_B = log_partition_B + policy_B - reward_B / tbrm_beta
+    return jnp.where(sampled_BT, -(residual_B**2)[:, None], 0), info
+
+
+def policy_objective(kind, logp_BT, behavior_logp_BT, adv_BT, mask_BT, **given):
+    """The loss of that name, handed what it asks for of what is `given`; numbers may be traced."""
+    function = named.find(LOSSES, kind)
+    return named.call(function, logp_BT, behavior_logp_BT, adv_BT, mask_BT, **given)

@@ -1,8 +1,8 @@
-"""What stands beside a policy's ratio: corrections, KL to a reference, values, a Bellman residual.
+"""What stands beside a policy's ratio: corrections, KL to a reference, values.
 
 Conventions are those of `rlx.objectives.losses`: shapes [B, T], nats, float32; masked entries are
 exactly 0 in value and gradient, replaced before any arithmetic; sg = stop_gradient. Costs (kl,
-value_loss) are to be subtracted from an objective, `bellman_residual` is one.
+value_loss) are to be subtracted from an objective.
 """
 
 from __future__ import annotations
@@ -63,18 +63,3 @@ def value_loss(value_BT, behavior_value_BT, return_BT, mask_BT, *, clip):
     )
     near_BT = jnp.clip(value_BT, behavior_value_BT - clip, behavior_value_BT + clip)
     return jnp.maximum((value_BT - return_BT) ** 2, (near_BT - return_BT) ** 2) / 2
-
-
-def bellman_residual(log_partition_B, logp_BT, ref_logp_BT, reward_B, mask_BT, *, beta):
-    """obj = -(log Z(s_1) + sum_t (logp_t - ref_logp_t) - reward / beta)^2, on each token of b
-
-    With Q(s, a) = beta z(s, a) for the logits z, V(s) = beta log Z(s) = beta log sum_a exp z(s, a)
-    and a reward r - beta log(pi / ref), the Bellman residuals of the tokens of a trajectory add up
-    to beta times what is squared, for Q - V = beta logp telescopes. It asks nothing of who drew the
-    trajectory. `log_partition_B` is that of the first sampled token's logits; reward is the whole
-    trajectory's. Trajectory Bellman residual minimisation: arXiv 2505.15311.
-    """
-    sampled_BT, logp_BT, ref_logp_BT = _zero_masked(mask_BT, logp_BT, ref_logp_BT)
-    policy_B = jnp.sum(logp_BT - ref_logp_BT, axis=1)
-    residual_B = log_partition_B + policy_B - reward_B / beta
-    return jnp.where(sampled_BT, -(residual_B**2)[:, None], 0)

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
+from rlx.objectives import named
+
 
 def _over(numerator, count):
     """numerator / count for counts of 0 (whose numerators are 0) or more."""
@@ -57,6 +59,8 @@ def fixed_length(mask_BT, length):
     One constant for every sequence, so long ones weigh more: Dr. GRPO (arXiv 2503.20783), with
     length the most tokens a sequence may have.
     """
+    if length is None:
+        raise ValueError("kind=fixed_length: length is missing; give the most tokens allowed")
     tokens_B = jnp.sum(mask_BT, axis=1)
     return _over(mask_BT / length, jnp.sum(_counts(tokens_B)))
 
@@ -66,17 +70,13 @@ def weights(mask_BT, prompt_B, *, kind, length=None, n_prompts=None):
 
     prompt_B: integers in [0, n_prompts), which prompt a sequence answers; used by `prompt_mean`.
     n_prompts: a static bound on them, B unless given.
-    length: tokens, used by `fixed_length`; may be traced.
+    length: tokens, used by `fixed_length`, which cannot do without; may be traced.
     """
+    if kind not in AGGREGATIONS:
+        raise ValueError(f"kind={kind}: unknown reduction")
     mask_BT = mask_BT.astype(jnp.float32)
-    if kind == "token_mean":
-        return token_mean(mask_BT)
-    if kind == "sample_mean":
-        return sample_mean(mask_BT)
-    if kind == "prompt_mean":
-        return prompt_mean(mask_BT, prompt_B, n_prompts or mask_BT.shape[0])
-    if kind == "fixed_length":
-        if length is None:
-            raise ValueError("kind=fixed_length: length is missing; give the most tokens allowed")
-        return fixed_length(mask_BT, length)
-    raise ValueError(f"kind={kind}: unknown reduction")
+    given = {"prompt_B": prompt_B, "n_prompts": n_prompts or mask_BT.shape[0], "length": length}
+    return named.call(AGGREGATIONS[kind], mask_BT, **given)
+
+
+AGGREGATIONS = {f.__name__: f for f in (token_mean, sample_mean, prompt_mean, fixed_length)}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from rlx.config import options as options_of
 from rlx.errors import InputError
 from rlx.scaling.files import json_of, jsonl, listed
 from rlx.scaling.source import (
@@ -41,7 +43,7 @@ def study(path: Path, options: Options, notes: Notes) -> Source:
     there = sorted({name for _, _, sets in records for name in sets})
     if options.eval_set is not None:
         chosen_set(there, path, options)
-    frames, axes, samples, chosen = [], {}, set(), set()
+    parts, samples, chosen, read = [], set(), set(), []
     for run_dir, manifest, sets in records:
         run = str(manifest.get("run_id", run_dir.name))
         if options.eval_set not in (None, *sets):
@@ -49,27 +51,119 @@ def study(path: Path, options: Options, notes: Notes) -> Source:
             continue
         eval_set = chosen_set(sets, run_dir / "evals.jsonl", options)
         rows = sets[eval_set]
-        frame = _run_frame(run_dir, rows, options, notes)
-        levels = manifest.get("axes") or {}
-        axes |= levels
-        frame["run"], frame["recipe"] = run, str(manifest.get("recipe") or run)
-        frame["seed"], frame["truth"] = manifest.get("seed"), _ceiling(manifest, eval_set)
-        frame["start"] = _start(manifest, eval_set)
-        frames.append(frame.assign(**levels).astype({"truth": np.float64}))
+        one: dict[str, Any] = {"run": run, "recipe": str(manifest.get("recipe") or run)}
+        one |= {"seed": manifest.get("seed"), "truth": _ceiling(manifest, eval_set)}
+        one |= {"start": _start(manifest, eval_set)}
+        parts.append((_columns(run_dir, rows, options, notes), one))
+        read.append(manifest)
         samples |= {row["trials"] // len(row["passes_per_prompt"]) for row in rows if _k(row)}
         chosen.add(eval_set)
     if len(there) > 1:
-        read = ", ".join(sorted(chosen))
-        notes.say(f"{path}: evaluation sets {', '.join(there)}: eval_set={read} is read")
+        sets_read = ", ".join(sorted(chosen))
+        notes.say(f"{path}: evaluation sets {', '.join(there)}: eval_set={sets_read} is read")
+    axes, levels = axes_of(read, path, notes)
+    table = pd.DataFrame(
+        {name: [x for columns, _ in parts for x in columns[name]] for name in parts[0][0]}
+    )
+    for (_, one), level in zip(parts, levels, strict=True):
+        one |= level
+    count = [len(columns["row"]) for columns, _ in parts]
+    for name in parts[0][1]:
+        of_runs = pd.Series([one[name] for _, one in parts], dtype=object)
+        table[name] = of_runs.repeat(count).array
     compute = options.compute or "compute"
     k = f", mean@{samples.pop()}" if len(samples) == 1 else ""
     return Source(
         str(path),
-        pd.concat(frames, ignore_index=True),
+        table.astype({"truth": np.float64}),
         COMPUTE_LABELS.get(compute, compute),
-        tuple(axes),
+        axes,
         value_label(chosen, k),
     )
+
+
+def axes_of(
+    manifests: Sequence[dict[str, Any]], path: Path, notes: Notes
+) -> tuple[tuple[str, ...], list[dict[str, Any]]]:
+    """(axes, the level of each run): what tells runs apart besides the seed.
+
+    First the axes that the manifests name; an option that a run does not name has the level of its
+    configuration. Then whatever else differs between runs of one recipe at the same levels, until
+    those that are left differ in the seed alone; that is said. Axes with one level are left out.
+    """
+    configs = [_computed(manifest) for manifest in manifests]
+    names = list(dict.fromkeys(axis for m in manifests for axis in m.get("axes") or {}))
+    levels = [_declared(names, m, c) for m, c in zip(manifests, configs, strict=True)]
+    alike: dict[str, dict[str, Any]] = {}  # levels of runs of one configuration
+    keys = [json.dumps(config, sort_keys=True) if config else "" for config in configs]
+    for key, level in zip(keys, levels, strict=True):
+        alike[key] = level | alike.get(key, {}) if key else {}
+    for key, level in zip(keys, levels, strict=True):
+        level |= {axis: x for axis, x in alike[key].items() if axis not in level}
+    while other := _mixed(manifests, levels, configs):
+        recipe, differing = other
+        notes.say(
+            f"{path}: runs of {recipe} differ in {', '.join(differing)} besides the seed: "
+            f"axis {differing[0]}"
+        )
+        names.append(differing[0])
+        for level, config in zip(levels, configs, strict=True):
+            if differing[0] in config:
+                level[differing[0]] = _plain(config[differing[0]])
+    several = [a for a in names if len({str(level.get(a, _Missing)) for level in levels}) > 1]
+    axes = several if all(configs) else names
+    for axis in axes:
+        without = [level for level in levels if axis not in level]
+        if without:
+            name = _missing(axis, levels)
+            notes.say(f"{path}: axis {axis}: {len(without)} runs do not say it: level {name}")
+        for level in without:
+            level[axis] = name
+    return tuple(axes), [{axis: level[axis] for axis in axes} for level in levels]
+
+
+def _computed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Options of a run but its seed; empty where the manifest holds no configuration."""
+    config = manifest.get("config")
+    if not config or not isinstance(config, dict):
+        return {}
+    made = options_of(config, int(manifest.get("migrations") or 0))
+    return {key: x for key, x in made.items() if key != "seed"}
+
+
+def _declared(names: Sequence[str], manifest: dict[str, Any], config: dict[str, Any]):
+    said = {**config, **{k: x for k, x in (manifest.get("axes") or {}).items() if k not in config}}
+    return {axis: _plain(said[axis]) for axis in names if axis in said}
+
+
+def _mixed(manifests, levels, configs) -> tuple[str, list[str]] | None:
+    """(recipe, options) of the first runs that would be pooled though their options differ."""
+    first: dict[str, dict[str, Any]] = {}
+    for manifest, level, config in zip(manifests, levels, configs, strict=True):
+        recipe = str(manifest.get("recipe") or manifest.get("run_id"))
+        before = first.setdefault(json.dumps([recipe, level], sort_keys=True, default=str), config)
+        if before and config and before != config:
+            both = [*before, *(key for key in config if key not in before)]
+            apart = [key for key in both if before.get(key, _Missing) != config.get(key, _Missing)]
+            return recipe, apart
+    return None
+
+
+class _Missing:
+    """The level of a run that has none."""
+
+
+def _missing(axis: str, levels: Sequence[dict[str, Any]]) -> str:
+    """A name for no level that no level has."""
+    name, there = "default", {str(level.get(axis)) for level in levels}
+    while name in there:
+        name = f"({name})"
+    return name
+
+
+def _plain(value: Any) -> Any:
+    """A level as it can be compared and shown."""
+    return json.dumps(value) if isinstance(value, list | dict) else value
 
 
 Sets = dict[str, list[dict[str, Any]]]  # rows of evals.jsonl, by evaluation set
@@ -120,9 +214,9 @@ def _start(manifest: dict[str, Any], eval_set: str) -> str | None:
     return "start " + hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _run_frame(
+def _columns(
     run_dir: Path, rows: list[dict[str, Any]], options: Options, notes: Notes
-) -> pd.DataFrame:
+) -> dict[str, list[Any]]:
     """compute, value and counts of one run's evaluations (and the column that r0 names)."""
     file, compute = run_dir / "evals.jsonl", options.compute or "compute"
     if compute in CLOCKS:
@@ -143,9 +237,9 @@ def _run_frame(
     r0 = r0_column(options.r0)
     if r0 is not None and stated(options.r0) is None:
         columns[r0] = _column(rows, "r0", r0, file)
-    frame = pd.DataFrame(columns, dtype=np.float64)
-    frame["passes_per_prompt"] = [listed(row.get("passes_per_prompt")) for row in rows]
-    return frame.assign(row=[row["row"] for row in rows])
+    made = {name: np.array(cells, np.float64).tolist() for name, cells in columns.items()}
+    made["passes_per_prompt"] = [listed(row.get("passes_per_prompt")) for row in rows]
+    return made | {"row": [row["row"] for row in rows]}
 
 
 def _column(rows: list[dict[str, Any]], key: str, column: str, file: Path) -> list[float]:

@@ -30,7 +30,7 @@ from rlx.rollout.buffer import Buffer
 from rlx.rollout.engine import Engine
 from rlx.rollout.generator import Weights, published
 from rlx.track import tracker
-from rlx.train import schedule, start
+from rlx.train import recipe, schedule, start
 from rlx.train.clock import Clock
 from rlx.train.health import Health
 from rlx.train.recorded import ROWS, Interrupted, Stop, never, recorded
@@ -61,7 +61,7 @@ class Run:
         self.graders, self.env = graders, graders.env
         self.state = init_state(config, mesh, params)
         self.start = None  # what adapters change, or a term compares with
-        if config.algo.needs_reference or config.optim.lora_rank:
+        if recipe.needs_reference(config.algo) or config.optim.lora_rank:
             self.start = jax.device_put(params, of_params(mesh, params, lora.logical_axes(params)))
         self.train_step = make_train_step(config, mesh, self.start)
         self.ledger, pipeline = flops.Ledger(), config.pipeline

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from dataclasses import asdict
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,12 @@ import jax
 import numpy as np
 
 from rlx import flops
-from rlx.config import Config, run_sha
+from rlx.config import Config, identity
 from rlx.envs.base import Env, eval_sets
 from rlx.record import RunRecord
 from rlx.rollout.buffer import Buffer
 from rlx.rollout.engine import Engine
+from rlx.train import recipe
 from rlx.types import Group
 
 UNSTABLE_TRUNCATION = 0.10  # truncated share past which runs of ScaleRL's size used to destabilise
@@ -58,8 +58,7 @@ def describe(config: Config, env: Env) -> dict[str, Any]:
         "recipe": config.recipe,
         "seed": config.seed,
         "axes": config.axes,
-        "config": asdict(config),
-        "config_sha": run_sha(config),
+        **identity(config),
         "git": commit(),
         "versions": {"python": platform.python_version()} | {p: version_of(p) for p in packages},
         "devices": [str(device) for device in jax.devices()],
@@ -113,10 +112,10 @@ def spend_update(ledger: flops.Ledger, config: Config, env: Env, groups: list[Gr
         length, length_G = len(group.prompt_U), group.length_G
         parts = np.split(length_G, config.optim.group_slices)  # each runs the prompt
         ledger.samples += len(length_G)
-        if algo.needs_reference:
+        if recipe.needs_reference(algo):
             for part in parts:
                 ledger.reference_flops += flops.reference_flops(model, vocab, length, part)
-        if algo.has_critic:
+        if recipe.has_critic(algo):
             ledger.critic_flops += flops.critic_flops(model, length_G)
         if algo.zero_variance == "drop" and group.zero_variance:
             ledger.discard(model, vocab, length, length_G)
@@ -151,7 +150,7 @@ def verdict(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
             round(unpenalised - total("rollout/reward_mean"), 6),
         ),
         "clip": (
-            algo.loss in ("ppo_clip", "cispo", "gspo") and algo.correction == "none",
+            recipe.clips(algo) and algo.correction == "none",
             total("policy/clipped_share"),
         ),
         "correction": (algo.correction != "none", total("policy/clipped_share")),

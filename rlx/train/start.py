@@ -27,7 +27,7 @@ from rlx.errors import InputError
 from rlx.models import hf, lora, transformer
 from rlx.record import RunRecord
 from rlx.rollout.scorer import Scorer
-from rlx.train import warm_start
+from rlx.train import recipe, warm_start
 from rlx.types import Params
 
 
@@ -73,6 +73,7 @@ def resolve(config: Config) -> Config:
 
     Raises InputError if nothing is there, or if a field that was set says something else.
     """
+    recipe.check(config.algo)
     path = config.model.path
     if not path:
         return config

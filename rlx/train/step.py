@@ -29,9 +29,10 @@ from rlx.models import attention, lora, moe, transformer
 from rlx.objectives.advantages import advantages, gae, whitened, zero_variance
 from rlx.objectives.logprobs import log_partition
 from rlx.objectives.losses import policy_objective
-from rlx.objectives.terms import bellman_residual, correction, kl, value_loss
+from rlx.objectives.terms import correction, kl, value_loss
 from rlx.objectives.weights import weights
-from rlx.train import forward, packing
+from rlx.train import forward, packing, recipe
+from rlx.train.recipe import Hyper
 from rlx.types import Batch, Group, Params, TrainState, right_padded
 
 # What a slice reports: sums over its tokens, and maxima.
@@ -69,6 +70,7 @@ class Spec(NamedTuple):
     model: ModelConfig
     loss: str
     advantage: str
+    critic: bool
     aggregation: str
     correction: str
     kl: str
@@ -79,33 +81,6 @@ class Spec(NamedTuple):
     vocab_chunk: int
     head_dtype: str
     mesh: Mesh
-
-
-class Hyper(NamedTuple):
-    """The numeric half, traced."""
-
-    clip_low: float
-    clip_high: float
-    is_cap: float
-    advantage_eps: float
-    correction_cap: float
-    kl_coef: float
-    entropy_coef: float
-    value_coef: float
-    value_clip: float
-    gamma: float
-    gae_lambda: float
-    tbrm_beta: float
-    temperature: float
-    max_new_tokens: float
-    learning_rate: float
-    warmup_steps: float
-    beta1: float
-    beta2: float
-    eps: float
-    weight_decay: float
-    max_grad_norm: float
-    lora_scale: float
 
 
 def optimizer(hyper: Hyper, version, learns=True) -> optax.GradientTransformation:
@@ -131,6 +106,7 @@ def numbers(config: Config) -> Hyper:
 def names(config: Config, mesh: Mesh) -> Spec:
     fields = {**vars(config.optim), **vars(config.algo), "mesh": mesh}
     fields["model"] = attention.chosen(config.model, mesh)
+    fields["critic"] = recipe.has_critic(config.algo)
     fields["entropy_bonus"] = config.algo.entropy_coef > 0
     fields["drop_zero_variance"] = config.algo.zero_variance == "drop"
     return Spec(**{name: fields[name] for name in Spec._fields})
@@ -170,7 +146,7 @@ def init_state(config: Config, mesh: Mesh, params: Params, value_head: bool = Fa
 def _begin(config: Config, value_head: bool, params: Params) -> TrainState:
     key, rank = jax.random.key(config.seed), config.optim.lora_rank
     trained = lora.init(key, params, rank) if rank else params
-    if value_head or config.algo.has_critic:
+    if value_head or recipe.has_critic(config.algo):
         trained = {**trained, "value": transformer.with_critic(params)["value"]}
     opt_state = optimizer(numbers(config), 0).init(trained)
     return TrainState(params=trained, opt_state=opt_state, version=jnp.zeros((), jnp.int32))
@@ -231,30 +207,26 @@ def _objective_BT(params, batch: Batch, to: Targets, hyper: Hyper, spec: Spec):
     """(obj_BT, info): the policy's objective and every term beside it, token by token."""
     logp_BT, entropy_BT, value_BT, first_BD, routed = _policy(params, batch, hyper, spec)
     mask_BT, behavior_logp_BT, adv_BT = batch.mask_BT, batch.behavior_logp_BT, to.adv_BT
-    clip = {name: getattr(hyper, name) for name in ("clip_low", "clip_high", "is_cap")}
-    zero_BT = jnp.zeros_like(logp_BT)
-    info = {"logp_BT": logp_BT, "entropy_BT": entropy_BT, "kl_BT": zero_BT, "value_BT": zero_BT}
-
-    if spec.loss == "tbrm":
-        _, ratio = policy_objective("reinforce", logp_BT, behavior_logp_BT, adv_BT, mask_BT, **clip)
-        log_partition_B = log_partition(
+    there = hyper._asdict() | {"ref_logp_BT": to.ref_logp_BT}
+    there["reward_B"] = batch.reward_PG.reshape(-1)
+    if "log_partition_B" in recipe.asked(spec.loss):
+        there["log_partition_B"] = log_partition(
             first_BD,
             transformer.head_matrix(params),
             temperature=hyper.temperature,
             head_dtype=jnp.dtype(spec.head_dtype),
         )
-        reward_B = batch.reward_PG.reshape(-1)
-        obj_BT = bellman_residual(
-            log_partition_B, logp_BT, to.ref_logp_BT, reward_B, mask_BT, beta=hyper.tbrm_beta
-        )
-    elif spec.correction == "none":
+    zero_BT = jnp.zeros_like(logp_BT)
+    info = {"logp_BT": logp_BT, "entropy_BT": entropy_BT, "kl_BT": zero_BT, "value_BT": zero_BT}
+
+    if spec.correction == "none":
         obj_BT, ratio = policy_objective(
-            spec.loss, logp_BT, behavior_logp_BT, adv_BT, mask_BT, **clip
+            spec.loss, logp_BT, behavior_logp_BT, adv_BT, mask_BT, **there
         )
     else:  # the loss between the learner's weights, times a weight for those that sampled
         now_BT = jax.lax.stop_gradient(logp_BT)
-        obj_BT, _ = policy_objective(spec.loss, logp_BT, now_BT, adv_BT, mask_BT, **clip)
-        _, ratio = policy_objective("reinforce", logp_BT, behavior_logp_BT, adv_BT, mask_BT, **clip)
+        obj_BT, _ = policy_objective(spec.loss, logp_BT, now_BT, adv_BT, mask_BT, **there)
+        _, ratio = policy_objective("reinforce", logp_BT, behavior_logp_BT, adv_BT, mask_BT)
         weight_BT, ratio["clipped_BT"] = correction(
             logp_BT, behavior_logp_BT, mask_BT, kind=spec.correction, cap=hyper.correction_cap
         )
@@ -267,7 +239,7 @@ def _objective_BT(params, batch: Batch, to: Targets, hyper: Hyper, spec: Spec):
         info["kl_BT"] = kl(logp_BT, to.ref_logp_BT, mask_BT, kind="k1")
     if spec.entropy_bonus:
         obj_BT += hyper.entropy_coef * jnp.where(mask_BT > 0, entropy_BT, 0)
-    if spec.advantage == "gae":
+    if spec.critic:
         info["value_BT"] = value_loss(
             value_BT,
             batch.behavior_value_BT,
@@ -355,7 +327,7 @@ def _targets(batch: Batch, ref_logp_BT, hyper: Hyper, spec: Spec) -> Targets:
     penalty_BT = jnp.zeros(mask_shape)
     if spec.kl == "k1_reward":  # of the policy that sampled, as the samples are
         penalty_BT = -hyper.kl_coef * kl(batch.behavior_logp_BT, ref_logp_BT, mask_BT, kind="k1")
-    if spec.advantage == "gae":
+    if spec.critic:
         at_BT = jnp.arange(T)[None] * jnp.ones((B, 1), jnp.int32)
         last_B1 = jnp.max(jnp.where(mask_BT > 0, at_BT, -1), axis=1, keepdims=True)
         reward_BT = penalty_BT + jnp.where(at_BT == last_B1, reward_PG.reshape(B, 1), 0)
@@ -429,14 +401,14 @@ def make_train_step(config: Config, mesh: Mesh, start: Params | None = None):
     """
     algo, optim, spec = config.algo, config.optim, names(config, mesh)
     hyper = numbers(config)
-    if algo.needs_reference or optim.lora_rank:
+    if recipe.needs_reference(algo) or optim.lora_rank:
         if start is None:
             what = f"algo.kl={algo.kl}, algo.loss={algo.loss}, optim.lora_rank={optim.lora_rank}"
             raise ValueError(f"start=None: {what}; give params")
         layout = meshes.of_params(mesh, start, lora.logical_axes(start))
         start = jax.device_put(start, layout)
     base = start if optim.lora_rank else None
-    reference = start if algo.needs_reference else None
+    reference = start if recipe.needs_reference(algo) else None
 
     def train_step(state: TrainState, batch: Batch):
         batch = jax.tree.map(lambda x: jax.device_put(x, meshes.along(mesh, "prompts", x)), batch)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from rlx.objectives.losses import cispo, reinforce
-from rlx.objectives.terms import bellman_residual, correction, kl, value_loss
+from rlx.objectives.losses import cispo, reinforce, tbrm
+from rlx.objectives.terms import correction, kl, value_loss
 
 MASK = np.array([[1, 0, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]], np.float32)
 
@@ -20,6 +20,14 @@ MASK = np.array([[1, 0, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]], np.float32)
 def random_logps(seed=0):
     rng = np.random.default_rng(seed)
     return -rng.exponential(1.0, (2, 3, 4)).astype(np.float32)
+
+
+def bellman_residual(log_partition_B, logp_BT, ref_logp_BT, reward_B, mask_BT, *, beta):
+    """The loss that stands for it, without what it makes no use of."""
+    return tbrm(
+        logp_BT, logp_BT, jnp.zeros_like(logp_BT), mask_BT, ref_logp_BT=ref_logp_BT,
+        log_partition_B=log_partition_B, reward_B=reward_B, tbrm_beta=beta,
+    )[0]  # fmt: skip
 
 
 def slope(function, x):

@@ -363,6 +363,6 @@ def test_clocks_tell_overlap(make_run, in_flight):
 def test_the_manifest_says_what_the_run_is(make_run):
     manifest = make_run().manifest
     assert manifest["status"] == "done" and manifest["warm_start_flops"] > 0
-    assert manifest["recipe"] == "scalerl" and manifest["seed"] == 0
+    assert manifest["recipe"] == "cispo" and manifest["seed"] == 0
     assert manifest["config"]["model"]["d_model"] == 16
     assert manifest["ceiling"] == 1  # 6 tokens hold three running sums, the mark, answer and stop

@@ -1,0 +1,165 @@
+"""The cells of a sweep: what makes one differ, what its directory is called, and what is looked at
+before the first is trained.
+
+The axes of a run are its overrides that change what it computes, by name and value, wherever they
+stand: `{"ablation": "prompt_norm", "optim.learning_rate": 0.0002}`. Recipe, axes and seed make the
+name of its directory, so a cell has one name in a sweep and alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from rlx.config import WHERE, Config, Options, difference, options
+from rlx.errors import InputError
+from rlx.record import Busy, RunRecord, write_json
+
+NO_AXES = ("seed", "sweep", "recipe", "study")  # nor what begins with one of these:
+NO_SECTIONS = (*WHERE, "axes", "hydra")
+LONGEST = 100  # characters of a directory's name
+PLAN = ".sweep.json"  # what the cells of the newest sweep were to compute, beside their directories
+
+
+@functools.lru_cache(maxsize=10_000)
+def parsed(word: str) -> tuple[str, Any]:
+    """(key, value) of an override. Raises HydraException."""
+    override = OverridesParser.create().parse_override(word)
+    if override.is_sweep_override():
+        return override.key_or_group, word.partition("=")[2].split(",")
+    value = override.value()
+    whole = isinstance(value, float) and value.is_integer()
+    return override.key_or_group, int(value) if whole else value
+
+
+def directory(out: object) -> str:
+    """`out`, if it can be the name of a directory. Raises InputError."""
+    if not isinstance(out, str | int | float) or not str(out).strip() or "\0" in str(out):
+        raise InputError("out", out, "no name of a directory", "give one, or leave it out")
+    return str(out)
+
+
+def quoted(value: str) -> str:
+    """A value that Hydra reads as this text, whatever it holds."""
+    inside = re.sub(r"(\\*)('|$)", lambda end: 2 * end[1] + (r"\'" if end[2] else ""), value)
+    return f"'{inside}'"
+
+
+def axes(words: Sequence[str]) -> dict[str, Any]:
+    """The levels of a run's axes, from its overrides; with a `recipe` of its own, `algo` is one."""
+    given = dict(map(parsed, words))
+    label = NO_AXES if "recipe" in given else (*NO_AXES, "algo")
+    seen = {key: x for key, x in sorted(given.items()) if key not in label}
+    return {key: x for key, x in seen.items() if key.split(".")[0] not in NO_SECTIONS}
+
+
+def name(recipe: str, levels: Mapping[str, Any], seed: int) -> str:
+    """Of the directory of a run: `cispo-optim.learning_rate_0.0002-s0`.
+
+    Lower-case letters, digits and `_ . -` only, at most LONGEST characters. What was left out or
+    written otherwise for that is told apart by a hash at the end.
+    """
+    pairs = [f"{key}_{_word(levels[key])}" for key in sorted(levels)]
+    plain = "-".join([recipe, *pairs])
+    head, end = re.sub(r"[^a-z0-9_.-]+", "_", plain.lower()).strip(".-"), f"-s{seed}"
+    exact = [recipe, *(x for x in levels.values() if not isinstance(x, bool | int | float | None))]
+    if head == plain and len(head + end) <= LONGEST and all(map(_is_plain, exact)):
+        return head + end
+    text = json.dumps([recipe, dict(levels), seed], sort_keys=True, default=str)
+    end += f"-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+    return head[: LONGEST - len(end)] + end
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is a word that nothing else is written as."""
+    known = ("true", "false", "null", "nan", "inf")
+    return isinstance(value, str) and bool(re.fullmatch("[a-z_][a-z0-9_.]*", value)) and (
+        value not in known
+    )  # fmt: skip
+
+
+def split(params: Mapping[str, Any], words: Sequence[str]) -> list[list[str]]:
+    """The overrides of every cell of a sweep: its file's `params` and the words of the command,
+    which count where both name a key. The sweep's own file comes first, so that cells override it.
+    """
+    given = [f"{key}={value}" for key, value in params.items()]
+    overrides = OverridesParser.create().parse_overrides([*given, *words])
+    kept = [override for override in overrides if override.key_or_group != "out"]
+    (batch,) = BasicSweeper.split_arguments(kept, None)
+    return [sorted(cell, key=lambda word: not word.startswith("+sweep=")) for cell in batch]
+
+
+# ------------------------------------------------------------------ before anything is trained
+
+
+@contextmanager
+def claimed(
+    out: Path, words: Sequence[Sequence[str]], make: Callable[[Sequence[str]], Config]
+) -> Iterator[None]:
+    """While this lasts, no other process runs a sweep in `out`.
+
+    words: the overrides of each cell; make: its configuration from them, which may raise.
+
+    Raises:
+        InputError: another process does; a configuration cannot be used; two cells would land in
+            one directory; or one holds a run that the cell, as it is today, would not make.
+    """
+    plan: dict[str, Options] = {}
+    seen: dict[str, Sequence[str]] = {}
+    configs = [make(cell) for cell in words]
+    for cell, config in zip(words, configs, strict=True):
+        path = Path(config.out)
+        if path.name in seen:
+            apart = set(cell) ^ set(seen[path.name])
+            both = f"with {' and '.join(sorted(apart))}" if apart else "with the same words"
+            remedy = "leave one out, or sweep them apart with out=DIR"
+            raise InputError("out", path, f"two cells would land there, {both}", remedy)
+        seen[path.name], plan[path.name] = cell, options(asdict(config))
+        same_as_before(path, config, plan[path.name])
+    try:
+        lock = RunRecord(out / "runs").lock()
+    except Busy:
+        reason = "another process runs a sweep here"
+        raise InputError("out", out, reason, "wait for its end, or give another out=DIR") from None
+    with lock:
+        write_json(out / "runs" / PLAN, plan)
+        yield
+
+
+def same_as_before(path: Path, config: Config, now: Options) -> None:
+    """InputError if the run at `path` computes something else than the configuration says now."""
+    file = path / "manifest.json"
+    before = RunRecord(path, writes=False).manifest if file.exists() else {}
+    if "config" not in before:
+        return
+    then = options(before["config"], before.get("migrations", 0))
+    if config.model.path:  # whose architecture and tokenizer the manifest holds
+        kept = lambda key: not key.startswith("model.") and key != "env.tokenizer"  # noqa: E731
+        then, now = ({k: x for k, x in part.items() if kept(k)} for part in (then, now))
+    if other := difference(then, now):
+        remedy = "change the sweep back, or give another out=DIR"
+        raise InputError("out", path, f"holds a run with {other}", remedy)
+
+
+def as_planned(out: Path, config: Config) -> None:
+    """InputError if a cell of the sweep in `out` is no longer what it was when the sweep began."""
+    file = out / "runs" / PLAN
+    plan = json.loads(file.read_text()) if file.exists() else {}
+    then = plan.get(Path(config.out).name)
+    if then and (other := difference(then, options(asdict(config)))):
+        reason = f"its sweep was changed while it ran: {other}"
+        raise InputError("out", config.out, reason, "change it back and start the sweep again")

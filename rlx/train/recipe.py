@@ -1,0 +1,114 @@
+"""What the words of a recipe stand for, and whether they go together; asked before a run starts.
+
+The names of losses, advantages and aggregations stand beside the functions, in rlx.objectives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from rlx.config import AlgoConfig
+from rlx.errors import InputError
+from rlx.objectives import named
+from rlx.objectives.advantages import ADVANTAGES
+from rlx.objectives.losses import LOSSES
+from rlx.objectives.weights import AGGREGATIONS
+
+ARRAYS = 4  # that every loss takes: logp, behaviour logp, advantage, mask
+
+
+class Hyper(NamedTuple):
+    """The numeric half of a step, traced; a loss may ask for any of them."""
+
+    clip_low: float
+    clip_high: float
+    is_cap: float
+    advantage_eps: float
+    correction_cap: float
+    kl_coef: float
+    entropy_coef: float
+    value_coef: float
+    value_clip: float
+    gamma: float
+    gae_lambda: float
+    tbrm_beta: float
+    temperature: float
+    max_new_tokens: float
+    learning_rate: float
+    warmup_steps: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    max_grad_norm: float
+    lora_scale: float
+
+
+GIVEN = (*Hyper._fields, "ref_logp_BT", "reward_B", "log_partition_B")
+
+
+def asked(loss: str) -> tuple[str, ...]:
+    """What a loss asks for besides the arrays of all losses."""
+    return named.asks(named.find(LOSSES, loss), ARRAYS)
+
+
+def loss_of(algo: AlgoConfig) -> Callable:
+    """Raises InputError where no such function is, or none that a step can call."""
+    path = algo.loss
+    try:
+        function = _known("loss", LOSSES, path) if ":" not in path else named.find(LOSSES, path)
+        asked = named.asks(function, ARRAYS)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        remedy = "give MODULE:FUNCTION of a module that Python finds from here"
+        raise InputError("algo.loss", path, f"cannot be imported ({error})", remedy) from error
+    if unknown := [name for name in asked if name not in GIVEN]:
+        remedy = f"it may ask for {', '.join(GIVEN)}"
+        raise InputError("algo.loss", path, f"asks for {', '.join(unknown)}", remedy)
+    return function
+
+
+def _known(option: str, names: Mapping[str, Callable], kind: str) -> Callable:
+    if kind not in names:
+        remedy = f"use one of {', '.join(names)}"
+        remedy += ", or MODULE:FUNCTION" if option == "loss" else ""
+        raise InputError(f"algo.{option}", kind, "unknown name", remedy)
+    return names[kind]
+
+
+def has_critic(algo: AlgoConfig) -> bool:
+    return "value_BT" in named.asks(_known("advantage", ADVANTAGES, algo.advantage), 0)
+
+
+def has_bellman(algo: AlgoConfig) -> bool:
+    """Whether the loss holds the reward and the reference itself."""
+    return "ref_logp_BT" in named.asks(loss_of(algo), ARRAYS)
+
+
+def needs_reference(algo: AlgoConfig) -> bool:
+    return algo.kl != "none" or has_bellman(algo)
+
+
+def clips(algo: AlgoConfig) -> bool:
+    return getattr(loss_of(algo), "clips", False)
+
+
+def check(algo: AlgoConfig) -> None:
+    """InputError for a name that nothing has, and for what does not go together."""
+    _known("aggregation", AGGREGATIONS, algo.aggregation)
+    if has_critic(algo) and algo.zero_variance != "keep":
+        reason = "a critic learns from prompts without variance too"
+        raise InputError(
+            "algo.zero_variance", algo.zero_variance, reason, "set algo.zero_variance=keep"
+        )
+    if algo.correction != "none" and not getattr(loss_of(algo), "corrects", False):
+        reason = f"algo.loss={algo.loss} carries its own ratio to the sampler, or needs none"
+        able = " or ".join(name for name, function in LOSSES.items() if function.corrects)
+        remedy = f"set algo.loss={able}, or algo.correction=none"
+        raise InputError("algo.correction", algo.correction, reason, remedy)
+    if has_bellman(algo) and (has_critic(algo) or algo.kl != "none"):
+        reason = "it holds the reward and the reference already"
+        remedy = "leave algo.kl=none and algo.advantage as it is"
+        raise InputError("algo.loss", algo.loss, reason, remedy)

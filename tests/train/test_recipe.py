@@ -1,0 +1,85 @@
+"""Names of losses, advantages, aggregations: what they need, and what is refused at the start."""
+
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlx.config import AlgoConfig, Config
+from rlx.errors import InputError
+from rlx.objectives.losses import LOSSES, cispo, policy_objective
+from rlx.train import recipe, start
+from rlx.train.step import names, numbers
+
+HERE = f"{__name__}:mine"
+
+
+def mine(logp_BT, behavior_logp_BT, adv_BT, mask_BT, *, is_cap, temperature):
+    """A loss outside of rlx, which asks for two of the step's numbers."""
+    obj_BT, info = cispo(logp_BT, behavior_logp_BT, adv_BT, mask_BT, is_cap=is_cap)
+    return temperature * obj_BT, info
+
+
+mine.clips = True
+
+
+def greedy(logp_BT, behavior_logp_BT, adv_BT, mask_BT, *, appetite):
+    raise NotImplementedError
+
+
+def test_what_each_loss_needs():
+    clips = {name: recipe.clips(AlgoConfig(loss=name)) for name in LOSSES}
+    assert clips == dict.fromkeys(("ppo_clip", "cispo", "gspo"), True) | {
+        "reinforce": False, "tbrm": False
+    }  # fmt: skip
+    needing = [name for name in LOSSES if recipe.needs_reference(AlgoConfig(loss=name))]
+    assert needing == ["tbrm"]
+    assert recipe.needs_reference(AlgoConfig(kl="k2", kl_coef=0.1))
+    critic = AlgoConfig(advantage="gae", zero_variance="keep")
+    assert recipe.has_critic(critic) and not recipe.has_critic(AlgoConfig())
+
+
+def test_a_loss_by_import_path():
+    algo = AlgoConfig(loss=HERE)
+    assert start.resolve(replace(Config(), algo=algo)).algo.loss == HERE
+    assert recipe.clips(algo) and not recipe.needs_reference(algo)
+    rows = [jnp.float32(np.random.default_rng(i).normal(size=(2, 3))) for i in range(3)]
+    there = numbers(replace(Config(), algo=algo))._asdict() | {"is_cap": 1.1, "temperature": 2.0}
+    obj_BT, _ = policy_objective(HERE, *rows, jnp.ones((2, 3)), **there)
+    same_BT, _ = cispo(*rows, jnp.ones((2, 3)), is_cap=1.1)
+    np.testing.assert_array_equal(obj_BT, 2 * same_BT)
+
+
+def test_its_name_is_static(tiny):
+    from rlx.mesh import make_mesh
+
+    config = replace(tiny, algo=AlgoConfig(loss=HERE))
+    spec = names(config, make_mesh(config.mesh, 4))
+    assert spec.loss == HERE and isinstance(hash(spec), int)
+
+
+@pytest.mark.parametrize(
+    "algo, line",
+    [
+        ({"loss": "pppo"}, "algo.loss=pppo: unknown name; use one of reinforce, .*, or MODULE:F"),
+        ({"loss": "no_such:f"}, "algo.loss=no_such:f: cannot be imported .*; give MODULE:FUNCTION"),
+        ({"loss": f"{__name__}:no"}, "algo.loss=.*:no: cannot be imported .*; give MODULE:FUNC"),
+        (
+            {"loss": f"{__name__}:greedy"},
+            "algo.loss=.*:greedy: asks for appetite; it may ask for clip_low, .*, log_partition_B",
+        ),
+        ({"advantage": "best"}, "algo.advantage=best: unknown name; use one of none, centered, "),
+        ({"aggregation": "sum"}, "algo.aggregation=sum: unknown name; use one of token_mean, "),
+        ({"advantage": "gae"}, "algo.zero_variance=drop: a critic learns from .*; set "),
+        (
+            {"correction": "masked"},
+            "algo.correction=masked: algo.loss=cispo carries its own ratio .*; set "
+            "algo.loss=reinforce or ppo_clip, or algo.correction=none",
+        ),
+        ({"loss": "tbrm", "kl": "k2", "kl_coef": 0.1}, "algo.loss=tbrm: it holds the reward and "),
+    ],
+)
+def test_what_cannot_run_is_refused(algo, line):
+    with pytest.raises(InputError, match=line):
+        start.resolve(replace(Config(), algo=AlgoConfig(**algo)))
