@@ -184,7 +184,7 @@ def test_the_command_prints_a_table_and_a_line(monkeypatch, capsys):
         ("programs=decode,learn", "programs=decode,learn: no 'learn' here; use some of update"),
         ("mesh.tensor=16", "mesh=1x1x1x16: needs 16 devices, 8 are there"),
         ("model.query_chunk=-1", "model.query_chunk=-1: negative"),
-        ("nonsense=1", "nonsense: unknown key"),
+        ("nonsense=1", "nonsense=1: unknown key"),
     ],
 )
 def test_bad_input_is_one_line(monkeypatch, capsys, word, said):
