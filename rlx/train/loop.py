@@ -103,7 +103,7 @@ class Run:
         self.record.append("metrics.jsonl", row)
         self.track(version, row)
         self.version += 1
-        self.health.sampled(row, self.version, graded)
+        self.health.sampled(row, self.version, graded, self.graders.reasons)
         self.health.updated(row, self.version)
 
     def measure(self) -> str:
