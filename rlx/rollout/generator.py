@@ -244,7 +244,7 @@ class SlotGenerator:
 
     @contextmanager
     def aside(self, key: jax.Array) -> Iterator[None]:
-        """What is in flight waits on the host meanwhile, so there is never a second cache."""
+        """What is in flight waits on the host meanwhile, so a device never holds a second cache."""
         before, mine = dict(vars(self)), self.slots
         busy = bool(self.slot_of or self.held)
         parked = self._parked(mine) if busy else mine
@@ -258,20 +258,15 @@ class SlotGenerator:
             self.slots = self._unparked(parked, slots) if busy else slots
 
     def _parked(self, slots: sampler.Slots) -> sampler.Slots:
-        if self.mesh.devices.flat[0].platform == "cpu":  # they are on the host
-            return slots
         arrays = sampler.to_arrays(slots)
         there = jax.tree.map(lambda x: x.sharding.with_memory_kind("pinned_host"), arrays)
         parked = jax.block_until_ready(jax.device_put(arrays, there))
-        jax.tree.map(lambda x: x.delete(), arrays)
+        jax.tree.map(lambda x: x.delete(), slots)
         return parked
 
     def _unparked(self, parked: sampler.Slots, used: sampler.Slots) -> sampler.Slots:
-        if self.mesh.devices.flat[0].platform == "cpu":
-            return parked
-        here = sampler.shardings(parked, self.mesh)
-        jax.tree.map(lambda x: x.delete(), sampler.to_arrays(used))
-        return sampler.from_arrays(jax.device_put(parked, here))
+        jax.tree.map(lambda x: x.delete(), used)
+        return sampler.from_arrays(jax.device_put(parked, sampler.shardings(parked, self.mesh)))
 
     def state_dict(self) -> dict[str, Any]:
         names = ("idle", "prompt_length_W", "count_W")
