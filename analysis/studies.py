@@ -5,11 +5,18 @@
                                [runs=runs] [compute=compute|modelled_device_s|tokens_generated]
                                [out=analysis/results/studies]
 
-Each figure reads one study, a directory under `runs` that `python -m experiments.study sweep=NAME`
-fills. A study is fitted once, on all of its evaluations, and for another axis of compute once per
-figure, as a preview of its recipes; the posterior lies beside the runs and is fitted again when
-they change. `verdicts` (CSV) says of each claim with what probability the posterior supports it,
-and the smallest effect it would have seen. Our numbers are of a model of 100,000 parameters on sums
+Each figure reads one study: a directory under `runs` that `python -m experiments.study sweep=NAME`
+fills, or the evaluations of one, `runs/NAME.csv`. Those committed redraw everything but Fig. 16 and
+other axes of compute:
+
+    python -m analysis.studies fig=all runs=analysis/results/studies/evals
+
+A study is fitted once, on all of its evaluations, and for another axis of compute once per
+figure, as a preview of its recipes; the posterior lies beside the runs (of a CSV, in
+`outputs/studies`) and is fitted again when they change. `verdicts` (CSV) says of each claim with
+what probability the posterior supports it, and the smallest effect it would have seen: "reproduced"
+and "contradicted" need the claim, or its contrary, at .9; a posterior that is merely wide "cannot
+tell". Our numbers are of a model of 100,000 parameters on sums
 of digits; only their order can be compared with the paper's. Bad options end with exit code 2 and
 one line on stderr.
 """
@@ -18,7 +25,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +40,7 @@ from rlx.errors import InputError
 from rlx.record import RunRecord, read_rows
 from rlx.record import runs as run_directories
 from rlx.scaling import Evals, ScalingFit
+from rlx.scaling.data import COLUMNS
 from rlx.scaling.style import COLORS, FAINT, INK, log_ticks, tidy
 
 DETECTED = 2.8  # standard errors between 0 and what is seen in 80 % of studies, at 5 % two-sided
@@ -222,14 +230,15 @@ FIGURES = {
 
 # What the paper says of a level against a reference, as an event of `fit.effects`.
 CLAIMS = Path(__file__).parent / "claims.csv"
-EVENTS: dict[str, Callable[[pd.Series], float]] = {
-    "same A": lambda row: 1 - row["p_ceiling"],
-    "higher A": lambda row: row["p_raises"],
-    "lower A": lambda row: row["p_lowers"],
-    "no higher A": lambda row: 1 - row["p_raises"],
-    "more compute": lambda row: row["p_dearer"],
-    "more compute to 80 %": lambda row: row["p_pace"] if row["pace_ratio_q50"] > 1 else 0.0,
+EVENTS: dict[str, Callable[[pd.Series], tuple[float, float]]] = {  # P(claim), P(its contrary)
+    "same A": lambda row: (1 - row["p_ceiling"], max(row["p_raises"], row["p_lowers"])),
+    "higher A": lambda row: (row["p_raises"], 1 - row["p_raises"]),
+    "lower A": lambda row: (row["p_lowers"], 1 - row["p_lowers"]),
+    "no higher A": lambda row: (1 - row["p_raises"], row["p_raises"]),
+    "more compute": lambda row: (row["p_dearer"], 1 - row["p_dearer"] - row["p_uncompared"]),
+    "more compute to 80 %": lambda row: (row["p_later"], 1 - row["p_later"]),
 }
+DECIDE = 0.9
 
 
 # What the cells of committed evaluations are called today: recipe, and what is left out of it.
@@ -263,22 +272,36 @@ def posterior(
 
     With `levels` of an axis, a preview (Laplace) of the runs at these alone.
     """
-    if not run_directories(study):
+    table = study.with_name(f"{study.name}.csv")
+    if run_directories(study):
+        evals, folder = Evals.read(study, compute=compute), study
+    elif table.exists():
+        evals, folder = read_table(table, compute), Path("outputs/studies") / study.name
+    else:
         remedy = f"python -m experiments.study sweep={study.name} out={study}"
         raise InputError("runs", study, "no runs of this study", remedy)
-    evals = Evals.read(study, compute=compute)
-    path = study / f"posterior-{compute}.nc"
+    path = folder / f"posterior-{compute}.nc"
     if levels:
         frame = evals.frame
         evals = evals.select(list(frame.loc[frame[axis].isin(levels), "run"].unique()))
-        path = study / f"posterior-{compute}-{'-'.join(levels)}.nc"
+        path = folder / f"posterior-{compute}-{'-'.join(levels)}.nc"
     if path.exists():
         fit = sc.load(path)
         if fit.attrs["data_sha256"] == evals.sha256():
             return fit
     fit = sc.fit(evals, method="laplace" if levels else "nuts", progress=True)
+    folder.mkdir(parents=True, exist_ok=True)
     fit.save(path)
     return fit
+
+
+def read_table(table: Path, compute: str) -> Evals:
+    """The evaluations of a study as they are committed: columns of `Evals`, and one per axis."""
+    rows = renamed(pd.read_csv(table))
+    axes = [name for name in rows if name not in COLUMNS]
+    evals = Evals.from_frame(rows, compute=compute, axes=axes, start="start")
+    label = "training compute (FLOPs)" if compute == "compute" else compute
+    return replace(evals, compute_label=label, title=table.stem)
 
 
 def verdicts(fit_of: Callable[[str], ScalingFit]) -> pd.DataFrame:
@@ -287,7 +310,7 @@ def verdicts(fit_of: Callable[[str], ScalingFit]) -> pd.DataFrame:
     for claim in pd.read_csv(CLAIMS, dtype=str).itertuples():
         table = fit_of(claim.study).effects(claim.axis, reference=claim.reference)
         row = table[table["level"] == claim.level].iloc[0]
-        probability = EVENTS[claim.event](row)
+        probability, contrary = EVENTS[claim.event](row)
         sd_A = (row["dA_q95"] - row["dA_q05"]) / 3.29  # quantiles of a normal
         sd_log_C = np.log(row["compute_ratio_q95"] / row["compute_ratio_q05"]) / 3.29
         shown = {
@@ -303,9 +326,9 @@ def verdicts(fit_of: Callable[[str], ScalingFit]) -> pd.DataFrame:
                 "event": claim.event,
                 "probability": probability,
                 "verdict": "reproduced"
-                if probability >= 0.9
+                if probability >= DECIDE
                 else "contradicted"
-                if probability <= 0.1
+                if contrary >= DECIDE
                 else "cannot tell",
                 **shown,
                 "smallest_dA": DETECTED * sd_A,
@@ -366,7 +389,10 @@ def draw(comparison: Comparison, fit: ScalingFit) -> Figure:
 
 
 def draw_entropy(comparison: Comparison, study: Path) -> Figure:
-    """Entropy of the policy against updates, a line per seed."""
+    """Entropy of the policy against updates, a line per seed. InputError without runs."""
+    if not run_directories(study):
+        remedy = f"python -m experiments.study sweep={study.name} out={study}"
+        raise InputError("runs", study, "no runs of this study, which hold the entropies", remedy)
     figure = Figure(figsize=(6.8, 4.3), layout="constrained", dpi=150)
     ax = figure.subplots()
     axis, others = _axis_of(comparison)
@@ -535,6 +561,13 @@ def _forest(
 # ------------------------------------------------------------------ command
 
 
+def drawable(name: str, options: Options) -> bool:
+    """Whether its study is there: entropies are in runs, not in tables of evaluations."""
+    figure = FIGURES.get(name)
+    entropy = figure is not None and figure.kind == "entropy"
+    return not entropy or bool(run_directories(options.runs / figure.study))
+
+
 def main(argv: Sequence[str]) -> list[Path]:
     """Make what the options ask for; returns the files. InputError on bad options, missing runs."""
     options = read_options(Options, argv)
@@ -545,6 +578,10 @@ def main(argv: Sequence[str]) -> list[Path]:
     out = options.out
     out.mkdir(parents=True, exist_ok=True)
     fits: dict[str, ScalingFit] = {}
+    if options.fig == "all":
+        lost = [name for name in names if not drawable(name, options)]
+        names = [name for name in names if name not in lost]
+        print(*(f"fig{name}: needs the runs of its study; left out" for name in lost), sep="\n")
 
     def fit_of(study: str) -> ScalingFit:
         if study not in fits:

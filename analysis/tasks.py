@@ -33,8 +33,8 @@ from matplotlib.figure import Figure
 import rlx.scaling as sc
 from experiments.options import exit_status, read_options
 from rlx.envs.reasoning_gym import tasks_of
-from rlx.record import RunRecord, read_rows, runs
 from rlx.errors import InputError
+from rlx.record import RunRecord, read_rows, runs
 from rlx.scaling import Evals, ScalingFit
 from rlx.scaling.arrays import cell_names
 from rlx.scaling.style import COLORS, DASHES, FAINT, INK, log_ticks, shade, tidy

@@ -56,8 +56,8 @@ from tqdm import tqdm
 
 import rlx.scaling as sc
 from experiments.options import read_options
-from rlx.record import RunRecord, read_rows
 from rlx.errors import InputError
+from rlx.record import RunRecord, read_rows
 from rlx.scaling.data import Evals
 from rlx.scaling.style import COLORS, FAINT, INK
 
@@ -141,11 +141,18 @@ def gained(variant: str, x: Floats, B: Floats) -> Floats:
 
 def simulate(variant: str, seed: int, size: str = "full") -> tuple[Evals, Truth]:
     """A study of one of VARIANTS, a pure function of its arguments."""
-    J, G, M = SIZES[size]
-    G = 1 if variant == "one_seed" else G
+    one = Size(SIZES[size].recipes, 1, SIZES[size].points)
     C_max = C_MAX_SHORT if variant == "short" else C_MAX
+    return simulate_size(variant, seed, one if variant == "one_seed" else SIZES[size], C_max)
+
+
+def simulate_size(
+    variant: str, seed: int, size: Size, C_max: float, *, equal: bool = False
+) -> tuple[Evals, Truth]:
+    """The same of any size and reach; with `equal`, all recipes are one and their names differ."""
+    J, G, M = size
     rng = np.random.default_rng(seed)
-    theta_JQ = rng.normal(*POPULATION) + RECIPE_SD * rng.normal(size=(J, 3))
+    theta_JQ = rng.normal(*POPULATION) + (not equal) * RECIPE_SD * rng.normal(size=(J, 3))
     theta_RQ = np.repeat(theta_JQ, G, axis=0) + SEED_SD * rng.normal(size=(J * G, 3))
     turn_R, slope_R = _declines(rng, J * G, C_max, declining=variant == "late_collapse")
     truth = Truth(

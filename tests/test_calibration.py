@@ -13,7 +13,7 @@ from scipy.special import expit, logit
 from scipy.stats import norm
 
 import rlx.scaling as sc
-from experiments import calibration
+from experiments import calibration, verdicts
 from experiments.calibration import (
     HORIZONS,
     R0,
@@ -612,3 +612,51 @@ def test_the_error_over_clusters_is_the_spread_of_their_means():
     assert se == pytest.approx(hit.mean(1).std(ddof=1) / math.sqrt(2000))
     assert se > 1.5 * math.sqrt(p * (1 - p) / hit.size)
     assert math.isnan(clustered([1, 0], [0, 0])[1])
+
+
+# ---------------------------------------------------------------- verdicts on equal recipes
+
+
+def test_equal_recipes_differ_in_their_seeds_only():
+    size = calibration.Size(3, 2, 6)
+    evals, truth = calibration.simulate_size("well", 4, size, 1.5, equal=True)
+    assert (truth.theta_JQ == truth.theta_JQ[0]).all() and truth.C_max == 1.5
+    assert len({tuple(theta) for theta in truth.theta_RQ}) == 6
+    assert len(evals.runs) == 6 and evals.frame["compute"].max() == 1.5
+
+
+def test_the_share_of_wrong_verdicts_by_hand():
+    columns = [*verdicts.DESIGN, "study", "verdict", "p_ceiling", "p_efficiency", "p_pace"]
+    rows = [
+        (1, 6, 1.5, 0, "undecided", 0.95, 0.0, 0.0),  # wide: by magnitude a verdict
+        (1, 6, 1.5, 0, "ceiling mover", 0.97, 0.0, 0.0),
+        (1, 6, 1.5, 1, "neither", 0.01, 0.01, 0.01),
+        (3, 6, 1.5, 0, "efficiency shaper", 0.1, 0.92, 0.93),
+    ]
+    table = verdicts.summarise(pd.DataFrame(rows, columns=columns))
+    first, other, whole = (row for _, row in table.iterrows())
+    assert first["comparisons"] == 3 and first["wrong"] == pytest.approx(1 / 3)
+    assert first["neither"] == first["undecided"] == pytest.approx(1 / 3)
+    assert first["magnitude"] == pytest.approx(2 / 3) and other["wrong"] == other["magnitude"] == 1
+    want, se = clustered([0, 1, 0, 1], [0, 0, 1, 2])
+    assert (whole["wrong"], whole["wrong_se"]) == pytest.approx((want, se)) and want == 0.5
+
+
+def test_the_committed_share_of_wrong_verdicts():
+    path = verdicts.Path(__file__).parents[1] / "analysis" / "results" / "verdicts" / "verdicts.csv"
+    table = pd.read_csv(path)
+    whole = table[table["seeds"].astype(str) == "all"]
+    assert len(whole) and (whole["wrong"] <= 0.05).all() and (whole["comparisons"] >= 100).all()
+
+
+@pytest.mark.slow
+def test_at_most_one_verdict_in_twenty_on_equal_recipes_is_wrong():
+    """20 studies of two designs with much to see, and one with nothing; 180 comparisons."""
+    designs = [((5, 20), 4.0), ((3, 20), 4.0), ((1, 6), 0.3)]
+    parts = [
+        verdicts.comparisons(calibration.Size(4, *size), C_max, 900 + seed, "laplace")
+        for size, C_max in designs
+        for seed in range(20)
+    ]
+    table = verdicts.summarise(pd.concat(parts, ignore_index=True)).iloc[-1]
+    assert table["comparisons"] == 180 and table["wrong"] <= 0.05

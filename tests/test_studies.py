@@ -120,3 +120,23 @@ def test_bad_input_is_refused(tmp_path):
         studies.main(["fig=99", f"out={tmp_path}"])
     with pytest.raises(InputError, match="no runs of this study; python -m experiments.study"):
         studies.main(["fig=2", f"runs={tmp_path}", f"out={tmp_path}"])
+
+
+def test_a_wide_posterior_contradicts_nothing():
+    """Half of the draws far above, half far below: no claim but "not the same" gains from it."""
+    row = {"p_ceiling": 0.98, "p_raises": 0.49, "p_lowers": 0.49, "p_uncompared": 0.95}
+    row |= {"p_dearer": 0.02, "p_sooner": 0.49, "p_later": 0.49}
+    for event in ("same A", "more compute", "more compute to 80 %", "higher A", "lower A"):
+        claim, contrary = studies.EVENTS[event](pd.Series(row))
+        assert max(claim, contrary) < studies.DECIDE
+    claim, contrary = studies.EVENTS["same A"](pd.Series(row | {"p_raises": 0.95, "p_lowers": 0.0}))
+    assert contrary >= studies.DECIDE
+
+
+def test_committed_evaluations_are_read_as_the_runs_were():
+    folder = studies.CLAIMS.parent / "results" / "studies" / "evals"
+    evals = studies.read_table(folder / f"{MOVERS}.csv", "compute")
+    assert evals.axes == ("d_model", "max_new_tokens", "prompts_per_step")
+    assert evals.compute_label == "training compute (FLOPs)" and evals.title == MOVERS
+    assert len(evals.runs) == 24 and evals.frame["start"].nunique() == 4
+    assert studies.read_table(folder / "loo.csv", "compute").frame["start"].nunique() == 1

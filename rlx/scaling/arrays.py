@@ -19,6 +19,7 @@ Floats = NDArray[np.float64]
 
 MAX_POINTS = 128  # evaluations of a run; longer ones pool neighbours
 KNOWN_R0_SD = 0.01  # logit: a stated R0 is exact
+LATEST_FIRST = 0.9  # of a run's last compute, where its first evaluation may be
 START_STDERR = 0.01  # of an evaluation at C = 0 whose sampling error is unknown
 
 
@@ -71,6 +72,7 @@ def assemble(
     later = frame[frame["compute"] > 0]
     if later.empty:
         raise InputError("data", evals.title, "no evaluation has C > 0", "train before fitting")
+    _check_offset(frame, later)
     C_ref = float(np.median(later["compute"]))
     groups = [(str(run), rows) for run, rows in later.groupby("run", sort=False)]
     notes = []
@@ -98,6 +100,17 @@ def assemble(
     arrays |= {"recipe_R": labels.recipe_R, "start_R": labels.start_R, "design_JK": design_JK}
     arrays |= {"start_mean_S": mean_S, "start_sd_S": sd_S}
     return Study(**arrays), labels, notes
+
+
+def _check_offset(frame: pd.DataFrame, later: pd.DataFrame) -> None:
+    """Compute counts from the start of training: a run that begins near its end shows no curve."""
+    ends = later.groupby("run")["compute"].agg(["min", "max", "size"])
+    late = ends["min"] / ends["max"] > LATEST_FIRST
+    known = frame.loc[frame["compute"] == 0, "run"].unique()
+    if late.all() and not len(known) and (ends["size"] > 1).all():
+        reason = f"starts at {(ends['min'] / ends['max']).min():.3g} of its end"
+        remedy = "subtract what it is at the start of training, or name another column"
+        raise InputError("compute", f"{ends['min'].min():.10g}", reason, remedy)
 
 
 def make_options(evals: Evals, curve: str, noise: str, priors: Priors) -> Options:
@@ -183,7 +196,9 @@ def _stated(rows: pd.DataFrame, start: str, r0: float | str) -> float:
             "r0", r0, f"start {start} has {len(values)} values", "give each its own start="
         )
     if not 0 <= values[0] < 1:
-        raise InputError("r0", values[0], f"start {start}: not in [0, 1)", "give it as value's unit")
+        raise InputError(
+            "r0", values[0], f"start {start}: not in [0, 1)", "give it as value's unit"
+        )
     return float(logit(max(values[0], 1e-3)))
 
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import scipy.optimize
 from arviz_stats.base import array_stats
 from jax import Array
@@ -25,6 +26,7 @@ from numpyro.infer.hmc import hmc
 from scipy.special import expit
 from tqdm import tqdm
 
+from rlx.errors import InputError
 from rlx.scaling.coordinates import Reference, Sites, make_reference, natural, potential
 from rlx.scaling.model import Options, Study
 from rlx.scaling.point import best_levels
@@ -39,6 +41,7 @@ MODE_ROUNDS, MODE_STEP = 8, 0.02  # relinearise until no theta moves further
 MAX_DENSE = 1000  # dimensions up to which the curvature is taken whole
 LATENT = ("log_weight", "innovation")  # one per evaluation; close to their priors
 SMALL, CURVATURE_FLOOR = 1e-4, 0.2
+MAX_CELLS = 1_000_000  # draws x evaluations at once
 
 
 class Mode(NamedTuple):
@@ -186,31 +189,83 @@ def _minimise(study: Study, options: Options, reference: Reference, v: Array, n:
 
 
 def _scale(study: Study, options: Options, reference: Reference, center: Array) -> Array:
-    """Square root of the inverse curvature at the center, by central differences of the gradient.
+    """Square root of the inverse curvature at the center.
 
     Beyond MAX_DENSE dimensions the latent of every evaluation counts as whitened by its prior.
     """
-    v, D = np.asarray(center), center.size
-    dense_D = np.ones(D, bool)
-    if D > MAX_DENSE:
-        marks = {
-            name: np.full(x.shape, name in LATENT) for name, x in template(study, options).items()
-        }
-        dense_D = ~np.asarray(ravel_pytree(marks)[0]).astype(bool)
+    blocks, latent_D = _blocks(study, options)
+    dense_D = ~latent_D if center.size > MAX_DENSE else np.ones(center.size, bool)
+    H = _curvature(study, options, reference, np.asarray(center), blocks, dense_D)
     index = np.flatnonzero(dense_D)
-    H = np.zeros((len(index), len(index)))
-    for row, i in enumerate(index):
-        step = np.zeros(D)
-        step[i] = SMALL
-        ahead, behind = (
-            np.asarray(_value_and_grad(v + s * step, study, reference, options)[1])[index]
-            for s in (1, -1)
-        )
-        H[row] = (ahead - behind) / (2 * SMALL)
-    eigenvalue, basis = np.linalg.eigh((H + H.T) / 2)
-    scale = np.eye(D)
+    eigenvalue, basis = np.linalg.eigh(H[np.ix_(index, index)])
+    scale = np.eye(center.size)
     scale[np.ix_(index, index)] = basis / np.sqrt(np.maximum(eigenvalue, CURVATURE_FLOOR))
     return jnp.asarray(scale)
+
+
+class Blocks(NamedTuple):
+    """Who is coupled with whom: given what is shared by all, recipes are independent of each other,
+    and given a recipe, its runs."""
+
+    recipe_D: NDArray[np.int64]  # whose coordinate it is; -1: shared by several
+    run_D: NDArray[np.int64]  # -1: a recipe's, or shared
+    slot_D: NDArray[np.int64]  # place among the coordinates of its run, recipe, or of all
+
+
+def _blocks(study: Study, options: Options) -> tuple[Blocks, NDArray[np.bool_]]:
+    """Of every coordinate: its place in the hierarchy, and whether it is in LATENT."""
+    recipe_R, start_R = np.asarray(study.recipe_R), np.asarray(study.start_R)
+    zeros = template(study, options)
+    recipe = {name: np.full(x.shape, -1) for name, x in zeros.items()}
+    run = {name: np.full(x.shape, -1) for name, x in zeros.items()}
+    for name in {"xi_run", *LATENT} & set(zeros):
+        run[name] += 1 + np.arange(len(recipe_R))[:, None]
+        recipe[name] += 1 + recipe_R[:, None]
+    recipe["xi_recipe"] += 1 + np.arange(len(recipe["xi_recipe"]))[:, None]
+    for s in range(len(study.start_mean_S)):
+        owners = np.unique(recipe_R[start_R == s])
+        recipe["logit_R0"][s] = owners[0] if len(owners) == 1 else -1
+    latent = {name: np.full(x.shape, name in LATENT) for name, x in zeros.items()}
+    recipe_D, run_D, latent_D = (ravel_pytree(x)[0] for x in (recipe, run, latent))
+    recipe_D, run_D = np.asarray(recipe_D), np.asarray(run_D)
+    slots = pd.DataFrame({"recipe": recipe_D, "run": run_D}).groupby(["recipe", "run"]).cumcount()
+    return Blocks(recipe_D, run_D, slots.to_numpy()), np.asarray(latent_D)
+
+
+def _curvature(
+    study: Study,
+    options: Options,
+    reference: Reference,
+    v_D: Floats,
+    blocks: Blocks,
+    dense_D: NDArray[np.bool_],
+) -> Floats:
+    """Second derivatives [D, D] of the potential, by central differences of the gradient.
+
+    One pair of gradients moves the coordinates of one slot in all runs, or in all recipes, together
+    (Curtis, Powell & Reid 1974, J. Inst. Maths Applics 13:117): the cost grows with the number of
+    evaluations, not with that times the number of runs.
+    """
+    H, known = np.zeros((2, v_D.size, v_D.size))
+    recipe_D, run_D, slot_D = blocks
+    levels = ((run_D, run_D >= 0), (recipe_D, (recipe_D >= 0) & (run_D < 0)))
+    for owner_D, here_D in (*levels, (np.zeros_like(run_D), recipe_D < 0)):
+        here_D, inner = here_D & dense_D, np.flatnonzero(owner_D >= 0)
+        for slot in np.unique(slot_D[here_D]):
+            moved = np.flatnonzero(here_D & (slot_D == slot))
+            step = np.zeros(v_D.size)
+            step[moved] = SMALL
+            ahead, behind = (
+                np.asarray(_value_and_grad(v_D + s * step, study, reference, options)[1])
+                for s in (1, -1)
+            )
+            member = np.full(owner_D.max() + 1, -1)
+            member[owner_D[moved]] = moved
+            column = inner[member[owner_D[inner]] >= 0]
+            row = member[owner_D[column]]
+            H[row, column] = (ahead - behind)[column] / (2 * SMALL)
+            known[row, column] = 1
+    return (H + H.T) / np.maximum(known + known.T, 1)
 
 
 # ---------------------------------------------------------------- draws
@@ -249,7 +304,7 @@ def _round(key: Array, z_XD: Array, study: Study, mode: Mode, accept: Array, opt
 
 @partial(jax.jit, static_argnames="options")
 def _sites_of(z_XND: Array, study: Study, mode: Mode, options: Options) -> Sites:
-    """Sites of draws in z, LATENT ones left out."""
+    """Sites of draws in z, LATENT ones left out; some draws at a time, to bound the memory."""
     unravel = ravel_pytree(template(study, options))[1]
 
     def one(z: Array) -> Sites:
@@ -257,7 +312,10 @@ def _sites_of(z_XND: Array, study: Study, mode: Mode, options: Options) -> Sites
         sites = natural(u, study, mode.reference, options.curve)[0]
         return {name: x for name, x in sites.items() if name not in LATENT}
 
-    return jax.vmap(jax.vmap(one))(z_XND)
+    X, N, D = z_XND.shape
+    some = min(X * N, max(1, MAX_CELLS // study.value_RM.size))
+    sites = jax.lax.map(one, z_XND.reshape(-1, D), batch_size=some)
+    return jax.tree.map(lambda x: x.reshape(X, N, *x.shape[1:]), sites)
 
 
 class Round(NamedTuple):
@@ -319,13 +377,26 @@ def _rescaled(mode: Mode, z_XND: Array) -> tuple[Mode, Array]:
 
 
 def laplace(study: Study, options: Options, mode: Mode, *, seed: int) -> tuple[Draws, Stats]:
-    """Independent draws of the normal at the mode, a preview; what is not finite is redrawn."""
-    key = jax.random.key(seed)
-    z_XND = jax.random.normal(key, (1, 2 * CHAINS * DRAWS, mode.center.size))
-    sites = _sites_of(z_XND, study, mode, options)
-    draws = {k: np.asarray(x)[0] for k, x in sites.items()}
-    finite = [np.isfinite(x).reshape(len(x), -1).all(1) for x in draws.values()]
-    kept = np.flatnonzero(np.all(finite, 0))[: CHAINS * DRAWS]
+    """Independent draws of the normal at the mode, a preview; what is not finite is redrawn.
+
+    Raises:
+        InputError: no draw is finite.
+    """
+    shape = (1, 2 * CHAINS * DRAWS, mode.center.size)
+    halves = jnp.split(jax.random.normal(jax.random.key(seed), shape), 2, axis=1)
+    draws: Draws = {}
+    for z_XND in halves:  # the second only where some of the first are not finite
+        sites = _sites_of(z_XND, study, mode, options)
+        new = {k: np.asarray(x)[0] for k, x in sites.items()}
+        draws = {k: np.concatenate([draws[k], x]) for k, x in new.items()} if draws else new
+        finite = [np.isfinite(x).reshape(len(x), -1).all(1) for x in draws.values()]
+        kept = np.flatnonzero(np.all(finite, 0))[: CHAINS * DRAWS]
+        if len(kept) == CHAINS * DRAWS:
+            break
+    if not len(kept):
+        reason = "the fit has no mode: what is seen determines no curve"
+        remedy = "leave out runs whose rise is not seen, or give method=nuts"
+        raise InputError("method", "laplace", reason, remedy)
     kept = np.resize(kept, (CHAINS, DRAWS))  # repeats some where more than half are not finite
     none = np.zeros((CHAINS, DRAWS))
     stats = Stats(none.astype(bool), none, none.astype(int), 0)

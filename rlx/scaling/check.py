@@ -7,9 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from rlx.scaling import curve as curves
-from rlx.scaling.posterior import ScalingFit
+from rlx.scaling.posterior import LAST, ScalingFit
+
+RISE = 2.0  # standard errors
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class Check:
 
     sampler: value and bound of every diagnostic of the sampler.
     runs: one row per run: seen, the share of the gain made so far with its interval; the prior's
-        share of the ceiling; departure, the z of a run that left its curve (departure.py).
+        share of the ceiling; risen, whether it has begun to rise; departure, the z of a run that left its curve (departure.py).
     problems: one line each, with what to do.
     """
 
@@ -51,19 +54,56 @@ def check(fit: ScalingFit) -> Check:
         problems.append(f"{row.diagnostic}={row.value:.4g}: {row.bound}; {row.remedy}")
     if fit.attrs["method"] == "laplace":
         problems.append("method=laplace: a preview; fit with method=nuts before you bet on it")
+    if not all(np.isfinite(x).all() for x in fit.tree["posterior"].data_vars.values()):
+        problems.append("draws: not all finite, the fit has no mode; leave out what did not rise")
     for run, z in fit.departed.items():
-        remedy = (
-            "what follows is not fitted" if z < 0 else "drop it, or trust() before you forecast"
-        )
+        remedy = "drop it, or trust() before you forecast" if z > 0 else _fall(fit, run)
         problems.append(f"run={run}: left its curve (z = {z:.1f}); {remedy}")
+    flat = runs[~runs["risen"] & runs["departure"].isna()]["run"].tolist()
+    if flat:
+        problems.append(
+            f"risen=False: {_named(flat)} not begun to rise: curve and ceiling are the prior's; "
+            "train on, or leave out"
+        )
     weak = runs[runs["prior_share"] > 0.5]["run"].tolist()
     if weak:
-        names = ", ".join(weak[:4]) + (f" and {len(weak) - 4} more" if len(weak) > 4 else "")
         problems.append(
-            f"prior_share>0.5: the ceilings of {names} are more prior than data; "
+            f"prior_share>0.5: the ceilings of {_few(weak)} are more prior than data; "
             "ask for forecasts at a compute instead, or train on"
         )
     return Check(sampler, runs, tuple(problems))
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _named(names: list[str]) -> str:
+    return f"{_few(names)} {'has' if len(names) == 1 else 'have'}"
+
+
+def _fall(fit: ScalingFit, run: str) -> str:
+    """What a fall is, in words."""
+    value = fit.evals.frame.query("run == @run")["value"]
+    level, _ = fit._fallen[fit.runs.index(run)]
+    top = value.rolling(min(LAST, len(value))).mean().max()
+    return f"fell from {top:.2f} to {level:.2f}: what follows is not fitted, it is forecast to stay"
+
+
+def has_risen(fit: ScalingFit) -> NDArray[np.bool_]:
+    """Whether a run's last third lies above its first, or above R0, by RISE standard errors."""
+    value_RM, sd_RM = np.asarray(fit.tree["observed_data"]["value"]), fit._constant("stderr")
+    R0_XR = fit._R0("run")
+    risen = []
+    for r, (value, sd) in enumerate(zip(value_RM, sd_RM, strict=True)):
+        seen = np.isfinite(value)
+        y, m = value[seen], max(int(seen.sum()) // 3, 1)
+        scatter = np.diff(y).std() / 2**0.5 if len(y) > 1 else 0.0
+        var = np.square(np.where(np.isfinite(sd[seen]), sd[seen], scatter)).mean() / m
+        over_first = y[-m:].mean() - y[:m].mean() - RISE * np.sqrt(2 * var)
+        over_R0 = y[-m:].mean() - R0_XR[:, r].mean() - RISE * np.sqrt(var + R0_XR[:, r].var())
+        risen.append(max(over_first, over_R0) > 0)
+    return np.array(risen)
 
 
 def sampler_table(fit: ScalingFit) -> pd.DataFrame:
@@ -88,5 +128,6 @@ def run_table(fit: ScalingFit) -> pd.DataFrame:
     table = pd.DataFrame({"run": fit.runs, "seen_q05": q05, "seen_q50": q50, "seen_q95": q95})
     table["past_C_mid"] = (last > p["C_mid"]).mean(0)
     table["prior_share"] = fit.prior_share("A", "run")
+    table["risen"] = has_risen(fit)
     table["departure"] = [fit.departed.get(run, np.nan) for run in fit.runs]
     return table

@@ -40,6 +40,7 @@ from rlx.scaling.model import (
 )
 
 Sites = dict[str, Array]
+MOST_AHEAD, MOST_PAST = 30.0, 20.0  # log odds of the share seen; beyond, it rounds to 0 or 1
 EARLY_SHARE = 0.4  # x2 is where the reference curve has made this share of the gain at x1
 
 
@@ -166,14 +167,20 @@ def columns_of(study: Study, sites: Sites, theta_RQ: Array, curve: str) -> Array
 
 
 def make_reference(study: Study, sites: Sites, curve: str) -> Reference:
-    """Linearise every run at its theta, every recipe at the anchors that its runs reach."""
+    """Linearise every run at its theta, every recipe at the anchors that its runs reach.
+
+    A recipe of which nothing, or everything, is seen is linearised where a trace of it is.
+    """
     theta_RQ, theta_JQ = sites["theta_run"], sites["theta_recipe"]
     log_kappa = sites.get("log_kappa", jnp.zeros(()))
     last_R = jnp.max(jnp.where(study.seen_RM > 0, study.log_C_RM, -jnp.inf), 1)
     x1_J = jax.ops.segment_max(last_R, study.recipe_R, theta_JQ.shape[0])
-    c_J, b_J = theta_JQ[:, 1], theta_JQ[:, 2]
-    left_J = 1 - EARLY_SHARE * shape(x1_J, c_J, b_J, log_kappa, "burr")
-    x2_J = c_J + log_odds_of(jnp.log(left_J), log_kappa) / jnp.exp(b_J)
+    B_J = jnp.exp(theta_JQ[:, 2])
+    most_J = MOST_PAST / jnp.maximum(jnp.exp(log_kappa), 1.0) / B_J
+    c_J = jnp.clip(theta_JQ[:, 1], x1_J - most_J, x1_J + MOST_AHEAD / B_J)
+    theta_JQ = theta_JQ.at[:, 1].set(c_J)
+    left_J = 1 - EARLY_SHARE * shape(x1_J, c_J, theta_JQ[:, 2], log_kappa, "burr")
+    x2_J = c_J + log_odds_of(jnp.log(left_J), log_kappa) / B_J
     psi_JQ = psi_of(theta_JQ, log_kappa, x1_J, x2_J)
     of_psi = jacobian(lambda psi: theta_of(psi, log_kappa, x1_J, x2_J), psi_JQ)
     one = jnp.ones(())

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from rlx.scaling import curve as curves
 from rlx.errors import InputError
+from rlx.scaling import curve as curves
 from rlx.scaling.posterior import ScalingFit
 
 Floats = NDArray[np.float64]
@@ -69,15 +69,18 @@ def effects(
         One row per other level, by value on a numeric axis: axis, level, reference, matched (pairs
         that agree on the other axes, recipe names set aside where none agrees on those too; 0: all
         cells of the level against all of the reference); quantiles of the above (`dA_q05`, ...);
-        p_ceiling = P(|dA| > margin_A), p_raises, p_lowers; p_efficiency = P(|log compute_ratio| >
-        log(1 + margin_compute)), p_cheaper, p_dearer; p_pace; p_reach, p_reach_reference = P(C* is
-        finite); p_uncompared; verdict; extrapolation (of C*, the farther of a pair, over the last
-        compute; median); prior_share of dA (posterior sd / prior sd).
+        p_raises = P(dA > margin_A), p_lowers = P(dA < -margin_A), p_ceiling, their sum;
+        p_cheaper = P(log compute_ratio < -log(1 + margin_compute)), p_dearer, p_efficiency
+        likewise; p_sooner, p_later, p_pace likewise of pace_ratio; p_reach, p_reach_reference =
+        P(C* is finite); p_uncompared; verdict; extrapolation (of C*, the farther of a pair, over
+        the last compute; median); prior_share of dA (posterior sd / prior sd).
 
-        verdict: "both" (p_ceiling and p_pace >= decide), "ceiling mover" (p_ceiling >= decide),
-        "efficiency shaper" (p_efficiency and p_pace >= decide: at equal pass rate, and not for its
-        ceiling alone), the first that holds; "neither" (p_ceiling and p_efficiency + p_uncompared
-        <= 1 - decide); else "undecided".
+        verdict, a direction beyond the margin that has probability `decide` at least: "ceiling
+        mover" (it raises A, or it lowers A), "both" (and it is sooner, or later), "efficiency
+        shaper" (cheaper and sooner, or dearer and later: at equal pass rate, and not for its
+        ceiling alone). "neither" (p_ceiling and p_efficiency + p_uncompared <= 1 - decide), else
+        "undecided": a posterior that is merely wide puts much beyond both margins and knows no
+        direction. How often recipes that are equal get a verdict: experiments/verdicts.py.
 
     Raises:
         InputError: an unknown axis or level, an axis of one level, an option out of its range.
@@ -229,6 +232,8 @@ def _probabilities(
         "p_cheaper": log_ratio < -margin_log,
         "p_dearer": log_ratio > margin_log,
         "p_pace": np.abs(log_pace) > margin_log,
+        "p_sooner": log_pace < -margin_log,
+        "p_later": log_pace > margin_log,
         "p_reach": contrast["reach"],
         "p_reach_reference": contrast["reach_reference"],
         "p_uncompared": np.isnan(log_ratio),
@@ -237,11 +242,15 @@ def _probabilities(
 
 
 def _verdict(p: dict[str, float], decide: float) -> str:
-    possible = p["p_efficiency"] + p["p_uncompared"]
-    if p["p_ceiling"] >= decide:
-        return "both" if p["p_pace"] >= decide else "ceiling mover"
-    if min(p["p_efficiency"], p["p_pace"]) >= decide:
+    moves = max(p["p_raises"], p["p_lowers"]) >= decide
+    paces = max(p["p_sooner"], p["p_later"]) >= decide
+    if moves:
+        return "both" if paces else "ceiling mover"
+    if any(
+        min(p[a], p[b]) >= decide for a, b in (("p_cheaper", "p_sooner"), ("p_dearer", "p_later"))
+    ):
         return "efficiency shaper"
+    possible = p["p_efficiency"] + p["p_uncompared"]
     return "neither" if max(p["p_ceiling"], possible) <= 1 - decide else "undecided"
 
 

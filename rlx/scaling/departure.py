@@ -9,6 +9,11 @@ sampling noise and wander, J the derivative of the curve by (a, c, b) and r the 
 is a standard normal if nothing happened (a score test, Rao 1948). A collapse inflates the fitted
 wander that it is measured with, so z is divided by the robust spread of all innovations where that
 is below 1.
+
+Two things that this test cannot know are asked of the pass rates themselves. What lies below its
+curve has fallen only if it lies below what the run had reached; a run that never began to rise has
+not. And a run that falls from the start on has no curve that a fall could be measured against: its
+last third is compared with its first.
 """
 
 from __future__ import annotations
@@ -24,9 +29,13 @@ from numpy.typing import NDArray
 from rlx.scaling.coordinates import Sites, columns_of
 from rlx.scaling.model import Study, wander_filter, whiten
 
+Floats = NDArray[np.float64]
+
 Z_MAX = 4.5  # of one study's some 400 tests, correlated; one false alarm in a few hundred studies
 FREE = 1.0  # sd that a, c and b may move by to explain the residuals
 MIN_BEFORE, MIN_AFTER = 3, 2  # evaluations before a turn, and after it
+LOWER = 2.0  # standard errors by which a fallen run lies below its best
+LEVEL_WANDER = 0.01  # sd of the wander of a third of a run, as the prior of wander_sd
 
 
 @partial(jax.jit, static_argnames="curve")
@@ -52,14 +61,44 @@ def _scores(study: Study, sites: Sites, curve: str) -> Array:
 def departures(study: Study, sites: Sites, curve: str) -> dict[int, tuple[int, float]]:
     """run -> (evaluation k after which it left, z), for every run with |z| > Z_MAX."""
     z_RM = np.asarray(_scores(study, sites, curve))
+    value_RM, var_RM = np.asarray(study.value_RM), np.asarray(study.var_RM)
     found = {}
     for r, n in enumerate(np.asarray(study.seen_RM).sum(1).astype(int)):
+        value = value_RM[r, :n]
+        scatter = np.diff(value).var() / 2 if n > 1 else 0.0
+        var = np.where(var_RM[r, :n] > 0, var_RM[r, :n], scatter)
         inside = slice(MIN_BEFORE - 1, n - MIN_AFTER)
-        z = z_RM[r, inside]
-        if len(z) and np.abs(z).max() > Z_MAX:
-            k = int(np.abs(z).argmax())
+        z, sinks = z_RM[r, inside], sinking(value, var)
+        k = int(np.abs(z).argmax()) if len(z) else 0
+        if len(z) and np.abs(z[k]) > Z_MAX and (z[k] > 0 or below(value, var, k + MIN_BEFORE)):
             found[r] = (k + MIN_BEFORE - 1, float(z[k]))
+        elif sinks < -Z_MAX:
+            found[r] = (MIN_BEFORE - 1, sinks)
     return found
+
+
+def below(value_M: Floats, var_M: Floats, n: int) -> bool:
+    """Whether the evaluations after the first n lie below the best three in a row before."""
+    mean, var = (np.convolve(x, np.ones(3) / 3, "valid") for x in (value_M[:n], var_M[:n]))
+    top, later = mean.argmax(), len(value_M) - n
+    se = np.sqrt(var[top] / 3 + var_M[n:].mean() / later)
+    return bool(value_M[n:].mean() < mean[top] - LOWER * se)
+
+
+def thirds(value_M: Floats, var_M: Floats) -> tuple[Floats, Floats]:
+    """Mean of the first and of the last third of a run's evaluations, and their variances."""
+    m = max(len(value_M) // 3, 1)
+    parts = (slice(0, m), slice(len(value_M) - m, None))
+    mean = np.array([value_M[part].mean() for part in parts])
+    return mean, np.array([var_M[part].mean() / m + LEVEL_WANDER**2 for part in parts])
+
+
+def sinking(value_M: Floats, var_M: Floats) -> float:
+    """z of the last third against the first; 0 of a run with too few evaluations to turn."""
+    if len(value_M) < MIN_BEFORE + MIN_AFTER:
+        return 0.0
+    (first, last), var = thirds(value_M, var_M)
+    return float((last - first) / np.sqrt(var.sum()))
 
 
 def without_falls(

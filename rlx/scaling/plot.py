@@ -32,8 +32,8 @@ from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import beta, gaussian_kde
 
-from rlx.scaling.backtest import ALPHA, PROB, Backtest
 from rlx.errors import InputError
+from rlx.scaling.backtest import ALPHA, PROB, Backtest
 from rlx.scaling.data import Evals, short_names
 from rlx.scaling.posterior import ScalingFit
 from rlx.scaling.style import (

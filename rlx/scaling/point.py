@@ -22,8 +22,8 @@ from scipy.optimize import least_squares, minimize_scalar
 from scipy.special import expit
 from scipy.stats import f as f_distribution
 
-from rlx.scaling.curve import power, sigmoid
 from rlx.errors import InputError
+from rlx.scaling.curve import power, sigmoid
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]

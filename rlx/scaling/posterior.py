@@ -16,7 +16,9 @@ every answer: `extrapolation`, the compute asked about over the last fitted comp
 
 from __future__ import annotations
 
+import io
 import json
+import zlib
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,8 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
-from rlx.scaling import curve as curves
 from rlx.errors import InputError
+from rlx.scaling import curve as curves
 from rlx.scaling.data import Evals
 from rlx.scaling.priors import Priors, prior_theta
 
@@ -36,6 +38,8 @@ Floats = NDArray[np.float64]
 
 PARAMS = ("A", "C_mid", "B", "R0")
 FARTHEST = 30.0  # bound of a, c and b, beyond which exp would overflow
+FALLEN_SD = 0.08  # of the pass rate of a run that fell; measured on falls of sweep=hard_mix
+LAST = 3  # evaluations whose mean is the level of such a run
 PREDICT_SEED = 0  # of simulated noise: equal questions get equal answers
 
 
@@ -44,14 +48,59 @@ class NotConverged(RuntimeError):
 
 
 def load(path: Path | str) -> ScalingFit:
-    """A fit that `ScalingFit.save` wrote."""
-    path = Path(path)
-    if not path.exists():
-        raise InputError("posterior", path, "no such file", "give a file that fit.save wrote")
-    tree = xr.load_datatree(path, engine="h5netcdf")
-    if "C_ref" not in tree.attrs or "posterior" not in tree:
-        raise InputError("posterior", path, "not a fit", "give a file that fit.save wrote")
-    return ScalingFit(tree)
+    """A fit that `ScalingFit.save` wrote.
+
+    Raises:
+        InputError: no such file; not a netCDF file; of something else; or damaged.
+    """
+    path, remedy = Path(path), "give a file that fit.save wrote"
+    if not path.is_file():
+        raise InputError("posterior", path, "no such file", remedy)
+    try:
+        held = io.BytesIO(path.read_bytes())  # xarray keeps files that it could not read open
+        tree = xr.load_datatree(held, engine="h5netcdf")
+        fit = ScalingFit(tree)
+        groups = [name for name in GROUPS if name not in tree]
+        attrs = [name for name in ATTRS if name not in tree.attrs]
+        lost = [*groups, *attrs, *(() if groups else missing(tree))]
+    except Exception as error:  # whatever a reader of netCDF says of bytes that are none
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+        reason = f"cannot be read, {said}"
+        raise InputError("posterior", path, reason, remedy) from error
+    if lost:
+        raise InputError("posterior", path, f"not a fit: lacks {', '.join(lost)}", remedy)
+    if tree.attrs.get("crc32", checksum(tree)) != checksum(tree):
+        raise InputError("posterior", path, "damaged: its checksum differs", "fit again")
+    return fit
+
+
+GROUPS = ("posterior", "observed_data", "constant_data", "levels", "evals")
+ATTRS = ("curve", "noise", "method", "C_ref", "priors", "departed")
+SITES = ("theta_recipe", "theta_run", "logit_R0", "log_seed_sd", "log_wander_sd")
+CONSTANTS = ("compute", "stderr", "recipe_of_run", "start_of_run", "C_max", "design")
+
+
+def missing(tree: xr.DataTree) -> list[str]:
+    """Variables that every question may need and the tree lacks."""
+    need = {"posterior": (*SITES, "log_wander_length"), "constant_data": CONSTANTS}
+    need |= {"observed_data": ("value",), "evals": ("run", "compute", "value", "stderr")}
+    if tree.attrs["curve"] == "burr":
+        need["posterior"] += ("log_kappa",)
+    return [f"{group}/{name}" for group in need for name in need[group] if name not in tree[group]]
+
+
+def checksum(tree: xr.DataTree) -> str:
+    """CRC-32 of the names, values and attributes of a tree, the checksum itself left out."""
+    crc = 0
+    for node in tree.subtree:
+        attrs = {k: str(v) for k, v in sorted(node.attrs.items()) if k != "crc32"}
+        crc = zlib.crc32(f"{node.path} {attrs}".encode(), crc)
+        for name, x in sorted(node.variables.items(), key=lambda item: str(item[0])):
+            values = np.asarray(x)
+            text = values.dtype.kind in "OUST"
+            raw = "\0".join(map(str, values.ravel())).encode() if text else values.tobytes()
+            crc = zlib.crc32(raw, zlib.crc32(f"{name} {x.dims} {x.shape}".encode(), crc))
+    return f"{crc:08x}"
 
 
 class ScalingFit:
@@ -141,7 +190,8 @@ class ScalingFit:
             )
 
     def save(self, path: Path | str) -> None:
-        """Write the fit as one netCDF file."""
+        """Write the fit as one netCDF file, with the checksum that `load` compares."""
+        self.tree.attrs["crc32"] = checksum(self.tree)
         self.tree.to_netcdf(path, engine="h5netcdf")
 
     # ------------------------------------------------------------ draws
@@ -176,7 +226,9 @@ class ScalingFit:
         """(a, c, b) [X, N, 3]; seeds="new" adds a new seed's deviation to a recipe's."""
         theta = self._sites(f"theta_{by}")
         if seeds not in ("typical", "new") or (seeds == "new" and by == "run"):
-            raise InputError("seeds", seeds, f"unknown for by={by}", "use typical or new, by=recipe")
+            raise InputError(
+                "seeds", seeds, f"unknown for by={by}", "use typical or new, by=recipe"
+            )
         if seeds == "new":
             z = np.random.default_rng(PREDICT_SEED).normal(size=theta.shape)
             theta = theta + np.exp(self._sites("log_seed_sd"))[:, None] * z
@@ -204,9 +256,33 @@ class ScalingFit:
         return {"A": A, "B": B, "C_mid": self.attrs["C_ref"] * np.exp(c), "R0": R0, "kappa": kappa}
 
     def _at(self, compute_C: Floats, by: str, seeds: str = "typical") -> Floats:
-        """Latent pass rates [X, N, C]."""
+        """Latent pass rates [X, N, C] at computes [C] or [N, C].
+
+        A run that fell has no curve beyond its fall: it stays at its last level, give or take
+        FALLEN_SD sqrt(1 + log(C / last C)), which promises neither recovery nor ruin.
+        """
         parameters = {k: x[..., None] for k, x in self._parameters(by, seeds).items()}
-        return curves.burr(compute_C, **parameters)
+        x_XNC = curves.burr(compute_C, **parameters)
+        if by == "run":
+            z_X1 = np.random.default_rng(PREDICT_SEED).normal(size=(len(x_XNC), 1))
+            for r, (level, C_last) in self._fallen.items():
+                C = np.broadcast_to(compute_C, x_XNC.shape[1:])[r]
+                sd_C = FALLEN_SD * np.sqrt(1 + np.log(np.maximum(C / C_last, 1)))
+                stays_XC = np.clip(level + sd_C * z_X1, 0, 1)
+                x_XNC[:, r] = np.where(self._constant("C_max")[r] < C, stays_XC, x_XNC[:, r])
+        return x_XNC
+
+    @cached_property
+    def _fallen(self) -> dict[int, tuple[float, float]]:
+        """Of every run that fell: mean of its last evaluations, also those not fitted, and the
+        compute of the last one."""
+        out = {}
+        for run, z in self.departed.items():
+            if z < 0:
+                rows = self.evals.frame.loc[lambda frame, run=run: frame["run"] == run]
+                level = float(rows["value"].iloc[-LAST:].mean())
+                out[self.runs.index(run)] = (level, float(rows["compute"].iloc[-1]))
+        return out
 
     def _label(self, x: Floats, by: str, **coords: ArrayLike) -> xr.DataArray:
         """[X, N, ...] as (chain, draw, recipe|run, ...)."""
@@ -418,8 +494,8 @@ class ScalingFit:
 
     def _at_own(self) -> Floats:
         """Latent pass rate of every run at its own evaluations [X, R, M]."""
-        C_RM = self._constant("compute")
-        return self._at(np.nan_to_num(C_RM, nan=1.0), "run")
+        parameters = {k: x[..., None] for k, x in self._parameters("run").items()}
+        return curves.burr(np.nan_to_num(self._constant("compute"), nan=1.0), **parameters)
 
     def _noise_variance(self) -> Floats:
         """Sampling variance [X or 1, R, M]; 1 where there is no evaluation."""
@@ -510,8 +586,9 @@ class ScalingFit:
     def gain(self, extra: float, by: str = "run", prob: float = 0.9) -> pd.DataFrame:
         """Pass rate that `extra` compute buys beyond the last evaluation: R(C + extra) - R(C)."""
         self._guard()
-        last, p = self.last_compute(by), self._parameters(by)
-        more = curves.burr((last + extra)[None], **p) - curves.burr(last[None], **p)
+        last = self.last_compute(by)
+        ends_N2 = np.stack([np.nextafter(last, np.inf), last + extra], 1)  # after a fall
+        more = np.diff(self._at(ends_N2, by))[..., 0]
         table = pd.DataFrame({"name": self._names(by), "compute": last, "extra": extra})
         table["mean"] = more.mean(0)
         table = table.join(_quantiles(more, prob))

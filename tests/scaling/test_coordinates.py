@@ -86,3 +86,28 @@ def test_at_a_mode_the_posterior_is_nearly_a_unit_normal():
     assert 0.3 < eigenvalues[0] and eigenvalues[-1] < 3
     value, gradient = bayes._value_and_grad(mode.center, study, mode.reference, options)
     assert np.isfinite(value) and np.abs(np.asarray(gradient)[xi]).max() < 0.5  # in sds
+
+
+@pytest.mark.parametrize("noise", ["normal", "student", "betabinomial"])
+def test_curvature_is_that_of_moving_one_coordinate_at_a_time(noise):
+    # recipes of 1 to 3 runs; starts of one run, of one recipe's runs, of two recipes' runs
+    once, options = make_study(), Options("burr", noise)
+    wide = {k: jnp.concatenate([x, x * 0.97]) for k, x in once._asdict().items() if k[-2:] == "RM"}
+    wide |= {"recipe_R": jnp.array([0, 0, 1, 2, 2, 2]), "start_R": jnp.array([0, 1, 0, 2, 2, 3])}
+    wide |= {"design_JK": jnp.zeros((3, 0)), "start_mean_S": jnp.linspace(-1, -0.5, 4)}
+    study = once._replace(**wide, start_sd_S=jnp.full(4, 0.1))
+    reference, v = bayes._relinearise(study, options, bayes.first_sites(study, options))
+    rng = np.random.default_rng(3)
+    v = np.asarray(v) + rng.normal(0, 0.1, v.size)
+
+    def gradient(i, step):
+        return np.asarray(
+            bayes._value_and_grad(v + step * np.eye(v.size)[i], study, reference, options)[1]
+        )
+
+    H = np.array([(gradient(i, 1e-4) - gradient(i, -1e-4)) / 2e-4 for i in range(v.size)])
+    blocks, _ = bayes._blocks(study, options)
+    every = np.ones(v.size, bool)
+    got = bayes._curvature(study, options, reference, v, blocks, every)
+    assert got == pytest.approx((H + H.T) / 2, abs=1e-5 * np.abs(H).max())
+    assert blocks.slot_D[blocks.recipe_D >= 0].max() < 16  # many coordinates move together

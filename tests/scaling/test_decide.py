@@ -165,14 +165,15 @@ def test_a_level_that_moves_nothing_and_one_that_moves_both():
 
 def test_probabilities_are_frequencies_of_draws_beyond_the_margins():
     A = np.tile([0.5, 0.5], (X, 1))
-    # .6 raise by .03, .25 lower by .04, .15 lower by .01
+    # .6 raise by .03, .25 lower by .04, .15 lower by .01: no direction has .85
     A[:1200, 1], A[1200:1700, 1], A[1700:, 1] = 0.53, 0.46, 0.49
     fit = posterior(A, 2.0, 1.5)
     row = only(fit.effects("recipe"))
     assert (row["p_ceiling"], row["p_raises"], row["p_lowers"]) == (0.85, 0.6, 0.25)
     assert (row["dA_q05"], row["dA_q50"], row["dA_q95"]) == pytest.approx((-0.04, 0.03, 0.03))
     assert row["verdict"] == "undecided"
-    assert only(fit.effects("recipe", decide=0.85))["verdict"] == "ceiling mover"
+    assert only(fit.effects("recipe", decide=0.85))["verdict"] == "undecided"
+    assert only(fit.effects("recipe", decide=0.6))["verdict"] == "ceiling mover"
     assert only(fit.effects("recipe", margin_A=0.035))["p_ceiling"] == 0.25
     assert only(fit.effects("recipe", margin_A=0.035, prob=0.6))["dA_q20"] == pytest.approx(-0.04)
     prior_A = fit._prior_parameters("recipe")["A"]
@@ -181,20 +182,38 @@ def test_probabilities_are_frequencies_of_draws_beyond_the_margins():
 
 
 @pytest.mark.parametrize(
-    ("p_ceiling", "p_efficiency", "p_pace", "p_uncompared", "verdict"),
+    ("raises", "lowers", "cheaper", "dearer", "sooner", "later", "uncompared", "verdict"),
     [
-        (0.9, 0.0, 0.9, 0.0, "both"),
-        (0.9, 1.0, 0.8, 0.0, "ceiling mover"),
-        (0.8, 0.9, 0.9, 0.1, "efficiency shaper"),
-        (0.8, 0.9, 0.8, 0.0, "undecided"),  # cheaper, perhaps for its ceiling alone
-        (0.1, 0.05, 1.0, 0.05, "neither"),
-        (0.5, 0.0, 0.0, 0.0, "undecided"),
-        (0.0, 0.05, 0.0, 0.2, "undecided"),
+        (0.9, 0.0, 0.0, 0.0, 0.9, 0.0, 0.0, "both"),
+        (0.0, 0.9, 0.0, 0.0, 0.0, 0.9, 0.0, "both"),
+        (0.9, 0.0, 1.0, 0.0, 0.8, 0.0, 0.0, "ceiling mover"),
+        (0.0, 0.9, 0.0, 0.0, 0.45, 0.45, 0.0, "ceiling mover"),
+        (0.8, 0.0, 0.9, 0.0, 0.9, 0.0, 0.1, "efficiency shaper"),
+        (0.0, 0.0, 0.0, 0.9, 0.0, 0.9, 0.0, "efficiency shaper"),
+        (0.0, 0.0, 0.0, 0.9, 0.9, 0.0, 0.0, "undecided"),  # dearer, though sooner
+        (0.8, 0.0, 0.9, 0.0, 0.8, 0.0, 0.0, "undecided"),  # cheaper, perhaps for its ceiling alone
+        (0.5, 0.49, 0.5, 0.49, 0.5, 0.49, 0.0, "undecided"),  # beyond the margins, no direction
+        (0.1, 0.0, 0.0, 0.05, 0.0, 1.0, 0.05, "neither"),
+        (0.05, 0.05, 0.05, 0.0, 0.5, 0.5, 0.05, "neither"),
+        (0.5, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, "undecided"),
+        (0.0, 0.0, 0.05, 0.0, 0.0, 0.0, 0.2, "undecided"),
     ],
 )
-def test_verdicts(p_ceiling, p_efficiency, p_pace, p_uncompared, verdict):
-    p = {"p_ceiling": p_ceiling, "p_efficiency": p_efficiency, "p_pace": p_pace}
-    assert decide._verdict(p | {"p_uncompared": p_uncompared}, 0.9 - 1e-12) == verdict
+def test_a_verdict_needs_a_direction(
+    raises, lowers, cheaper, dearer, sooner, later, uncompared, verdict
+):
+    p = {"p_raises": raises, "p_lowers": lowers, "p_ceiling": raises + lowers}
+    p |= {"p_cheaper": cheaper, "p_dearer": dearer, "p_efficiency": cheaper + dearer}
+    p |= {"p_sooner": sooner, "p_later": later, "p_uncompared": uncompared}
+    assert decide._verdict(p, 0.9 - 1e-12) == verdict
+
+
+def test_a_posterior_that_is_merely_wide_is_undecided():
+    A = np.random.default_rng(0).uniform(0.25, 1.0, (X, 2))  # anywhere, of two equal recipes
+    row = only(posterior(A, 2.0, 1.5).effects("recipe"))
+    assert min(row["p_ceiling"], row["p_efficiency"]) > 0.9
+    assert 0.4 < row["p_raises"] < 0.55 and 0.4 < row["p_cheaper"] < 0.55
+    assert row["verdict"] == "undecided"
 
 
 def test_margins_of_compute_are_relative():

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 import rlx.scaling as sc
+from rlx.scaling import departure
 from rlx.scaling.curve import sigmoid
 
 
@@ -53,6 +54,52 @@ def test_a_late_surge_is_named_but_not_cut():
     surge = sc.fit(study(rise=0.15), curve="sigmoid", method="laplace")
     assert surge.departed["b-s1"] > 4.5
     assert surge.last_compute("run").tolist() == [4.0] * 6
+
+
+def flat(run, p_C, n=1000, seed=0):
+    """Evaluations of one run at C = 0, 1, 2, ..."""
+    rng = np.random.default_rng(seed)
+    return [
+        {"run": run, "compute": float(C), "passes": rng.binomial(n, p) if p else 0, "trials": n}
+        for C, p in enumerate(p_C)
+    ]
+
+
+@pytest.fixture(scope="module")
+def no_curves():
+    """A run that falls from its start, and one that has not passed once."""
+    rows = flat("falls", np.linspace(0.5, 0.3, 11)) + flat("zeros", np.zeros(11))
+    return sc.fit(sc.Evals.from_frame(pd.DataFrame(rows)), method="laplace")
+
+
+def test_a_fall_from_the_start_is_named_and_no_recovery_is_promised(no_curves):
+    assert no_curves.departed["falls"] < -4.5
+    (line,) = [p for p in no_curves.check().problems if p.startswith("run=falls")]
+    assert "fell from 0.4" in line and "to 0.3" in line
+    ahead = no_curves.predict([12.0, 20.0]).sel(run="falls").values.reshape(-1, 2)
+    low, middle, high = np.quantile(ahead, [0.05, 0.5, 0.95], axis=0)
+    assert (np.abs(middle - 0.32) < 0.02).all() and (high < 0.5).all() and (low < 0.26).all()
+    assert no_curves.gain(5.0).set_index("name").loc["falls", "q95"] < 0.03
+
+
+def test_zeros_have_not_begun_to_rise(no_curves):
+    assert "zeros" not in no_curves.departed
+    assert any("zeros has not begun to rise" in p for p in no_curves.check().problems)
+    assert no_curves.check().runs.set_index("run")["risen"].to_dict() == {
+        "falls": False,
+        "zeros": False,
+    }
+
+
+def test_levels_by_hand():
+    ones = np.full(9, 0.01**2)
+    value = np.array([0.5, 0.5, 0.5, 0.4, 0.4, 0.4, 0.3, 0.3, 0.3])
+    se = np.sqrt(2 * (0.01**2 / 3 + 0.01**2))
+    assert departure.sinking(value, ones) == pytest.approx(-0.2 / se)
+    assert departure.sinking(value[:4], ones[:4]) == 0
+    assert departure.below(value, ones, 3) and not departure.below(value[::-1], ones, 3)
+    assert not departure.below(np.zeros(9), np.zeros(9), 4)
+    assert not departure.below(value * 0 + 0.5, ones, 4)
 
 
 def test_calm_studies_raise_no_alarm():

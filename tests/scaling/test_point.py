@@ -10,8 +10,8 @@ import pytest
 from scipy.optimize import curve_fit, least_squares
 from scipy.stats import f as f_distribution
 
-from rlx.scaling.curve import power, sigmoid
 from rlx.errors import InputError
+from rlx.scaling.curve import power, sigmoid
 from rlx.scaling.data import Evals
 from rlx.scaling.point import (
     PAPER_A,

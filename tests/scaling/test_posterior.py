@@ -134,6 +134,41 @@ def test_saved_and_loaded_it_answers_the_same(fit, tmp_path):
         sc.load(tmp_path / "none.nc")
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # h5netcdf closes
+def test_a_posterior_file_that_is_none_is_named(fit, tmp_path):
+    path = tmp_path / "posterior.nc"
+    fit.save(path)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for bit in rng.integers(0, 8 * len(whole), 30):  # a flip is refused, or changes no variable
+        bytes_ = bytearray(whole)
+        bytes_[bit // 8] ^= 1 << (bit % 8)
+        path.write_bytes(bytes(bytes_))
+        try:
+            again = sc.load(path)
+        except sc.InputError as error:
+            assert str(error).startswith(f"posterior={path}: ") and "\n" not in str(error)
+            refused += 1
+        else:
+            assert again.summary().equals(fit.summary())
+    assert refused > 10
+    for text in (b"", b"not a file of netCDF", whole[:2000]):
+        path.write_bytes(text)
+        with pytest.raises(sc.InputError, match="cannot be read"):
+            sc.load(path)
+    fit.tree["evals"].to_dataset().to_netcdf(path, engine="h5netcdf")
+    with pytest.raises(sc.InputError, match="not a fit: lacks posterior"):
+        sc.load(path)
+    less = fit.tree.copy()
+    less["posterior"] = less["posterior"].to_dataset().drop_vars("theta_run")
+    less.to_netcdf(path, engine="h5netcdf")
+    with pytest.raises(sc.InputError, match="not a fit: lacks posterior/theta_run"):
+        sc.load(path)
+    with pytest.raises(sc.InputError, match="no such file"):
+        sc.load(tmp_path)
+
+
 def test_kalman_agrees_with_conditioning_a_dense_normal():
     C = np.array([[1.0, 2.0, 2.5, 4.0]])
     residual, var = np.array([[[0.01, -0.02, 0.005, 0.03]]]), np.full((1, 1, 4), 1e-4)

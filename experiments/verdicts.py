@@ -1,0 +1,109 @@
+"""How often does `effects` call equal recipes different? Simulated studies, fitted and judged.
+
+    python -m experiments.verdicts studies=20 method=laplace out=DIR [first=0]
+
+A study is a well-specified one of `experiments.calibration`, of 4 recipes whose ceiling, C_mid and
+B are the same; their seeds differ. Designs vary the seeds (1 to 5), the evaluations of a run, and
+how much is seen: C_max of .3, 1.5, 4 and 12 where C_mid has median 3. Three recipes are compared
+with the first. Each comparison becomes one line of `out/comparisons-METHOD.csv`, written study by
+study, so that what was interrupted can be read; a second call with `first=` adds others.
+
+`out/verdicts.csv` has one row per method and design: comparisons; undecided, neither (which is
+right); wrong, the share of "ceiling mover", "efficiency shaper" and "both", and its standard error
+over studies; magnitude, the same of a rule that asks for P(|difference| > margin) >= .9 without a
+direction.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import pandas as pd
+from tqdm import tqdm
+
+import rlx.scaling as sc
+from experiments.calibration import Size, clustered, simulate_size
+from experiments.options import exit_status, read_options
+from rlx.errors import InputError
+
+RECIPES = 4
+DESIGNS = [
+    (Size(RECIPES, seeds, points), C_max)
+    for seeds, points, C_max in [
+        *product((1, 3, 5), (6, 20), (1.5, 4.0)),
+        *[(1, 6, 0.3), (3, 20, 0.3), (3, 20, 12.0)],
+    ]
+]
+DESIGN = ["seeds", "points", "C_max"]
+WRONG = ("ceiling mover", "efficiency shaper", "both")
+DECIDE = 0.9
+MOST_POINTS = max(size.points for size, _ in DESIGNS)  # so that programs are compiled once
+
+
+@dataclass(frozen=True)
+class Options:
+    studies: int = 20  # of each design; 0 summarises what is recorded
+    first: int = 0  # seed of the first
+    method: str = "laplace"
+    out: Path = Path("outputs/verdicts")
+
+
+def comparisons(size: Size, C_max: float, seed: int, method: str) -> pd.DataFrame:
+    """A study of equal recipes: one row per recipe that is compared with the first."""
+    evals, _ = simulate_size("well", seed, size, C_max, equal=True)
+    fit = sc.fit(evals, method=method, pad_to=MOST_POINTS)
+    table = fit.unsafe().effects("recipe", decide=DECIDE)
+    columns = [name for name in table if name.startswith("p_")]
+    table = table[["level", "verdict", "prior_share", *columns]]
+    table.insert(0, "study", seed)
+    for name, value in zip(DESIGN, (size.seeds, size.points, C_max), strict=True):
+        table.insert(0, name, value)
+    return table.assign(converged=method == "laplace" or fit.converged)
+
+
+def by_magnitude(table: pd.DataFrame) -> pd.Series:
+    """Would a rule without directions have given a verdict?"""
+    shapes = table[["p_efficiency", "p_pace"]].min(axis=1)
+    return (table["p_ceiling"] >= DECIDE) | (shapes >= DECIDE)
+
+
+def summarise(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per design and one of all; see the module's docstring."""
+    rows = []
+    for design, part in [*table.groupby(DESIGN), (("all",) * 3, table)]:
+        study = part[DESIGN].astype(str).agg("-".join, axis=1) + "-" + part["study"].astype(str)
+        row = dict(zip(DESIGN, design, strict=True)) | {"comparisons": len(part)}
+        row |= {v: (part["verdict"] == v).mean() for v in ("undecided", "neither")}
+        row["wrong"], row["wrong_se"] = clustered(part["verdict"].isin(WRONG), study)
+        row["magnitude"] = by_magnitude(part).mean()
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def main(argv: Sequence[str]) -> None:
+    options = read_options(Options, argv)
+    if options.method not in ("laplace", "nuts"):
+        raise InputError("method", options.method, "not available", "use method=laplace|nuts")
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / f"comparisons-{options.method}.csv"
+    seeds = range(options.first, options.first + options.studies)
+    jobs = list(product(seeds, DESIGNS))
+    for seed, (size, C_max) in tqdm(jobs, unit="study"):
+        table = comparisons(size, C_max, seed, options.method).round(4)
+        table.to_csv(path, mode="a", header=not path.exists(), index=False)
+    tables = {p.stem.rpartition("-")[2]: p for p in sorted(options.out.glob("comparisons-*.csv"))}
+    if not tables:
+        raise InputError("out", options.out, "holds no comparisons", "give studies=1 or more")
+    parts = [summarise(pd.read_csv(p)).assign(method=name) for name, p in tables.items()]
+    table = pd.concat(parts, ignore_index=True)
+    table.insert(0, "method", table.pop("method"))
+    table.to_csv(options.out / "verdicts.csv", index=False, float_format="%.4g")
+    print(table.to_string(index=False, float_format="{:.3f}".format))
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))
