@@ -258,7 +258,8 @@ def renamed(evals: pd.DataFrame) -> pd.DataFrame:
     recipe = evals["recipe"].map(today["recipe"]).where(known, evals["recipe"])
     evals = evals.assign(recipe=recipe, ablation=level)
     if "d_model" in evals:
-        evals = evals.assign(model=evals["d_model"].map({32: "mini", 64: "tiny"}))
+        model = evals["d_model"].map({32: "mini", 64: "tiny"})
+        evals = evals.drop(columns="d_model").assign(model=model)
     return evals.rename(columns=AXES)
 
 
