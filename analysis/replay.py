@@ -1,0 +1,399 @@
+"""Would a study with a budget have kept the verdicts of the whole one? Committed studies replayed.
+
+    python -m analysis.replay [out=analysis/results/budget] [cache=outputs/budget] [seeds=3]
+                              [what=all|table|figure]
+
+Seven studies: the five of `analysis.studies`, and one per learning rate of hard_mix; 53 cells are
+compared with their baselines. Each is conducted as if live (`rlx.scaling.stopping.conduct`): a
+round adds to every cell that goes on its evaluations up to the share, a cell that stopped adds none
+to later fits, and what was decided is compared with what the whole study says of both questions.
+
+    truth   the same differences of what was observed, beyond 2 standard errors over seeds: the mean
+            of a run's last LAST evaluations, and log compute to 80 % of the baseline's gain
+    seeds   parts of the draws of one fit (Laplace), each of which decides alone
+
+Thresholds are chosen without the study that is judged and all that share its baseline: of GRID the
+one with the most verdicts kept, then the least spent, among those that keep to MOST_OPPOSITE and
+MOST_UNSUPPORTED, as fits of all cells at a common share say (so that choosing needs no more fits).
+
+Into `out` go
+
+    replay.csv    a row per study, policy, budget, guard and seed: kept, opposite, unsupported,
+                  equal, spent and the counts that they are of
+    summary.csv   the same summed over the studies of a group, mean over seeds
+    guard.csv     of each study: the baseline's forecast from a quarter, and its end
+    rules.csv     what was chosen for each study
+    replay.png    kept against spent
+
+Fits are kept in `cache`, so what was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+import rlx.scaling as sc
+from analysis.studies import read_table
+from experiments.options import exit_status, read_options
+from rlx.errors import InputError
+from rlx.scaling import Evals
+from rlx.scaling.stopping import (
+    LEVEL,
+    QUARTER,
+    Ahead,
+    Decision,
+    Rule,
+    ahead,
+    conduct,
+    guard,
+    verdicts,
+)
+from rlx.scaling.style import COLORS, FAINT, INK, tidy
+
+EVALS = Path(__file__).parent / "results"
+RATE = "optim.learning_rate"
+REFERENCE = {  # levels of the baseline of each study
+    "loo": {"ablation": "none"},
+    "recipes": {"recipe": "scalerl"},
+    "ceiling_movers": {
+        "rollout.max_new_tokens": "11", "rollout.prompts_per_step": "16", "model": "tiny"
+    },
+    "efficiency_shapers": {"ablation": "none"},
+    "controls": {"ablation": "none"},
+}  # fmt: skip
+SHARED = (("loo", "recipes"), ("ceiling_movers", "efficiency_shapers", "controls"))  # a baseline
+GROUPS = {"five": tuple(REFERENCE), "hard": ("hard_lo", "hard_hi")}
+LAST = 3  # evaluations whose mean is where a run ends
+ERRORS = 2.0  # standard errors beyond which a difference counts as seen
+BUDGETS = (0.25, 0.4, 0.5, 0.75)
+DECIDE, IN_A_ROW = (0.9, 0.95, 0.975), (1, 2)
+TOLERANCE = (0.01, 0.03, 0.05, 0.07, 0.1)
+MOST_OPPOSITE, MOST_UNSUPPORTED = 0.02, 0.05
+PAD = 64  # evaluations, so that programs compile once a study
+
+
+@dataclass(frozen=True)
+class Options:
+    out: Path = EVALS / "budget"
+    cache: Path = Path("outputs/budget")
+    seeds: int = 3
+    what: str = "all"
+
+
+@dataclass(frozen=True)
+class Study:
+    name: str
+    evals: Evals
+    cells: dict[str, list[str]]  # runs of each
+    baseline: str
+    full: dict[str, float]  # compute of each run
+
+    def cost(self) -> dict[str, float]:
+        return {cell: sum(self.full[run] for run in runs) for cell, runs in self.cells.items()}
+
+    def until(self, stands: Mapping[str, float]) -> Evals:
+        """Each cell cut to its share."""
+        frame = self.evals.frame
+        cell = {run: name for name, runs in self.cells.items() for run in runs}
+        most = frame["run"].map(lambda run: stands[cell[run]] * self.full[run])
+        return self.evals._with_rows(frame["compute"] <= most * (1 + 1e-9))
+
+    def end(self) -> float:
+        """Where the baseline ended."""
+        return float(np.mean([tail(self.evals, run) for run in self.cells[self.baseline]]))
+
+
+def rows(evals: Evals, run: str) -> pd.DataFrame:
+    return evals.frame[evals.frame["run"] == run]
+
+
+def tail(evals: Evals, run: str) -> float:
+    return float(rows(evals, run)["value"].iloc[-LAST:].mean())
+
+
+def studies() -> list[Study]:
+    out = []
+    for name, levels in REFERENCE.items():
+        out.append(study(name, read_table(EVALS / f"studies/evals/{name}.csv", "compute"), levels))
+    hard = read_table(EVALS / "hard_mix/evals.csv", "compute")
+    for name, rate in zip(GROUPS["hard"], sorted(hard.frame[RATE].unique()), strict=True):
+        part = hard.select(list(hard.frame.loc[hard.frame[RATE] == rate, "run"].unique()))
+        out.append(study(name, part, {"ablation": "none"}))
+    return out
+
+
+def study(name: str, evals: Evals, levels: Mapping[str, str]) -> Study:
+    """Its cells are what the axes tell apart; the baseline has the levels."""
+    frame = evals.frame
+    keys = ["recipe", *evals.axes]
+    cells, baseline = {}, ""
+    for key, part in frame.groupby(keys, sort=False):
+        named = dict(zip(keys, map(str, key), strict=True))
+        label = ", ".join(f"{k}={x}" for k, x in named.items())
+        cells[label] = list(part["run"].unique())
+        if levels.items() <= named.items():
+            baseline = label
+    return Study(name, evals, cells, baseline, frame.groupby("run")["compute"].max().to_dict())
+
+
+# ------------------------------------------------------------------ truth
+
+
+def compute_to_level(run: pd.DataFrame, level: float) -> float:
+    """log of the compute at which the mean of LAST evaluations first reaches the level, by line;
+    that of the last evaluation where it never does."""
+    smooth = run["value"].rolling(LAST, min_periods=1, center=True).mean().to_numpy()
+    C = run["compute"].to_numpy()
+    above = np.flatnonzero(smooth >= level)
+    k = above[0] if len(above) else len(C) - 1
+    if k == 0 or not len(above):
+        return float(np.log(C[k])) if C[k] > 0 else np.nan
+    part = (level - smooth[k - 1]) / (smooth[k] - smooth[k - 1])
+    return float(np.log(C[k - 1] + part * (C[k] - C[k - 1])))
+
+
+def truth(study: Study) -> dict[str, dict[str, str]]:
+    """What the whole study says of each cell: higher, lower or nothing, for both questions."""
+    start = np.mean([rows(study.evals, r)["value"].iloc[0] for r in study.cells[study.baseline]])
+    level = start + LEVEL * (study.end() - start)
+    of_run = {
+        "final": lambda run: tail(study.evals, run),
+        "compute": lambda run: compute_to_level(rows(study.evals, run), level),
+    }
+    out: dict[str, dict[str, str]] = {}
+    for cell, runs in study.cells.items():
+        if cell == study.baseline:
+            continue
+        out[cell] = {}
+        for question, value in of_run.items():
+            x, y = (
+                np.array([value(r) for r in part]) for part in (runs, study.cells[study.baseline])
+            )
+            d = x.mean() - y.mean()
+            error = np.sqrt(x.var(ddof=1) / len(x) + y.var(ddof=1) / len(y))
+            seen = abs(d) > ERRORS * error and (question == "final" or study.end() > start)
+            out[cell][question] = ("higher" if d > 0 else "lower") if seen else ""
+    return out
+
+
+# ------------------------------------------------------------------ replay
+
+
+class Fits:
+    """What fits say of the end, from the cache where they have been made."""
+
+    def __init__(self, cache: Path):
+        self.cache = cache
+        cache.mkdir(parents=True, exist_ok=True)
+
+    def ahead(self, study: Study, stands: Mapping[str, float]) -> Ahead:
+        text = json.dumps([study.name, sorted(stands.items()), study.evals.sha256()])
+        path = self.cache / f"{study.name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
+        if not path.exists():
+            with contextlib.redirect_stdout(io.StringIO()):  # runs that fall are a line each
+                fit = sc.fit(study.until(stands), method="laplace", pad_to=PAD)
+            seen = ahead(fit, study.full, study.cells[study.baseline])
+            value, log_C = (x.astype(np.float32) for x in (seen.value_XR, seen.log_compute_XR))
+            scratch = path.with_suffix(f".{os.getpid()}.npz")  # so that two processes may share it
+            np.savez_compressed(scratch, runs=seen.runs, value=value, log_C=log_C)
+            scratch.replace(path)
+        held = np.load(path)
+        return Ahead([str(x) for x in held["runs"]], held["value"], held["log_C"])
+
+
+def part(seen: Ahead, seed: int, seeds: int) -> Ahead:
+    """One of `seeds` parts of the draws."""
+    return Ahead(seen.runs, seen.value_XR[seed::seeds], seen.log_compute_XR[seed::seeds])
+
+
+def replay(
+    study: Study,
+    forecast: Callable[[dict[str, float]], Ahead],
+    policy: str,
+    budget: float,
+    rule: Rule,
+    guarded: bool,
+) -> tuple[list[Decision], float]:
+    """The decisions, and the share of the study's compute that they took."""  # fmt: skip
+    cost, stands = study.cost(), dict.fromkeys(study.cells, 0.0)
+
+    def launch(shares: dict[str, float]) -> Mapping[str, float]:
+        stands.update(shares)
+        return cost
+
+    made = conduct(
+        study.cells, study.baseline, policy, budget, launch, forecast, study.end, rule,
+        guarded=guarded,
+    )  # fmt: skip
+    decisions = list(made)
+    return decisions, sum(cost[c] * stands[c] for c in cost) / sum(cost.values())
+
+
+def score(decisions: Sequence[Decision], known: Mapping[str, Mapping[str, str]]) -> dict[str, int]:
+    """Counts over the questions of a study."""
+    out = dict.fromkeys(
+        ("true", "none", "kept", "opposite", "unsupported", "equal", "equal_wrong"), 0
+    )
+    told = verdicts(decisions)
+    for cell, answers in known.items():
+        for question, was in answers.items():
+            says = told[cell][question]["says"]
+            sign = says if says in ("higher", "lower") else ""
+            out["true" if was else "none"] += 1
+            out["kept"] += bool(was) and says == was
+            out["opposite"] += bool(was and sign) and sign != was
+            out["unsupported"] += bool(sign) and not was
+            out["equal"] += says == "equal" and not was
+            out["equal_wrong"] += says == "equal" and bool(was)
+    return out
+
+
+def common(fits: Fits, study: Study) -> Callable[[dict[str, float]], Ahead]:
+    """Forecasts from all cells at the farthest share of any but the baseline."""
+
+    def forecast(stands: dict[str, float]) -> Ahead:
+        share = max(x for cell, x in stands.items() if cell != study.baseline)
+        return fits.ahead(study, dict.fromkeys(study.cells, share))
+
+    return forecast
+
+
+def shared_with(name: str) -> tuple[str, ...]:
+    return next((group for group in SHARED if name in group), (name,))
+
+
+def choose(fits: Fits, all_studies: Sequence[Study], budget: float) -> dict[str, Rule]:
+    """For each study the rule that the others ask for, see above."""
+    tried = {}
+    for decide, in_a_row, tolerance in product(DECIDE, IN_A_ROW, TOLERANCE):
+        rule = Rule(decide=decide, in_a_row=in_a_row, tolerance=tolerance)
+        for study in all_studies:
+            made, spent = replay(study, common(fits, study), "equal", budget, rule, True)
+            tried[rule, study.name] = score(made, truth(study)) | {"spent": spent}
+    rules = list(dict.fromkeys(rule for rule, _ in tried))
+    chosen = {}
+    for study in all_studies:
+        others = [s.name for s in all_studies if s.name not in shared_with(study.name)]
+        totals = []
+        for rule in rules:
+            t = pd.DataFrame([tried[rule, name] for name in others]).sum()
+            wrong = max(0, t["opposite"] / t["true"] - MOST_OPPOSITE)
+            wrong += max(0, t["unsupported"] / t["none"] - MOST_UNSUPPORTED)
+            totals.append((wrong, -t["kept"], t["spent"], -rule.tolerance))
+        chosen[study.name] = rules[totals.index(min(totals))]
+    return chosen
+
+
+def table(fits: Fits, all_studies: Sequence[Study], seeds: int) -> tuple[pd.DataFrame, ...]:
+    chosen = choose(fits, all_studies, 0.5)
+    rules = pd.DataFrame([{"study": name, **asdict(rule)} for name, rule in chosen.items()])
+    print(rules.to_string(index=False), flush=True)
+    rows, guards = [], []
+    for study in all_studies:
+        known, rule = truth(study), chosen[study.name]
+        quarter = fits.ahead(study, dict.fromkeys(study.cells, QUARTER))
+        found = guard(quarter, study.cells[study.baseline], study.end(), rule)
+        guards.append({"study": study.name, **found, "tolerance": rule.tolerance})
+        print(guards[-1], flush=True)
+        plans = [(p, b, True) for p in ("equal", "halving", "fixed") for b in BUDGETS]
+        plans += [("fixed", b, False) for b in (*BUDGETS, 1.0)]
+        plans += [("equal", b, False) for b in BUDGETS]
+        for policy, budget, guarded in plans:
+            for seed in range(seeds):
+
+                def forecast(stands: dict[str, float], seed: int = seed) -> Ahead:
+                    return part(fits.ahead(study, stands), seed, seeds)
+
+                cell = {"study": study.name, "policy": policy, "budget": budget, "guard": guarded}
+                try:
+                    made, spent = replay(study, forecast, policy, budget, rule, guarded)
+                except InputError:  # the baseline alone takes the budget
+                    continue
+                counts = score(made, known)
+                rows.append(cell | {"seed": seed, **counts, "spent": spent})
+            if rows and rows[-1]["policy"] == policy and rows[-1]["budget"] == budget:
+                print(rows[-1], flush=True)
+    return pd.DataFrame(rows), pd.DataFrame(guards), rules
+
+
+def summary(runs: pd.DataFrame, passed: set[str]) -> pd.DataFrame:
+    """Counts summed over studies, mean over seeds; spent: mean over studies."""
+    out = []
+    known = {**GROUPS, "guard passes": tuple(passed), "all": tuple(runs["study"].unique())}
+    for group, names in known.items():
+        for key, cells in runs[runs["study"].isin(names)].groupby(
+            ["policy", "guard", "budget"], sort=False
+        ):
+            counts = ["true", "none", "kept", "opposite", "unsupported", "equal", "equal_wrong"]
+            total = cells.groupby("seed")[counts].sum()
+            row = {"group": group, **dict(zip(("policy", "guard", "budget"), key, strict=True))}
+            row |= {"studies": cells["study"].nunique()} | total.mean().round(2).to_dict()
+            row |= {"kept_least": total["kept"].min(), "kept_most": total["kept"].max()}
+            row |= {"spent": cells.groupby("study")["spent"].mean().mean()}
+            out.append(row)
+    return pd.DataFrame(out)
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Verdicts kept, and wrong ones, against the compute spent; a panel per group."""
+    groups = ("five", "hard")
+    figure = Figure(figsize=(9.6, 5.6), layout="constrained", dpi=150)
+    grid = figure.subplots(2, len(groups), sharex=True, squeeze=False)
+    series = list(dict.fromkeys(zip(table["policy"], table["guard"], strict=True)))
+    for column, group in enumerate(groups):
+        for (policy, guarded), color in zip(series, COLORS, strict=False):
+            here = (table["group"] == group) & (table["policy"] == policy)
+            mine = table[here & (table["guard"] == guarded)].sort_values("spent")
+            label = f"{policy}{', guard' if guarded else ''}"
+            style = "-o" if guarded else "--o"
+            wrong = (mine["opposite"] + mine["unsupported"]) / (mine["true"] + mine["none"])
+            for ax, y in zip(grid[:, column], (mine["kept"] / mine["true"], wrong), strict=True):
+                ax.plot(mine["spent"], y, style, color=color, ms=4, linewidth=1.2, label=label)
+        top, bottom = grid[:, column]
+        top.axhline(0.95, color=FAINT, linewidth=0.8)
+        top.set_title(
+            {"five": "the five studies", "hard": "hard_mix, a study per rate"}[group],
+            loc="left", fontsize=10, color=INK,
+        )  # fmt: skip
+        bottom.set_xlabel("compute spent, share of the whole study", fontsize=9)
+        tidy(top)
+        tidy(bottom)
+    grid[0, 0].set_ylabel("verdicts kept", fontsize=9)
+    grid[1, 0].set_ylabel("questions answered wrongly", fontsize=9)
+    grid[0, 0].legend(frameon=False, fontsize=8, loc="lower right")
+    return figure
+
+
+def main(argv: Sequence[str]) -> None:
+    options = read_options(Options, argv)
+    if options.seeds < 1:
+        raise InputError("seeds", options.seeds, "no draws", "give 1 or more")
+    out = options.out
+    out.mkdir(parents=True, exist_ok=True)
+    if options.what != "figure":
+        runs, guards, rules = table(Fits(options.cache), studies(), options.seeds)
+        runs.to_csv(out / "replay.csv", index=False, float_format="%.4g")
+        guards.to_csv(out / "guard.csv", index=False, float_format="%.4g")
+        rules.to_csv(out / "rules.csv", index=False)
+        made = summary(runs, set(guards.loc[guards["passed"], "study"]))
+        made.to_csv(out / "summary.csv", index=False, float_format="%.4g")
+        print(made.to_string(index=False, float_format="{:.3g}".format))
+    draw(pd.read_csv(out / "summary.csv")).savefig(out / "replay.png")
+    print(f"wrote replay.csv, summary.csv, guard.csv, rules.csv, replay.png in {out}")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))
