@@ -38,6 +38,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -214,8 +215,11 @@ class Fits:
         return Ahead([str(x) for x in held["runs"]], held["value"], held["log_C"])
 
 
-def part(seen: Ahead, seed: int, seeds: int) -> Ahead:
+def seen_by(
+    fits: Fits, study: Study, seed: int, seeds: int, stands: Mapping[str, float]
+) -> Ahead:
     """One of `seeds` parts of the draws."""
+    seen = fits.ahead(study, stands)
     return Ahead(seen.runs, seen.value_XR[seed::seeds], seen.log_compute_XR[seed::seeds])
 
 
@@ -314,9 +318,7 @@ def table(fits: Fits, all_studies: Sequence[Study], seeds: int) -> tuple[pd.Data
         for policy, budget, guarded in plans:
             for seed in range(seeds):
 
-                def forecast(stands: dict[str, float], seed: int = seed) -> Ahead:
-                    return part(fits.ahead(study, stands), seed, seeds)
-
+                forecast = partial(seen_by, fits, study, seed, seeds)
                 cell = {"study": study.name, "policy": policy, "budget": budget, "guard": guarded}
                 try:
                     made, spent = replay(study, forecast, policy, budget, rule, guarded)

@@ -109,8 +109,8 @@ def split(params: Mapping[str, Any], words: Sequence[str]) -> list[list[str]]:
 @contextmanager
 def claimed(
     out: Path, words: Sequence[Sequence[str]], make: Callable[[Sequence[str]], Config]
-) -> Iterator[None]:
-    """While this lasts, no other process runs a sweep in `out`.
+) -> Iterator[list[Config]]:
+    """While this lasts, no other process runs a sweep in `out`; the configurations of its cells.
 
     words: the overrides of each cell; make: its configuration from them, which may raise.
 
@@ -137,7 +137,7 @@ def claimed(
         raise InputError("out", out, reason, "wait for its end, or give another out=DIR") from None
     with lock:
         write_json(out / "runs" / PLAN, plan)
-        yield
+        yield configs
 
 
 def same_as_before(path: Path, config: Config, now: Options) -> None:

@@ -482,6 +482,7 @@ class Config(Section):
     mesh: MeshConfig = field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     steps: int = 200
+    until: int = 0  # update after which the run pauses, to be continued; 0: it runs to its end
     seed: int = 0
     recipe: str = "cispo"  # the row of conf/algo
     study: str = ""  # name of the sweep, if the run belongs to one
@@ -491,7 +492,7 @@ class Config(Section):
     tracker: str = "none"  # dashboard that mirrors the rows
     distributed: bool = False  # this process is one of several that make the run together
 
-    ranges = {"(0, inf)": "steps", "[0, inf)": "seed"}
+    ranges = {"(0, inf)": "steps", "[0, inf)": "until seed"}
     names = {"tracker": TRACKERS}
 
     def check(self):
@@ -559,9 +560,11 @@ class Config(Section):
         return self.rollout.slots or self.rollout.prompts_per_step * self.rollout.group_size
 
 
-def _no_groups(config: Config) -> None:
+def _supervised(config: Config) -> None:
     if config.optim.group_slices > 1:
         config.refuse("optim.group_slices", "no groups here", "use optim.microbatches")
+    if config.until:
+        config.refuse("until", "only runs of reinforcement learning pause", "leave it out")
 
 
 @dataclass(frozen=True)
@@ -572,7 +575,7 @@ class SftConfig(Config):
 
     def check(self):
         super().check()
-        _no_groups(self)
+        _supervised(self)
         if (self.algo.loss, self.algo.advantage) != ("reinforce", "none"):
             reason = (
                 f"with algo.advantage={self.algo.advantage} is not the likelihood of the traces"
@@ -588,7 +591,7 @@ class RewardModelConfig(Config):
 
     def check(self):
         super().check()
-        _no_groups(self)
+        _supervised(self)
         if not self.pairs and self.env.name != "preference":
             reason = f"env.name={self.env.name} has none"
             self.refuse("pairs", reason, "give a file of JSON lines")
@@ -598,7 +601,7 @@ class RewardModelConfig(Config):
         return False
 
 
-WHERE = ("out", "warm_start_dir", "tracker", "distributed", "checkpoint", "mesh")
+WHERE = ("out", "warm_start_dir", "tracker", "distributed", "checkpoint", "mesh", "until")
 LABELS = ("recipe", "study", "axes")  # what a run is called
 
 Options = dict[str, Any]  # "algo.loss" and the like, and what they are

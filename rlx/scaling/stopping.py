@@ -20,7 +20,7 @@ spent. It knows neither runs nor files: `launch` and `forecast` do.
     fixed    one round, at the share that the budget allows
 
 In each the baseline runs to its end first. Its forecast from a quarter of its compute is compared
-with what came: where that fails, no forecast of this study is to be trusted and all cells run whole.
+with what came: where that fails no forecast of this study is trusted, and all cells run whole.
 
 Letters: X draws, R runs.
 """

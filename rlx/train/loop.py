@@ -33,7 +33,7 @@ from rlx.train import schedule, start
 from rlx.train.buffer import Buffer
 from rlx.train.clock import Clock
 from rlx.train.health import Health
-from rlx.train.recorded import ROWS, Interrupted, Stop, never, recorded
+from rlx.train.recorded import ROWS, Interrupted, Paused, Stop, never, recorded
 from rlx.train.report import (
     note_lost_work,
     rollout_metrics,
@@ -179,6 +179,7 @@ def run(
     it = Run(config, graders, mesh, record, clock, params)
     turns = schedule.make(config.pipeline, it.engine, it.buffer, it.weights, clock)
     quiet = not progress or not record.writes
+    last = min(config.until or config.steps, config.steps)
     bar = tqdm(total=config.steps, desc=record.path.name, disable=quiet, unit="step")
     where = record.path / "checkpoints"
     with closing(Checkpoints(where, config.checkpoint, config)) as checkpoints, bar:
@@ -186,17 +187,19 @@ def run(
             bar.set_postfix_str(it.measure(), refresh=False)
         bar.update(it.version)
         with turns:
-            while it.version < config.steps and turns.advance():
+            while it.version < last and turns.advance():
                 it.update()
                 if it.version % config.eval.every_steps == 0 or it.version == config.steps:
                     bar.set_postfix_str(it.measure(), refresh=False)
                 bar.update()
                 stopping, due = processes.any_of(stop(), checkpoints.due(it.version))
-                if stopping or due and it.version < config.steps:
+                if stopping or (due or it.version == last) and it.version < config.steps:
                     with turns.at_rest():
                         it.save(checkpoints)
                 if stopping:
                     raise Interrupted(f"after update {it.version}; the same command goes on")
+        if last <= it.version < config.steps:
+            raise Paused
         if it.measured < it.version:
             it.measure()  # the last of a run that has no prompts left
         it.save(checkpoints)  # for rlx.checkpoint.load_params

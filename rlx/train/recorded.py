@@ -26,13 +26,18 @@ class Interrupted(KeyboardInterrupt):
     """The run was asked to stop and has written a checkpoint."""
 
 
+class Paused(Exception):
+    """The run has come to update `until` and has written a checkpoint."""
+
+
 def recorded(work: Callable[..., None], config: Config, progress: bool, stop: Stop):
     """The manifest of `config.out` once `work` is done there, now or before.
 
     `stop` is asked after every update; once it says True a checkpoint is written and `Interrupted`
-    raised. Raises InputError, before anything is written, for a configuration that cannot work
-    here, that is not the one `config.out` holds a run of, or whose directory another process is
-    writing or none can write.
+    raised. A run that pauses has status "paused" and goes on once `until` is later. Raises
+    InputError, before anything is written, for a configuration that cannot work here, that is not
+    the one `config.out` holds a run of, or whose directory another process is writing or none can
+    write.
     """
     config = start.resolve(config)
     before = RunRecord(config.out, writes=False).manifest
@@ -58,10 +63,13 @@ def recorded(work: Callable[..., None], config: Config, progress: bool, stop: St
                 closing(start.make_graders(config, env, scorer)) as graders,
             ):
                 work(config, graders, mesh, record, clock, progress, stop)
+        except Paused:
+            record.update_manifest(status="paused", error="")
         except BaseException as error:
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             record.update_manifest(status=status, error=f"{type(error).__name__}: {error}")
             raise
-        record.update_manifest(status="done", error="")
+        else:
+            record.update_manifest(status="done", error="")
     processes.wait("done")
     return record.manifest
