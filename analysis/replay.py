@@ -4,22 +4,26 @@
                               [what=all|table|figure]
 
 Seven studies: the five of `analysis.studies`, and one per learning rate of hard_mix; 53 cells are
-compared with their baselines. Each is conducted as if live (`rlx.scaling.stopping.conduct`): a
+compared with their baselines. Each is conducted as if live (`rlx.scaling.stopping.Conduct`): a
 round adds to every cell that goes on its evaluations up to the share, a cell that stopped adds none
 to later fits, and what was decided is compared with what the whole study says of both questions.
 
-    truth   the same differences of what was observed, beyond 2 standard errors over seeds: the mean
-            of a run's last LAST evaluations, and log compute to 80 % of the baseline's gain
+    truth   observed: the same differences of what was seen, beyond 2 standard errors over seeds:
+            the mean of a run's last LAST evaluations, log compute to 80 % of the baseline's gain
+            fitted: what the fit of the whole study says by the same rule, margins included
     seeds   parts of the draws of one fit (Laplace), each of which decides alone
 
-Thresholds are chosen without the study that is judged and all that share its baseline: of GRID the
-one with the most verdicts kept, then the least spent, among those that keep to MOST_OPPOSITE and
-MOST_UNSUPPORTED, as fits of all cells at a common share say (so that choosing needs no more fits).
+Thresholds are chosen without the study that is judged and all that share its baseline: the rule
+with the most verdicts kept, then the least spent, among those that keep to MOST_OPPOSITE and
+MOST_UNSUPPORTED, as fits of all cells at a common share say (so that choosing needs no more fits);
+of rules that do equally well the middle one. Rows of rule=default have the thresholds of `Rule`,
+which were chosen with a look at all studies.
 
 Into `out` go
 
-    replay.csv    a row per study, policy, budget, guard and seed: kept, opposite, unsupported,
-                  equal, spent and the counts that they are of
+    replay.csv    a row per rule, study, policy, budget, guard, seed and truth: kept, opposite,
+                  unsupported, equal (equal_wrong: though truth has a sign) of the questions where
+                  truth has a sign (true) or none; spent, a share of all updates, and of all FLOPs
     summary.csv   the same summed over the studies of a group, mean over seeds
     guard.csv     of each study: the baseline's forecast from a quarter, and its end
     rules.csv     what was chosen for each study
@@ -53,13 +57,13 @@ from rlx.errors import InputError
 from rlx.scaling import Evals
 from rlx.scaling.stopping import (
     LEVEL,
-    QUARTER,
     Ahead,
+    Conduct,
     Decision,
+    Plan,
     Rule,
     ahead,
-    conduct,
-    guard,
+    answers,
     verdicts,
 )
 from rlx.scaling.style import COLORS, FAINT, INK, tidy
@@ -77,6 +81,7 @@ REFERENCE = {  # levels of the baseline of each study
 }  # fmt: skip
 SHARED = (("loo", "recipes"), ("ceiling_movers", "efficiency_shapers", "controls"))  # a baseline
 GROUPS = {"five": tuple(REFERENCE), "hard": ("hard_lo", "hard_hi")}
+SIGNS = ("higher", "lower")
 LAST = 3  # evaluations whose mean is where a run ends
 ERRORS = 2.0  # standard errors beyond which a difference counts as seen
 BUDGETS = (0.25, 0.4, 0.5, 0.75)
@@ -190,6 +195,16 @@ def truth(study: Study) -> dict[str, dict[str, str]]:
     return out
 
 
+def fitted(fits: Fits, study: Study, rule: Rule) -> dict[str, dict[str, str]]:
+    """The same as the fit of the whole study says it, by the rule."""
+    seen, out = fits.ahead(study, dict.fromkeys(study.cells, 1.0)), {}
+    for cell in truth(study):
+        told = answers(seen, study.cells[cell], study.cells[study.baseline], rule)
+        says = {name: answer.says(rule.decide) for name, answer in told.items()}
+        out[cell] = {name: word if word in SIGNS else "" for name, word in says.items()}
+    return out
+
+
 # ------------------------------------------------------------------ replay
 
 
@@ -215,9 +230,7 @@ class Fits:
         return Ahead([str(x) for x in held["runs"]], held["value"], held["log_C"])
 
 
-def seen_by(
-    fits: Fits, study: Study, seed: int, seeds: int, stands: Mapping[str, float]
-) -> Ahead:
+def seen_by(fits: Fits, study: Study, seed: int, seeds: int, stands: Mapping[str, float]) -> Ahead:
     """One of `seeds` parts of the draws."""
     seen = fits.ahead(study, stands)
     return Ahead(seen.runs, seen.value_XR[seed::seeds], seen.log_compute_XR[seed::seeds])
@@ -230,20 +243,16 @@ def replay(
     budget: float,
     rule: Rule,
     guarded: bool,
-) -> tuple[list[Decision], float]:
-    """The decisions, and the share of the study's compute that they took."""  # fmt: skip
-    cost, stands = study.cost(), dict.fromkeys(study.cells, 0.0)
-
-    def launch(shares: dict[str, float]) -> Mapping[str, float]:
-        stands.update(shares)
-        return cost
-
-    made = conduct(
-        study.cells, study.baseline, policy, budget, launch, forecast, study.end, rule,
-        guarded=guarded,
-    )  # fmt: skip
-    decisions = list(made)
-    return decisions, sum(cost[c] * stands[c] for c in cost) / sum(cost.values())
+) -> tuple[list[Decision], dict[str, float]]:
+    """The decisions, and what they took: the share of the cells' updates, and of FLOPs."""
+    plan = Plan(study.cells, study.baseline, policy, budget, guarded=guarded, rule=rule)
+    shares = dict.fromkeys(study.cells, 1.0)
+    conduct = Conduct(plan, lambda _: shares, forecast, study.end)
+    decisions, flops = list(conduct.decisions()), study.cost()
+    spent = {}
+    for unit, cost in (("spent", shares), ("spent_flops", flops)):
+        spent[unit] = sum(cost[c] * conduct.stands[c] for c in cost) / sum(cost.values())
+    return decisions, spent
 
 
 def score(decisions: Sequence[Decision], known: Mapping[str, Mapping[str, str]]) -> dict[str, int]:
@@ -252,10 +261,10 @@ def score(decisions: Sequence[Decision], known: Mapping[str, Mapping[str, str]])
         ("true", "none", "kept", "opposite", "unsupported", "equal", "equal_wrong"), 0
     )
     told = verdicts(decisions)
-    for cell, answers in known.items():
-        for question, was in answers.items():
+    for cell, of_cell in known.items():
+        for question, was in of_cell.items():
             says = told[cell][question]["says"]
-            sign = says if says in ("higher", "lower") else ""
+            sign = says if says in SIGNS else ""
             out["true" if was else "none"] += 1
             out["kept"] += bool(was) and says == was
             out["opposite"] += bool(was and sign) and sign != was
@@ -286,7 +295,7 @@ def choose(fits: Fits, all_studies: Sequence[Study], budget: float) -> dict[str,
         rule = Rule(decide=decide, in_a_row=in_a_row, tolerance=tolerance)
         for study in all_studies:
             made, spent = replay(study, common(fits, study), "equal", budget, rule, True)
-            tried[rule, study.name] = score(made, truth(study)) | {"spent": spent}
+            tried[rule, study.name] = score(made, truth(study)) | spent
     rules = list(dict.fromkeys(rule for rule, _ in tried))
     chosen = {}
     for study in all_studies:
@@ -296,38 +305,50 @@ def choose(fits: Fits, all_studies: Sequence[Study], budget: float) -> dict[str,
             t = pd.DataFrame([tried[rule, name] for name in others]).sum()
             wrong = max(0, t["opposite"] / t["true"] - MOST_OPPOSITE)
             wrong += max(0, t["unsupported"] / t["none"] - MOST_UNSUPPORTED)
-            totals.append((wrong, -t["kept"], t["spent"], -rule.tolerance))
-        chosen[study.name] = rules[totals.index(min(totals))]
+            totals.append((round(wrong, 6), -t["kept"], round(t["spent"], 6)))
+        alike = [rule for rule, x in zip(rules, totals, strict=True) if x == min(totals)]
+        alike.sort(key=lambda rule: (rule.decide, rule.in_a_row, rule.tolerance))
+        chosen[study.name] = alike[(len(alike) - 1) // 2]
     return chosen
 
 
 def table(fits: Fits, all_studies: Sequence[Study], seeds: int) -> tuple[pd.DataFrame, ...]:
     chosen = choose(fits, all_studies, 0.5)
     rules = pd.DataFrame([{"study": name, **asdict(rule)} for name, rule in chosen.items()])
+    held = {"left out": chosen, "default": {study.name: Rule() for study in all_studies}}
     print(rules.to_string(index=False), flush=True)
     rows, guards = [], []
-    for study in all_studies:
-        known, rule = truth(study), chosen[study.name]
-        quarter = fits.ahead(study, dict.fromkeys(study.cells, QUARTER))
-        found = guard(quarter, study.cells[study.baseline], study.end(), rule)
-        guards.append({"study": study.name, **found, "tolerance": rule.tolerance})
-        print(guards[-1], flush=True)
+    for which, study in product(held, all_studies):
+        rule, seen = held[which][study.name], partial(seen_by, fits, study)
+        yardsticks = {"observed": truth(study), "fitted": fitted(fits, study, rule)}
         plans = [(p, b, True) for p in ("equal", "halving", "fixed") for b in BUDGETS]
-        plans += [("fixed", b, False) for b in (*BUDGETS, 1.0)]
-        plans += [("equal", b, False) for b in BUDGETS]
-        for policy, budget, guarded in plans:
+        plans += [(p, b, False) for p in ("equal", "fixed") for b in BUDGETS]
+        for policy, budget, guarded in [*plans, ("fixed", 1.0, False)]:
+            cell = {
+                "rule": which,
+                "study": study.name,
+                "policy": policy,
+                "budget": budget,
+                "guard": guarded,
+            }
             for seed in range(seeds):
-
-                forecast = partial(seen_by, fits, study, seed, seeds)
-                cell = {"study": study.name, "policy": policy, "budget": budget, "guard": guarded}
                 try:
-                    made, spent = replay(study, forecast, policy, budget, rule, guarded)
-                except InputError:  # the baseline alone takes the budget
-                    continue
-                counts = score(made, known)
-                rows.append(cell | {"seed": seed, **counts, "spent": spent})
-            if rows and rows[-1]["policy"] == policy and rows[-1]["budget"] == budget:
-                print(rows[-1], flush=True)
+                    made, spent = replay(
+                        study, partial(seen, seed, seeds), policy, budget, rule, guarded
+                    )
+                except InputError as error:
+                    print(f"{cell}: {error}")
+                    break
+                if seed == 0 and (policy, budget, guarded) == ("equal", 0.5, True):
+                    guards += [
+                        {"rule": which, "study": study.name, **row}
+                        for row in made
+                        if "passed" in row
+                    ]
+                for yardstick, known in yardsticks.items():
+                    row = cell | {"seed": seed, "truth": yardstick, **score(made, known), **spent}
+                    rows.append(row)
+            print(rows[-2], flush=True)
     return pd.DataFrame(rows), pd.DataFrame(guards), rules
 
 
@@ -337,21 +358,26 @@ def summary(runs: pd.DataFrame, passed: set[str]) -> pd.DataFrame:
     known = {**GROUPS, "guard passes": tuple(passed), "all": tuple(runs["study"].unique())}
     for group, names in known.items():
         for key, cells in runs[runs["study"].isin(names)].groupby(
-            ["policy", "guard", "budget"], sort=False
+            ["rule", "truth", "policy", "guard", "budget"], sort=False
         ):
             counts = ["true", "none", "kept", "opposite", "unsupported", "equal", "equal_wrong"]
             total = cells.groupby("seed")[counts].sum()
-            row = {"group": group, **dict(zip(("policy", "guard", "budget"), key, strict=True))}
+            row = {
+                "group": group,
+                **dict(zip(("rule", "yardstick", "policy", "guard", "budget"), key, strict=True)),
+            }
             row |= {"studies": cells["study"].nunique()} | total.mean().round(2).to_dict()
             row |= {"kept_least": total["kept"].min(), "kept_most": total["kept"].max()}
-            row |= {"spent": cells.groupby("study")["spent"].mean().mean()}
+            for unit in ("spent", "spent_flops"):
+                row[unit] = cells.groupby("study")[unit].mean().mean()
             out.append(row)
     return pd.DataFrame(out)
 
 
 def draw(table: pd.DataFrame) -> Figure:
     """Verdicts kept, and wrong ones, against the compute spent; a panel per group."""
-    groups = ("five", "hard")
+    groups, table = ("five", "hard"), table[table["yardstick"] == "observed"]
+    table = table[table["rule"] == "left out"]
     figure = Figure(figsize=(9.6, 5.6), layout="constrained", dpi=150)
     grid = figure.subplots(2, len(groups), sharex=True, squeeze=False)
     series = list(dict.fromkeys(zip(table["policy"], table["guard"], strict=True)))
@@ -390,7 +416,10 @@ def main(argv: Sequence[str]) -> None:
         runs.to_csv(out / "replay.csv", index=False, float_format="%.4g")
         guards.to_csv(out / "guard.csv", index=False, float_format="%.4g")
         rules.to_csv(out / "rules.csv", index=False)
-        made = summary(runs, set(guards.loc[guards["passed"], "study"]))
+        made = pd.concat(
+            summary(part, set(guards.loc[(guards["rule"] == rule) & guards["passed"], "study"]))
+            for rule, part in runs.groupby("rule", sort=False)
+        )
         made.to_csv(out / "summary.csv", index=False, float_format="%.4g")
         print(made.to_string(index=False, float_format="{:.3g}".format))
     draw(pd.read_csv(out / "summary.csv")).savefig(out / "replay.png")

@@ -11,7 +11,7 @@ An answer is "higher" or "lower" where P(d beyond the margin, with that sign) re
 are seen to the same share of their compute and cancel in d; so all cells are compared with the
 baseline cut to their own share, and a verdict is frozen there.
 
-`conduct` is the study: which cells go on to which share, until all is decided or the budget is
+`Conduct` is the study: which cells go on to which share, until all is decided or the budget is
 spent. It knows neither runs nor files: `launch` and `forecast` do.
 
     equal    all open cells stand at the same share; a cell stops once both answers are there
@@ -27,6 +27,7 @@ Letters: X draws, R runs.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -44,6 +45,7 @@ Decision = dict[str, Any]  # a line of decisions.jsonl
 
 POLICIES = ("equal", "halving", "fixed")
 QUESTIONS = ("final", "compute")
+OPEN = "open"
 LEVEL = 0.8  # of the baseline's gain, where compute is compared
 SHARES = (0.25, 0.4, 0.5, 0.75, 1.0)  # of the rounds of `equal`, as far as the budget allows
 STEP = 20  # shares are multiples of 1 / STEP
@@ -80,9 +82,9 @@ class Answer(NamedTuple):
     equal: float
 
     def says(self, decide: float) -> str:
-        """higher, lower, equal or, where nothing reaches `decide`, nothing."""
+        """higher, lower, equal or, where nothing reaches `decide`, open."""
         named = {"higher": self.above, "lower": self.below, "equal": self.equal}
-        return next((word for word, p in named.items() if p >= decide), "")
+        return next((word for word, p in named.items() if p >= decide), OPEN)
 
 
 def ahead(fit: ScalingFit, full: Mapping[str, float], baseline: Sequence[str]) -> Ahead:
@@ -127,17 +129,18 @@ def answers(
     return out
 
 
-def budget_left(
+def reachable(
     budget: float, cost: Mapping[str, float], stands: Mapping[str, float], live: Sequence[str]
 ) -> float:
     """The share that all `live` cells, which stand at one share, can reach; at most 1.
 
-    budget and cost (of each cell to its end) in one unit; stands: share of each cell so far.
+    budget and cost (of each cell to its end) in one unit; stands: share of each cell so far. Shares
+    are multiples of 1 / STEP.
     """
     left = budget - sum(cost[cell] * stands[cell] for cell in cost)
     now = stands[live[0]]
     reach = now + left / sum(cost[cell] for cell in live)
-    return min(1.0, np.floor(reach * STEP + 1e-9) / STEP)
+    return float(np.clip(np.floor(reach * STEP + 1e-9) / STEP, 0, 1))
 
 
 def first_of_halving(budget_share: float, others: int) -> float:
@@ -162,152 +165,189 @@ def halves(first: float, others: int) -> Iterator[tuple[int, float, float]]:
         before, share, count = share, min(1.0, 2 * share), (count + 1) // 2
 
 
-def guard(ahead: Ahead, baseline: Sequence[str], end: float, rule: Rule) -> Decision:
-    """Whether the forecast of the baseline from QUARTER of its compute met its end."""
-    x_X = mean_of(ahead, baseline, "final")
-    low, high = np.quantile(x_X, [0.05, 0.95])
-    miss = float(end - x_X.mean())
-    passed = abs(miss) <= rule.tolerance
-    row = {"forecast": float(x_X.mean()), "q05": float(low), "q95": float(high), "end": end}
-    said = "within" if passed else "beyond"
-    reason = (
-        f"from {QUARTER:g} of its compute the baseline was forecast to end at {x_X.mean():.3f}; it "
-        f"ended at {end:.3f}, {said} {rule.tolerance:g}"
-    )
-    return {"decision": "guard", "passed": bool(passed), **row, "reason": reason}
-
-
 # ------------------------------------------------------------------ the study
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared with what, and what may be spent.
+
+    cells: the runs of each cell; baseline: the cell that the others are compared with.
+    policy: one of POLICIES.
+    budget: compute that may be spent: a share of the study's, or, with absolute, in the unit of
+        what cells cost.
+    guarded: the baseline runs to its end first and its forecast is looked at; else it goes along
+        with the others, and forecasts are believed.
+
+    Raises InputError: an unknown policy or baseline, a budget that is none, or one cell alone.
+    """
+
+    cells: Cells
+    baseline: str
+    policy: str = "equal"
+    budget: float = 0.5
+    absolute: bool = False
+    guarded: bool = True
+    rule: Rule = Rule()
+
+    def __post_init__(self):
+        if self.policy not in POLICIES:
+            raise InputError("policy", self.policy, "unknown", f"use {'|'.join(POLICIES)}")
+        if self.baseline not in self.cells:
+            remedy = f"use one of {', '.join(self.cells)}"
+            raise InputError("baseline", self.baseline, "no such cell", remedy)
+        if not 0 < self.budget <= (np.inf if self.absolute else 1):
+            remedy = "give a share of the study, or unit=flops or device_s"
+            raise InputError("budget", self.budget, "not in (0, 1]", remedy)
+        if len(self.cells) < 2:
+            raise InputError("baseline", self.baseline, "the only cell", "sweep over something")
+
+    def others(self) -> list[str]:
+        return [cell for cell in self.cells if cell != self.baseline]
+
 
 Launch = Callable[[dict[str, float]], Mapping[str, float]]
 Forecast = Callable[[dict[str, float]], Ahead]
 
 
-def conduct(
-    cells: Cells,
-    baseline: str,
-    policy: str,
-    budget: float,
-    launch: Launch,
-    forecast: Forecast,
-    end: Callable[[], float],
-    rule: Rule = Rule(),
-    whole: float | None = None,
-    guarded: bool = True,
-) -> Iterator[Decision]:
-    """The decisions of a study, one by one, each when it falls.
+@dataclass
+class Conduct:
+    """A study in rounds.
 
-    Args:
-        cells: the runs of each cell.
-        baseline: the cell that the others are compared with.
-        policy: one of POLICIES.
-        budget: the compute that may be spent, a share of the study's.
-        launch: brings cells to a share of their compute, and says what each cell costs to its end
-            in the unit of the budget.
-        forecast: what the evaluations say with each cell cut to a share of its compute.
-        end: pass rate at which the baseline ended.
-        rule: when an answer counts.
-        whole: the budget, if it is not a share, in the unit of the costs.
-        guarded: the baseline runs to its end first and its forecast is looked at; else it goes
-            along with the others, and forecasts are believed.
-
-    Raises:
-        InputError: an unknown policy or baseline; a budget that does not reach beyond the baseline.
+    launch: brings cells to a share of their compute, and says what each cell costs to its end.
+    forecast: what the evaluations say with each cell cut to a share of its compute.
+    end: pass rate at which the baseline ended.
+    known: decisions that fell before the study was interrupted; they are made again as they were,
+        without a forecast.
     """
-    _check(cells, baseline, policy, budget, whole)
-    stands = dict.fromkeys(cells, 0.0)
-    cost = launch({baseline: 1.0} if guarded else {})
-    stands[baseline] = float(guarded)
-    along = [] if guarded else [baseline]
-    live = [cell for cell in cells if cell != baseline]
-    agreed = {cell: ("", "", 0) for cell in live}  # both answers, and for how many rounds
-    turn = 0
-    while live:
-        spendable = whole if whole is not None else budget * sum(cost.values())
-        reach = budget_left(spendable, cost, stands, [*live, *along])
-        share = _next_share(policy, stands[live[0]], reach, spendable, cost, live, len(cells) - 1)
-        if share <= stands[live[0]]:
-            if not turn:
-                raise InputError("budget", budget, "the baseline alone takes it", "give more")
-            break
-        cost = launch(dict.fromkeys([*live, *along], share))
-        stands |= dict.fromkeys([*live, *along], share)
-        turn += 1
-        if guarded and turn == 1:
-            early = {cell: min(x, QUARTER) for cell, x in stands.items()}
-            found = guard(forecast(early), cells[baseline], end(), rule)
-            yield {"round": turn, "share": share, "cell": baseline, **found}
-            if not found["passed"]:
-                launch(dict.fromkeys(live, 1.0))
-                yield from _whole(cells, baseline, live, forecast, rule, turn + 1)
+
+    plan: Plan
+    launch: Launch
+    forecast: Forecast
+    end: Callable[[], float]
+    known: Sequence[Decision] = ()
+
+    def __post_init__(self):
+        self.held = {(row["round"], row["cell"]): row for row in self.known}
+        self.stands = dict.fromkeys(self.plan.cells, 0.0)
+        self.agreed = {cell: (("", ""), 0) for cell in self.plan.others()}
+        self.cost: Mapping[str, float] = {}
+
+    def decisions(self) -> Iterator[Decision]:
+        """One by one, each when it falls: a start before it is launched.
+
+        Raises InputError if the budget does not reach beyond the baseline.
+        """
+        plan, live = self.plan, self.plan.others()
+        if plan.guarded:
+            yield from self._start(0, 1.0, [plan.baseline], "the baseline comes first")
+        else:
+            self.cost = self.launch({})
+        for turn in itertools.count(1):
+            going = live if plan.guarded else [plan.baseline, *live]
+            share, reason = self._next(turn, going)
+            if share <= self.stands[live[0]]:
+                break
+            yield from self._start(turn, share, going, reason)
+            if plan.guarded and turn == 1:
+                row = self.held.get((1, plan.baseline)) or self._guard()
+                yield row
+                if not row["passed"]:
+                    yield from self._start(2, 1.0, live, "the guard failed: the study runs whole")
+                    yield from self._judge(2, live)
+                    return
+            rows = self._judge(turn, live)
+            yield from rows
+            live = [row["cell"] for row in rows if row["decision"] == "go on"]
+            if not live:
                 return
-        seen = forecast(stands | {baseline: share})
-        value = {cell: float(mean_of(seen, cells[cell], "final").mean()) for cell in live}
-        best = sorted(live, key=lambda cell: -value[cell])[: (len(live) + 1) // 2]
-        going = []
-        for cell in live:
-            found = answers(seen, cells[cell], cells[baseline], rule)
-            said = tuple(found[name].says(rule.decide) for name in QUESTIONS)
-            before = agreed[cell]
-            agreed[cell] = (*said, before[2] + 1 if before[:2] == said else 1)
-            stop, reason = _stops(policy, said, agreed[cell][2], cell in best, share, rule)
-            going += [] if stop else [cell]
-            yield _line(turn, share, cell, found, said, "stop" if stop else "go on", reason)
-        live = going
+        if turn == 1:
+            reason = "does not reach beyond the baseline"
+            raise InputError("budget", plan.budget, reason, "give more of it")
+
+    def _next(self, turn: int, going: Sequence[str]) -> tuple[float, str]:
+        """The share of a round, and what was left for it; that of before where nothing is."""
+        if (turn, "") in self.held:
+            return self.held[turn, ""]["share"], ""
+        plan, all_of_it = self.plan, sum(self.cost.values())
+        budget = plan.budget if plan.absolute else plan.budget * all_of_it
+        reach, now = reachable(budget, self.cost, self.stands, going), self.stands[going[-1]]
+        if plan.policy == "fixed":
+            share = reach if turn == 1 else now
+        elif plan.policy == "halving":
+            first = first_of_halving(budget / all_of_it, len(plan.cells) - 1)
+            share = first if turn == 1 else min(1.0, 2 * now)
+        else:
+            share = min([share for share in SHARES if share > now][:1] + [reach])
+        used = sum(self.cost[cell] * self.stands[cell] for cell in self.cost)
+        return share, f"{used:.4g} of {budget:.4g} spent"
+
+    def _start(
+        self, turn: int, share: float, going: Sequence[str], reason: str
+    ) -> Iterator[Decision]:
+        row = {"round": turn, "share": share, "cell": "", "decision": "start"}
+        row |= {"cells": list(going), "reason": reason}
+        yield self.held.get((turn, "")) or row
+        self.cost = self.launch(dict.fromkeys(going, share))
+        self.stands |= dict.fromkeys(going, share)
+
+    def _guard(self) -> Decision:
+        """Whether the forecast of the baseline from QUARTER of its compute met its end."""
+        plan = self.plan
+        early = {cell: min(share, QUARTER) for cell, share in self.stands.items()}
+        x_X = mean_of(self.forecast(early), plan.cells[plan.baseline], "final")
+        low, high = map(float, np.quantile(x_X, [0.05, 0.95]))
+        forecast, end, most = float(x_X.mean()), self.end(), plan.rule.tolerance
+        passed = bool(abs(end - forecast) <= most)
+        row = {"round": 1, "share": early[plan.others()[0]], "cell": plan.baseline}
+        row |= {"decision": "guard", "passed": passed, "forecast": forecast, "q05": low}
+        reason = (
+            f"forecast {forecast:.3f}, end {end:.3f}: {'within' if passed else 'beyond'} {most:g}"
+        )
+        return row | {"q95": high, "end": end, "reason": reason}
+
+    def _judge(self, turn: int, live: Sequence[str]) -> list[Decision]:
+        """A line about each live cell, from one fit unless all of them are known."""
+        plan, share = self.plan, self.stands[live[0]]
+        rows = [self.held.get((turn, cell)) for cell in live]
+        if not all(rows):
+            seen = self.forecast(self.stands | {plan.baseline: share})
+            value = {cell: mean_of(seen, plan.cells[cell], "final").mean() for cell in live}
+            better = sorted(live, key=lambda cell: -value[cell])[: (len(live) + 1) // 2]
+            base = plan.cells[plan.baseline]
+            for k, cell in enumerate(live):
+                row: Decision = {"round": turn, "share": share, "cell": cell}
+                for name, answer in answers(seen, plan.cells[cell], base, plan.rule).items():
+                    row[name] = {"says": answer.says(plan.rule.decide), **answer._asdict()}
+                decision, reason = self._stops(cell, row, cell in better)
+                rows[k] = row | {"decision": decision, "reason": reason}
+        for row in rows:
+            said, count = self.agreed[row["cell"]]
+            self.agreed[row["cell"]] = said_in(row), count + 1 if said == said_in(row) else 1
+        return rows
+
+    def _stops(self, cell: str, row: Decision, better: bool) -> tuple[str, str]:
+        """Whether a cell stops with the answers in this line, and why."""
+        policy, needed = self.plan.policy, self.plan.rule.in_a_row
+        said, count = self.agreed[cell]
+        count = count + 1 if said == said_in(row) else 1
+        missing = [name for name in QUESTIONS if row[name]["says"] == OPEN]
+        if policy == "equal" and not missing and count >= needed:
+            return "stop", "both answers are there"
+        if row["share"] >= 1:
+            return "stop", "seen whole"
+        if policy == "fixed":
+            return "stop", "the share that the budget allows"
+        if policy == "halving":
+            return ("go on", "in the better half") if better else ("stop", "in the worse half")
+        open_ = f"open: {', '.join(missing)}"
+        return "go on", open_ if missing else f"answered {count} times of {needed}"
 
 
-def _check(cells: Cells, baseline: str, policy: str, budget: float, whole: float | None) -> None:
-    if policy not in POLICIES:
-        raise InputError("policy", policy, "unknown", f"use {'|'.join(POLICIES)}")
-    if baseline not in cells:
-        raise InputError("baseline", baseline, "no such cell", f"use one of {', '.join(cells)}")
-    if whole is None and not 0 < budget <= 1:
-        raise InputError("budget", budget, "not a share in (0, 1]", "give one, or a unit")
-    if len(cells) < 2:
-        raise InputError("baseline", baseline, "the only cell", "sweep over something")
-
-
-def _next_share(policy, now, reach, spendable, cost, live, others) -> float:
-    if policy == "fixed":
-        return reach if now == 0 else now
-    if policy == "halving":
-        if now == 0:
-            return first_of_halving(spendable / sum(cost.values()), others)
-        return min(1.0, 2 * now)
-    ahead = [share for share in SHARES if share > now]
-    return min(ahead[0], reach) if ahead else now
-
-
-def _stops(policy, said, rounds, best, share, rule) -> tuple[bool, str]:
-    if policy == "equal" and all(said) and rounds >= rule.in_a_row:
-        return True, "both answers are there"
-    if share >= 1:
-        return True, "seen whole"
-    if policy == "fixed":
-        return True, "the share that the budget allows"
-    if policy == "halving":
-        return not best, "in the better half" if best else "in the worse half"
-    missing = [name for name, word in zip(QUESTIONS, said, strict=True) if not word]
-    return False, f"open: {', '.join(missing)}" if missing else "answered once"
-
-
-def _whole(cells, baseline, live, forecast, rule, turn) -> Iterator[Decision]:
-    """The verdicts of a study that runs whole."""
-    seen = forecast(dict.fromkeys(cells, 1.0))
-    for cell in live:
-        found = answers(seen, cells[cell], cells[baseline], rule)
-        said = tuple(found[name].says(rule.decide) for name in QUESTIONS)
-        yield _line(turn, 1.0, cell, found, said, "stop", "seen whole: the guard failed")
-
-
-def _line(turn, share, cell, found, said, decision, reason) -> Decision:
-    row: Decision = {"round": turn, "share": share, "cell": cell, "decision": decision}
-    row["reason"] = reason
-    for name, word in zip(QUESTIONS, said, strict=True):
-        row[name] = {"says": word or "undecided", **found[name]._asdict()}
-    return row
+def said_in(row: Decision) -> tuple[str, str]:
+    return row["final"]["says"], row["compute"]["says"]
 
 
 def verdicts(decisions: Sequence[Decision]) -> dict[str, Decision]:
     """The last line about each cell: where it stopped, or how far it has come."""
-    return {row["cell"]: row for row in decisions if row["decision"] != "guard"}
+    return {row["cell"]: row for row in decisions if row["decision"] in ("stop", "go on")}
