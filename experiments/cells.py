@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -101,6 +102,11 @@ def split(params: Mapping[str, Any], words: Sequence[str]) -> list[list[str]]:
     kept = [override for override in overrides if override.key_or_group != "out"]
     (batch,) = BasicSweeper.split_arguments(kept, None)
     return [sorted(cell, key=lambda word: not word.startswith("+sweep=")) for cell in batch]
+
+
+def last_update(steps: int, every: int, share: float) -> int:
+    """The update of a share of a run: an evaluation, so that the curve is seen up to there."""
+    return min(steps, every * math.ceil(round(share * steps / every, 6)))
 
 
 # ------------------------------------------------------------------ before anything is trained

@@ -10,7 +10,6 @@ again and again.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,10 +70,12 @@ class CellSweeper(BasicSweeper):
 
 def _paused(batch: Sequence[list[str]], configs, shares: dict[str, float]) -> list[list[str]]:
     """The cells that are named, with the update until which they run."""
+    from experiments import cells
+
     kept = []
     for words, config in zip(batch, configs, strict=True):
-        share, every = shares.get(Path(config.out).name), config.eval.every_steps
+        share = shares.get(Path(config.out).name)
         if share:
-            until = every * math.ceil(round(share * config.steps / every, 6))
-            kept.append([*words, f"until={until if until < config.steps else 0}"])
+            until = cells.last_update(config.steps, config.eval.every_steps, share)
+            kept.append([*words, f"until={until}"])
     return kept
