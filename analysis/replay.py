@@ -375,11 +375,12 @@ def summary(runs: pd.DataFrame, passed: set[str]) -> pd.DataFrame:
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """Verdicts kept, and wrong ones, against the compute spent; a panel per group."""
-    groups, table = ("five", "hard"), table[table["yardstick"] == "observed"]
+    """Verdicts against the compute spent, by the fit of the whole study; a column per group."""
+    groups, table = ("five", "hard"), table[table["yardstick"] == "fitted"]
     table = table[table["rule"] == "left out"]
-    figure = Figure(figsize=(9.6, 5.6), layout="constrained", dpi=150)
-    grid = figure.subplots(2, len(groups), sharex=True, squeeze=False)
+    table = table[table["studies"] == table.groupby("group")["studies"].transform("max")]
+    figure = Figure(figsize=(9.6, 7.6), layout="constrained", dpi=150)
+    grid = figure.subplots(3, len(groups), sharex=True, squeeze=False)
     series = list(dict.fromkeys(zip(table["policy"], table["guard"], strict=True)))
     for column, group in enumerate(groups):
         for (policy, guarded), color in zip(series, COLORS, strict=False):
@@ -388,19 +389,21 @@ def draw(table: pd.DataFrame) -> Figure:
             label = f"{policy}{', guard' if guarded else ''}"
             style = "-o" if guarded else "--o"
             wrong = (mine["opposite"] + mine["unsupported"]) / (mine["true"] + mine["none"])
-            for ax, y in zip(grid[:, column], (mine["kept"] / mine["true"], wrong), strict=True):
+            shares = (mine["kept"] / mine["true"], wrong, mine["equal"] / mine["none"])
+            for ax, y in zip(grid[:, column], shares, strict=True):
                 ax.plot(mine["spent"], y, style, color=color, ms=4, linewidth=1.2, label=label)
-        top, bottom = grid[:, column]
+        top, *_, bottom = grid[:, column]
         top.axhline(0.95, color=FAINT, linewidth=0.8)
         top.set_title(
             {"five": "the five studies", "hard": "hard_mix, a study per rate"}[group],
             loc="left", fontsize=10, color=INK,
         )  # fmt: skip
         bottom.set_xlabel("compute spent, share of the whole study", fontsize=9)
-        tidy(top)
-        tidy(bottom)
-    grid[0, 0].set_ylabel("verdicts kept", fontsize=9)
-    grid[1, 0].set_ylabel("questions answered wrongly", fontsize=9)
+        for ax in grid[:, column]:
+            tidy(ax)
+    grid[0, 0].set_ylabel("signs of the whole study kept", fontsize=9)
+    grid[1, 0].set_ylabel("signs that it lacks or denies", fontsize=9)
+    grid[2, 0].set_ylabel("called equal where it has no sign", fontsize=9)
     grid[0, 0].legend(frameon=False, fontsize=8, loc="lower right")
     return figure
 

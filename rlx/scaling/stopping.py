@@ -59,7 +59,7 @@ class Rule:
     margin: float = 0.01  # pass rate
     margin_compute: float = 0.10  # relative
     decide: float = 0.95
-    in_a_row: int = 1  # rounds of `equal` that must agree before a cell stops
+    in_a_row: int = 2  # rounds of `equal` that must agree before a cell stops
     tolerance: float = 0.07  # of the guard, pass rate
 
 
@@ -316,6 +316,8 @@ class Conduct:
             better = sorted(live, key=lambda cell: -value[cell])[: (len(live) + 1) // 2]
             base = plan.cells[plan.baseline]
             for k, cell in enumerate(live):
+                if rows[k]:
+                    continue
                 row: Decision = {"round": turn, "share": share, "cell": cell}
                 for name, answer in answers(seen, plan.cells[cell], base, plan.rule).items():
                     row[name] = {"says": answer.says(plan.rule.decide), **answer._asdict()}
