@@ -48,10 +48,19 @@ def planned(sweep: str, overrides: Sequence[str]) -> dict[str, list[str]]:
 
 
 def seeds_of(sweep: str, overrides: Sequence[str]) -> dict[str, list[str]]:
-    """Names of the run directories by "RECIPE, KEY=VALUE, ...": those together differ in seed."""
+    """Names of the run directories by "RECIPE, KEY=VALUE, ...", of the axes that tell cells apart.
+
+    Those together differ in seed.
+    """
     made: dict[str, list[str]] = {}
-    for _, recipe, levels, seed in _named(sweep, overrides):
-        cell = ", ".join([recipe, *(f"{key}={x}" for key, x in levels.items())])
+    there = list(_named(sweep, overrides))
+    levels_of: dict[str, set[str]] = {}
+    for _, _, levels, _ in there:
+        for key, x in levels.items():
+            levels_of.setdefault(key, set()).add(str(x))
+    for _, recipe, levels, seed in there:
+        apart = [f"{key}={x}" for key, x in levels.items() if len(levels_of[key]) > 1]
+        cell = ", ".join([recipe, *apart])
         made.setdefault(cell, []).append(naming.name(recipe, levels, seed))
     return made
 

@@ -21,7 +21,7 @@ CELLS = {"a": ["a-s0", "a-s1"], "b": ["b-s0", "b-s1"]}
 EASY = (
     "fit=laplace algo=cispo,grpo,deepseek_grpo seed=0,1 steps=24 eval.every_steps=1 "
     "model.d_model=16 model.n_layers=1 model.d_ff=24 model.head_dim=8 rollout.prompts_per_step=4 "
-    "rollout.group_size=8 rollout.slots=32 optim.microbatches=1 optim.learning_rate=3e-3 "
+    "rollout.group_size=8 rollout.slots=32 optim.microbatches=1 optim.learning_rate=5e-4 "
     "optim.warmup_steps=2 env.train_prompts=64 env.heldout_prompts=32 warm_start.steps=40 "
     "warm_start.batch_size=16 warm_start.learning_rate=1e-2 warm_start.worked_share_end=0.3 "
     "mesh=one"
