@@ -13,7 +13,7 @@ latter two what a cell costs to its end is known from its pace. The baseline is 
 Into the study's directory go
 
     decisions.jsonl   a line per decision: what was compared, with its numbers and reasons
-    forecast.csv      of every run, its pass rate at the full compute as the newest fit has it
+    at_end.csv        of every run, its pass rate at the full compute as the newest fit has it
     verdicts.csv      of every cell: its answers, and the share at which they were given
 
 Nothing is deleted. Killed at any moment, the same command goes on the same way; a cell that stopped
@@ -51,7 +51,7 @@ from rlx.scaling.stopping import (
 )
 
 UNITS = ("share", "flops", "device_s")
-DECISIONS, FORECAST, VERDICTS = "decisions.jsonl", "forecast.csv", "verdicts.csv"
+DECISIONS, FORECAST, VERDICTS = "decisions.jsonl", "at_end.csv", "verdicts.csv"
 SHARES = ".shares.json"  # what the sweep of the newest round was to run
 LAST = 3  # evaluations whose mean is where a run ends
 LEAST = 4  # evaluations of a run that a fit takes

@@ -19,12 +19,12 @@ from rlx.scaling.stopping import Plan
 ROOT = Path(__file__).parents[1]
 CELLS = {"a": ["a-s0", "a-s1"], "b": ["b-s0", "b-s1"]}
 EASY = (
-    "fit=laplace algo=cispo,grpo,deepseek_grpo seed=0,1 steps=24 eval.every_steps=1 "
+    "fit=laplace algo=cispo,grpo,deepseek_grpo seed=0,1 steps=24 eval.every_steps=1 mesh=one "
     "model.d_model=16 model.n_layers=1 model.d_ff=24 model.head_dim=8 rollout.prompts_per_step=4 "
-    "rollout.group_size=8 rollout.slots=32 optim.microbatches=1 optim.learning_rate=5e-4 "
-    "optim.warmup_steps=2 env.train_prompts=64 env.heldout_prompts=32 warm_start.steps=40 "
-    "warm_start.batch_size=16 warm_start.learning_rate=1e-2 warm_start.worked_share_end=0.3 "
-    "mesh=one"
+    "rollout.group_size=8 rollout.slots=32 optim.microbatches=1 optim.learning_rate=1e-4 "
+    "optim.warmup_steps=2 env.train_prompts=64 env.heldout_prompts=32 eval.samples_per_prompt=16 "
+    "warm_start.steps=40 warm_start.batch_size=16 warm_start.learning_rate=1e-2 "
+    "warm_start.worked_share_end=0.3"
 ).split() + ["env.kwargs={lo: 3, hi: 4, base: 4}"]
 
 
