@@ -26,7 +26,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from numpy.typing import NDArray
 
-from experiments.options import exit_status
+from experiments.options import check_choices, exit_status, read_options
 from rlx.errors import InputError
 from rlx.scaling import Evals, ScalingFit, fit, fit_paper, fit_point
 from rlx.scaling.backtest import score
@@ -471,21 +471,30 @@ def _clean(ax: Axes) -> None:
 # ---------------------------------------------------------------- command
 
 
+@dataclass(frozen=True)
+class Options:
+    data: str = str(ROOT.parent / "shared" / "data" / "retu")
+    out: str = str(ROOT / "analysis" / "results" / "forecasts")
+    curve: str = "burr"
+    method: str = "nuts"
+
+
 def main(argv: Sequence[str]) -> dict[str, pd.DataFrame]:
     """Make every table and the figure; returns the tables by name.
 
     Raises:
         InputError: an option is unknown or a file of the data is missing.
     """
-    options = _options(argv)
-    folder, out, method = Path(options["data"]), Path(options["out"]), options["method"]
+    options = read_options(Options, argv)
+    check_choices(options, CHOICES)
+    folder, out, method = Path(options.data), Path(options.out), options.method
     agreed, posterior = agreement(*read_retu(folder), method)
     diagnostics, parts = [_diagnostics("RETU, published windows", 1.0, posterior)], []
     for study, evals in read_studies(folder).items():
         pad_to = int(evals.until(share=max(ORIGINS)).frame["run"].value_counts().max())
         for origin in ORIGINS:
             table, posterior = forecast(
-                evals, curve=options["curve"], method=method, origin=origin, pad_to=pad_to
+                evals, curve=options.curve, method=method, origin=origin, pad_to=pad_to
             )
             parts.append(errors(table).assign(study=study, origin=origin))
             diagnostics.append(_diagnostics(study, origin, posterior))
@@ -495,27 +504,9 @@ def main(argv: Sequence[str]) -> dict[str, pd.DataFrame]:
     out.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         table.round(5).to_csv(out / f"{name}.csv", index=False)
-    draw(by_run, options["curve"], method).savefig(out / "forecasts.png")
+    draw(by_run, options.curve, method).savefig(out / "forecasts.png")
     _print(tables)
     return tables
-
-
-def _options(argv: Sequence[str]) -> dict[str, str]:
-    chosen = {
-        "data": str(ROOT.parent / "shared" / "data" / "retu"),
-        "out": str(ROOT / "analysis" / "results" / "forecasts"),
-        "curve": "burr",
-        "method": "nuts",
-    }
-    for word in argv:
-        key, equals, value = word.partition("=")
-        if not equals or key not in chosen:
-            known = ", ".join(f"{name}=" for name in chosen)
-            raise InputError(key, value, "unknown option", f"use {known}")
-        if key in CHOICES and value not in CHOICES[key]:
-            raise InputError(key, value, "not available", f"use {key}={'|'.join(CHOICES[key])}")
-        chosen[key] = value
-    return chosen
 
 
 def _diagnostics(study: str, origin: float, posterior: ScalingFit) -> dict[str, object]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from scipy.optimize import brentq
 
 from analysis.figures import STYLE
-from experiments.options import exit_status
-from rlx.scaling.curve import sigmoid
+from experiments.options import exit_status, read_options
 from rlx.errors import InputError
+from rlx.scaling.curve import sigmoid
 from rlx.scaling.point import PAPER_C_MID_LONG, fit_paper, fit_point, fit_power, profile_A
 from rlx.scaling.style import COLORS, FAINT, INK
 
@@ -430,22 +431,23 @@ FIGURES: dict[str, tuple[str, Callable[[Path], Figure]]] = {
 }
 
 
+@dataclass(frozen=True)
+class Options:
+    fig: str = ""
+    out: str = str(ROOT / "analysis" / "results" / "paper")
+
+
 def main(argv: Sequence[str]) -> list[Path]:
     """Make the figures that the options ask for; returns the PNGs.
 
     Raises:
         InputError: an option or a figure is unknown.
     """
-    options = {"fig": "", "out": str(ROOT / "analysis" / "results" / "paper")}
-    for word in argv:
-        key, equals, value = word.partition("=")
-        if not equals or key not in options:
-            raise InputError(key, value, "unknown option", "write fig=NAME and out=DIR")
-        options[key] = value
-    names = list(FIGURES) if options["fig"] == "all" else [options["fig"]]
+    options = read_options(Options, argv)
+    names = list(FIGURES) if options.fig == "all" else [options.fig]
     if names[0] not in FIGURES:
-        raise InputError("fig", options["fig"], "no such figure", f"use {'|'.join(FIGURES)}|all")
-    out = Path(options["out"])
+        raise InputError("fig", options.fig, "no such figure", f"use {'|'.join(FIGURES)}|all")
+    out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     paths = []
     for name in names:

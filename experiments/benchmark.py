@@ -54,6 +54,9 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from experiments.options import check_choices, exit_status, read_options
+from rlx.errors import InputError
+
 ROOT = Path(__file__).resolve().parents[1]
 RIVALS = {
     "trl": ("torch==2.13.0", "trl==1.16.0", "transformers==5.23.0"),
@@ -96,36 +99,21 @@ WHAT = {"sampler": Options, "learner": Options, "step": Options, "fit": FitOptio
 
 
 def parse(argv: list[str]) -> tuple[str, Options | FitOptions]:
-    """(what, options). Raises ValueError, `KEY=VALUE: reason; remedy`."""
+    """(what, options). Raises InputError."""
     if not argv or argv[0] not in WHAT:
-        raise ValueError(f"WHAT={argv[:1]}: nothing to time; use one of {', '.join(WHAT)}")
-    options = WHAT[argv[0]]()
-    known = options.__dataclass_fields__
-    for word in argv[1:]:
-        key, _, value = word.partition("=")
-        if key not in known:
-            names = ", ".join(known)
-            raise ValueError(f"{word}: unknown key; use one of {names}")
-        kind = type(getattr(options, key))
-        try:
-            options = replace(options, **{key: kind(value)})
-        except ValueError:
-            raise ValueError(f"{word}: not a number; give a whole number") from None
-    for key in known:
-        value = getattr(options, key)
+        raise InputError("WHAT", argv[:1], "nothing to time", f"use one of {', '.join(WHAT)}")
+    options = read_options(WHAT[argv[0]], argv[1:])
+    for key, value in vars(options).items():
         if isinstance(value, int) and value < (key != "seed"):
-            raise ValueError(f"{key}={value}: too small; give {int(key != 'seed')} or more")
+            raise InputError(key, value, "too small", f"give {int(key != 'seed')} or more")
     packed = ("packed",) if argv[0] == "learner" else ()
-    allowed = {"rival": ("none", "trl", "tunix", *packed)}
+    choices = {"rival": ("none", "trl", "tunix", *packed), "model": ("tiny", "small")}
     if isinstance(options, FitOptions):
-        allowed = {"rival": ("none", "numpyro", "nutpie"), "curve": ("burr", "sigmoid")}
+        choices = {"rival": ("none", "numpyro", "nutpie"), "curve": ("burr", "sigmoid")}
         if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", options.size):
             reason = "not RECIPESxSEEDSxEVALUATIONS"
-            raise ValueError(f"size={options.size}: {reason}; write size=8x3x20")
-    for key, values in allowed.items():
-        if getattr(options, key) not in values:
-            remedy = f"use one of {', '.join(values)}"
-            raise ValueError(f"{key}={getattr(options, key)}: unknown; {remedy}")
+            raise InputError("size", options.size, reason, "write size=8x3x20")
+    check_choices(options, choices)
     return argv[0], options
 
 
@@ -149,8 +137,9 @@ def rlx_system(what: str, options: Options):
     from rlx.mesh import make_mesh
     from rlx.models import transformer
     from rlx.record import RunRecord
-    from rlx.rollout.engine import Engine, Weights
-    from rlx.train.buffer import Buffer
+    from rlx.rollout.buffer import Buffer
+    from rlx.rollout.engine import Engine
+    from rlx.rollout.generator import Weights
     from rlx.train.step import collate, init_state, make_train_step
 
     class AnyThree(DigitChain):
@@ -273,7 +262,7 @@ class Driver:
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
         if not answer:
-            raise ValueError(f"rival: its driver stopped; see {self.log}")
+            raise InputError("rival", self.log.stem, "its driver stopped", f"see {self.log}")
         return json.loads(answer)
 
     def timed(self, what: str, repeats: int):
@@ -344,10 +333,8 @@ def write_study(options: FitOptions, folder: Path) -> dict:
 
     paths = {name: str(folder / name) for name in ("evals.csv", "study.npz", "points.npz")}
     size = calibration.Size(*map(int, options.size.split("x")))
-    calibration.SIZES[options.size] = size  # `simulate` takes sizes by name
-    calibration.simulate("well", options.seed, options.size)[0].frame.to_csv(
-        paths["evals.csv"], index=False
-    )
+    evals, _ = calibration.simulate_size("well", options.seed, size, calibration.C_MAX)
+    evals.frame.to_csv(paths["evals.csv"], index=False)
     with redirect_stdout(sys.stderr):
         study, _, _ = assemble(Evals.read(paths["evals.csv"]), priors=Priors())
     np.savez(paths["study.npz"], **study._asdict())
@@ -458,17 +445,16 @@ def compare_fits(options: FitOptions) -> list[dict]:
     return lines
 
 
-def main(argv: list[str]) -> int:
-    try:
-        what, options = parse(argv)
-        lines = compare_fits(options) if what == "fit" else compare(what, options)
-        for line in lines:
-            print(json.dumps(line), flush=True)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+def run(argv: list[str]) -> None:
+    """Print the lines. InputError on options that cannot be used."""
+    what, options = parse(argv)
+    for line in compare_fits(options) if what == "fit" else compare(what, options):
+        print(json.dumps(line), flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return exit_status(run, argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.policy import Policy, main
+from rlx.errors import InputError
 
 DRAWS = 2000
 
@@ -36,7 +37,7 @@ def evaluate(policy: Policy, options: dict[str, str]) -> None:
 
     config, graders = policy.config, policy.graders
     k = config.eval.samples_per_prompt
-    rows = evaluate.evaluate(policy.params, config, graders, 0, flops.Ledger(), policy.mesh)
+    rows = evaluate.evaluate(*policy.sampled(), config, graders, flops.Ledger(), policy.mesh)
     for row in rows:
         passes_n = np.array(row["passes_per_prompt"])
         found = {f"mean@{k}": (row["mean"], interval(passes_n, lambda x: x.mean() / k))}
@@ -49,7 +50,11 @@ def evaluate(policy: Policy, options: dict[str, str]) -> None:
             print(f"  {name:<9} {value:.4f}  [{low:.4f}, {high:.4f}]")
         print(f"  truncated {row['truncated']:.3f}, without a score {row['ungraded']}")
     if options["json"]:
-        Path(options["json"]).write_text(json.dumps(rows, indent=1) + "\n")
+        try:
+            Path(options["json"]).write_text(json.dumps(rows, indent=1) + "\n")
+        except OSError as error:
+            remedy = "give a file that can be written"
+            raise InputError("json", options["json"], error.strerror, remedy) from None
 
 
 if __name__ == "__main__":

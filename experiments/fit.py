@@ -4,9 +4,11 @@
     python -m experiments.fit data=PATH out=DIR method=point       # least squares, run by run
     python -m experiments.fit data=PATH out=DIR eval_set=NAME      # another evaluation set
 
-`data` is anything `rlx.scaling.Evals.read` reads. Runs are fitted on C <= (1 - holdout) * C_max;
-holdout=0 fits everything. A study is fitted on its held-out set, `heldout`, unless `eval_set` names
-another that its runs evaluate: a task of a mixture, say. Into `out` go
+`data` is anything `rlx.scaling.Evals.read` reads; run=, recipe=, compute=, value=, scale=, wide=,
+min_points= and the others of `rlx.scaling.source.Options` say how. Runs are fitted on
+C <= (1 - holdout) * C_max; holdout=0 fits everything. A study is fitted on its held-out set,
+`heldout`, unless `eval_set` names another that its runs evaluate: a task of a mixture, say. Into
+`out` go
 
     fits.csv       one row per run, by least squares: A, B, C_mid, R0, exact ceiling, held-out error
     summary.csv    one row per recipe or run and parameter; phase is (last fitted C) / C_mid

@@ -4,23 +4,38 @@
         model.query_chunk=256 mesh.data=1 mesh.fsdp=8 mesh.tensor=8 rollout.prompts_per_step=64
         rollout.max_new_tokens=14336 optim.microbatches=8 optim.group_slices=4
         optim.vocab_chunk=4096
+    python -m experiments.memory target=h200 prompt_tokens=128 model=qwen3_0_6b mesh=one
+        rollout.prompts_per_step=16 rollout.max_new_tokens=896
 
-The keys of experiments.train describe the run; `devices` virtual CPU devices stand for the cluster,
-`prompt_tokens` is the width of prompts (0: the longest of the environment), and the model's own
-`vocab_size` counts, if it has one, whatever the environment's characters. Nothing is allocated:
-parameters, moments, batch and slots are shapes with the shardings of a run, for which the update
-and the sampler's `insert` and `decode` are compiled. Per device:
+The keys of experiments.train describe the run. `target` names the accelerator to compile for, which
+need not be there (the extra `targets`; experiments/targets.py lists them); with target=cpu
+`devices` virtual CPU devices stand for the cluster. `prompt_tokens` is the width of prompts (0: the
+longest of the environment), and the model's own `vocab_size` counts, if it has one, whatever the
+environment's characters. Nothing is allocated: parameters, moments, batch and slots are shapes with
+the shardings of a run, for which the `programs` are compiled: the update and the sampler's `insert`
+and `decode`, which evaluation runs too, on the same slots. Per device:
 
+    held                 what the run keeps there; `published`: the sampler's copy of the weights
     arguments, outputs   of the program; `aliased` bytes of the outputs reuse those of arguments
-    temporaries          what it allocates besides, as XLA plans it for a CPU: an upper bound for an
-                         accelerator. A CPU computes bfloat16 in float32 and keeps converted copies
-                         (with model.compute_dtype=float32 there are none, at up to twice the size),
-                         scatters gradients by all-reduce, and multiplies each row by every expert
-                         of the device, where others have a grouped product
+    temporaries          what it allocates besides, as the target's compiler plans it. For a CPU an
+                         upper bound for an accelerator: it computes bfloat16 in float32 and keeps
+                         converted copies (with model.compute_dtype=float32 there are none, at up to
+                         twice the size), scatters gradients by all-reduce, and multiplies each row
+                         by every expert of the device, where others have a grouped product
     in all               arguments + outputs - aliased + temporaries
-    beside               what the run keeps on the device meanwhile: slots, or the learner's state
-    collectives          how often each is written in the program (a loop's body counts once), and
-                         the largest result
+    beside               what is held of the rest meanwhile
+    step_bytes           moved to and from memory (experiments/hlo.py) by one token of every slot,
+                         or by one update; `fewest_bytes` are the fewest possible, and
+                         `cache_bytes_ratio` is step_bytes over them. A token: every weight and the
+                         whole cache read once. An update: weights read forward and backward in
+                         every slice, their keys and values written, read forward and backward,
+                         gradients and optimiser's state read and written
+    cost_model           what a TPU's compiler expects (optimal_seconds, bytes accessed, flops). It
+                         counts the body of a loop once, and of a loop that may run any number of
+                         times it makes nothing, or less: use it on one layer, unrolled
+    collectives          how often each is written in the program (a loop's body counts once), the
+                         largest result, and the bytes of all results of a run of the program, or
+                         one turn of the loops whose length depends on the data
 
 The table is for reading, the JSON line after it (bytes) for programs. Exit status 2: bad input.
 """
@@ -30,19 +45,22 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import re
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-from experiments import train
+from experiments import hlo, targets, train
+from rlx.config import Config, ModelConfig
 from rlx.errors import InputError
-from rlx.config import Config
 
-OWN = {"devices": 8, "prompt_tokens": 0}
-COLLECTIVES = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-DTYPE_BYTES = {"pred": 1, "bf16": 2, "f16": 2}  # others: from the digits of their names
+PROGRAMS = "update,insert,decode"
+OWN = {"devices": 8, "prompt_tokens": 0, "target": "cpu", "programs": PROGRAMS}
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # a CPU
+COST = ("flops", "bytes accessed", "optimal_seconds")
+BYTES = ("arguments", "outputs", "aliased", "temporaries", "in all", "beside")
 
 
 class Traced(NamedTuple):
@@ -51,14 +69,16 @@ class Traced(NamedTuple):
     programs: dict[str, Any]  # jax.stages.Traced
     state: Any
     batch: Any
+    reference: Any  # the weights of the start, where they are kept: for adapters, KL or TBRM
     published: Any  # the sampler's parameters
+    copied: bool  # they are not the learner's own arrays
     slots: Any
     mesh: Any
     disjoint: bool  # the sampler has devices of its own
 
 
-def traced(config: Config, prompt_tokens: int = 0) -> Traced:
-    """InputError if the run could not start."""
+def traced(config: Config, prompt_tokens: int = 0, devices: Sequence | None = None) -> Traced:
+    """InputError if the run could not start; devices: to compile for, those of JAX if None."""
     import jax
 
     from rlx import mesh as meshes
@@ -66,10 +86,11 @@ def traced(config: Config, prompt_tokens: int = 0) -> Traced:
     from rlx.rollout import engine, sampler
     from rlx.train import recipe, start, step
 
-    env, rollout = start.make_env(config), config.rollout
+    env, rollout, optim = start.make_env(config), config.rollout, config.optim
     P, U = rollout.prompts_per_step, prompt_tokens or env.max_prompt_tokens
-    mesh = meshes.make_mesh(config.mesh, P // config.optim.microbatches)
-    generators = meshes.generator_mesh(config.mesh, mesh)
+    mesh = meshes.make_mesh(config.mesh, P // optim.microbatches, devices)
+    generators = meshes.generator_mesh(config.mesh, mesh, devices)
+    config = replace(config, model=with_kernel(config.model, mesh))
 
     def laid_out(on, params):
         return meshes.shapes(params, meshes.of_params(on, params, lora.logical_axes(params)))
@@ -79,18 +100,23 @@ def traced(config: Config, prompt_tokens: int = 0) -> Traced:
     start_params, state = laid_out(mesh, params), step.state_like(config, mesh, params)
     batch = batch_like(config, U)
     batch = meshes.shapes(batch, jax.tree.map(lambda x: meshes.along(mesh, "prompts", x), batch))
-    base = start_params if config.optim.lora_rank else None
+    base = start_params if optim.lora_rank else None
     reference = start_params if recipe.needs_reference(config.algo) else None
 
     critic = {"value": state.params["value"]} if recipe.has_critic(config.algo) else {}
-    published = laid_out(generators, {**params, **critic})
-    slots = jax.eval_shape(
-        lambda: sampler.empty(config.model, config.slots, U, rollout.max_new_tokens, generators)
+    policy = {**params, **critic}
+    narrowed = jax.eval_shape(
+        lambda policy: transformer.published(policy, config.model, rollout.head_dtype), policy
     )
-    slots = meshes.shapes(slots, sampler.shardings(slots, config.model, generators))
+    copied = narrowed != policy or bool(optim.lora_rank) or generators != mesh
+    published, stops = laid_out(generators, narrowed), len(env.tokenizer.stop_ids)
+    W, T = config.slots, rollout.max_new_tokens
+    slots = jax.eval_shape(lambda: sampler.empty(config.model, W, U, T, stops, generators))
+    slots = meshes.shapes(slots, sampler.shardings(slots, generators))
     static = {"config": config.model, "rules": engine.rules(config, env), "mesh": generators}
-    n, G = config.slots // rollout.group_size, rollout.group_size
-    new = [jax.ShapeDtypeStruct(shape, "int32") for shape in ((n, U), (n,), (n, G), (n,))]
+    ints = lambda *shape: jax.ShapeDtypeStruct(shape, "int32")  # noqa: E731
+    n = max(W // rollout.group_size, 1)
+    new = ints(n, U), ints(n), sampler.New(*[ints(W)] * 4, ints(W, stops))
     key = jax.eval_shape(lambda: jax.random.key(0))
     hyper, spec = step.numbers(config), step.names(config, mesh)
     programs = {
@@ -98,7 +124,25 @@ def traced(config: Config, prompt_tokens: int = 0) -> Traced:
         "insert": sampler.insert.trace(published, slots, *new, key, 0, 1.0, **static),
         "decode": sampler.decode.trace(published, slots, 0, 1.0, 2, **static),
     }
-    return Traced(programs, state, batch, published, slots, mesh, generators != mesh)
+    disjoint, start_kept = generators != mesh, base or reference
+    return Traced(programs, state, batch, start_kept, published, copied, slots, mesh, disjoint)
+
+
+def with_kernel(model: ModelConfig, mesh: Any) -> ModelConfig:
+    """With the kernel of attention that it runs with there.
+
+    For a card that is not there cuDNN's can be compiled only if its library is installed: auto is
+    then XLA's, and cudnn an InputError.
+    """
+    from rlx.models import attention
+
+    chosen = attention.chosen(model, mesh)
+    if chosen.attention == "cudnn" and not (find_spec("nvidia") and find_spec("nvidia.cudnn")):
+        if model.attention == "cudnn":
+            remedy = "pip install nvidia-cudnn-cu12, or give model.attention=xla"
+            raise InputError("model.attention", "cudnn", "its library is not installed", remedy)
+        return replace(model, attention="xla")
+    return chosen
 
 
 def batch_like(config: Config, prompt_tokens: int) -> Any:
@@ -132,39 +176,94 @@ def per_device(tree: Any) -> int:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
-def collectives(hlo: str) -> dict[str, dict[str, int]]:
-    """{kind: {"count", "largest"}} of a compiled program's text; largest in bytes."""
-    found: dict[str, dict[str, int]] = {}
-    for result, kind in re.findall(rf"= (\S.*?) ({COLLECTIVES})(?:-start)?\(", hlo):
-        size = 0
-        for dtype, dims in re.findall(r"([a-z]+\d*)\[([\d,]*)\]", result):
-            each = DTYPE_BYTES.get(dtype) or int(re.sub(r"\D", "", dtype)) // 8
-            size += each * math.prod(int(n) for n in dims.split(",") if n)
-        row = found.setdefault(kind, {"count": 0, "largest": 0})
-        row["count"], row["largest"] = row["count"] + 1, max(row["largest"], size)
-    return dict(sorted(found.items()))
-
-
-def report(config: Config, prompt_tokens: int = 0) -> dict[str, Any]:
-    """What a device holds and what every program takes of it, in bytes."""
-    import jax
-
-    run = traced(config, prompt_tokens)
-    held = {
+def held(run: Traced) -> dict[str, int]:
+    """Bytes of one device, by what they are for."""
+    return {
         "parameters": per_device(run.state.params),
         "moments": per_device(run.state.opt_state),
+        "reference": per_device(run.reference),
         "batch": per_device(run.batch),
-        "sampler's parameters": per_device(run.published) if run.disjoint else 0,
+        "published": per_device(run.published) if run.copied else 0,
         "keys and values": per_device(run.slots.cache),
+        "slots besides": per_device(run.slots) - per_device(run.slots.cache),
     }
-    learner, slots = per_device(run.state), per_device(run.slots)
-    apart = {"update": slots, "insert": learner - held["parameters"]}
-    apart["decode"] = apart["insert"]
-    programs = {}
-    for name, program in run.programs.items():
+
+
+def beside(run: Traced, program: str) -> int:
+    """Bytes that a device holds while a program runs which does not take them."""
+    if run.disjoint:
+        return 0
+    it = held(run)
+    if program == "update":
+        return it["published"] + per_device(run.slots)
+    learner = it["moments"] + it["reference"] + per_device(run.state.version)
+    return learner + (it["parameters"] if run.copied else 0)
+
+
+def weight_bytes(run: Traced, config: Config) -> int:
+    """What a device reads to multiply by every weight once.
+
+    Its heads, columns and experts, whole along the model's width, in the dtype of the products. Of
+    a table of words that is not the head too a step reads a few rows, which are not counted.
+    """
+    import jax
+
+    from rlx import mesh as meshes
+    from rlx.models import transformer
+
+    mesh = jax.tree.leaves(run.published)[0].sharding.mesh
+    params = {k: x for k, x in run.published.items() if k != "embed" or "head" not in run.published}
+
+    def whole(x, axes):
+        place = meshes.sharding(mesh, tuple(a if a != "model" else None for a in axes), x.shape)
+        dtype = config.model.compute_dtype if x.ndim > 1 else x.dtype
+        return jax.ShapeDtypeStruct(x.shape, dtype, sharding=place)
+
+    return per_device(jax.tree.map(whole, params, transformer.logical_axes(params)))
+
+
+def fewest_bytes(run: Traced, config: Config) -> dict[str, int]:
+    """Of an update and of a step of decoding; the docstring of this module says which they are."""
+    weights, cache = weight_bytes(run, config), per_device(run.slots.cache)
+    W, T = run.slots.token_WT.sharding.shard_shape(run.slots.token_WT.shape)
+    (P, U), optim = run.batch.prompt_PU.shape, config.optim
+    of_a_token = cache / (W * (U + T - 1))
+    rows = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
+    tokens = P * (optim.group_slices * U + config.rollout.group_size * (T - 1)) / rows
+    slices = optim.microbatches * optim.group_slices
+    state = 2 * (per_device(run.state) + per_device(run.state.params))
+    return {
+        "update": round(2 * slices * weights + 3 * tokens * of_a_token) + state,
+        "decode": weights + cache,
+    }
+
+
+def moved(program: hlo.Program, turns: int) -> int:
+    """Bytes of a program whose loop around everything turns so often; 0: of one turn alone."""
+    turn = sum(move.bytes for move in hlo.step(program))
+    if not turns:
+        return turn
+    return sum(move.bytes for move in hlo.moves(program)) + (turns - 1) * turn
+
+
+def report(
+    config: Config, prompt_tokens: int = 0, target: str = "cpu", programs: str = PROGRAMS
+) -> dict[str, Any]:
+    """What a device holds and what every program takes of it, in bytes.
+
+    InputError if the run could not start there, or `target` is nothing to compile for.
+    """
+    import jax
+
+    devices = None if target == "cpu" else targets.devices(target)
+    run = traced(config, prompt_tokens, devices)
+    fewest, rows = fewest_bytes(run, config), {}
+    slices = config.optim.microbatches * config.optim.group_slices
+    for name in programs.split(","):
+        program = run.programs[name]
         begin = time.perf_counter()
-        compiled = program.lower().compile(QUICK)
-        plan = compiled.memory_analysis()
+        compiled = program.lower().compile(QUICK if target == "cpu" else None)
+        plan, text = compiled.memory_analysis(), compiled.as_text()
         row = {
             "compile_s": round(time.perf_counter() - begin, 1),
             "arguments": plan.argument_size_in_bytes,
@@ -173,10 +272,18 @@ def report(config: Config, prompt_tokens: int = 0) -> dict[str, Any]:
             "temporaries": plan.temp_size_in_bytes,
         }
         row["in all"] = row["arguments"] + row["outputs"] - row["aliased"] + row["temporaries"]
-        row["beside"] = 0 if run.disjoint else apart[name]
-        programs[name] = row | {"collectives": collectives(compiled.as_text())}
+        row["beside"] = beside(run, name)
+        parsed = hlo.parse(text)
+        if name in fewest:
+            turns = slices if name == "update" else 0  # of decode's loop one turn alone is asked
+            row["step_bytes"], row["fewest_bytes"] = moved(parsed, turns), fewest[name]
+            row["cache_bytes_ratio"] = round(row["step_bytes"] / fewest[name], 3)
+        if target != "cpu" and (cost := compiled.cost_analysis()):
+            row["cost_model"] = {key: cost[key] for key in COST if key in cost}
+        rows[name] = row | {"collectives": hlo.collectives(parsed)}
     size = sum(math.prod(x.shape) for x in jax.tree.leaves(run.published))
-    return {"parameters": size, "mesh": dict(run.mesh.shape), "held": held, "programs": programs}
+    found = {"target": target, "parameters": size, "mesh": dict(run.mesh.shape)}
+    return found | {"held": held(run), "programs": rows}
 
 
 def table(found: dict[str, Any]) -> str:
@@ -184,25 +291,41 @@ def table(found: dict[str, Any]) -> str:
     mesh = " x ".join(f"{name} {n}" for name, n in found["mesh"].items())
     lines = [f"{found['parameters']:,} parameters on {mesh}; GiB per device", ""]
     lines += [f"{name:<21}{gib(n):>10}" for name, n in found["held"].items() if n]
-    columns = [key for key in found["programs"]["update"] if key != "collectives"]
-    lines += ["", " " * 8 + "".join(f"{key:>13}" for key in columns)]
+    lines += ["", " " * 8 + "".join(f"{key:>13}" for key in ("compile_s", *BYTES))]
     for name, row in found["programs"].items():
-        cells = [f"{row[key]:.1f}" if key == "compile_s" else gib(row[key]) for key in columns]
+        cells = [f"{row['compile_s']:.1f}", *(gib(row[key]) for key in BYTES)]
         lines.append(f"{name:<8}" + "".join(f"{cell:>13}" for cell in cells))
-    lines += ["", "collectives, times written, largest result"]
+    lines.append("")
+    for name, row in found["programs"].items():
+        if "step_bytes" in row:
+            moved, fewest = gib(row["step_bytes"]), gib(row["fewest_bytes"])
+            ratio = f"{row['cache_bytes_ratio']:.2f}"
+            lines.append(f"a step of {name} moves {moved}, {ratio} times the fewest, {fewest}")
+        if "cost_model" in row:
+            costs = ", ".join(f"{key} {x:.4g}" for key, x in row["cost_model"].items())
+            lines.append(f"{name}, loops counted once: {costs}")
+    lines += ["", "collectives, times written, largest result, all results"]
     for name, row in found["programs"].items():
         for kind, seen in row["collectives"].items():
-            lines.append(f"{name:<8}{kind:<20}{seen['count']:>5}{gib(seen['largest']):>10}")
+            sizes = f"{gib(seen['largest']):>10}{gib(seen['bytes']):>10}"
+            lines.append(f"{name:<8}{kind:<20}{seen['count']:>5}{sizes}")
     return "\n".join(lines)
 
 
-def own_options(words: list[str]) -> tuple[dict[str, int], list[str]]:
-    """(values of OWN, the other words). InputError if a value is no number."""
+def own_options(words: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """(values of OWN, the other words). InputError if a value is not of its kind."""
     options, rest = dict(OWN), []
     for word in words:
         key, _, value = word.partition("=")
         if key not in OWN:
             rest.append(word)
+        elif key == "target":
+            targets.platform(value)
+            options[key] = value
+        elif key == "programs":
+            if unknown := set(value.split(",")) - set(PROGRAMS.split(",")):
+                raise InputError(key, value, f"no {min(unknown)!r} here", f"use some of {PROGRAMS}")
+            options[key] = value
         elif not value.isdecimal() or int(value) < (key == "devices"):
             raise InputError(key, value, "not such a number", "give a whole number")
         else:
@@ -221,9 +344,10 @@ def main() -> int:
             jax.config.update("jax_num_cpu_devices", options["devices"])
         from rlx.train import start
 
-        found = report(start.resolve(config), options["prompt_tokens"])
+        asked = (options[key] for key in ("prompt_tokens", "target", "programs"))
+        found = report(start.resolve(config), *asked)
     except train.BAD_INPUT as error:
-        print(f"error: {train.one_line(error)}", file=sys.stderr)
+        print(f"error: {train.told(error)}", file=sys.stderr)
         return 2
     print(table(found))
     print(json.dumps(found))

@@ -13,36 +13,66 @@ from omegaconf.errors import OmegaConfBaseException
 from rlx.errors import InputError
 
 T = TypeVar("T")
+REMEDIES = {
+    "int": "give a whole number",
+    "float": "give a number",
+    "bool": "give true or false",
+    "other": "quote it, or give it as the docstring shows",
+}
 
 
-def read_options(kind: type[T], argv: Sequence[str], remedies: Mapping[str, str] = {}) -> T:
-    """The dataclass `kind` with the fields that the words name.
+def own_options(
+    kind: type[T], argv: Sequence[str], remedies: Mapping[str, str] = {}
+) -> tuple[T, list[str]]:
+    """(The dataclass `kind` with the fields that words name, the other words).
 
     Raises:
-        InputError: a word names no field, or its value is not of the field's type; the remedy is
-            that of `remedies`, or the docstring's.
+        InputError: a value is missing or not of the field's type; the remedy is that of `remedies`,
+            or the type's, or the docstring's.
     """
-    known = kind.__dataclass_fields__
-    options = OmegaConf.structured(kind)
+    options, rest = OmegaConf.structured(kind), []
     OmegaConf.set_readonly(options, False)  # a frozen dataclass makes a read-only node
     for word in argv:
         key, equals, value = word.partition("=")
-        if not equals or key not in known:
-            remedy = f"write KEY=VALUE with one of {', '.join(known)}"
-            raise InputError(key, value, "unknown option", remedy)
+        if not equals or key not in kind.__dataclass_fields__:
+            rest.append(word)
+            continue
         try:
-            options = OmegaConf.merge(options, OmegaConf.from_cli([word]))
-        except (OmegaConfBaseException, yaml.YAMLError) as error:
-            reason = str(error).splitlines()[0]
-            remedy = remedies.get(key, "quote it, or give it as the docstring shows")
-            raise InputError(key, value, reason, remedy) from error
-    return OmegaConf.to_object(options)
+            given = OmegaConf.from_cli([word])
+            OmegaConf.to_container(given, resolve=True, throw_on_missing=True)
+            options = OmegaConf.merge(options, given)
+        except (OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError) as error:
+            kinds = kind.__dataclass_fields__[key].type
+            usual = REMEDIES.get(getattr(kinds, "__name__", kinds), REMEDIES["other"])
+            reason = str(error).partition("\n")[0] if value else "empty"
+            raise InputError(key, value, reason, remedies.get(key, usual)) from error
+    return OmegaConf.to_object(options), rest
 
 
-def exit_status(command: Callable[[list[str]], Any]) -> int:
-    """0 once the command has done what the words ask for; 2, with one line, if it cannot."""
+def read_options(kind: type[T], argv: Sequence[str], remedies: Mapping[str, str] = {}) -> T:
+    """The same where no other words may stand: InputError on one."""
+    options, rest = own_options(kind, argv, remedies)
+    for key, _, value in (word.partition("=") for word in rest):
+        remedy = f"write KEY=VALUE with one of {', '.join(kind.__dataclass_fields__)}"
+        raise InputError(key, value, "unknown option", remedy)
+    return options
+
+
+def check_choices(options: Any, choices: Mapping[str, Sequence[str]]) -> None:
+    """InputError on the first option whose value is none of its choices."""
+    for key, allowed in choices.items():
+        value = getattr(options, key)
+        if value not in allowed:
+            raise InputError(key, value, "not available", f"use {key}={'|'.join(allowed)}")
+
+
+def exit_status(command: Callable[[list[str]], Any], argv: list[str] | None = None) -> int:
+    """0 once the command has done what the words ask for; 2, with one line, if they are at fault.
+
+    Every other error is a defect of the program, and goes on.
+    """
     try:
-        command(sys.argv[1:])
+        command(sys.argv[1:] if argv is None else argv)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

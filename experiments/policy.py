@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, make_dataclass, replace
 from typing import Any, NamedTuple
 
 from experiments import train
-from rlx.errors import InputError
+from experiments.options import own_options
 from rlx.config import Config
+from rlx.errors import InputError
 
 SECTIONS = ("env", "rollout")  # of a run, unless a word says something else about them
 
@@ -20,6 +21,15 @@ class Policy(NamedTuple):
     params: Any
     graders: Any  # with the environment
     mesh: Any
+
+    def sampled(self) -> tuple[Any, Any]:
+        """(a generator, the weights to draw with)."""
+        from rlx.rollout.engine import make_generator
+        from rlx.rollout.generator import Weights, published
+
+        head_dtype = self.config.rollout.head_dtype
+        params = published(self.params, self.config.model, head_dtype, self.mesh, self.mesh)
+        return make_generator(self.config, self.graders.env, self.mesh), Weights(params, 0)
 
 
 def composed(words: Sequence[str]) -> Config:
@@ -43,12 +53,11 @@ def composed(words: Sequence[str]) -> Config:
     return start.resolve(config)
 
 
-def main(look: Callable[[Policy, dict[str, str]], None], own: dict[str, str]) -> int:
+def main(look: Callable[[Policy, dict[str, Any]], None], own: dict[str, Any]) -> int:
     """Exit status of `look(policy, options)`; `own` are its options and their defaults."""
-    words = sys.argv[1:]
-    given = dict(word.split("=", 1) for word in words if word.partition("=")[0] in own)
-    rest = [word for word in words if word.partition("=")[0] not in own]
+    kind = make_dataclass("Own", [(name, type(value), value) for name, value in own.items()])
     try:
+        options, rest = own_options(kind, sys.argv[1:])
         config = composed(rest)
         train.use_every_core()
         from rlx.mesh import make_mesh
@@ -59,8 +68,8 @@ def main(look: Callable[[Policy, dict[str, str]], None], own: dict[str, str]) ->
         params, _ = start.load(config, env, mesh, config.out)
         scorer = start.load_scorer(config, env, mesh)
         with closing(start.make_graders(config, env, scorer)) as graders:
-            look(Policy(config, params, graders, mesh), own | given)
+            look(Policy(config, params, graders, mesh), asdict(options))
     except train.BAD_INPUT as error:
-        print(f"error: {train.one_line(error)}", file=sys.stderr)
+        print(f"error: {train.told(error)}", file=sys.stderr)
         return 2
     return 0

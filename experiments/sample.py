@@ -8,21 +8,26 @@ The words are those of experiments.evaluate. Problems are the first of the held-
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from experiments.policy import Policy, main
+from rlx.errors import InputError
 
 
-def sample(policy: Policy, options: dict[str, str]) -> None:
+def sample(policy: Policy, options: dict[str, Any]) -> None:
+    for key in ("problems", "samples"):
+        if options[key] < 1:
+            raise InputError(key, options[key], "not positive", "give 1 or more")
     import jax
 
     from rlx.evaluate import generate
     from rlx.rollout.grades import grades, said
 
     config, graders = policy.config, policy.graders
-    env, k = graders.env, int(options["samples"])
-    problems = env.heldout[: int(options["problems"])]
+    env, k = graders.env, options["samples"]
+    problems = env.heldout[: options["problems"]]
     key = jax.random.key(config.seed)
-    drawn = generate(policy.params, config, env, problems, k, key, policy.mesh)
+    drawn = generate(*policy.sampled(), config, env, problems, k, key)
     for problem, token_GT, length_G in drawn:
         answer = said(env, problem, token_GT, length_G)
         (score_G,) = grades(graders, [answer], policy.mesh).score_PG
@@ -33,4 +38,4 @@ def sample(policy: Policy, options: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sample, {"problems": "4", "samples": "2"}))
+    sys.exit(main(sample, {"problems": 4, "samples": 2}))

@@ -74,9 +74,12 @@ def by_magnitude(table: pd.DataFrame) -> pd.Series:
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
     """One row per design and one of all; see the module's docstring."""
     rows = []
-    for design, part in [*table.groupby(DESIGN), (("all",) * 3, table)]:
+    for part in [*(part for _, part in table.groupby(DESIGN)), table]:
         study = part[DESIGN].astype(str).agg("-".join, axis=1) + "-" + part["study"].astype(str)
-        row = dict(zip(DESIGN, design, strict=True)) | {"comparisons": len(part)}
+        row: dict[str, object] = dict.fromkeys(DESIGN, "all")
+        if part is not table:
+            row = {name: part[name].iloc[0] for name in DESIGN}
+        row["comparisons"] = len(part)
         row |= {v: (part["verdict"] == v).mean() for v in ("undecided", "neither")}
         row["wrong"], row["wrong_se"] = clustered(part["verdict"].isin(WRONG), study)
         row["magnitude"] = by_magnitude(part).mean()

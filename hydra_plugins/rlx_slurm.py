@@ -23,7 +23,8 @@ if find_spec("submitit") and find_spec("hydra_plugins.hydra_submitit_launcher"):
     from hydra_plugins.hydra_submitit_launcher import submitit_launcher
     from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
 
-    more = [("_target_", str, "hydra_plugins.rlx_slurm.SlurmLauncher"), ("max_array_size", int, 1000)]
+    target = ("_target_", str, "hydra_plugins.rlx_slurm.SlurmLauncher")
+    more = [target, ("max_array_size", int, 1000)]
     Arrays = make_dataclass("Arrays", more, bases=(SlurmQueueConf,))
     ConfigStore.instance().store(group="hydra/launcher", name="slurm_arrays", node=Arrays())
 

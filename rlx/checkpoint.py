@@ -61,7 +61,6 @@ def unpack(blob: np.ndarray) -> Any:
     return fill(json.loads(arrays["json"].tobytes()))
 
 
-@jax.jit
 def _checksum(x: jax.Array) -> jax.Array:
     """sum_i (2 p_i + 1) b_i mod 2^32 of the bits b of an array, uint32; p depends on the position.
 
@@ -83,9 +82,17 @@ def _named(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
 
 
+@jax.jit
+def _checksums(named: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {name: _checksum(x) for name, x in named.items()}
+
+
 def checksums(tree: Any) -> dict[str, int]:
-    """Of the arrays of a pytree, by their paths."""
-    found = jax.device_get({name: _checksum(x) for name, x in _named(tree).items()})
+    """Of the arrays of a pytree, by their paths.
+
+    By one program: several at once, each with sums over devices, may wait for each other for ever.
+    """
+    found = jax.device_get(_checksums(_named(tree)))
     return {name: int(x) for name, x in found.items()}
 
 

@@ -40,8 +40,9 @@ class Section:
 
     def __post_init__(self):
         interval_of = {name: i for i, names in self.ranges.items() for name in names.split()}
-        for name, option in type(self).__dataclass_fields__.items():
-            value, kind = getattr(self, name), str(option.type).split("[")[0]
+        for option in fields(self):  # ty: ignore[invalid-argument-type]
+            name, kind = option.name, str(option.type).split("[")[0]
+            value = getattr(self, name)
             flag = isinstance(value, bool) and kind in HELD  # to Python a number
             if flag or not isinstance(value, TYPES.get(kind, object)):
                 self.refuse(name, f"not of type {kind}", "give a value of that type")
@@ -88,6 +89,7 @@ LENGTH_CONTROLS = ("none", "interruption", "penalty_passes", "penalty_all")
 ZERO_VARIANCE = ("keep", "drop", "refill")
 TRACKERS = ("none", "tensorboard", "wandb")
 DTYPES = ("float32", "bfloat16")
+ATTENTIONS = ("auto", "xla", "cudnn")
 ROPE_SCALINGS = ("none", "linear", "llama3", "yarn")
 ENVS = ("digit_chain", "reasoning_gym", "math", "code", "mixture", "preference")
 ROUTERS = ("softmax", "sigmoid")
@@ -139,6 +141,7 @@ class ModelConfig(Section):
     router_aux_coef: float = 0.0  # weight of the sequence-wise balance loss
     remat: bool = False  # a layer's activations are computed again by the backward pass, not kept
     query_chunk: int = 0  # queries whose attention scores exist at once; 0: all
+    attention: str = "auto"  # xla, or cudnn: fused, on NVIDIA GPUs in bfloat16
     param_dtype: str = "float32"  # parameters, and with them the optimiser's moments
     compute_dtype: str = "float32"  # activations, keys and values
 
@@ -152,7 +155,7 @@ class ModelConfig(Section):
     }
     names = {
         "rope_scaling": ROPE_SCALINGS, "router": ROUTERS, "moe_dispatch": DISPATCHES,
-        "param_dtype": DTYPES, "compute_dtype": DTYPES,
+        "param_dtype": DTYPES, "compute_dtype": DTYPES, "attention": ATTENTIONS,
     }  # fmt: skip
 
     def check(self):
@@ -351,7 +354,7 @@ class RolloutConfig(Section):
 
 @dataclass(frozen=True)
 class PipelineConfig(Section):
-    """Who waits for whom. See rlx.train.buffer for the bound that each kind guarantees."""
+    """Who waits for whom. See rlx.rollout.buffer for the bound that each kind guarantees."""
 
     kind: str = "sync"
     k: int = 0
@@ -688,13 +691,14 @@ def _computes(key: str) -> bool:
     return key.split(".")[0] not in (*WHERE, *LABELS)
 
 
-def _defaults(kind: type) -> dict[str, Any]:
+def _defaults(kind: Any) -> dict[str, Any]:
     """The nested defaults of a configuration, which need not be one that can run."""
-    made = {
-        part.name: part.default_factory() if part.default is MISSING else part.default
-        for part in fields(kind)
-    }
-    return {name: asdict(part) if is_dataclass(part) else part for name, part in made.items()}
+    made = {}
+    for part in fields(kind):
+        default: Any = part.default_factory if part.default is MISSING else part.default
+        default = default() if part.default is MISSING else default
+        made[part.name] = asdict(default) if is_dataclass(default) else default
+    return made
 
 
 def _flat(nested: dict[str, Any], prefix: str = "") -> Options:

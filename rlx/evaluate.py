@@ -10,14 +10,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from rlx import flops, processes
+from rlx import flops
 from rlx.config import Config
 from rlx.envs.base import Env, eval_sets
 from rlx.envs.grading import Graders
-from rlx.rollout import sampler
-from rlx.rollout.engine import rules
+from rlx.rollout.generator import Generator, Request, Weights
 from rlx.rollout.grades import grades, said
-from rlx.types import Problem, left_padded
+from rlx.types import Problem
 
 
 def pass_at_k(trials: int, passes_n: np.ndarray, k: int) -> float:
@@ -42,47 +41,48 @@ def standard_error(trials: int, passes_n: np.ndarray) -> float:
 
 
 def generate(
-    params, config: Config, env: Env, problems: Sequence[Problem], samples: int, key, mesh: Mesh
-):
-    """Yield (problem, token_GT, length_G) for every problem, `samples` completions each.
+    generator: Generator, weights: Weights, config: Config, env: Env, problems: Sequence[Problem],
+    samples: int, key: jax.Array,
+) -> list[tuple[Problem, np.ndarray, np.ndarray]]:  # fmt: skip
+    """(problem, token_GT, length_G) of every problem, `samples` completions each.
 
-    Problem i draws with group serial i; the slots of training are used, block by block.
+    Problem i draws with group serial i, and a place that is free again goes to the next sample.
     """
-    W, U, T = config.slots, env.max_prompt_tokens, config.rollout.max_new_tokens
-    block = max(W // samples, 1)
-    width = max(W, samples)
-    static = {"config": config.model, "rules": rules(config, env), "mesh": mesh}
-    temperature = config.rollout.temperature
-    for start in range(0, len(problems), block):
-        some = problems[start : start + block]
-        prompts = [env.tokenizer.encode_prompt(problem.prompt) for problem in some]
-        prompt_PU, length_P = left_padded(prompts, U, env.tokenizer.pad_id, rows=block)
-        slot_PG = np.full((block, samples), width, np.int32)
-        slot_PG[: len(some)] = np.arange(len(some) * samples).reshape(len(some), samples)
-        serial_P = np.arange(start, start + block, dtype=np.int32)
-        slots = sampler.empty(config.model, width, U, T, mesh)
-        slots = sampler.insert(
-            params, slots, prompt_PU, length_P, slot_PG, serial_P, key, 0, temperature, **static
-        )
-        slots = sampler.decode(params, slots, 0, temperature, T, **static)
-        token_WT, count_W = processes.to_host((slots.token_WT, slots.count_W))
-        for problem, slot_G in zip(some, slot_PG, strict=False):
-            yield problem, token_WT[slot_G], count_W[slot_G]
+    T, stop_ids = config.rollout.max_new_tokens, env.tokenizer.stop_ids
+    prompts = [env.tokenizer.encode_prompt(problem.prompt) for problem in problems]
+    keys = [(i, g) for i in range(len(problems)) for g in range(samples)]
+    waiting = [Request(key, prompts[key[0]], T, stop_ids) for key in keys]
+    token_PGT = np.full((len(problems), samples, T), env.tokenizer.pad_id, np.int32)
+    length_PG = np.zeros((len(problems), samples), np.int32)
+    with generator.aside(key):
+        while not length_PG.all():
+            room = generator.free
+            generator.submit(waiting[:room])
+            waiting = waiting[room:]
+            generator.begin(weights, config.rollout.decode_chunk_tokens if waiting else T)
+            for sample in generator.collect()[0]:
+                n = length_PG[sample.key] = len(sample.token_T)
+                token_PGT[sample.key][:n] = sample.token_T
+    return list(zip(problems, token_PGT, length_PG, strict=True))
 
 
 def evaluate(
-    params, config: Config, graders: Graders, version: int, ledger: flops.Ledger, mesh: Mesh
-) -> list[dict[str, Any]]:
-    """A row for every evaluation set, `heldout` first; `measure` makes them."""
+    generator: Generator, weights: Weights, config: Config, graders: Graders, ledger: flops.Ledger,
+    mesh: Mesh,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """A row for every evaluation set, `heldout` first; `measure` makes them.
+
+    mesh: where a reward model scores.
+    """
     return [
-        measure(params, config, graders, name, version, ledger, mesh)
+        measure(generator, weights, config, graders, name, ledger, mesh)
         for name in eval_sets(graders.env)
     ]
 
 
 def measure(
-    params, config: Config, graders: Graders, eval_set: str, version: int, ledger: flops.Ledger,
-    mesh: Mesh,
+    generator: Generator, weights: Weights, config: Config, graders: Graders, eval_set: str,
+    ledger: flops.Ledger, mesh: Mesh,
 ) -> dict[str, Any]:  # fmt: skip
     """One evaluation row without its compute; spends `ledger.eval_flops`.
 
@@ -92,9 +92,10 @@ def measure(
     env = graders.env
     k, vocab = config.eval.samples_per_prompt, env.tokenizer.vocab_size
     problems = eval_sets(env)[eval_set]
-    key = jax.random.fold_in(jax.random.key(config.eval.seed), version)
+    key = jax.random.fold_in(jax.random.key(config.eval.seed), weights.version)
     answers = []
-    for problem, token_GT, length_G in generate(params, config, env, problems, k, key, mesh):
+    drawn = generate(generator, weights, config, env, problems, k, key)
+    for problem, token_GT, length_G in drawn:
         answers.append(said(env, problem, token_GT, length_G))
         length = len(env.tokenizer.encode_prompt(problem.prompt))
         ledger.eval_flops += float(flops.prefill_flops(config.model, vocab, length))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from rlx.errors import InputError
 from rlx.config import MeshConfig
+from rlx.errors import InputError
 from rlx.types import Params
 
 # Logical axis -> mesh axes. Prompts and the sampler's slots are split over data and fsdp together;
@@ -32,18 +35,21 @@ RULES = {
 }
 
 
-def make_mesh(config: MeshConfig, prompts: int = 1) -> Mesh:
-    """A (data, fsdp, expert, tensor) mesh over the first devices.
+def make_mesh(
+    config: MeshConfig, prompts: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """A (data, fsdp, expert, tensor) mesh over the first devices, of all that are there or given.
 
     data = 0 takes as many devices as divide `prompts`, the groups of a slice of the batch. The last
     `generators` devices are left to the generator, an equal number in every process. InputError if
     there are too few, or if a process is left without a part of the mesh.
     """
-    devices, _ = _split(config.generators)
-    others = config.fsdp * config.expert * config.tensor
+    devices, others = _split(config.generators, devices)
+    processes = {device.process_index for device in [*devices, *others]}
+    per_replica = config.fsdp * config.expert * config.tensor
     data = config.data
     if data == 0:
-        most = max(len(devices) // others, 1)
+        most = max(len(devices) // per_replica, 1)
         data = max(n for n in range(1, most + 1) if prompts % (n * config.fsdp) == 0)
     shape = (data, config.fsdp, config.expert, config.tensor)
     if math.prod(shape) > len(devices):
@@ -54,42 +60,59 @@ def make_mesh(config: MeshConfig, prompts: int = 1) -> Mesh:
             "shrink mesh.data, mesh.fsdp, mesh.expert, mesh.tensor or mesh.generators",
         )
     used = devices[: math.prod(shape)]
-    if len({device.process_index for device in used}) < jax.process_count():
+    if {device.process_index for device in used} != processes:
         raise InputError(
             "mesh",
             "x".join(map(str, shape)),
-            f"{len(used)} of {len(devices)} devices leave a process of {jax.process_count()} idle",
+            f"{len(used)} of {len(devices)} devices leave a process of {len(processes)} idle",
             "enlarge mesh.data, mesh.fsdp, mesh.expert or mesh.tensor, or start fewer processes",
         )
     return _mesh(shape, used)
 
 
-def _split(generators: int) -> tuple[list[jax.Device], list[jax.Device]]:
+def _split(
+    generators: int, devices: Sequence[jax.Device] | None
+) -> tuple[list[jax.Device], list[jax.Device]]:
     """(learner's, generator's) devices: the last ones of every process generate."""
-    n = jax.process_count()
+    devices = jax.devices() if devices is None else devices
+    of_process: dict[int, list[jax.Device]] = {}
+    for device in devices:
+        of_process.setdefault(device.process_index, []).append(device)
+    n = len(of_process)
     if generators % n:
         raise InputError(
             "mesh.generators", generators, f"not a multiple of {n} processes", f"use {n}, or 0"
         )
     learners, others = [], []
-    for process in range(n):
-        devices = [d for d in jax.devices() if d.process_index == process]
-        keep = len(devices) - generators // n
-        learners, others = learners + devices[:keep], others + devices[keep:]
+    for _, mine in sorted(of_process.items()):
+        keep = len(mine) - generators // n
+        learners, others = learners + mine[:keep], others + mine[keep:]
     return learners, others
 
 
-def generator_mesh(config: MeshConfig, learner: Mesh) -> Mesh:
+def generator_mesh(
+    config: MeshConfig, learner: Mesh, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
     """The learner's, or a mesh of its own over the last `generators` devices, disjoint from it."""
     if not config.generators:
         return learner
     shape = (config.generators, 1, 1, 1)  # slots are split, weights are whole on every device
-    return _mesh(shape, _split(config.generators)[1])
+    return _mesh(shape, _split(config.generators, devices)[1])
 
 
 def _mesh(shape: tuple[int, int, int, int], devices: list[jax.Device]) -> Mesh:
-    names = ("data", "fsdp", "expert", "tensor")
-    return jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * 4, devices=devices)
+    """Mesh axes along those of a TPU's torus, which are split where the shape asks for it.
+
+    Devices that are no block of the torus are taken as they come.
+    """
+    names, kinds = ("data", "fsdp", "expert", "tensor"), (AxisType.Auto,) * 4
+    try:
+        return jax.make_mesh(shape, names, axis_types=kinds, devices=devices)
+    except NotImplementedError:
+        placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    except AssertionError:
+        placed = np.array(devices).reshape(shape)
+    return Mesh(placed, names, axis_types=kinds)
 
 
 def visible(mesh: Mesh, function):

@@ -199,7 +199,10 @@ class RunRecord:
                 self._size[name] = size
 
     def marks(self, names: Sequence[str]) -> dict[str, Any]:
-        """What a checkpoint remembers of the files of rows: `offsets`, and `crc32s` up to there."""
+        """What to remember of the files of rows: `offsets`, their sizes, and `crc32s` up to there.
+
+        Checkpoints do, and so does the manifest of a finished run, as `rows`.
+        """
         sizes = self.sizes(names)
         return {"offsets": sizes, "crc32s": {n: self._crc32(n, size) for n, size in sizes.items()}}
 
@@ -209,8 +212,7 @@ class RunRecord:
         for name, size in marks["offsets"].items():
             found = self._crc32(name, size)
             if found is None or found != written.get(name, found):
-                how = "is shorter than" if found is None else "differs from"
-                reason = f"{how} what the newest checkpoint remembers of it"
+                reason = f"{'shorter than' if found is None else 'not'} what this run wrote"
                 remedy = f"put the file back as it was, or remove {self.path} to start afresh"
                 raise InputError(self.path / name, "", reason, remedy)
 

@@ -3,13 +3,13 @@
 Array names end in `_` and one letter per axis:
 
     P prompts in a batch       G samples per prompt       B sequences = P*G, group after group
-    U prompt tokens (padded)   T completion tokens        S cache length = U + T
+    U prompt tokens (padded)   T completion tokens        S columns of a cache
     D model  N query heads  K key/value heads  H head size  F feed-forward  V vocabulary  L layers
     W slots of the sampler (sequences in flight)
     scaling: R runs  M measurements of a run  C compute grid
 
-Prompts are padded on the left and completions on the right, so the first completion token of
-every sequence sits in the same cache column U.
+Prompts and completions are padded on the right. The keys and values of a sequence's token at
+position s stand in column s of a cache.
 
 Version: the weights have version v after v updates; each sampled token stores the version that
 sampled it. Staleness of a sequence at the update that uses it: v_learner - min(version of its
@@ -47,7 +47,7 @@ class TrainState:
 class Batch:
     """What one update learns from. Sequence b belongs to prompt b // G."""
 
-    prompt_PU: Any  # int32, padded on the left
+    prompt_PU: Any  # int32, padded on the right
     prompt_length_P: Any  # int32
     completion_BT: Any  # int32, padded on the right
     mask_BT: Any  # float32, 1 where the token was sampled (holes allowed)
@@ -101,12 +101,12 @@ class Group:
         return (within_GT & ~self.sampled_GT).any(axis=1)
 
 
-def left_padded(prompts: Sequence[Sequence[int]], width: int, pad_id: int, rows: int = 0):
+def right_padded(prompts: Sequence[Sequence[int]], width: int, pad_id: int, rows: int = 0):
     """(prompt_PU, length_P) of token lists, `width` columns; up to `rows` rows of one pad token."""
     rows = max(rows, len(prompts))
     prompt_PU = np.full((rows, width), pad_id, np.int32)
     length_P = np.ones(rows, np.int32)
     for p, prompt in enumerate(prompts):
         length_P[p] = len(prompt)
-        prompt_PU[p, width - len(prompt) :] = prompt
+        prompt_PU[p, : len(prompt)] = prompt
     return prompt_PU, length_P

@@ -229,7 +229,9 @@ def test_a_driver_answers_and_ends(echo):
 
 
 def test_a_driver_that_stopped_names_its_log(echo):
-    with pytest.raises(ValueError, match=r"^rival: its driver stopped; see .*echo\.py\.log$"):
+    with pytest.raises(
+        ValueError, match=r"^rival=echo\.py: its driver stopped; see .*echo\.py\.log$"
+    ):
         echo.ask({"cmd": "stop"})
     echo.process.wait()
     echo.process.stdin.close()
@@ -380,15 +382,19 @@ def test_options():
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["fit", "rival=trl"], "rival=trl: unknown; use one of none, numpyro, nutpie"),
-        (["step", "rival=nutpie"], "rival=nutpie: unknown; use one of none, trl, tunix"),
-        (["fit", "curve=power"], "curve=power: unknown; use one of burr, sigmoid"),
+        (["fit", "rival=trl"], "rival=trl: not available; use rival=none|numpyro|nutpie"),
+        (["step", "rival=nutpie"], "rival=nutpie: not available; use rival=none|trl|tunix"),
+        (["fit", "curve=power"], "curve=power: not available; use curve=burr|sigmoid"),
         (["fit", "size=24x20"], "size=24x20: not RECIPESxSEEDSxEVALUATIONS; write size=8x3x20"),
         (["fit", "size=0x3x20"], "size=0x3x20: not RECIPESxSEEDSxEVALUATIONS; write size=8x3x20"),
         (["fit", "rounds=0"], "rounds=0: too small; give 1 or more"),
         (["fit", "seed=-1"], "seed=-1: too small; give 0 or more"),
-        (["fit", "draws=many"], "draws=many: not a number; give a whole number"),
-        (["sampler", "size=8x3x20"], "size=8x3x20: unknown key; use one of rival, model, "),
+        (["fit", "draws=many"], "draws=many: Value 'many' of type 'str' could not be converted"),
+        (["step", "model=big"], "model=big: not available; use model=tiny|small"),
+        (
+            ["sampler", "size=8x3x20"],
+            "size=8x3x20: unknown option; write KEY=VALUE with one of rival, model, ",
+        ),
         (["posterior"], "WHAT=['posterior']: nothing to time; use one of sampler, learner, step,"),
     ],
 )

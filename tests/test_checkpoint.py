@@ -338,10 +338,19 @@ def test_rows_that_are_not_those_of_the_checkpoint_are_refused(
     stopped(tmp_path)
     damage(tmp_path / name)
     before = {f: f.read_bytes() for f in tmp_path.glob("*.jsonl")}
-    line = f"{name}=: (is shorter than|differs from) what the newest checkpoint .*; put the file "
+    line = f"{name}=: (shorter than|not) what this run wrote; put the file back as it was, or "
     with pytest.raises(InputError, match=line):
         loop.train(replace(config, out=str(tmp_path)), progress=False)
     assert {f: f.read_bytes() for f in tmp_path.glob("*.jsonl")} == before
+
+
+def test_rows_of_a_finished_run_that_changed_are_refused(config, whole, tmp_path):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    same = replace(config, out=str(tmp_path))
+    assert loop.train(same, progress=False)["status"] == "done"
+    change(tmp_path / "evals.jsonl")
+    with pytest.raises(InputError, match="evals.jsonl=: not what this run wrote; put the file"):
+        loop.train(same, progress=False)
 
 
 def test_a_checkpoint_without_its_manifest_goes_on_as_it_was_only(config, stopped, whole, tmp_path):

@@ -11,6 +11,8 @@ from rlx import flops
 from rlx.envs.grading import Graders
 from rlx.evaluate import evaluate, generate, pass_at_k, standard_error
 from rlx.mesh import make_mesh
+from rlx.rollout.engine import make_generator
+from rlx.rollout.generator import Weights
 from rlx.train import warm_start
 from rlx.train.start import make_env
 
@@ -52,14 +54,15 @@ def drawn(config, start, samples, n):
     """The rows of tokens of every problem, cut at their lengths, by problem."""
     params, env, mesh = start
     problems = (env.heldout + env.train)[:n]
-    rows = generate(params, config, env, problems, samples, jax.random.key(0), mesh)
+    policy = (make_generator(config, env, mesh), Weights(params, 0))
+    rows = generate(*policy, config, env, problems, samples, jax.random.key(0))
     got = [(p, [t[:m].tolist() for t, m in zip(*x, strict=True)]) for p, *x in rows]
     assert [p for p, _ in got] == problems  # every problem once, in order
     return [texts for _, texts in got]
 
 
-def test_a_last_block_that_is_not_full_covers_every_problem(easy, start):
-    whole = drawn(easy, start, 4, 12)  # blocks of 4 problems
+def test_every_problem_is_covered_however_many_there_are(easy, start):
+    whole = drawn(easy, start, 4, 12)
     assert drawn(easy, start, 4, 10) == whole[:10]
     assert drawn(easy, start, 4, 1) == whole[:1]
     assert all(len(texts) == 4 for texts in whole)
@@ -76,10 +79,11 @@ def test_an_evaluation_counts_what_was_drawn(easy, start):
     params, env, mesh = start
     config = replace(easy, eval=replace(easy.eval, samples_per_prompt=4, seed=9))
     ledger = flops.Ledger()
-    (row,) = evaluate(params, config, Graders(env, {}), 7, ledger, mesh)
+    policy = (make_generator(config, env, mesh), Weights(params, 7))
+    (row,) = evaluate(*policy, config, Graders(env, {}), ledger, mesh)
     key = jax.random.fold_in(jax.random.key(9), 7)
     passes, cut, spent = [], 0, 0.0
-    for problem, token_GT, length_G in generate(params, config, env, env.heldout, 4, key, mesh):
+    for problem, token_GT, length_G in generate(*policy, config, env, env.heldout, 4, key):
         texts = [env.tokenizer.decode(t[:n]) for t, n in zip(token_GT, length_G, strict=True)]
         last_G = token_GT[np.arange(4), length_G - 1]
         stopped_G = last_G == env.tokenizer.stop_id

@@ -188,6 +188,4 @@ def test_bad_input_ends_the_study_with_exit_code_2(tmp_path, monkeypatch, capfd)
     monkeypatch.chdir(ROOT)
     assert study.main(["sweep=default", f"out={tmp_path / 'x'}", "algo.clip_low=2"]) == 2
     errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert errors == [
-        "error: algo.clip_low=2.0: outside [0, 1); use a value in [0, 1)"
-    ]
+    assert errors == ["error: algo.clip_low=2.0: outside [0, 1); use a value in [0, 1)"]

@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 
 import rlx.scaling as sc
-from experiments.fit import main, run
+from experiments.fit import FitConfig, main, parse, run
 from rlx.record import RunRecord
 from rlx.scaling.curve import sigmoid
 from rlx.scaling.data import Evals
+from rlx.scaling.source import Options
 
 ROOT = Path(__file__).parents[1]
 FIG1A = ROOT / "tests" / "data" / "digitized_fig1a.csv"
@@ -249,6 +250,71 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, wo
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and re.fullmatch(line, error.strip())
     assert list(tmp_path.iterdir()) == []  # nothing is written
+
+
+def test_every_option_of_reading_is_one_of_the_command(tmp_path):
+    mine, theirs = FitConfig.__dataclass_fields__, Options.__dataclass_fields__
+    assert {name: mine[name].type for name in theirs if name != "r0"} == {
+        name: option.type for name, option in theirs.items() if name != "r0"
+    }
+    words = ["data=x", "axes=[a,b]", "trials=1319", "stderr=0.02", "min_points=3", "wide=true"]
+    config = parse([*words, "samples_per_prompt=4", "r0=0.25", "seed=s"])
+    assert config.axes == ("a", "b") and (config.min_points, config.wide) == (3, True)
+    assert (config.trials, config.stderr, config.samples_per_prompt) == (1319, 0.02, 4)
+    assert config.r0 == "0.25" and config.seed == "s"
+
+
+def test_shorter_runs_where_min_points_allows_them(tmp_path, capsys):
+    rows = "".join(f"a,{c},{0.1 + 0.1 * c}\n" for c in range(3))
+    (tmp_path / "t.csv").write_text("run,step,acc\n" + rows)
+    words = [f"data={tmp_path / 't.csv'}", "method=point", f"out={tmp_path / 'out'}"]
+    assert main(words) == 2
+    assert "no run has 4 points; name other columns, or lower min_points" in capsys.readouterr().err
+    assert main([*words, "min_points=3"]) == 0
+
+
+def test_a_spreadsheet_executes_nothing_in_what_is_written(tmp_path, capsys):
+    names = ["=cmd|' /C calc'!A0", "@sum(1)", "+1+cmd()", "-5", "a=b"]
+    C = np.linspace(0, 8, 9)
+    parts = [
+        pd.DataFrame({"run": n, "C": C, "value": sigmoid(C, A=0.6, B=2, C_mid=2 + i, R0=0.1)})
+        for i, n in enumerate(names)
+    ]
+    pd.concat(parts).to_csv(tmp_path / "t.csv", index=False)
+    assert main([f"data={tmp_path / 't.csv'}", "method=point", f"out={tmp_path / 'out'}"]) == 0
+    for file, column in (("fits.csv", "run"), ("summary.csv", "name"), ("forecast.csv", "run")):
+        written = pd.read_csv(tmp_path / "out" / file, dtype={column: str})[column].unique()
+        assert written.tolist() == [*(f"'{name}" for name in names[:3]), "-5", "a=b"]
+
+
+def test_where_nothing_can_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for out, line in (
+        ("", "error: out=: "),
+        (tmp_path / "file", f"error: out={tmp_path}/file: cannot be written; give out=DIR, a "),
+        (tmp_path / "file/below", f"error: out={tmp_path}/file/below: cannot be written; give "),
+        ("/dev/null", "error: out=/dev/null: cannot be written; give out=DIR, a directory with "),
+    ):
+        assert main([f"data={FIG1A}", "method=point", f"out={out}"]) == 2
+        assert capsys.readouterr().err.startswith(line)
+
+
+def test_no_room_is_one_line(tmp_path, monkeypatch, capsys):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pd.DataFrame, "to_csv", full)
+    assert main([f"data={FIG1A}", "method=point", f"out={tmp_path / 'out'}"]) == 2
+    assert "No space left on device; give out=DIR, a directory with room" in capsys.readouterr().err
+
+
+def test_a_defect_is_no_bad_input(tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise ValueError("a defect")
+
+    monkeypatch.setattr("experiments.fit.fit_study", broken)
+    with pytest.raises(ValueError, match="a defect"):
+        main([f"data={FIG1A}", "method=point", f"out={tmp_path}"])
 
 
 def test_a_study_of_mixed_units_is_one_line_and_exit_code_2(tmp_path, capsys):

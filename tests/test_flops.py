@@ -9,7 +9,7 @@ import pytest
 
 from rlx import flops
 from rlx.config import ModelConfig
-from rlx.models import transformer
+from rlx.models import attention, transformer
 
 CONFIG = ModelConfig(d_model=256, n_layers=2, n_heads=8, n_kv_heads=4, head_dim=32, d_ff=768)
 V = 512
@@ -45,13 +45,11 @@ def test_prefill_equals_xla(length):
 def test_decode_step_equals_xla():
     params = transformer.init(jax.random.key(0), CONFIG, V)
     S = 64
-    cache = transformer.empty_cache(CONFIG, 1, S)
+    cache = attention.empty(CONFIG, 1, S)
 
     def decode(params, cache):
-        column_W, pad_W = jnp.array([S - 1]), jnp.array([0])
-        hidden_WD, cache = transformer.decode(
-            params, CONFIG, cache, jnp.array([1]), column_W, pad_W
-        )
+        last_W = jnp.array([S - 1])
+        hidden_WD, cache = transformer.decode(params, CONFIG, cache, jnp.array([1]), last_W)
         return hidden_WD @ params["head"], cache
 
     closed = flops.decode_flops(CONFIG, V, S - 1, 2)

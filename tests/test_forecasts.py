@@ -241,7 +241,7 @@ def test_a_window_that_does_not_bound_its_ceiling_says_so(agreed):
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("fig=1", "fig=1: unknown option; use data=, out=, curve=, method="),
+        ("fig=1", "fig=1: unknown option; write KEY=VALUE with one of data, out, curve, method"),
         ("method=mle", r"method=mle: not available; use method=nuts\|laplace"),
         ("curve=power", r"curve=power: not available; use curve=burr\|sigmoid"),
         ("laplace", "laplace=: unknown option"),

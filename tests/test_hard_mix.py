@@ -15,11 +15,11 @@ def study(tmp_path):
     """Two cells, each at a rate of its own; one run rises and falls."""
     learning_rates = {"none": 1e-3, "sync": 2e-4}
     for ablation, rates in {"none": [0.25, 0.6, 0.2], "sync": [0.25, 0.5, 0.64]}.items():
-        record = RunRecord(tmp_path / "study" / "runs" / ablation)
+        record, rate = RunRecord(tmp_path / "study" / "runs" / ablation), learning_rates[ablation]
         record.update_manifest(
             run_id=ablation, study="hard_mix", recipe="cispo", seed=0, status="done", ceiling=0.5,
-            axes={"optim.learning_rate": learning_rates[ablation], "ablation": ablation}, config={
-                "env": {"kwargs": {"base": 4}}, "optim": {"learning_rate": learning_rates[ablation]},
+            axes={"optim.learning_rate": rate, "ablation": ablation}, config={
+                "env": {"kwargs": {"base": 4}}, "optim": {"learning_rate": rate},
                 "pipeline": {"kind": ablation},
             },
             warm_start_flops=0.0,

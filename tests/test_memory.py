@@ -6,7 +6,7 @@ import sys
 import jax
 import pytest
 
-from experiments import memory, train
+from experiments import hlo, memory, train
 from rlx.train.step import Hyper
 
 WORDS = """
@@ -54,8 +54,8 @@ def test_the_programs_take_what_is_held(found):
     assert 0 < scalars <= 4 * (1 + len(Hyper._fields))
     assert update["aliased"] == state + 4  # the new state takes the place of the old one
     decode = programs["decode"]
-    assert decode["arguments"] > held["parameters"] + held["keys and values"]
-    assert decode["beside"] == held["moments"] + 4
+    assert decode["arguments"] > held["published"] + held["keys and values"]
+    assert decode["beside"] == held["parameters"] + held["moments"] + 4
 
 
 def test_the_programs_hold_no_second_cache(found):
@@ -90,16 +90,65 @@ def test_per_device_is_a_sum_over_the_shards_that_a_device_has():
 
 
 def test_collectives_are_read_from_a_program():
-    hlo = """
-      %a = f32[4,8]{1,0} all-gather(%x), dimensions={0}
-      %b = (bf16[2]{0}, s32[]) all-reduce-start(%y), to_apply=%add
-      %c = bf16[3,5]{1,0} all-gather(%all-reduce), dimensions={0}
-      %d = f32[9]{0} fusion(%all-gather), metadata={op_name="all-to-all(x)"}
-    """
-    assert memory.collectives(hlo) == {
-        "all-gather": {"count": 2, "largest": 4 * 4 * 8},
-        "all-reduce": {"count": 1, "largest": 2 * 2 + 4},
+    """A loop's body stands once in the text and runs three times."""
+    program = hlo.parse(
+        """
+%body (carry: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {
+  %carry = (s32[], f32[4,8]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%carry), index=0
+  %x = f32[4,2]{1,0} get-tuple-element(%carry), index=1
+  %a = f32[4,8]{1,0} all-gather(%x), dimensions={1}
+  ROOT %next = (s32[], f32[4,8]{1,0}) tuple(%i, %a)
+}
+
+ENTRY %main (p: (s32[], f32[4,8]), q: bf16[2]) -> bf16[3,5] {
+  %p = (s32[], f32[4,8]{1,0}) parameter(0)
+  %q = bf16[2]{0} parameter(1)
+  %loop = (s32[], f32[4,8]) while(%p), body=%body, backend_config={"known_trip_count":{"n":"3"}}
+  %b = (bf16[2]{0}, s32[]) all-reduce-start(%q), to_apply=%add
+  %c = bf16[3,5]{1,0} all-gather(%q), dimensions={0}
+  ROOT %d = bf16[3,5]{1,0} copy(%c), metadata={op_name="all-to-all(x)"}
+}
+"""
+    )
+    assert hlo.collectives(program) == {
+        "all-gather": {"count": 2, "largest": 4 * 4 * 8, "bytes": 3 * 4 * 4 * 8 + 2 * 3 * 5},
+        "all-reduce": {"count": 1, "largest": 2 * 2 + 4, "bytes": 2 * 2 + 4},
     }
+
+
+def test_every_weight_and_the_cache_are_the_fewest_bytes_of_a_token(found):
+    """Whole along the model's width, which fsdp splits; experts and heads are a device's own."""
+    embed_rows, norms = 16 * 16, (4 + 4 + 1) * 16
+    matrices = (ATTENTION + EXPERTS + WORD_MATRICES - embed_rows) // 4
+    decode = found["programs"]["decode"]
+    assert decode["fewest_bytes"] == 4 * (matrices + ROUTERS + norms) + CACHE // 8
+    assert decode["step_bytes"] > decode["fewest_bytes"]
+    assert decode["cache_bytes_ratio"] > 1
+
+
+@pytest.mark.parametrize(
+    "words, kept, copied",
+    [
+        ([], False, False),
+        (["optim.lora_rank=2"], True, True),
+        (["algo.kl=k3", "algo.kl_coef=0.1"], True, False),
+        (["algo=tbrm"], True, False),
+    ],
+    ids=["plain", "lora", "kl", "tbrm"],
+)
+def test_the_start_is_held_for_adapters_and_references_alone(words, kept, copied):
+    unrolled = ["mesh.data=1", "model.scan_layers=false"]  # a list of layers, as decoding wants it
+    options, rest = memory.own_options([*WORDS, *unrolled, *words])
+    run = memory.traced(train.composed(rest), options["prompt_tokens"])
+    held, whole = memory.held(run), memory.per_device(run.published)
+    assert held["reference"] == (whole if kept else 0)
+    assert held["published"] == (whole if copied else 0)
+    learner = held["moments"] + held["reference"] + 4
+    shared = 0 if not copied else held["parameters"]
+    assert memory.beside(run, "decode") == learner + shared
+    slots = held["keys and values"] + held["slots besides"]
+    assert memory.beside(run, "update") == slots + held["published"]
 
 
 def test_the_command_prints_a_table_and_a_line(monkeypatch, capsys):
@@ -126,9 +175,16 @@ def test_the_command_prints_a_table_and_a_line(monkeypatch, capsys):
         ("devices=many", "devices=many: not such a number"),
         ("devices=0", "devices=0: not such a number"),
         ("prompt_tokens=-1", "prompt_tokens=-1: not such a number"),
+        ("target=h300", "target=h300: no such accelerator; use cpu, h100, h200, h200:8, or a TPU"),
+        ("target=", "target=: no such accelerator"),
+        ("target=v5p", "target=v5p: no such accelerator"),
+        ("target=h200:9", "target=h200:9: no such accelerator"),
+        ("target=v5p:4x0x4", "target=v5p:4x0x4: no such accelerator"),
+        ("target=v5p:4x4x4x4", "target=v5p:4x4x4x4: no such accelerator"),
+        ("programs=decode,learn", "programs=decode,learn: no 'learn' here; use some of update"),
         ("mesh.tensor=16", "mesh=1x1x1x16: needs 16 devices, 8 are there"),
         ("model.query_chunk=-1", "model.query_chunk=-1: negative"),
-        ("nonsense=1", "nonsense: unknown key"),
+        ("nonsense=1", "nonsense=1: unknown key"),
     ],
 )
 def test_bad_input_is_one_line(monkeypatch, capsys, word, said):

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as Spec
 
-from rlx.errors import InputError
 from rlx.config import MeshConfig
+from rlx.errors import InputError
 from rlx.mesh import RULES, along, make_mesh, of_params, sharding
 from rlx.models import transformer
 

@@ -129,7 +129,7 @@ def test_the_published_curves_are_drawn():
     [
         (["fig=4"], r"fig=4: no such figure; use 3\|12\|13\|table1\|"),
         ([], "fig=: no such figure"),
-        (["dir=x"], "dir=x: unknown option; write fig=NAME and out=DIR"),
+        (["dir=x"], "dir=x: unknown option; write KEY=VALUE with one of fig, out"),
         (["all"], "all=: unknown option"),
     ],
 )

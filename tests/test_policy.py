@@ -48,8 +48,15 @@ def test_an_interval_covers_the_mean_of_the_problems_it_is_drawn_from():
     assert 165 <= inside <= 195  # 90 % of 200, give or take three standard errors
 
 
+def test_scores_that_cannot_be_written_are_one_line(finished, monkeypatch, tmp_path, capsys):
+    words = [f"model.path={finished}", "eval.samples_per_prompt=8", f"json={tmp_path}"]
+    assert call(monkeypatch, evaluate.evaluate, {"json": ""}, *words) == 2
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert errors == [f"error: json={tmp_path}: Is a directory; give a file that can be written"]
+
+
 def test_sample_prints_what_is_said_and_its_score(easy, finished, monkeypatch, capsys):
-    own = {"problems": "3", "samples": "2"}
+    own = {"problems": 3, "samples": 2}
     assert call(monkeypatch, sample.sample, own, f"model.path={finished}", "problems=2") == 0
     said = capsys.readouterr().out
     prompts = [problem.prompt for problem in start.make_env(easy).heldout[:2]]
@@ -75,11 +82,16 @@ def test_export_writes_what_can_be_loaded(easy, finished, monkeypatch, tmp_path)
         (["model.path=nowhere"], "model.path=nowhere: no model there"),
         (["model.path={run}/checkpoints/7"], "checkpoint=7: not in"),
         (["model.path={run}", "model.d_model=99"], "model.d_model=99: model.path="),
-        (["model.path={run}", "nonsense=1"], "nonsense: unknown key"),
+        (["model.path={run}", "nonsense=1"], "nonsense=1: unknown key"),
+        (
+            ["model.path={run}", "problems=two"],
+            "problems=two: Value 'two' of type 'str' could not ",
+        ),
+        (["model.path={run}", "samples=0"], "samples=0: not positive; give 1 or more"),
     ],
 )
 def test_bad_input_is_one_line(finished, monkeypatch, capsys, words, said):
     words = [word.format(run=finished) for word in words]
-    assert call(monkeypatch, sample.sample, {"problems": "1", "samples": "1"}, *words) == 2
+    assert call(monkeypatch, sample.sample, {"problems": 1, "samples": 1}, *words) == 2
     errors = capsys.readouterr().err.strip().splitlines()
     assert len(errors) == 1 and said in errors[0]

@@ -74,13 +74,12 @@ def test_it_knows_the_capital_of_france(model, mesh):
     """Greedy tokens of the sampler, up to the end of the turn, are those of `generate`."""
     params, config = model
     prompt_PU, (end_id, n) = GOLDEN["tokens_0"][None], (GOLDEN["greedy_T"][-1], 24)
-    options = {"config": config, "rules": sampler.Rules(stop_ids=(int(end_id),)), "mesh": mesh}
-    slots = sampler.empty(config, 1, prompt_PU.shape[1], n, mesh)
-    length_P, zero_1 = np.full(1, prompt_PU.shape[1]), jnp.zeros(1, jnp.int32)
-    key = jax.random.key(0)
-    slots = sampler.insert(
-        params, slots, prompt_PU, length_P, zero_1[:, None], zero_1, key, 0, 1e-4, **options
-    )
+    options = {"config": config, "rules": sampler.Rules(), "mesh": mesh}
+    slots = sampler.empty(config, 1, prompt_PU.shape[1], n, 1, mesh)
+    zero_1 = np.zeros(1, np.int32)
+    new = sampler.New(zero_1, zero_1, zero_1, zero_1 + n, np.array([[end_id]], np.int32))
+    length_P, key = np.full(1, prompt_PU.shape[1]), jax.random.key(0)
+    slots = sampler.insert(params, slots, prompt_PU, length_P, new, key, 0, 1e-4, **options)
     slots = sampler.decode(params, slots, 0, 1e-4, n, **options)
     got_T = slots.token_WT[0, : int(slots.count_W[0])]
     np.testing.assert_array_equal(got_T, GOLDEN["greedy_T"])

@@ -9,8 +9,8 @@ import pytest
 
 from analysis import tasks
 from experiments import fit, study
-from rlx.record import read_rows, runs
 from rlx.errors import InputError
+from rlx.record import read_rows, runs
 from rlx.scaling import Evals
 
 ROOT = Path(__file__).parents[1]

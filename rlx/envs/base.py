@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from rlx.errors import InputError
 from rlx.problem import Problem
 
 
@@ -28,7 +29,7 @@ class Tokenizer:
 
     def __post_init__(self):
         if len(set(self.chars)) < len(self.chars):
-            raise ValueError(f"chars={self.chars!r}: a character is repeated; list each once")
+            raise InputError("chars", repr(self.chars), "a character is repeated", "list each once")
 
     @property
     def stop_id(self) -> int:
@@ -51,12 +52,13 @@ class Tokenizer:
         return {char: i for i, char in enumerate(self.chars)}
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the characters, no stop token. Raises ValueError on a character it lacks."""
+        """Ids of the characters, no stop token. Raises InputError on a character it lacks."""
         try:
             return [self._id_of[char] for char in text]
         except KeyError as error:
             char = error.args[0]
-            raise ValueError(f"char={char!r}: not in the vocabulary; use {self.chars!r}") from None
+            remedy = f"use {self.chars!r}"
+            raise InputError("char", repr(char), "not in the vocabulary", remedy) from None
 
     def encode_prompt(self, text: str) -> list[int]:
         return self.encode(text)
@@ -145,14 +147,14 @@ def make(
 
     `name` is a row of `CONSTRUCTORS` or the path of a Python file with a task (rlx.envs.own).
     Without a `tokenizer` a policy reads and writes the characters of the environment. Raises
-    ValueError, `key=value: reason; remedy`, on a name, argument or value that cannot work.
+    InputError on a name, argument or value that cannot work.
     """
     sizes = {"train_prompts": train_prompts, "heldout_prompts": heldout_prompts}
     for key, value in sizes.items():
         if value < 1:
-            raise ValueError(f"env.{key}={value}: must be positive; give a value above 0")
+            raise InputError(f"env.{key}", value, "must be positive", "give a value above 0")
     if seed < 0:
-        raise ValueError(f"env.seed={seed}: negative; give a seed of 0 or more")
+        raise InputError("env.seed", seed, "negative", "give a seed of 0 or more")
     env = build(name, seed=seed, kwargs=kwargs, **sizes)
     return env if tokenizer is None else _read_by(env, tokenizer)
 
@@ -164,7 +166,7 @@ def build(name: str, *, seed: int, kwargs: dict[str, Any], **sizes: int) -> Env:
         remedy = (
             f"set env.{key}" if key != "size" else f"set {' and '.join(f'env.{k}' for k in sizes)}"
         )
-        raise ValueError(f"env.kwargs.{key}={kwargs[key]}: not set here; {remedy}")
+        raise InputError(f"env.kwargs.{key}", kwargs[key], "not set here", remedy)
     _check_arguments(name, constructor, kwargs, given={"seed", *sizes})
     return constructor(**sizes, seed=seed, **kwargs)
 
@@ -187,9 +189,8 @@ def _constructor(name: str) -> Callable[..., Env]:
         return functools.partial(OwnTask, name)
     if name not in CONSTRUCTORS:
         names = ", ".join(CONSTRUCTORS)
-        raise ValueError(
-            f"env.name={name}: unknown name; use one of {names}, or the path of a .py file"
-        )
+        remedy = f"use one of {names}, or the path of a .py file"
+        raise InputError("env.name", name, "unknown name", remedy)
     module, _, attribute = CONSTRUCTORS[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
 
@@ -204,13 +205,51 @@ def _read_by(env: Env, tokenizer: TextTokenizer) -> Env:
 
 
 def _check_arguments(name: str, constructor: Any, kwargs: dict[str, Any], given: set[str]) -> None:
-    """Raises ValueError on the first of `kwargs` that the constructor does not take."""
+    """Raises InputError on the first of `kwargs` that the constructor does not take as it is."""
+    for key in kwargs:
+        if not isinstance(key, str):
+            raise InputError(f"env.kwargs.{key}", kwargs[key], "its name is no text", "name it")
     parameters = inspect.signature(constructor).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return  # the constructor checks by itself
-    takes = [p.name for p in parameters if p.name not in given]
+    takes = {p.name: p for p in parameters if p.name not in given and p.kind is p.KEYWORD_ONLY}
+    free = any(p.kind is p.VAR_KEYWORD for p in parameters)  # it checks the rest by itself
     for key, value in kwargs.items():
-        if key not in takes:
-            raise ValueError(
-                f"env.kwargs.{key}={value}: unknown argument; {name} takes {', '.join(takes)}"
-            )
+        if key in takes:
+            _check_type(key, value, str(takes[key].annotation))
+        elif not free:
+            remedy = f"{name} takes {', '.join(takes)}"
+            raise InputError(f"env.kwargs.{key}", value, "unknown argument", remedy)
+    missing = [p.name for p in takes.values() if p.default is p.empty and p.name not in kwargs]
+    if missing:
+        remedy = f"set it; {name} takes {', '.join(takes)}"
+        raise InputError(f"env.kwargs.{missing[0]}", "", "not given", remedy)
+
+
+TYPES = {  # of an argument: what it is not, and the remedy
+    "str": (str, "not text", "quote it"),
+    "int": (int, "not an integer", "give a whole number"),
+    "float": (int | float, "no number", "give a number"),
+    "bool": (bool, "neither true nor false", "give one of the two"),
+    "dict": (dict, "no mapping", "write {NAME: VALUE}"),
+    "list": (list, "no list", "write [VALUE]"),
+}
+
+
+def _check_type(key: str, value: Any, annotation: str) -> None:
+    """`annotation` is one of TYPES, perhaps with what it holds, or None besides."""
+    kinds = [kind.partition("[")[0] for kind in annotation.split(" | ")]
+    kinds, optional = [kind for kind in kinds if kind != "None"], "None" in kinds
+    if set(kinds) <= set(TYPES) and not (optional and value is None):
+        if not any(_is(value, kind) for kind in kinds):
+            raise InputError(f"env.kwargs.{key}", value, *TYPES[kinds[0]][1:])
+
+
+def _is(value: Any, kind: str) -> bool:
+    return isinstance(value, TYPES[kind][0]) and isinstance(value, bool) == (kind == "bool")
+
+
+def first_line(error: BaseException) -> str:
+    """Of its message, whatever the message is; "" where there is none."""
+    try:
+        return (str(error).splitlines() or [""])[0]
+    except Exception:  # errors of strangers need not print
+        return ""

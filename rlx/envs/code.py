@@ -20,6 +20,8 @@ from __future__ import annotations
 import ast
 import builtins
 import json
+import keyword
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,11 +30,15 @@ from typing import Any
 import numpy as np
 
 from rlx.envs import base, data, sandbox
+from rlx.errors import InputError
 from rlx.problem import Problem
 
 PROMPTS = ("prompt", "question", "problem", "text")
 TESTS = ("tests", "test_list", "test", "input_output")
+SOLUTIONS = ("solution", "canonical_solution", "code")
 LABELS = ("", "python", "py", "python3")
+MALFORMED = (KeyError, TypeError, SyntaxError, ValueError, RecursionError, MemoryError)
+WALL_S, MEMORY_MB = (0.1, 3600), (64, 1 << 20)  # least: an interpreter that starts
 HARNESS = Path(__file__).with_name("harness.py")
 
 
@@ -51,7 +57,7 @@ class Code:
     `wall_s` bounds one program, or the assertions of one problem; `max_tests` above 0 keeps the
     first so many of a problem's pairs; `show_tests` puts so many assertions into the prompt, where
     it does not name the function. `unsafe=True` runs answers without isolation, with limits on
-    their resources alone. Raises ValueError on data that cannot be used, and where programs cannot
+    their resources alone. Raises InputError on data that cannot be used, and where programs cannot
     be isolated.
     """
 
@@ -76,18 +82,30 @@ class Code:
         unsafe: bool = False,
     ):
         if (path is None) == (dataset is None):
-            raise ValueError(
-                f"env.kwargs.path={path}: and dataset={dataset}; give one of the two, a .jsonl or "
-                ".parquet file or a name on the hub"
-            )
+            remedy = "give one of the two, a .jsonl or .parquet file or a name on the hub"
+            raise InputError("env.kwargs.path", path, f"and dataset={dataset}", remedy)
+        for key, value, (least, most) in (
+            ("wall_s", wall_s, WALL_S),
+            ("memory_mb", memory_mb, MEMORY_MB),
+            ("max_tests", max_tests, (0, math.inf)),
+            ("show_tests", show_tests, (0, math.inf)),
+        ):
+            if not least <= value <= most:
+                remedy = (
+                    f"give {least:g} to {most:g}" if most < math.inf else f"give {least} or more"
+                )
+                raise InputError(f"env.kwargs.{key}", value, "out of range", remedy)
         self.limits = sandbox.Limits(
             wall_s=wall_s, cpu_s=max(1, round(wall_s)), memory_mb=memory_mb
         )
         self.isolate = not unsafe
         if self.isolate and (reason := sandbox.why_not()):
-            raise ValueError(
-                f"env.name=code: answers cannot be isolated here ({reason}); run as root or where "
-                "user namespaces are allowed, or trust them with env.kwargs.unsafe=true"
+            raise InputError(
+                "env.name",
+                "code",
+                f"answers cannot be isolated here ({reason})",
+                "run as root or where user namespaces are allowed, or trust them with "
+                "env.kwargs.unsafe=true",
             )
         fields = ([prompt_field] if prompt_field else PROMPTS,)
         fields += ([tests_field] if tests_field else TESTS,)
@@ -100,7 +118,10 @@ class Code:
             source=str(path or dataset),
             longest=max_prompt_chars,
             heldout_pool=heldout_path
-            and [pair(row, *fields, max_tests, show_tests) for row in data.rows(heldout_path)],
+            and [
+                pair(row, *fields, max_tests, show_tests)
+                for row in data.rows(heldout_path, "env.kwargs.heldout_path")
+            ],
         )
         self.downstream: dict[str, list[Problem]] = {}
         problems = self.heldout + self.train
@@ -129,11 +150,10 @@ class Code:
             return False
 
     def solution(self, problem: Problem, rng: np.random.Generator, worked: bool) -> str:
-        """The row's `solution` in a block; `rng` and `worked` are not used. ValueError without."""
+        """The row's `solution` in a block; `rng` and `worked` are not used. InputError without."""
         if problem.answer[1] is None:
-            raise ValueError(
-                "env.name=code: a row has no reference solution; set warm_start.steps=0"
-            )
+            reason = "a row has no reference solution"
+            raise InputError("env.name", "code", reason, "set warm_start.steps=0")
         return fenced(problem.answer[1])
 
     def ceiling(self, problems: Sequence[Problem], max_new_tokens: int) -> None:
@@ -182,51 +202,84 @@ def lines(text: str) -> list[str]:
 
 
 def pair(row: data.Row, prompts: Sequence[str], fields: Sequence[str], most: int, shown: int):
-    """(prompt, (tests, reference answer)) of a row. Raises ValueError naming the row."""
+    """(prompt, (tests, reference answer)) of a row. Raises InputError naming the row."""
     where, values = row
     prompt = data.text_field(row, prompts, "prompt_field")
     found = data.field(row, fields, "tests_field")
     if isinstance(found, str) and found.lstrip()[:1] in "[{":
         try:
             found = json.loads(found)
-        except ValueError as error:
-            raise ValueError(f"{where} has tests that are not JSON ({error}); mend them") from None
+        except (ValueError, RecursionError) as error:
+            raise data.bad_row(
+                where, f"has tests that are not JSON ({error})", "mend them"
+            ) from None
     try:
         tests = read_tests(found, values, most)
-    except (KeyError, TypeError, SyntaxError, ValueError) as error:
-        raise ValueError(
-            f"{where} has tests of no known layout ({type(error).__name__}: {error}); "
-            "see rlx/envs/code.py for those that are"
+    except MALFORMED as error:
+        raise data.bad_row(
+            where,
+            f"has tests of no known layout ({type(error).__name__}: {error})",
+            "see rlx/envs/code.py for those that are",
         ) from None
     if shown and isinstance(found, list) and isinstance(found[0], str):
         prompt = "\n".join([prompt, *found[:shown]])
-    answers = (values.get(name) for name in ("solution", "canonical_solution", "code"))
-    return prompt + "\n", (tests, next(filter(None, answers), None))
+    answer = next((values[name] for name in SOLUTIONS if values.get(name)), None)
+    if not isinstance(answer, str | None):
+        kind = type(answer).__name__
+        raise data.bad_row(
+            where, f"has a {kind} as its solution", "give a program, or leave it out"
+        )
+    return prompt + "\n", (tests, answer and data.encodable(where, answer))
 
 
 def read_tests(found: Any, values: dict[str, Any], most: int) -> Tests:
+    """Tests of a row with these values. Raises one of MALFORMED on anything else."""
     if isinstance(found, str):
-        return assertions(f"{found}\ncheck({values['entry_point']})\n")
+        tests = assertions(f"{found}\ncheck({function_name(values['entry_point'])})\n")
+        if "check" in tests.names:
+            raise ValueError("they define no function check")
+        return tests
     if isinstance(found, list) and found and isinstance(found[0], str):
-        setup = values.get("test_setup_code") or "\n".join(values.get("test_imports") or [])
-        return assertions("\n".join([setup, *found]))
-    first = found if isinstance(found, dict) else found[0]
-    name = values.get("fn_name") or first.get("fn_name")
+        imports = values.get("test_imports") or []
+        if not isinstance(imports, list):
+            raise TypeError("test_imports is no list")
+        return assertions("\n".join([values.get("test_setup_code") or "\n".join(imports), *found]))
     if isinstance(found, dict):
-        pairs = list(zip(found["inputs"], found["outputs"], strict=True))
-    else:
+        columns = found["inputs"], found["outputs"]
+        if not all(isinstance(column, list) for column in columns):
+            raise TypeError("inputs and outputs are no lists")
+        pairs = list(zip(*columns, strict=True))
+    elif isinstance(found, list) and all(isinstance(test, dict) for test in found):
         pairs = [(test["input"], test["output"]) for test in found]
+    else:
+        raise TypeError(f"neither text nor pairs but {type(found).__name__}")
     if not pairs:
         raise ValueError("there are none")
-    pairs = pairs[: most or None]
+    pairs = plain(pairs[: most or None])
+    name = values.get("fn_name") or (found if isinstance(found, dict) else found[0]).get("fn_name")
     if name:
-        return functional(name, pairs)
+        return functional(function_name(name), pairs)
     return Tests(pairs=tuple((as_text(given), as_text(wanted)) for given, wanted in pairs))
+
+
+def function_name(name: Any) -> str:
+    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
+        raise ValueError(f"{name!r} is no name of a function")
+    return name
+
+
+def plain(values: Any) -> Any:
+    """The values, if JSON has them all: no other types, infinities or halves of characters."""
+    json.dumps(values, allow_nan=False, ensure_ascii=False).encode()
+    return values
 
 
 def as_text(value: Any) -> str:
     """Standard input or output, which some rows keep as a list of lines."""
-    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+    rows = value if isinstance(value, list) else [value]
+    if not all(isinstance(row, str | int | float) for row in rows):
+        raise TypeError("input or output is no text")
+    return "\n".join(map(str, rows))
 
 
 def assertions(source: str) -> Tests:
@@ -249,7 +302,7 @@ def assertions(source: str) -> Tests:
 
 def functional(name: str, pairs: Sequence[tuple[Any, Any]]) -> Tests:
     """Arguments (a list, or one JSON value per line) and the value, which has no tuples."""
-    cases = [(given_arguments(given), one_value(wanted)) for given, wanted in pairs]
+    cases = plain([(given_arguments(given), one_value(wanted)) for given, wanted in pairs])
     source = (
         "def plain(x):\n"
         "    return [plain(y) for y in x] if isinstance(x, (list, tuple)) else x\n"
@@ -260,6 +313,8 @@ def functional(name: str, pairs: Sequence[tuple[Any, Any]]) -> Tests:
 
 
 def given_arguments(given: Any) -> list[Any]:
+    if isinstance(given, dict):
+        raise TypeError("arguments are a dict where a list belongs")
     if isinstance(given, str):
         return [json.loads(line) for line in given.splitlines() if line.strip()]
     return list(given)
@@ -269,6 +324,6 @@ def one_value(wanted: Any) -> Any:
     if isinstance(wanted, str):
         try:
             return json.loads(wanted)
-        except ValueError:
+        except json.JSONDecodeError:  # and no other: a number may be too long for Python
             return wanted
     return wanted

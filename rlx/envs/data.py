@@ -9,100 +9,132 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rlx.errors import InputError
 from rlx.problem import Problem
 
 Row = tuple[str, dict[str, Any]]  # with the place where it stands, for messages
+PATH = "env.kwargs.path"
 
 
-def locate(path: str) -> Path:
+def bad_row(where: str, reason: str, remedy: str) -> InputError:
+    """The error of the row at `where`, which is `KEY=FILE: line 3` and starts a `Row`."""
+    key, _, rest = where.partition("=")
+    value, _, place = rest.rpartition(": ")
+    return InputError(key, value, f"{place} {reason}", remedy)
+
+
+def locate(path: str, key: str = PATH) -> Path:
     """Where a file is; `package:` looks inside an installed package, which is not imported."""
     if not path.startswith("package:"):
         return Path(path)
     name, _, rest = path.removeprefix("package:").partition("/")
-    spec = importlib.util.find_spec(name)
+    spec = importlib.util.find_spec(name) if name.isidentifier() and name != "__main__" else None
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"env.kwargs.path={path}: {name} is not installed; pip install it")
+        raise InputError(key, path, f"{name} is not installed", "pip install it")
     return Path(spec.submodule_search_locations[0]) / rest
 
 
-def rows(path: str) -> list[Row]:
-    """Every row of a JSONL or Parquet file. Raises ValueError naming the file and the line."""
-    file, key = locate(path), f"env.kwargs.path={path}"
-    if not file.is_file():
-        raise ValueError(f"{key}: no such file; give a .jsonl or .parquet file")
-    if file.suffix == ".parquet":
-        found = _parquet_rows(file, key)
-    elif file.suffix in (".jsonl", ".json"):
-        found = list(_json_rows(file, key))
-    else:
-        raise ValueError(f"{key}: neither .jsonl nor .parquet; convert it")
+def rows(path: str, key: str = PATH) -> list[Row]:
+    """Every row of a JSONL or Parquet file. Raises InputError naming the file and the line.
+
+    key: the option that names the file.
+    """
+    file = locate(path, key)
+    try:
+        if not file.is_file():
+            reason = "no file" if file.exists() else "no such file"
+            raise InputError(key, path, reason, "give a .jsonl or .parquet file")
+        if file.suffix == ".parquet":
+            found = _parquet_rows(file, path, key)
+        elif file.suffix in (".jsonl", ".json"):
+            found = list(_json_rows(file, f"{key}={path}"))
+        else:
+            raise InputError(key, path, "neither .jsonl nor .parquet", "convert it")
+    except OSError as error:
+        raise InputError(key, path, error.strerror or error, "give a file to read") from None
     if not found:
-        raise ValueError(f"{key}: it holds no rows; give another file")
+        raise InputError(key, path, "it holds no rows", "give another file")
     return found
 
 
-def _json_rows(file: Path, key: str) -> Iterator[Row]:
+def _json_rows(file: Path, where: str) -> Iterator[Row]:
     with file.open("rb") as f:
         for number, line in enumerate(f, 1):
-            if not line.strip():
-                continue
+            place = f"{where}: line {number}"
             try:
-                row = json.loads(line.decode())
+                text = line.decode("utf-8-sig")
+                if not text.strip():
+                    continue
+                row = json.loads(text, parse_constant=_refused, object_pairs_hook=_distinct)
+            except json.JSONDecodeError as error:
+                reason = f"is not JSON ({error.msg} at character {error.pos + 1})"
+                raise bad_row(place, reason, "mend that line") from None
             except (ValueError, RecursionError) as error:
-                raise ValueError(
-                    f"{key}: line {number} is not JSON ({error}); mend that line"
-                ) from None
+                raise bad_row(place, f"is not JSON ({error})", "mend that line") from None
             if not isinstance(row, dict):
-                raise ValueError(f"{key}: line {number} is no JSON object; one object per line")
-            yield f"{key}: line {number}", row
+                raise bad_row(place, "is no JSON object", "one object per line")
+            yield place, row
 
 
-def _parquet_rows(file: Path, key: str) -> list[Row]:
+def _refused(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON")
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} twice")
+    return row
+
+
+def _parquet_rows(file: Path, path: str, key: str) -> list[Row]:
     try:
         import pyarrow.parquet as parquet
     except ImportError as error:
-        raise ValueError(f"{key}: cannot import pyarrow ({error}); pip install pyarrow") from error
+        reason = f"cannot import pyarrow ({error})"
+        raise InputError(key, path, reason, "pip install pyarrow") from error
     try:
-        table = parquet.read_table(file)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{key}: not Parquet ({reason}); give another file") from error
-    return [(f"{key}: row {i}", row) for i, row in enumerate(table.to_pylist())]
+        table = parquet.read_table(file).to_pylist()
+    except Exception as error:  # of the library's many kinds, on bytes of any
+        raise InputError(key, path, f"not Parquet ({error})", "give another file") from error
+    return [(f"{key}={path}: row {i}", row) for i, row in enumerate(table)]
 
 
 def hub_rows(dataset: str, subset: str | None, split: str) -> list[Row]:
-    """Every row of a split. Raises ValueError if it cannot be had."""
-    key = f"env.kwargs.dataset={dataset}"
+    """Every row of a split. Raises InputError if it cannot be had."""
+    key = "env.kwargs.dataset"
     try:
         import datasets
     except ImportError as error:
-        raise ValueError(f"{key}: cannot import datasets ({error}); pip install datasets") from None
+        reason = f"cannot import datasets ({error})"
+        raise InputError(key, dataset, reason, "pip install datasets") from None
     try:
-        table = datasets.load_dataset(dataset, subset, split=split)
+        table = [dict(row) for row in datasets.load_dataset(dataset, subset, split=split)]
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"{key}: {reason}; check the name, or give env.kwargs.path=FILE instead"
-        ) from error
-    return [(f"{key}: row {i}", dict(row)) for i, row in enumerate(table)]
+        remedy = "check the name, or give env.kwargs.path=FILE instead"
+        raise InputError(key, dataset, reason, remedy) from error
+    return [(f"{key}={dataset}: row {i}", row) for i, row in enumerate(table)]
 
 
 def field(row: Row, names: Sequence[str], option: str) -> Any:
     """The first of `names` that the row has a value for; `option` lets the user name another."""
     where, values = row
     for name in names:
-        if values.get(name) not in (None, "", []):
-            return values[name]
+        value = values.get(name)
+        if value is not None and value != [] and not (isinstance(value, str) and not value.strip()):
+            return value
     has = ", ".join(values) or "none"
-    raise ValueError(
-        f"{where} has no {' or '.join(names)} (fields: {has}); set env.kwargs.{option} or mend it"
-    )
+    reason = f"has no {' or '.join(names)} (fields: {has})"
+    raise bad_row(where, reason, f"set env.kwargs.{option} or mend it")
 
 
 def text_field(row: Row, names: Sequence[str], option: str) -> str:
@@ -110,8 +142,20 @@ def text_field(row: Row, names: Sequence[str], option: str) -> str:
     value = field(row, names, option)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         kind = type(value).__name__
-        raise ValueError(f"{row[0]} holds a {kind} where text belongs; set env.kwargs.{option}")
-    return str(value).strip()
+        raise bad_row(row[0], f"holds a {kind} where text belongs", f"set env.kwargs.{option}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise bad_row(row[0], f"holds {value} where text belongs", "mend it")
+    return encodable(row[0], str(value).strip())
+
+
+def encodable(where: str, text: str) -> str:
+    """The text, if it can be written: half a surrogate pair cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start])
+        raise bad_row(where, f"holds {half}, half a character", "mend it") from None
+    return text
 
 
 def divide(
@@ -128,8 +172,9 @@ def divide(
 
     Held-out problems come first, so they do not depend on `train_prompts`; or from a pool of their
     own, whose prompts are then never trained on. Prompts of more than `longest` characters are left
-    out of both, unless it is 0. Raises ValueError where there are too few.
+    out of both, unless it is 0. Raises InputError where there are too few.
     """
+    short = f" of at most {longest} characters" if longest else ""
     mine = _shuffled(pool, seed, longest)
     if heldout_pool is None:
         heldout, rest = mine[:heldout_prompts], mine[heldout_prompts:]
@@ -138,15 +183,12 @@ def divide(
         kept = {prompt for prompt, _ in heldout}
         rest = [pair for pair in mine if pair[0] not in kept]
     if len(heldout) < heldout_prompts:
-        raise ValueError(
-            f"env.heldout_prompts={heldout_prompts}: {source} holds {len(heldout)} distinct "
-            "prompts to hold out; ask for fewer"
-        )
+        reason = f"{source} holds {len(heldout)} distinct prompts{short} to hold out"
+        raise InputError("env.heldout_prompts", heldout_prompts, reason, "ask for fewer")
     if len(rest) < train_prompts:
-        raise ValueError(
-            f"env.train_prompts={train_prompts}: {source} holds {len(rest)} distinct prompts "
-            f"besides env.heldout_prompts={heldout_prompts}; ask for fewer"
-        )
+        reason = f"{source} holds {len(rest)} distinct prompts{short}"
+        reason += f" besides env.heldout_prompts={heldout_prompts}"
+        raise InputError("env.train_prompts", train_prompts, reason, "ask for fewer")
     return numbered(rest[:train_prompts]), numbered(heldout)
 
 

@@ -16,6 +16,7 @@ from itertools import accumulate
 import numpy as np
 
 from rlx.envs.base import TextTokenizer, Tokenizer
+from rlx.errors import InputError
 from rlx.problem import Problem
 
 
@@ -23,7 +24,7 @@ class DigitChain:
     """Prompts of n digits below `base`, n uniform in lo..hi; the vocabulary never depends on them.
 
     The held-out prompts depend on `seed`, `lo`, `hi` and `base` alone: asking for more training
-    prompts leaves them as they are. Raises ValueError on arguments that cannot work, and where a
+    prompts leaves them as they are. Raises InputError on arguments that cannot work, and where a
     length has fewer distinct prompts than were drawn of it.
     """
 
@@ -62,10 +63,9 @@ class DigitChain:
         for i in range(count):
             n = lengths[rng.integers(len(lengths))]
             if unused[n] == 0:
-                raise ValueError(
-                    f"env.{key}={count}: all {self.base**n} prompts of {n} digits are used up; "
-                    "ask for fewer prompts or raise env.kwargs.lo"
-                )
+                reason = f"all {self.base**n} prompts of {n} digits are used up"
+                remedy = "ask for fewer prompts or raise env.kwargs.lo"
+                raise InputError(f"env.{key}", count, reason, remedy)
             digits = self._draw_digits(rng, n)
             while digits in taken:
                 digits = self._draw_digits(rng, n)
@@ -111,12 +111,9 @@ class DigitChain:
 
 
 def _check_values(lo: int, hi: int, base: int) -> None:
-    for key, value in (("lo", lo), ("hi", hi), ("base", base)):
-        if type(value) is not int:
-            raise ValueError(f"env.kwargs.{key}={value}: not an integer; give a whole number")
     if lo < 1:
-        raise ValueError(f"env.kwargs.lo={lo}: no digits to sum; use 1 or more")
+        raise InputError("env.kwargs.lo", lo, "no digits to sum", "use 1 or more")
     if hi < lo:
-        raise ValueError(f"env.kwargs.hi={hi}: below env.kwargs.lo={lo}; use lo <= hi")
+        raise InputError("env.kwargs.hi", hi, f"below env.kwargs.lo={lo}", "use lo <= hi")
     if not 2 <= base <= 10:
-        raise ValueError(f"env.kwargs.base={base}: outside 2..10; a sum is written as one digit")
+        raise InputError("env.kwargs.base", base, "outside 2..10", "a sum is written as one digit")

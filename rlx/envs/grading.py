@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import enum
 import math
 import os
 import resource
@@ -25,30 +26,53 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
 from rlx.envs import base
+from rlx.errors import InputError
 from rlx.problem import Problem
 
 MEMORY_BYTES = 8 << 30  # address space of a worker
+START_S = 600  # to import the task and make its problems
 PR_SET_PDEATHSIG = 1
 
 Item = tuple[Problem, str, bool]  # with the completion, and whether it stopped by itself
 
 
+class Failure(enum.IntEnum):
+    """Why an answer has no score. Negative, to stand in place of one between processes."""
+
+    TIMEOUT = -1
+    ERROR = -2
+
+    @property
+    def counter(self) -> str:
+        """The name under which such answers are counted."""
+        return f"{self.name.lower()}s"
+
+
 class Outcome(NamedTuple):
-    """`reason` is empty, or says why there is no score: `timeout ...` or `error: ...`."""
+    """A score; or 0, why there is none, and the reason in words."""
 
     score: float
     reason: str = ""
+    failure: Failure | None = None
+
+
+def failed(reason: str) -> Outcome:
+    return Outcome(0.0, f"error: {reason}"[:300], Failure.ERROR)
 
 
 def judge(env: base.Env, item: Item) -> Outcome:
-    """The environment's score, if it is one: finite and in [0, 1]."""
+    """The environment's score, if it is one: a number in [0, 1]."""
     try:
-        score = float(env.grade(*item))
-    except Exception as error:
-        first = (str(error).splitlines() or [""])[0]
-        return Outcome(0.0, f"error: {type(error).__name__}: {first}"[:300])
+        score = env.grade(*item)
+        if isinstance(score, str | bytes):
+            return failed(f"score {score!r} is text, not a number")
+        score = float(score)
+    except KeyboardInterrupt:  # the user's
+        raise
+    except BaseException as error:  # exit() in a grader does not end the run
+        return failed(f"{type(error).__name__}: {base.first_line(error)}")
     if not (math.isfinite(score) and 0 <= score <= 1):
-        return Outcome(0.0, f"error: score {score} is outside [0, 1]")
+        return failed(f"score {score} is outside [0, 1]")
     return Outcome(score)
 
 
@@ -66,7 +90,7 @@ class _Worker:
         )
         theirs.close()
         self.pipe.send(arguments)
-        self.index, self.deadline, self.ready = -1, math.inf, False
+        self.index, self.deadline, self.ready = -1, time.monotonic() + START_S, False
 
     def give(self, index: int, item: Item, timeout_s: float) -> None:
         self.index, self.deadline = index, time.monotonic() + timeout_s
@@ -83,10 +107,11 @@ class _Worker:
 class Graders:
     """`grade` for as many items as come, in their order.
 
-    `timeouts` and `errors` count the items that had no score since the start. With `timeout_s=0`
-    the environment itself grades, in this process and without a limit. `on_error="stop"` turns
-    the first item without a score into a ValueError that names it. `scorer` is a reward model
-    beside them (rlx.rollout.scorer), which reads tokens.
+    `ungraded` counts the items that had no score since the start, by the kind of failure, and
+    `reasons` holds the last reason of each kind. With `timeout_s=0` the environment itself grades,
+    in this process and without a limit. `on_error="stop"` turns the first item without a score into
+    an InputError that names it. `scorer` is a reward model beside them (rlx.rollout.scorer), which
+    reads tokens.
     """
 
     def __init__(
@@ -101,7 +126,8 @@ class Graders:
     ):
         self.env, self.arguments, self.timeout_s = env, arguments, timeout_s
         self.on_error, self.scorer = on_error, scorer
-        self.timeouts = self.errors = 0
+        self.ungraded = {failure.counter: 0 for failure in Failure}
+        self.reasons: dict[str, str] = {}
         self._lock = threading.Lock()  # generator and learner both grade
         # The kernel ends a worker with the thread that started it: one that stays.
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="graders")
@@ -111,19 +137,27 @@ class Graders:
         return self._starter.submit(_Worker, self.arguments).result()
 
     def grade(self, items: Sequence[Item]) -> list[Outcome]:
-        """One outcome per item. Raises ValueError as said above, or if no worker can start."""
+        """One outcome per item. Raises InputError as said above, or if no worker can start."""
         with self._lock:
             if self.timeout_s:
                 outcomes = self._hand_out(items)
             else:
                 outcomes = [judge(self.env, item) for item in items]
-            self.timeouts += sum(o.reason.startswith("timeout") for o in outcomes)
-            self.errors += sum(o.reason.startswith("error") for o in outcomes)
-        if self.on_error == "stop":
-            for item, outcome in zip(items, outcomes, strict=True):
-                if outcome.reason:
-                    raise ValueError(self._complaint(item[0], outcome.reason))
+        for item, outcome in zip(items, outcomes, strict=True):
+            if outcome.failure is not None:
+                self.ungraded[outcome.failure.counter] += 1
+                self.reasons[outcome.failure.counter] = outcome.reason
+                if self.on_error == "stop":
+                    raise self._complaint(item[0], outcome.reason)
         return outcomes
+
+    @property
+    def timeouts(self) -> int:
+        return self.ungraded[Failure.TIMEOUT.counter]
+
+    @property
+    def errors(self) -> int:
+        return self.ungraded[Failure.ERROR.counter]
 
     def close(self) -> None:
         """End the workers."""
@@ -132,11 +166,13 @@ class Graders:
         self._workers = []
         self._starter.shutdown()
 
-    def _complaint(self, problem: Problem, reason: str) -> str:
+    def _complaint(self, problem: Problem, reason: str) -> InputError:
         name, prompt = self.arguments["name"], problem.prompt[:60]
-        return (
-            f"env.on_grade_error=stop: {name} has no score for an answer to problem {problem.id} "
-            f"({prompt!r}): {reason}; mend the grader, or set env.on_grade_error=zero"
+        return InputError(
+            "env.on_grade_error",
+            "stop",
+            f"{name} has no score for an answer to problem {problem.id} ({prompt!r}): {reason}",
+            "mend the grader, or set env.on_grade_error=zero",
         )
 
     def _hand_out(self, items: Sequence[Item]) -> list[Outcome]:
@@ -165,8 +201,11 @@ class Graders:
             late = worker.deadline <= time.monotonic()
             if worker.pipe in answered:
                 settled[worker.index] = self._receive(worker)
+            elif late and not worker.ready:
+                raise self._no_start(f"no answer for {START_S:g} s")
             elif late:
-                settled[worker.index] = Outcome(0.0, f"timeout after {self.timeout_s:g} s")
+                reason = f"timeout after {self.timeout_s:g} s"
+                settled[worker.index] = Outcome(0.0, reason, Failure.TIMEOUT)
                 worker.kill()
             if worker.pipe.closed:
                 self._workers[i] = self._start()
@@ -175,20 +214,21 @@ class Graders:
         return {index: outcome for index, outcome in settled.items() if index >= 0}
 
     def _receive(self, worker: _Worker) -> Outcome:
-        """What the worker says; the pipe is closed if it has died. ValueError if at its start."""
+        """What the worker says; the pipe is closed if it has died. InputError if at its start."""
         try:
             said = worker.pipe.recv()
         except (EOFError, ConnectionResetError):
             code = worker.kill()
-            said = Outcome(0.0, f"error: the grader's process ended with {code}")
+            said = failed(f"the grader's process ended with {code}")
         if not worker.ready and isinstance(said, Outcome):
-            reason = said.reason or "it did not start"
-            raise ValueError(
-                f"env.name={self.arguments['name']}: {reason} in a grading process; "
-                "look at its output above, or set env.grade_timeout_s=0 to grade without one"
-            )
+            raise self._no_start(said.reason or "it did not start")
         worker.ready = True
         return said if isinstance(said, Outcome) else Outcome(0.0)
+
+    def _no_start(self, reason: str) -> InputError:
+        remedy = "look at its output above, or set env.grade_timeout_s=0 to grade without one"
+        name = self.arguments["name"]
+        return InputError("env.name", name, f"{reason} in a grading process", remedy)
 
 
 def serve(pipe: Connection, parent: int) -> None:
@@ -201,7 +241,7 @@ def serve(pipe: Connection, parent: int) -> None:
     try:
         env = base.make(**pipe.recv())
     except Exception as error:
-        pipe.send(Outcome(0.0, f"{type(error).__name__}: {error}"))
+        pipe.send(failed(f"{type(error).__name__}: {error}"))
         return
     pipe.send("ready")
     while True:

@@ -13,15 +13,22 @@ that any evaluation set asks are left out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from rlx.envs import base, data
+from rlx.errors import InputError
 from rlx.problem import Problem
 
-TASK_KEYS = ("env", "weight", "kwargs", "heldout_prompts")
+TASK_TYPES = {
+    "env": (str, "name"),
+    "weight": (int | float, "number"),
+    "kwargs": (dict, "mapping"),
+    "heldout_prompts": (int, "whole number"),
+}
 
 
 class Mixture:
@@ -77,23 +84,27 @@ def _tagged(task: str, problems: Sequence[Problem]) -> list[tuple[str, Any]]:
 def mixture(
     *, train_prompts: int, heldout_prompts: int, seed: int, tasks: dict[str, dict[str, Any]]
 ) -> Mixture:
-    """Raises ValueError on tasks that cannot be mixed, or as their own environments do."""
+    """Raises InputError on tasks that cannot be mixed, or as their own environments do."""
     for task, row in tasks.items():
         _check_task(task, row)
     weights = {task: row["weight"] for task, row in tasks.items() if row["weight"] > 0}
     if not weights:
-        raise ValueError(f"env.kwargs.tasks={', '.join(tasks)}: no weight above 0; give one")
+        names = ", ".join(map(str, tasks))
+        raise InputError("env.kwargs.tasks", names, "no weight above 0", "give one")
     train = shares(train_prompts, weights)
     heldout = shares(heldout_prompts, weights)
     parts = {}
     for task, row in tasks.items():
         count = heldout.get(task, row.get("heldout_prompts", heldout_prompts))
         if count < 1:
-            raise ValueError(
-                f"env.heldout_prompts={heldout_prompts}: none of them falls to {task}; ask for more"
-            )
+            reason = f"none of them falls to {task}"
+            raise InputError("env.heldout_prompts", heldout_prompts, reason, "ask for more")
         parts[task] = _part(task, row, train.get(task, 0), count, seed)
-    return Mixture(parts, list(weights))
+    mixed = Mixture(parts, list(weights))
+    if not mixed.train:
+        reason = "an evaluation set asks every one of them"
+        raise InputError("env.train_prompts", train_prompts, reason, "ask for more")
+    return mixed
 
 
 def _part(task: str, row: dict[str, Any], train: int, heldout: int, seed: int) -> base.Env:
@@ -105,33 +116,40 @@ def _part(task: str, row: dict[str, Any], train: int, heldout: int, seed: int) -
             seed=seed,
             kwargs=row.get("kwargs", {}),
         )
-    except ValueError as error:
-        raise ValueError(f"env.kwargs.tasks.{task}: {error}") from error
+    except InputError as error:
+        key, *rest = error.args
+        raise InputError(f"env.kwargs.tasks.{task}: {key}", *rest) from error
 
 
 def _check_task(task: str, row: dict[str, Any]) -> None:
+    where = f"env.kwargs.tasks.{task}"
+    if not isinstance(task, str) or not isinstance(row, dict):
+        keys = ", ".join(TASK_TYPES)
+        raise InputError(where, row, "no task", f"write NAME: {{...}} with the keys {keys}")
     for key, value in row.items():
-        if key not in TASK_KEYS:
-            raise ValueError(
-                f"env.kwargs.tasks.{task}.{key}={value}: unknown key; use {', '.join(TASK_KEYS)}"
-            )
+        if key not in TASK_TYPES:
+            raise InputError(f"{where}.{key}", value, "unknown key", f"use {', '.join(TASK_TYPES)}")
     for key in ("env", "weight"):
         if key not in row:
-            raise ValueError(f"env.kwargs.tasks.{task}={row}: no {key}; give one")
+            raise InputError(where, row, f"no {key}", "give one")
+    for key, value in row.items():
+        kind, words = TASK_TYPES[key]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise InputError(f"{where}.{key}", value, f"no {words}", f"give a {words}")
     if row["env"] == "preference":
-        raise ValueError(
-            f"env.kwargs.tasks.{task}.env=preference: a reward model grades it, as a whole; "
-            "set env.name=preference"
-        )
-    if row["weight"] < 0:
-        raise ValueError(
-            f"env.kwargs.tasks.{task}.weight={row['weight']}: negative; 0 only evaluates it"
-        )
-    if row["weight"] > 0 and "heldout_prompts" in row:
-        raise ValueError(
-            f"env.kwargs.tasks.{task}.heldout_prompts={row['heldout_prompts']}: it has a share of "
-            "env.heldout_prompts; leave it to tasks of weight 0"
-        )
+        reason = "a reward model grades it, as a whole"
+        raise InputError(f"{where}.env", "preference", reason, "set env.name=preference")
+    weight = row["weight"]
+    if not 0 <= weight < math.inf:
+        reason = "negative" if weight < 0 else "not finite"
+        raise InputError(f"{where}.weight", weight, reason, "0 only evaluates it")
+    if "heldout_prompts" in row and weight > 0:
+        reason = "it has a share of env.heldout_prompts"
+        remedy = "leave it to tasks of weight 0"
+        raise InputError(f"{where}.heldout_prompts", row["heldout_prompts"], reason, remedy)
+    if row.get("heldout_prompts", 1) < 1:
+        value = row["heldout_prompts"]
+        raise InputError(f"{where}.heldout_prompts", value, "below 1", "give 1 or more")
 
 
 def shares(total: int, weights: dict[str, float]) -> dict[str, int]:

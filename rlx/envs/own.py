@@ -13,10 +13,18 @@ reference solution of a warm start.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import importlib.util
 import inspect
-from collections.abc import Sequence
-from itertools import islice
+import pickle
+import reprlib
+import sys
+import threading
+import traceback
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count, islice, repeat
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,60 +32,72 @@ from typing import Any
 import numpy as np
 
 from rlx.envs import base, data
+from rlx.errors import InputError
 from rlx.problem import Problem
 
+SLOW_S = 30
 DRAWS_PER_PROMPT = 10  # before giving up on distinct ones
 
 
 class OwnTask:
-    """Raises ValueError on a file without the two functions, or with other than pairs."""
+    """Raises InputError on a file without the two functions, or with other than pairs."""
 
     def __init__(
         self, file: str, /, *, train_prompts: int, heldout_prompts: int, seed: int, **kwargs: Any
     ):
         self.file = file
-        self.module = _load(file)
-        wanted = train_prompts + heldout_prompts
-        try:
-            inspect.signature(self.module.problems).bind(seed, **kwargs)
-        except TypeError as error:
-            raise ValueError(
-                f"env.kwargs={kwargs}: {error}; give what problems() of {file} takes after the seed"
-            ) from None
-        pool: dict[str, Any] = {}
-        drawn = islice(self.module.problems(seed, **kwargs), DRAWS_PER_PROMPT * wanted)
-        for i, pair in enumerate(drawn):
-            prompt, answer = _checked(file, i, pair)
-            pool.setdefault(prompt, answer)
-            if len(pool) == wanted:
-                break
-        pairs = list(pool.items())
-        if len(pairs) < wanted:
-            raise ValueError(
-                f"env.train_prompts={train_prompts}: {file} gave {len(pairs)} distinct prompts, "
-                f"not {wanted} with env.heldout_prompts={heldout_prompts}; ask for fewer"
-            )
+        with _said_if_slow(file):
+            self.module = _load(file)
+            pairs = self._pairs(train_prompts, heldout_prompts, seed, kwargs)
         self.heldout = data.numbered(pairs[:heldout_prompts])
         self.train = data.numbered(pairs[heldout_prompts:])
         self.downstream: dict[str, list[Problem]] = {}
         texts = [text for pair in pairs for text in pair if isinstance(text, str)]
         self.tokenizer: base.TextTokenizer = base.characters(texts)
-        self.max_prompt_tokens = max(len(prompt) for prompt in pool)
+        self.max_prompt_tokens = max(len(prompt) for prompt, _ in pairs)
+
+    def _pairs(
+        self, train_prompts: int, heldout_prompts: int, seed: int, kwargs: dict[str, Any]
+    ) -> list[tuple[str, Any]]:
+        """As many distinct ones as asked for. Raises InputError where there are too few."""
+        _check_call(self.file, "grade", self.module.grade, "answer", "completion")
+        _check_call(self.file, "problems", self.module.problems, seed, **kwargs)
+        wanted = train_prompts + heldout_prompts
+        pool: dict[str, Any] = {}
+        for prompt, answer in islice(self._drawn(seed, kwargs), DRAWS_PER_PROMPT * wanted):
+            pool.setdefault(prompt, answer)
+            if len(pool) == wanted:
+                return list(pool.items())
+        reason = (
+            f"{self.file} gave {len(pool)} distinct prompts, not {wanted} with "
+            f"env.heldout_prompts={heldout_prompts}"
+        )
+        raise InputError("env.train_prompts", train_prompts, reason, "ask for fewer")
+
+    def _drawn(self, seed: int, kwargs: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+        """What problems() gives, checked. Raises InputError where it fails."""
+        try:
+            yield from map(
+                _checked, repeat(self.file), count(), self.module.problems(seed, **kwargs)
+            )
+        except InputError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise _fault(self.file, error, "in problems()") from error
 
     def grade(self, problem: Problem, completion: str, stopped: bool) -> float:
-        """The file's score; 0 if the length limit cut the sample."""
-        return self.module.grade(problem.answer, completion) if stopped else 0.0
+        """The file's score, which may do what it likes with a copy; 0 if the sample was cut."""
+        return self.module.grade(copy.deepcopy(problem.answer), completion) if stopped else 0.0
 
     def well_formed(self, completion: str, stopped: bool) -> bool:
         """Whether it stopped and says anything."""
         return stopped and completion.strip() != ""
 
     def solution(self, problem: Problem, rng: np.random.Generator, worked: bool) -> str:
-        """The answer, where it is text; `rng` and `worked` are not used. ValueError otherwise."""
+        """The answer, where it is text; `rng` and `worked` are not used. InputError otherwise."""
         if not isinstance(problem.answer, str):
-            raise ValueError(
-                f"env.name={self.file}: an answer is no text to learn; set warm_start.steps=0"
-            )
+            reason = "an answer is no text to learn"
+            raise InputError("env.name", self.file, reason, "set warm_start.steps=0")
         return problem.answer
 
     def ceiling(self, problems: Sequence[Problem], max_new_tokens: int) -> None:
@@ -85,28 +105,70 @@ class OwnTask:
         return None
 
 
+@contextlib.contextmanager
+def _said_if_slow(file: str) -> Iterator[None]:
+    """Names the file at the terminal if it is not done after SLOW_S: it may hang."""
+    text = f"env.name={file}: still waiting for its problems after {SLOW_S:g} s"
+    timer = threading.Timer(SLOW_S, print, [text], {"file": sys.stderr, "flush": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def _load(file: str) -> ModuleType:
     if not Path(file).is_file():
-        raise ValueError(f"env.name={file}: no such file; give the path of a Python file")
-    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+        raise InputError("env.name", file, "no such file", "give the path of a Python file")
+    name = f"{Path(file).stem}_{zlib.crc32(file.encode()):08x}"
+    spec = importlib.util.spec_from_file_location(name, file)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # its classes can be pickled, and be dataclasses
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
-        first = (str(error).splitlines() or [""])[0]
-        raise ValueError(
-            f"env.name={file}: {type(error).__name__}: {first}; mend the file"
-        ) from error
-    for name in ("problems", "grade"):
-        if not callable(getattr(module, name, None)):
-            raise ValueError(f"env.name={file}: no function {name} in it; see rlx/envs/own.py")
+    except (Exception, SystemExit) as error:
+        raise _fault(file, error) from error
+    for function in ("problems", "grade"):
+        if not callable(getattr(module, function, None)):
+            reason = f"no function {function} in it"
+            raise InputError("env.name", file, reason, "see rlx/envs/own.py")
     return module
 
 
+def _fault(file: str, error: BaseException, where: str = "") -> InputError:
+    """What the file raised, at the last of its lines that was running."""
+    lines = [s.lineno for s in traceback.extract_tb(error.__traceback__) if s.filename == file]
+    reason = f"{type(error).__name__}: {base.first_line(error)}"
+    reason = " ".join([reason, where, f"at line {lines[-1]}" if lines else ""])
+    return InputError("env.name", file, " ".join(reason.split()), "mend the file")
+
+
+def _check_call(file: str, name: str, function: Callable, *args: Any, **kwargs: Any) -> None:
+    """Raises InputError if the function cannot be called with these."""
+    try:
+        signature = inspect.signature(function)
+        signature.bind(*args, **kwargs)
+    except (TypeError, ValueError) as error:
+        if name == "problems" and kwargs:
+            takes = ", ".join(list(signature.parameters)[1:]) or "nothing"
+            remedy = f"give what problems() of {file} takes after the seed: {takes}"
+            raise InputError("env.kwargs", kwargs, error, remedy) from None
+        remedy = "write problems(seed, ...) and grade(answer, completion)"
+        raise InputError("env.name", file, f"{name}(): {error}", remedy) from None
+
+
 def _checked(file: str, i: int, pair: Any) -> tuple[str, Any]:
+    """A pair of a prompt that can be written and an answer that can reach a grading process."""
     if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) and pair[0]):
-        raise ValueError(
-            f"env.name={file}: item {i} of problems() is {str(pair)[:60]!r}; yield (prompt, answer)"
-        )
+        reason = f"item {i} of problems() is {reprlib.repr(pair)}"
+        raise InputError("env.name", file, reason, "yield (prompt, answer)")
+    try:
+        pair[0].encode()
+        pickle.dumps(pair[1])
+    except Exception as error:
+        reason = f"item {i} of problems(): {type(error).__name__}: {base.first_line(error)}"
+        remedy = "yield text that can be written, and an answer that can be pickled"
+        raise InputError("env.name", file, reason, remedy) from None
     return pair

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rlx.envs import base, data
+from rlx.errors import InputError
 from rlx.problem import Problem
 
 FIELDS = ("prompt", "chosen", "rejected")
@@ -34,7 +35,7 @@ class Pair(NamedTuple):
 class Preference:
     """`Problem.answer` is the list of the prompt's pairs.
 
-    Raises ValueError that names the line which is no pair.
+    Raises InputError that names the line which is no pair.
     """
 
     def __init__(self, *, train_prompts: int, heldout_prompts: int, seed: int, path: str):
@@ -59,8 +60,9 @@ class Preference:
         return problem.answer[0].chosen
 
     def grade(self, problem: Problem, completion: str, stopped: bool) -> float:
-        """Always a ValueError: see the module."""
-        raise ValueError("env.name=preference: a reward model grades it; set algo.reward_model")
+        """Always an InputError: see the module."""
+        reason = "a reward model grades it"
+        raise InputError("env.name", "preference", reason, "set algo.reward_model")
 
     def well_formed(self, completion: str, stopped: bool) -> bool:
         """Whether it stopped and says anything."""
@@ -80,5 +82,5 @@ def _texts(row: data.Row) -> list[str]:
     for name in FIELDS:
         if not isinstance(values.get(name), str) or name == "prompt" and not values[name]:
             form = '{"prompt": TEXT, "chosen": TEXT, "rejected": TEXT}'
-            raise ValueError(f"{where} has no text under {name}; write {form}")
-    return [values[name] for name in FIELDS]
+            raise data.bad_row(where, f"has no text under {name}", f"write {form}")
+    return [data.encodable(where, values[name]) for name in FIELDS]

@@ -12,6 +12,7 @@ reference answers, unless env.tokenizer names the tokenizer of a checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import math
@@ -25,6 +26,7 @@ import numpy as np
 
 from rlx.envs.base import Env, TextTokenizer, characters
 from rlx.envs.mixture import mixture as mix
+from rlx.errors import InputError
 from rlx.problem import Problem
 
 DRAWS_PER_PROMPT = 10  # draws per distinct question wanted, before giving up
@@ -45,9 +47,8 @@ def reasoning_gym(*, mixture: list[dict[str, Any]] | None = None, **kwargs: Any)
         return ReasoningGym(**kwargs)
     sizes = ("train_prompts", "heldout_prompts", "seed")
     for key in set(kwargs) - set(sizes):
-        raise ValueError(
-            f"env.kwargs.{key}={kwargs[key]}: beside a mixture; put it into one of its rows"
-        )
+        remedy = "put it into one of its rows"
+        raise InputError(f"env.kwargs.{key}", kwargs[key], "beside a mixture", remedy)
     return mix(**kwargs, tasks=tasks_of(mixture))
 
 
@@ -55,6 +56,10 @@ def tasks_of(mixture: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Its rows as the tasks of rlx.envs.mixture, by name."""
     tasks: dict[str, dict[str, Any]] = {}
     for row in mixture:
+        if not isinstance(row, dict):
+            raise InputError(
+                "env.kwargs.mixture", row, "no row", "write {dataset: NAME, weight: 1}"
+            )
         inner = {key: value for key, value in row.items() if key != "weight"}
         name = str(row.get("dataset"))
         while name in tasks:  # the same dataset at another difficulty
@@ -66,7 +71,7 @@ def tasks_of(mixture: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 class ReasoningGym:
     """Questions of one dataset, distinct by text. `Problem.answer` is the library's entry.
 
-    `config` holds the dataset's own parameters. Raises ValueError if the library is absent, on a
+    `config` holds the dataset's own parameters. Raises InputError if the library is absent, on a
     dataset or parameter it does not know, and where it has too few distinct questions.
     """
 
@@ -86,11 +91,13 @@ class ReasoningGym:
         self._dataset = _create(dataset, config, seed=library_seed, size=size)
         entries = _distinct(self._dataset, wanted)
         if len(entries) < wanted:
-            raise ValueError(
-                f"env.train_prompts={train_prompts}: {size} draws of {dataset} hold {len(entries)} "
-                f"distinct questions, not {wanted} with env.heldout_prompts={heldout_prompts}; "
-                "ask for fewer or widen the dataset's parameters"
+            reason = (
+                f"{size} draws of {dataset} hold {len(entries)} distinct questions, not {wanted} "
+                f"with env.heldout_prompts={heldout_prompts}"
             )
+            remedy = "ask for fewer or widen the dataset's parameters"
+            raise InputError("env.train_prompts", train_prompts, reason, remedy)
+        self._try_grader(entries[0])
         self.heldout = _problems(entries[:heldout_prompts])
         self.train = _problems(entries[heldout_prompts:])
         problems = self.heldout + self.train
@@ -98,6 +105,12 @@ class ReasoningGym:
         texts = [p.prompt + (p.answer["answer"] or "") for p in problems]
         self.tokenizer: TextTokenizer = characters(texts)
         self.max_prompt_tokens = max(len(p.prompt) for p in problems)
+
+    def _try_grader(self, entry: dict[str, Any]) -> None:
+        """Raises InputError if it fails on its own answer: `grade` would score everything 0."""
+        if entry["answer"] is not None:
+            with _blamed("dataset", entry["metadata"].get("source_dataset")):
+                self._dataset.score_answer(entry["answer"], entry)
 
     def grade(self, problem: Problem, completion: str, stopped: bool) -> float:
         """The library's score of the stripped completion, clipped to [0, 1]; 0 if cut.
@@ -121,14 +134,13 @@ class ReasoningGym:
     def solution(self, problem: Problem, rng: np.random.Generator, worked: bool) -> str:
         """The reference answer; the library has no worked ones, and `rng` is not used.
 
-        Raises ValueError where the dataset has a grader but no reference answer.
+        Raises InputError where the dataset has a grader but no reference answer.
         """
         entry = problem.answer
         if entry["answer"] is None:
             name = entry["metadata"].get("source_dataset")
-            raise ValueError(
-                f"env.kwargs.dataset={name}: it has no reference answers; set warm_start.steps=0"
-            )
+            reason = "it has no reference answers"
+            raise InputError("env.kwargs.dataset", name, reason, "set warm_start.steps=0")
         return entry["answer"]
 
     def ceiling(self, problems: Sequence[Problem], max_new_tokens: int) -> None:
@@ -142,9 +154,8 @@ def _import_library() -> ModuleType:
             warnings.filterwarnings("ignore", category=SyntaxWarning)
             import reasoning_gym
     except ImportError as error:
-        raise ValueError(
-            f"env.name=reasoning_gym: cannot import it ({error}); pip install 'rlx[gym]'"
-        ) from error
+        reason = f"cannot import it ({error})"
+        raise InputError("env.name", "reasoning_gym", reason, "pip install 'rlx[gym]'") from error
     return reasoning_gym
 
 
@@ -152,24 +163,29 @@ def _create(name: str | None, config: dict[str, Any], *, seed: int, size: int) -
     """The library's dataset; every name and parameter is checked before it is made."""
     library = _import_library()
     known = library.factory.DATASETS
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         hint = _closest(str(name), known) or "chain_sum, for example"
-        raise ValueError(f"env.kwargs.dataset={name}: unknown dataset; try {hint}")
+        raise InputError("env.kwargs.dataset", name, "unknown dataset", f"try {hint}")
     if name in HASH_ORDERED and os.environ.get("PYTHONHASHSEED", "random") == "random":
-        raise ValueError(
-            f"env.kwargs.dataset={name}: its entries depend on Python's hash seed; "
-            "set PYTHONHASHSEED=0 in the environment"
-        )
+        reason = "its entries depend on Python's hash seed"
+        remedy = "set PYTHONHASHSEED=0 in the environment"
+        raise InputError("env.kwargs.dataset", name, reason, remedy)
     parameters = {f.name for f in dataclasses.fields(known[name][1])} - {"seed", "size"}
     for key, value in config.items():
         if key not in parameters:
             hint = _closest(key, parameters) or ", ".join(sorted(parameters))
-            raise ValueError(f"env.kwargs.{key}={value}: unknown to {name}; try {hint}")
-    try:
+            raise InputError(f"env.kwargs.{key}", value, f"unknown to {name}", f"try {hint}")
+    with _blamed("", config, f"{name} needs other values"):
         return library.create_dataset(name, seed=seed, size=size, **config)
-    except (AssertionError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"env.kwargs={config}: {reason}; {name} needs other values") from error
+
+
+@contextlib.contextmanager
+def _blamed(key: str, value: Any, remedy: str = "choose another dataset or other parameters"):
+    """What the library raises, whatever its kind, is an InputError of env.kwargs."""
+    try:
+        yield
+    except Exception as error:
+        raise InputError(f"env.kwargs.{key}".rstrip("."), value, error, remedy) from error
 
 
 def _closest(word: str, words: Any) -> str:
@@ -182,7 +198,8 @@ def _distinct(dataset: Any, wanted: int) -> list[dict[str, Any]]:
     for i in range(len(dataset)):
         if len(entries) == wanted:
             break
-        entry = dataset[i]
+        with _blamed("dataset", type(dataset).__name__):
+            entry = dataset[i]
         entries.setdefault(entry["question"], entry)
     return list(entries.values())
 

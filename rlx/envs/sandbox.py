@@ -10,7 +10,8 @@ call: the process that holds its namespace is killed, and with it everything ins
 from __future__ import annotations
 
 import contextlib
-import json
+import glob
+import marshal
 import os
 import selectors
 import socket
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,6 +27,7 @@ JAIL = str(Path(__file__).with_name("jail.py"))
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 CHUNK = 65536
+TICK_S = 0.02  # between two looks at the memory of a run
 
 
 class SandboxError(Exception):
@@ -33,19 +36,26 @@ class SandboxError(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """Memory, processor time and file size are those of one process; `processes` are per run."""
+    """What one program may use, with all that it starts.
+
+    Memory: one process never maps more; what several hold in sum is looked at every TICK_S, and two
+    looks that find more end the run, so what is written in between comes on top (120 MB on two
+    cores), as do buffers of the kernel (see rlx.envs.jail). Looking takes a kernel that lists
+    children (CONFIG_PROC_CHILDREN, which distributions set); without it the sum has no limit but
+    `processes` times memory.
+    """
 
     wall_s: float = 10.0
-    cpu_s: int = 10
+    cpu_s: int = 10  # of one process
     memory_mb: int = 512
-    processes: int = 8  # threads count
+    processes: int = 8  # of a run; threads count
     file_mb: int = 16  # of a file, and of all files together
     output_kb: int = 1024
 
 
 @dataclass(frozen=True)
 class Result:
-    """`status`: `exit N`, `signal N`, `time` or `output` where a limit of the run ended it."""
+    """`status`: `exit N`, `signal N`, or the limit that ended it: `time`, `memory`, `output`."""
 
     status: str
     stdout: bytes
@@ -59,6 +69,8 @@ class _Jail:
     """One program in flight."""
 
     def __init__(self, source: str, limits: Limits, isolate: bool, channel: int, stdin, stdout):
+        self.limits = limits
+        self.above, self.next_look = False, 0.0
         python = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
         self.scratch = (
             None
@@ -81,7 +93,7 @@ class _Jail:
         }
         fds = (code, report, *([channel] if channel >= 0 else []))
         self.process = subprocess.Popen(
-            [python, "-SEsB", JAIL, json.dumps(spec)],
+            [python, "-SEsB", JAIL, marshal.dumps(spec).hex()],
             stdin=stdin,
             stdout=stdout,
             stderr=subprocess.DEVNULL,
@@ -92,6 +104,22 @@ class _Jail:
         )
         os.close(code)
         os.close(report)
+
+    def over(self) -> bool:
+        """Whether program and descendants held more than the limit, at two looks in a row.
+
+        One is not enough: a process that is about to start another shares all it has for a moment.
+        """
+        now, most = time.monotonic(), self.limits.memory_mb * 1024
+        if now < self.next_look:
+            return False
+        pids = [*_below(self.process.pid)][1:]  # the first is PID 1 of the namespace
+        above = (
+            sum(_kb(pid, "status", "VmRSS", "VmSwap", "VmPTE") for pid in pids) > most
+            and sum(_shared_kb(pid) for pid in pids) > most
+        )
+        over, self.above, self.next_look = above and self.above, above, now + TICK_S
+        return over
 
     def end(self) -> str:
         """Kill what is left; the first line of the report. Raises SandboxError."""
@@ -111,6 +139,31 @@ class _Jail:
         return line or "signal 9"
 
 
+def _below(pid: int | str) -> Iterator[str]:
+    """All processes below one, whichever thread started them."""
+    for file in glob.glob(f"/proc/{pid}/task/*/children"):
+        with contextlib.suppress(OSError):  # it is gone
+            for child in Path(file).read_text().split():
+                yield child
+                yield from _below(child)
+
+
+def _kb(pid: str, file: str, *names: str) -> int:
+    """Sum of rows of a file of /proc. The first thread may be gone and hold nothing: the most."""
+    most = 0
+    for path in glob.glob(f"/proc/{pid}/task/*/{file}"):
+        with contextlib.suppress(OSError):  # it is gone, or may not be read
+            rows = map(str.split, Path(path).read_text().splitlines())
+            most = max(most, sum(int(row[1]) for row in rows if row[0].rstrip(":") in names))
+    return most
+
+
+def _shared_kb(pid: str) -> int:
+    """Memory and page tables, pages of several processes by parts where that can be read."""
+    pages = _kb(pid, "smaps_rollup", "Pss", "SwapPss") or _kb(pid, "status", "VmRSS", "VmSwap")
+    return pages + _kb(pid, "status", "VmPTE")
+
+
 def run(source: str, stdin: str = "", limits: Limits = Limits(), isolate: bool = True) -> Result:  # noqa: B008
     """Run `source` on `stdin`. Raises SandboxError where it cannot be isolated.
 
@@ -118,32 +171,31 @@ def run(source: str, stdin: str = "", limits: Limits = Limits(), isolate: bool =
     """
     deadline = time.monotonic() + limits.wall_s
     jail = _Jail(source, limits, isolate, -1, subprocess.PIPE, subprocess.PIPE)
-    why, out = _exchange(jail.process, stdin.encode(errors="replace"), limits, deadline)
-    status = _wait(jail, deadline) if not why else ""
+    out = bytearray()
+    why = _exchange(jail, stdin.encode(errors="replace"), out, deadline)
+    why = why or _wait([jail], deadline)
     line = jail.end()
-    return Result(why or status or line, out)
+    return Result(why or line, bytes(out[: limits.output_kb * 1024]))
 
 
-def _exchange(process, data: bytes, limits: Limits, deadline: float) -> tuple[str, bytes]:
-    """(limit that was reached or "", standard output), both ways at the same time."""
-    out, most = bytearray(), limits.output_kb * 1024
+def _exchange(jail: _Jail, data: bytes, out: bytearray, deadline: float) -> str:
+    """Write `data` and read to the end of `out`; the limit that was reached, or ""."""
+    process = jail.process
     os.set_blocking(process.stdin.fileno(), False)
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
         selector.register(process.stdin, selectors.EVENT_WRITE)
-        while True:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                return "time", bytes(out)
-            for key, _ in selector.select(left):
+        while not (why := _exceeded([jail], deadline)):
+            for key, _ in selector.select(TICK_S):
                 if key.fileobj is process.stdin:
                     data = _write(selector, process.stdin, data)
                 elif chunk := os.read(process.stdout.fileno(), CHUNK):
                     out += chunk
                 else:
-                    return "", bytes(out)
-                if len(out) > most:
-                    return "output", bytes(out[:most])
+                    return ""
+            if len(out) > jail.limits.output_kb * 1024:
+                return "output"
+        return why
 
 
 def _write(selector, stream, data: bytes) -> bytes:
@@ -158,13 +210,19 @@ def _write(selector, stream, data: bytes) -> bytes:
     return data
 
 
-def _wait(jail: _Jail, deadline: float) -> str:
-    """ "time" if the process does not end before the deadline."""
-    try:
-        jail.process.wait(max(deadline - time.monotonic(), 0))
-        return ""
-    except subprocess.TimeoutExpired:
+def _wait(jails: Sequence[_Jail], deadline: float) -> str:
+    """Wait for the end of the last; the limit that was reached, or ""."""
+    while not (why := _exceeded(jails, deadline)):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            jails[-1].process.wait(TICK_S)
+            return ""
+    return why
+
+
+def _exceeded(jails: Sequence[_Jail], deadline: float) -> str:
+    if time.monotonic() >= deadline:
         return "time"
+    return "memory" if any(jail.over() for jail in jails) else ""
 
 
 def converse(
@@ -173,7 +231,10 @@ def converse(
     limits: Limits = Limits(),  # noqa: B008
     isolate: bool = True,
 ) -> Result:
-    """Run both, a socket between them at the descriptor in $CHANNEL; how the client ended."""
+    """Run both, a socket between them at the descriptor in $CHANNEL; how the client ended.
+
+    Each of the two has the limits for itself, but for the time.
+    """
     deadline = time.monotonic() + limits.wall_s
     quiet = (subprocess.DEVNULL, subprocess.DEVNULL)
     ends = socket.socketpair()
@@ -182,7 +243,7 @@ def converse(
         for source, end in zip((server, client), ends, strict=True):
             jails.append(_Jail(source, limits, isolate, end.fileno(), *quiet))
             end.close()
-        status = _wait(jails[1], deadline)
+        status = _wait(jails, deadline)
     finally:
         for end in ends:
             end.close()

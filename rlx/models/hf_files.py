@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from rlx.errors import InputError
+from rlx import jsonfile
 from rlx.config import ModelConfig
+from rlx.errors import InputError
 from rlx.models.rope import frequencies
 
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -65,32 +65,49 @@ def package(name: str, path: Path) -> Any:
         raise InputError("model.path", path, f"needs the package {name}", remedy) from None
 
 
-def unreadable(file: Path, error: Exception) -> InputError:
+def unreadable(file: Path, error: BaseException | str) -> InputError:
     return InputError("model.path", file, f"unreadable ({error})", "copy it again")
+
+
+def _shards(folder: Path) -> list[Path]:
+    """model.safetensors, or the files that its index names, which lie in the folder."""
+    one, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if one.is_file() or not index.is_file():
+        return [one]
+    where = jsonfile.read("model.path", index, "unreadable").get("weight_map")
+    if not isinstance(where, dict) or not where:
+        reason = "no object weight_map of tensors and their files"
+        raise InputError("model.path", index, reason, "give the checkpoint's own index")
+    for tensor, name in where.items():
+        path = PurePosixPath(name) if isinstance(name, str) else PurePosixPath("..")
+        if path.is_absolute() or ".." in path.parts or not path.name or "\\" in name:
+            reason = f"weight_map.{tensor}={name!r} is no file of this folder"
+            raise InputError("model.path", index, reason, "give the checkpoint's own index")
+    return [folder / name for name in sorted(set(where.values()))]
 
 
 def in_folder(folder: Path) -> dict[str, Tensor]:
     """Every tensor of model.safetensors, or of the files that its index names."""
     safetensors = package("safetensors", folder)
-    index, files = folder / "model.safetensors.index.json", ["model.safetensors"]
-    if index.exists():
-        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     tensors = {}
-    for file in (folder / name for name in files):
-        if not file.exists():
-            raise InputError("model.path", folder, f"no {file.name}", "give a whole checkpoint")
+    for file in _shards(folder):
         try:
+            if not file.is_file():
+                remedy = "give a whole checkpoint, in the format safetensors"
+                raise InputError("model.path", folder, f"no {file.name}", remedy)
             reader = safetensors.safe_open(file, "numpy")
-        except safetensors.SafetensorError as error:
-            raise InputError(
-                "model.path", file, f"unreadable ({error})", "copy it again"
-            ) from None
-        for name in reader.keys():  # noqa: SIM118 (not a dictionary)
-            part = reader.get_slice(name)
-            if part.get_dtype() not in FLOATS:
-                reason = f"{name} has type {part.get_dtype()}"
+            parts = {name: reader.get_slice(name) for name in reader.keys()}  # noqa: SIM118
+            found = {name: (x.get_dtype(), tuple(x.get_shape())) for name, x in parts.items()}
+        except (safetensors.SafetensorError, OSError, ValueError) as error:
+            raise error if isinstance(error, InputError) else unreadable(file, error) from None
+        for name, (dtype, shape) in found.items():
+            if dtype not in FLOATS:
+                reason = f"{name} has type {dtype}"
                 raise InputError("model.path", file, reason, f"use {', '.join(FLOATS)}")
-            tensors[name] = Tensor(file, tuple(part.get_shape()), part.__getitem__)
+            if name in tensors:
+                reason = f"{name} is also in {tensors[name].file.name}"
+                raise InputError("model.path", file, reason, "remove one of the two")
+            tensors[name] = Tensor(file, shape, parts[name].__getitem__)
     return tensors
 
 
@@ -108,9 +125,16 @@ def in_gguf(file: Path) -> dict[str, Tensor]:
     def tensor(stored, name: str) -> Tensor:
         shape = tuple(int(n) for n in stored.shape[::-1])
         n = heads.get(name) if value("") == "llama" else None
+        if n and (len(shape) != 2 or shape[0] % (2 * n)):
+            raise unreadable(file, f"{stored.name} {shape} is not that of {n} heads")
 
         def read(index):
-            whole = gguf.quants.dequantize(stored.data, stored.tensor_type).reshape(shape)
+            try:
+                whole = gguf.quants.dequantize(stored.data, stored.tensor_type).reshape(shape)
+            except (NotImplementedError, ValueError) as error:
+                reason = f"{stored.name} is of type {stored.tensor_type.name} ({error})"
+                remedy = "give a file in F16, BF16, Q8_0 or Q4_K"
+                raise InputError("model.path", file, reason, remedy) from None
             if n:
                 halves = whole.reshape(n, shape[0] // n // 2, 2, *shape[1:])
                 whole = halves.swapaxes(1, 2).reshape(shape)
@@ -136,11 +160,15 @@ def gguf_json(file: Path) -> dict:
     reader = _gguf_reader(file)
     value = _gguf_values(reader)
     shapes = {tensor.name: tensor.shape for tensor in reader.tensors}
-    eps = value("attention.layer_norm_rms_epsilon")
-    if eps is None or "token_embd.weight" not in shapes:
-        return {"model_type": value("")}  # of no family that hf_config knows
+    eps, model_type = value("attention.layer_norm_rms_epsilon"), value("")
+    if type(eps) is not float or len(shapes.get("token_embd.weight", ())) != 2:
+        return {"model_type": model_type}  # of no family, or without its keys
+    turned, width = value("rope.dimension_count"), value("attention.key_length")
+    if None not in (turned, width) and turned != width:
+        reason, remedy = f"rope.dimension_count={turned}", f"the decoder turns all {width}"
+        raise InputError("model.path", file, reason, remedy)
     json = {
-        "model_type": value(""),
+        "model_type": model_type,
         "vocab_size": int(shapes["token_embd.weight"][1]),
         "hidden_size": value("embedding_length"),
         "num_hidden_layers": value("block_count"),
@@ -157,7 +185,7 @@ def gguf_json(file: Path) -> dict:
     if window := value("attention.sliding_window"):
         remedy = "use the safetensors: GGUF does not say which layers have it"
         raise InputError("model.path", file, f"attention.sliding_window={window}", remedy)
-    return json
+    return {key: value for key, value in json.items() if value is not None}
 
 
 def _gguf_rope(value, reader, file: Path) -> dict | None:
@@ -190,9 +218,11 @@ def _gguf_rope(value, reader, file: Path) -> dict | None:
 def _gguf_reader(file: Path):
     gguf = package("gguf", file)
     try:
-        return gguf.GGUFReader(file)
-    except (ValueError, IndexError) as error:
-        raise unreadable(file, error) from None
+        reader = gguf.GGUFReader(file)
+        reader.fields["general.architecture"].contents()
+    except Exception as error:  # the library checks nothing by itself
+        raise unreadable(file, f"{type(error).__name__}: {error}") from None
+    return reader
 
 
 def _gguf_values(reader) -> Callable[[str], Any]:

@@ -16,11 +16,11 @@ import numpy as np
 
 from rlx.config import ModelConfig
 from rlx.models import transformer
-from rlx.types import left_padded
+from rlx.types import right_padded
 
 
 class Texts(NamedTuple):
-    """P prompts, padded on the left, and B / P completions of each, padded on the right."""
+    """P prompts and B / P completions of each, padded on the right."""
 
     prompt_PU: Any  # int32
     prompt_length_P: Any  # int32
@@ -33,7 +33,7 @@ def padded(
     pad_id: int, rows: int = 0,
 ) -> Texts:  # fmt: skip
     """Groups of as many completions each, in token ids; up to `rows` prompts of one pad token."""
-    prompt_PU, prompt_length_P = left_padded(prompts, U, pad_id, rows)
+    prompt_PU, prompt_length_P = right_padded(prompts, U, pad_id, rows)
     completions = [completion for group in groups for completion in group]
     B = len(prompt_PU) * len(groups[0])
     completion_BT = np.full((B, T), pad_id, np.int32)

@@ -5,11 +5,11 @@ Parameters are a plain pytree (nested dicts; `layers` is a list, or one stacked 
 
     prefill   prompts -> last hidden state and their keys/values
     extend    teacher-forced completions after a prompt's keys/values   (the learner)
-    decode    one token per slot, written into the slot's cache         (the sampler)
+    decode    one token per slot, appended to the slot's cache          (the sampler)
 
-A prompt is padded on the left, so that completion token t sits in cache column U + t. The
-learner runs a group's prompt once, as the sampler does: its keys/values are repeated over the
-group's samples, and their gradients add up in the transpose of that repetition.
+Prompts are padded on the right: the token at position s of a sequence has its keys/values in column
+s. The learner runs a group's prompt once, as the sampler does. `published` makes the weights that
+the sampler reads: a list of layers, whatever the learner loops over, in the dtype of its products.
 
 The block is an nnx module only for its initialiser and its call: at the jit boundary everything
 is a plain pytree, since dispatching an nnx module costs many times a decode step.
@@ -18,8 +18,6 @@ is a plain pytree, since dispatching an nnx module costs many times a decode ste
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,15 +26,17 @@ from flax import nnx
 
 from rlx.config import ModelConfig
 from rlx.mesh import split
-from rlx.models import moe
-from rlx.models.layers import AXES, attention, matmul, rms_norm
+from rlx.models import attention, moe
+from rlx.models.attention import Cache, Seen
+from rlx.models.layers import AXES, matmul, rms_norm
 from rlx.models.rope import rope
 from rlx.types import Params
 
 # Between blocks a device keeps a part of the model's width; within, its own heads or columns of F.
 RESIDUAL, WHOLE = ("prompts", None, "residual"), ("prompts", None, None)
-Cache = Any  # {"k", "v"}: [B, K, S, H] per layer; a list over layers, or stacked on axis 0
-Remember = Callable[[Any, jax.Array, jax.Array], dict[str, jax.Array]]
+# Matrices that are cast to the activations' dtype where they are used; the head has its own.
+CAST = ("q", "k", "v", "o", "gate", "up", "down", "q_bias", "k_bias", "v_bias")
+CAST += tuple(f"{kind}_{name}" for kind in ("expert", "shared") for name in ("gate", "up", "down"))
 
 
 class Block(nnx.Module):
@@ -90,8 +90,9 @@ class Block(nnx.Module):
         y_BTF = jax.nn.silu(matmul(y_BTD, self.gate[...])) * matmul(y_BTD, self.up[...])
         return matmul(y_BTF, self.down[...]), None
 
-    def __call__(self, x_BTD, position_BT, seen, at, local, cache, remember: Remember):
-        c = self.config
+    def __call__(self, x_BTD, seen: Seen, local, past, attend):
+        """(x, what `attend` of rlx.models.attention left of the past, what the router did)."""
+        c, position_BT = self.config, seen.position_BT
         y_BTD = split(rms_norm(x_BTD, self.attn_norm[...], c.norm_eps), *WHOLE)
         q_BTNH = self._turned(self._heads(y_BTD, "q", c.n_heads), position_BT, local)
         k_BTKH = self._turned(self._heads(y_BTD, "k", c.n_kv_heads), position_BT, local)
@@ -100,13 +101,11 @@ class Block(nnx.Module):
             growth_BT = jnp.where(local, 1.0, 1.0 + c.far_query_scale * far_BT)
             q_BTNH = (q_BTNH * growth_BT[..., None, None]).astype(q_BTNH.dtype)
         v_BTKH = self._heads(y_BTD, "v", c.n_kv_heads)
-        cache = remember(cache, k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2))
-        seen = functools.partial(seen, local)
-        y_BTD = attention(q_BTNH, cache["k"], cache["v"], seen, at, c.query_chunk)
+        y_BTD, past = attend(q_BTNH, k_BTKH, v_BTKH, past, seen, local, c)
         x_BTD = split(x_BTD + matmul(y_BTD, self.o[...]), *RESIDUAL)
         y_BTD = split(rms_norm(x_BTD, self.mlp_norm[...], c.norm_eps), *WHOLE)
         y_BTD, routed = self._mlp(y_BTD)
-        return split(x_BTD + y_BTD, *RESIDUAL), (cache, routed)
+        return split(x_BTD + y_BTD, *RESIDUAL), (past, routed)
 
 
 @functools.lru_cache
@@ -162,86 +161,58 @@ def head_matrix(params: Params) -> jax.Array:
     return params["head"] if "head" in params else params["embed"].T
 
 
-def empty_cache(config: ModelConfig, batch: int, length: int) -> Cache:
-    shape = (batch, config.n_kv_heads, length, config.head_dim)
-    if config.scan_layers:
-        shape = (config.n_layers, *shape)
-    one = lambda: {name: jnp.zeros(shape, config.compute_dtype) for name in "kv"}  # noqa: E731
-    return one() if config.scan_layers else [one() for _ in range(config.n_layers)]
+def published(params: Params, config: ModelConfig, head_dtype: str) -> Params:
+    """The weights as `prefill` and `decode` of the sampler read them, each cast once.
 
-
-def over_layers(config: ModelConfig, function, cache: Cache, other: Cache) -> Cache:
-    """The cache with every layer's become function(its own, that of `other`)."""
-    if not config.scan_layers:
-        return list(map(function, cache, other))
-
-    def one(i, cache):
-        layer = function(*(jax.tree.map(lambda x: x[i], x) for x in (cache, other)))
-        return jax.tree.map(lambda x, new: x.at[i].set(new), cache, layer)
-
-    return jax.lax.fori_loop(0, config.n_layers, one, cache)  # in place, a layer at a time
-
-
-def _forward(
-    params, config: ModelConfig, tokens_BT, column_BT, pad_B, S, caches, remember, start_BT=None,
-    decoding=False,
-):  # fmt: skip
-    """Embed, run the blocks, normalise: (hidden_BTD, caches, what the routers did).
-
-    A token in cache column c has position c - pad; it attends to the columns pad .. c of S, in
-    local layers to the last `sliding_window` of them, or to those of its chunk of positions. Where
-    rows hold several samples, token b, t belongs to one that starts in column `start_BT`: it sees
-    no other, and its position goes on from the prompt's, which ends where the first sample starts.
+    The same values that the learner's products see: matrices in the compute dtype, the head in its
+    own; norms, router and critic as they are. A tied embedding has the wider of the two dtypes.
     """
+    cast = dict.fromkeys(CAST, config.compute_dtype) | {"head": head_dtype}
+    tied_apart = "head" not in params and head_dtype != config.compute_dtype
+    cast["embed"] = "float32" if tied_apart else config.compute_dtype
+
+    def narrowed(tree: Params) -> Params:
+        fits = {name: jnp.dtype(cast.get(name, x.dtype)) for name, x in tree.items()}
+        narrower = {name for name, x in tree.items() if fits[name].itemsize < x.dtype.itemsize}
+        return {name: x.astype(fits[name]) if name in narrower else x for name, x in tree.items()}
+
+    layers = params["layers"]
+    if config.scan_layers:
+        pick = lambda i: jax.tree.map(lambda x: x[i], layers)  # noqa: E731
+        layers = [pick(i) for i in range(config.n_layers)]
+    rest = {name: x for name, x in params.items() if name != "layers"}
+    return narrowed(rest) | {"layers": [narrowed(layer) for layer in layers]}
+
+
+def _forward(params, config: ModelConfig, tokens_BT, seen: Seen, pasts, attend):
+    """Embed, run the blocks, normalise: (hidden_BTD, the layers' pasts, what the routers did)."""
     embed_VD = params["embed"]
-    if not decoding:  # tokens outnumber words: the table goes to them
+    if attend is not attention.cached:  # tokens outnumber words: the table goes to them
         embed_VD = split(embed_VD, None, "residual")
     x_BTD = jnp.take(embed_VD, tokens_BT, axis=0).astype(config.compute_dtype)
     x_BTD = split(x_BTD, *RESIDUAL)
-    position_BT, key_11S = column_BT - pad_B[:, None], jnp.arange(S)[None, None]
-    if start_BT is not None:
-        U = S - tokens_BT.shape[1]
-        position_BT -= start_BT - U
-    at = (column_BT, position_BT := jnp.maximum(position_BT, 0), start_BT)
-
-    def seen(local, column_BT, position_BT, start_BT):
-        back_BTS = column_BT[..., None] - key_11S  # how far back a key is
-        mask_BTS = (key_11S >= pad_B[:, None, None]) & (back_BTS >= 0)
-        if start_BT is not None:
-            others_BT1 = (start_BT - U)[..., None]  # columns of other samples in between
-            back_BTS -= jnp.where(key_11S < U, others_BT1, 0)
-            mask_BTS &= (key_11S < U) | (key_11S >= start_BT[..., None])
-        if config.sliding_window:
-            return mask_BTS & ((back_BTS < config.sliding_window) | ~local)
-        if chunk := config.attention_chunk:
-            at_BT1 = position_BT[..., None]
-            return mask_BTS & (((at_BT1 - back_BTS) // chunk == at_BT1 // chunk) | ~local)
-        return mask_BTS
-
     local = [np.bool_(i in config.local_layers) for i in range(config.n_layers)]
 
-    def step(x_BTD, layer_cache_local):
-        layer, cache, local = layer_cache_local
+    def step(x_BTD, layer_past_local):
+        layer, past, local = layer_past_local
         block = nnx.merge(_block(config, "router" in layer), _gathered(layer, config))
-        return block(x_BTD, position_BT, seen, at, local, cache, remember)
+        return block(x_BTD, seen, local, past, attend)
 
     if config.remat:
         step = jax.checkpoint(step, prevent_cse=not config.scan_layers)
-    if config.scan_layers and decoding:
-        x_BTD, caches, routed = _scanned_in_place(step, x_BTD, params["layers"], caches, local)
-    elif config.scan_layers:
-        layers = (params["layers"], caches, jnp.array(local))
-        x_BTD, (caches, routed) = jax.lax.scan(step, x_BTD, layers)
+    if isinstance(params["layers"], dict):  # stacked
+        layers = (params["layers"], pasts, jnp.array(local))
+        x_BTD, (pasts, routed) = jax.lax.scan(step, x_BTD, layers)
     else:
-        caches = caches or [None] * config.n_layers
-        layers, outputs = zip(params["layers"], caches, local, strict=True), []
+        pasts = pasts or [None] * config.n_layers
+        layers, outputs = zip(params["layers"], pasts, local, strict=True), []
         for layer in layers:
             x_BTD, output = step(x_BTD, layer)
             outputs.append(output)
-        caches, routed = map(list, zip(*outputs, strict=True))
+        pasts, routed = map(list, zip(*outputs, strict=True))
         routed = stack_layers([x for x in routed if x]) if config.n_experts else None
     x_BTD = rms_norm(x_BTD, params["final_norm"], config.norm_eps)
-    return split(x_BTD, *WHOLE), caches, routed
+    return split(x_BTD, *WHOLE), pasts, routed
 
 
 def _gathered(layer: Params, config: ModelConfig) -> Params:
@@ -258,32 +229,18 @@ def _gathered(layer: Params, config: ModelConfig) -> Params:
     return {name: gathered(name, w) for name, w in layer.items()}
 
 
-def _scanned_in_place(step, x_BTD, layers, caches, local):
-    """As a scan over the layers' caches, which would hold the old ones and the new ones at once."""
-
-    def one(carry, layer_local_i):
-        (x_BTD, caches), (layer, local, i) = carry, layer_local_i
-        cache = jax.tree.map(lambda all: all[i], caches)
-        x_BTD, (cache, routed) = step(x_BTD, (layer, cache, local))
-        return (x_BTD, jax.tree.map(lambda all, new: all.at[i].set(new), caches, cache)), routed
-
-    layers = (layers, jnp.array(local), jnp.arange(len(local)))
-    (x_BTD, caches), routed = jax.lax.scan(one, (x_BTD, caches), layers)
-    return x_BTD, caches, routed
-
-
-def prefill(params, config: ModelConfig, prompt_PU, length_P) -> tuple[jax.Array, Cache]:
-    """Run left-padded prompts: the hidden state of the last token [P, D], keys/values [P, U]."""
-    U = prompt_PU.shape[1]
-    remember = lambda cache, k, v: {"k": k, "v": v}  # noqa: E731
-    hidden_PUD, cache, _ = _forward(
-        params, config, prompt_PU, jnp.arange(U)[None], U - length_P, U, None, remember
-    )
-    return hidden_PUD[:, -1], cache
+def prefill(params, config: ModelConfig, prompt_PU, length_P):
+    """Run right-padded prompts: (the hidden state of the last token [P, D], the layers' caches)."""
+    P, U = prompt_PU.shape
+    position_PU = jnp.broadcast_to(jnp.arange(U)[None], (P, U))
+    seen = Seen(position_PU, length_P)
+    hidden_PUD, caches, _ = _forward(params, config, prompt_PU, seen, None, attention.prompts)
+    last_P11 = jnp.maximum(length_P - 1, 0)[:, None, None]
+    return jnp.take_along_axis(hidden_PUD, last_P11, axis=1)[:, 0], caches
 
 
 def extend(
-    params, config: ModelConfig, context: Cache, length_P, tokens_BT, offset_BT=None, routing=False
+    params, config: ModelConfig, context, length_P, tokens_BT, offset_BT=None, routing=False
 ):
     """Hidden states [B, T, D] of completions teacher-forced after their prompts' keys/values.
 
@@ -292,41 +249,20 @@ def extend(
     routing: give (hidden states, what rlx.models.moe.route did in every layer with experts).
     """
     B, T = tokens_BT.shape
-    group = B // length_P.shape[0]
-    U = context["k"].shape[3] if config.scan_layers else context[0]["k"].shape[2]
-
-    def remember(context, k_BKTH, v_BKTH):
-        repeated = {name: jnp.repeat(context[name], group, axis=0) for name in "kv"}
-        return {
-            "k": jnp.concatenate([repeated["k"], k_BKTH], axis=2),
-            "v": jnp.concatenate([repeated["v"], v_BKTH], axis=2),
-        }
-
-    column_1T, pad_B = U + jnp.arange(T)[None], U - jnp.repeat(length_P, group)
-    start_BT = None if offset_BT is None else column_1T - offset_BT
+    column_BT = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
+    start_BT = None if offset_BT is None else column_BT - offset_BT
+    at_BT = column_BT if offset_BT is None else offset_BT
+    seen = Seen(jnp.repeat(length_P, B // len(length_P))[:, None] + at_BT, length_P, start_BT)
     hidden_BTD, _, routed = _forward(
-        params, config, tokens_BT, column_1T, pad_B, U + T, context, remember, start_BT
+        params, config, tokens_BT, seen, context, attention.completions
     )
     return (hidden_BTD, routed) if routing else hidden_BTD
 
 
-def decode(params, config: ModelConfig, cache: Cache, token_W, column_W, pad_W):
-    """Feed one token per slot into cache column `column_W`: (hidden_WD, cache).
-
-    `pad_W` counts the columns before the slot's prompt; a token's position is column - pad.
-    """
-    S = cache["k"].shape[3] if config.scan_layers else cache[0]["k"].shape[2]
-
-    @jax.vmap  # over slots, so that a mesh can split them
-    def write(cache_KSH, x_K1H, column):
-        return cache_KSH.at[:, column].set(x_K1H[:, 0], mode="drop")
-
-    def remember(cache, k_WK1H, v_WK1H):
-        k_WKSH = write(cache["k"], k_WK1H, column_W)
-        return {"k": k_WKSH, "v": write(cache["v"], v_WK1H, column_W)}
-
-    hidden_W1D, cache, _ = _forward(
-        params, config, token_W[:, None], column_W[:, None], pad_W, S, cache, remember,
-        decoding=True,
-    )  # fmt: skip
-    return hidden_W1D[:, 0], cache
+def decode(params, config: ModelConfig, caches: list[Cache], token_W, position_W):
+    """Feed one token per slot, at its position in its sequence: (hidden_WD, caches)."""
+    seen = Seen(position_W[:, None], position_W)
+    hidden_W1D, caches, _ = _forward(
+        params, config, token_W[:, None], seen, caches, attention.cached
+    )
+    return hidden_W1D[:, 0], caches

@@ -33,16 +33,48 @@ def from_logits(logits_NV, token_N):
 def logits(hidden_ND, head_DV, *, temperature=1.0, head_dtype=jnp.float32):
     """z = hidden @ head / temperature, float32 [N, V]
 
-    Factors are rounded to `head_dtype`, products are added in float32; a float32 head is float32
-    on accelerators too, whose default would round the factors.
+    The factors of this product, and of the two that are its gradient, are rounded to `head_dtype`,
+    and added up in float32. Relative error: bfloat16 2e-3; float32 3e-7 on CPU, 4e-6 on GPU and
+    TPU, whose matrix units multiply three times in bfloat16 (their default would give 3e-4).
     """
-    z_NV = jnp.matmul(
-        hidden_ND.astype(head_dtype),
-        head_DV.astype(head_dtype),
-        precision=jax.lax.Precision.HIGHEST,
-        preferred_element_type=jnp.float32,
-    )
-    return z_NV / temperature
+    shape = (*hidden_ND.shape[:-1], head_DV.shape[1])
+    hidden_ND = hidden_ND.reshape(-1, hidden_ND.shape[-1])
+    return product(hidden_ND, head_DV, jnp.dtype(head_dtype)).reshape(shape) / temperature
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def product(x_ND, w_DV, dtype):
+    """x @ w, float32; forward and backward all factors are rounded to `dtype`."""
+    return _dot(x_ND.astype(dtype), w_DV.astype(dtype), (1, 0))
+
+
+def _product_forward(x_ND, w_DV, dtype):
+    return product(x_ND, w_DV, dtype), (x_ND, w_DV)
+
+
+def _product_backward(dtype, factors, gradient_NV):
+    x_ND, w_DV = factors
+    gradient_NV = gradient_NV.astype(dtype)
+    x_gradient_ND = _dot(gradient_NV, w_DV.astype(dtype), (1, 1))
+    w_gradient_DV = _dot(x_ND.astype(dtype), gradient_NV, (0, 0))
+    return x_gradient_ND.astype(x_ND.dtype), w_gradient_DV.astype(w_DV.dtype)
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
+def _dot(a, b, axes):
+    """The product over axis axes[0] of a and axes[1] of b, float32."""
+
+    def dot(precision):
+        contracted = (((axes[0],), (axes[1],)), ((), ()))
+        options = {"precision": precision, "preferred_element_type": jnp.float32}
+        return functools.partial(jax.lax.dot_general, dimension_numbers=contracted, **options)
+
+    if a.dtype != jnp.float32:
+        return dot(None)(a, b)
+    in_three = dot(jax.lax.DotAlgorithmPreset.BF16_BF16_F32_X3)
+    return jax.lax.platform_dependent(a, b, cpu=dot(jax.lax.Precision.HIGHEST), default=in_three)
 
 
 def token_logprobs(

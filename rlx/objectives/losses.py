@@ -28,6 +28,7 @@ samples, so that `rlx.objectives.terms.correction` goes with it. GRPO, DAPO and 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +42,7 @@ LOSSES: dict[str, Callable] = {}
 def loss(*, clips: bool = False, corrects: bool = False) -> Callable[[Callable], Callable]:
     """Gives a function its name in `algo.loss`, and says what goes with it."""
 
-    def known(function: Callable) -> Callable:
+    def known(function: Any) -> Any:
         function.clips, function.corrects = clips, corrects
         return LOSSES.setdefault(function.__name__, function)
 

@@ -1,9 +1,9 @@
 """The generator on the host: problems in, graded groups out.
 
-A group waits until as many slots are free as it has samples, then starts; a slot is free again as
-soon as its sample is finished, whatever the rest of its group does. A chunk of decoding lies
-between two short moments on the host, which hold `lock`: `begin` starts groups and picks up the
-newest weights, `collect` grades what finished. `events` says in which order they happened ("b",
+A group waits until the generator has room for all its samples, then starts; there is room again as
+soon as a sample is finished, whatever the rest of its group does. Drawing tokens lies between two
+short moments on the host, which hold `lock`: `begin` starts groups and picks up the newest weights,
+`collect` grades what finished. `events` says in which order they happened ("b",
 "c"); with the updates between them that order decides everything, whichever threads were at work.
 """
 
@@ -17,26 +17,19 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from rlx import flops, processes
-from rlx.errors import InputError
+from rlx import flops
 from rlx.config import Config
 from rlx.envs.base import Env
 from rlx.envs.grading import Graders
+from rlx.errors import InputError
 from rlx.rollout import sampler
+from rlx.rollout.buffer import Buffer
+from rlx.rollout.generator import Drawn, Finished, Generator, Request, SlotGenerator, Weights
 from rlx.rollout.grades import grades, said
 from rlx.rollout.prompts import Prompts
 from rlx.rollout.rewards import rewards
 from rlx.rollout.scorer import Answer
-from rlx.train.buffer import Buffer
-from rlx.types import INJECTED, Group, Params, Problem, left_padded
-
-
-@dataclass
-class Weights:
-    """What the generator samples with: the newest that the learner has published."""
-
-    params: Params
-    version: int
+from rlx.types import INJECTED, Group, Problem
 
 
 @dataclass
@@ -46,20 +39,24 @@ class _Running:
     problem_index: int
     problem: Problem
     prompt_U: np.ndarray
-    slot_G: np.ndarray
-    open_G: np.ndarray  # bool, the sample still owns its slot
-    length_G: np.ndarray  # tokens drawn; this and what follows once the sample is finished
+    length_G: np.ndarray  # tokens of the sample; 0 until it is finished
     token_GT: np.ndarray
     logp_GT: np.ndarray
     value_GT: np.ndarray
     version_GT: np.ndarray
+
+    def take(self, sample: Finished) -> None:
+        g, n = sample.key[1], len(sample.token_T)
+        self.length_G[g] = n
+        for name in ("token", "logp", "value", "version"):
+            getattr(self, f"{name}_GT")[g, :n] = getattr(sample, f"{name}_T")
 
 
 def rules(config: Config, env: Env) -> sampler.Rules:
     """When samples end, in token ids. InputError where the interruption cannot be said."""
     rollout, ids = config.rollout, env.tokenizer
     if config.algo.length_control != "interruption":
-        return sampler.Rules(ids.stop_ids, head_dtype=rollout.head_dtype)
+        return sampler.Rules(head_dtype=rollout.head_dtype)
     try:
         phrase, (think_end_id,) = ids.encode(rollout.interruption), ids.encode(rollout.think_end)
     except ValueError as error:
@@ -75,7 +72,6 @@ def rules(config: Config, env: Env) -> sampler.Rules:
             "raise rollout.max_new_tokens",
         )
     return sampler.Rules(
-        stop_ids=ids.stop_ids,
         phrase=tuple(phrase),
         think_end_id=think_end_id,
         think_min=rollout.think_tokens_min,
@@ -85,27 +81,30 @@ def rules(config: Config, env: Env) -> sampler.Rules:
     )
 
 
+def make_generator(config: Config, env: Env, mesh: Mesh) -> SlotGenerator:
+    """The generator of a run: training and evaluation share it."""
+    ids = env.tokenizer
+    return SlotGenerator(
+        config, rules(config, env), env.max_prompt_tokens, len(ids.stop_ids), ids.pad_id, mesh,
+        jax.random.key(config.seed),
+    )  # fmt: skip
+
+
 class Engine:
-    """Keeps the slots busy, as far as the buffer lets it; spends into the ledger."""
+    """Keeps the generator busy, as far as the buffer lets it; spends into the ledger."""
 
     def __init__(
         self, config: Config, graders: Graders, buffer: Buffer, ledger: flops.Ledger, mesh: Mesh
     ):
         self.config, self.graders, self.buffer, self.ledger = config, graders, buffer, ledger
-        self.env, self.mesh = (env := graders.env), mesh
+        self.env, self.mesh = graders.env, mesh
         self.G, self.T = config.rollout.group_size, config.rollout.max_new_tokens
-        self.W, self.U = config.slots, env.max_prompt_tokens
-        self.key = jax.random.key(config.seed)
-        self.prompts = Prompts(config.algo, len(env.train), config.seed)
+        self.prompts = Prompts(config.algo, len(self.env.train), config.seed)
+        self.generator: Generator = make_generator(config, self.env, mesh)
         self.lock = threading.RLock()
         self.events = ""
         self.ungraded = {"timeouts": 0, "errors": 0}
         self.running: dict[int, _Running] = {}
-        self.free = list(range(self.W))
-        self.prompt_length_W = np.zeros(self.W, np.int64)
-        self.count_W = np.zeros(self.W, np.int64)  # tokens drawn, as entered into the ledger
-        self.slots = sampler.empty(config.model, self.W, self.U, self.T, mesh)
-        self.static = {"config": config.model, "rules": rules(config, env), "mesh": mesh}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything on the host; the groups' problems follow from their indices."""
@@ -113,20 +112,18 @@ class Engine:
             str(serial): {k: v for k, v in vars(group).items() if k != "problem"}
             for serial, group in self.running.items()
         }
-        counts = {"prompt_length_W": self.prompt_length_W, "count_W": self.count_W}
-        rest = {"free": list(self.free), "events": self.events, "running": running}
-        rest["ungraded"] = dict(self.ungraded)
-        return {**rest, **counts, "prompts": self.prompts.state_dict()}
+        rest = {"events": self.events, "ungraded": dict(self.ungraded), "running": running}
+        parts = {"prompts": self.prompts.state_dict(), "generator": self.generator.state_dict()}
+        return {**rest, **parts}
 
-    def load(self, state: dict[str, Any], slots: sampler.Slots) -> None:
-        for name in ("free", "events", "ungraded", "prompt_length_W", "count_W"):
-            setattr(self, name, state[name])
+    def load(self, state: dict[str, Any], arrays: Any) -> None:
+        self.events, self.ungraded = state["events"], state["ungraded"]
         self.prompts.load(state["prompts"])
         self.running = {
             int(serial): _Running(problem=self.env.train[group["problem_index"]], **group)
             for serial, group in state["running"].items()
         }
-        self.slots = slots
+        self.generator.load(state["generator"], arrays)
 
     def has_work(self) -> bool:
         """Whether `step` would draw tokens: a sequence is in flight, or a group may start."""
@@ -140,93 +137,47 @@ class Engine:
         self.collect()
 
     def begin(self, weights: Weights) -> None:
-        """Fill the free slots and decode one chunk."""
-        temperature = self.config.rollout.temperature
+        """Start groups where there is room and draw tokens."""
         with self.lock:
-            params, version = weights.params, weights.version
-            new = self._start_groups()
+            weights = Weights(weights.params, weights.version)
+            while self.generator.free >= self.G and self._may_start():
+                self.generator.submit(self._start_group())
             self.events += "b"
-        if new:
-            prompt_PU, length_P, slot_PG, serial_P = self._padded(new)
-            self.slots = sampler.insert(
-                params, self.slots, prompt_PU, length_P, slot_PG, serial_P, self.key, version,
-                temperature, **self.static,
-            )  # fmt: skip
-        self.slots = sampler.decode(
-            params, self.slots, version, temperature,
-            self.config.rollout.decode_chunk_tokens, **self.static,
-        )  # fmt: skip
+        self.generator.begin(weights, self.config.rollout.decode_chunk_tokens)
 
     def collect(self) -> None:
-        """Look at the slots: ledger, finished samples, groups that are complete."""
-        s = self.slots
-        count_W, active_W, *row_WTs = processes.to_host(
-            (s.count_W, s.active_W, s.token_WT, s.logp_WT, s.value_WT, s.version_WT)
-        )
-        complete = self._collect(count_W, active_W, row_WTs)
+        """What was drawn: ledger, finished samples, groups that are complete."""
+        finished, drawn = self.generator.collect()
+        for sample in finished:
+            self.running[sample.key[0]].take(sample)
+        complete = {serial: g for serial, g in self.running.items() if g.length_G.all()}
         graded, spent = self._grade(complete)  # without the lock: a grader may take its time
         with self.lock:
-            self._spend(count_W)
+            self._spend(drawn)
             self.ledger.reward_flops += spent
             for serial, group in graded.items():
                 self._finish(group, self.running.pop(serial).problem_index)
             self.events += "c"
 
-    def _start_groups(self) -> list[int]:
-        """Serial numbers of the groups that start now; each takes G free slots."""
-        new = []
-        while len(self.free) >= self.G and self._may_start():
-            index = self.prompts.next()
-            serial = self.buffer.start()
-            problem = self.env.train[index]
-            prompt_U = np.array(self.env.tokenizer.encode_prompt(problem.prompt), np.int32)
-            slot_G, self.free = np.array(self.free[: self.G]), self.free[self.G :]
-            self.prompt_length_W[slot_G], self.count_W[slot_G] = len(prompt_U), 0
-            cost = flops.prefill_flops(
-                self.config.model, self.env.tokenizer.vocab_size, len(prompt_U)
-            )
-            self.ledger.prefill_flops += float(cost)
-            nothing_GT = np.zeros((self.G, self.T), np.int32)
-            self.running[serial] = _Running(
-                problem_index=index,
-                problem=problem,
-                prompt_U=prompt_U,
-                slot_G=slot_G,
-                open_G=np.ones(self.G, bool),
-                length_G=np.zeros(self.G, np.int32),
-                token_GT=nothing_GT,
-                logp_GT=nothing_GT.astype(np.float32),
-                value_GT=nothing_GT.astype(np.float32),
-                version_GT=nothing_GT.copy(),
-            )
-            new.append(serial)
-        return new
-
-    def _padded(self, serials: list[int]):
-        """Arguments of `sampler.insert`, always for W / G groups; padding rows own no slot."""
-        P = self.W // self.G
-        groups = [self.running[serial] for serial in serials]
-        prompts = [group.prompt_U for group in groups]
-        prompt_PU, length_P = left_padded(prompts, self.U, self.env.tokenizer.pad_id, rows=P)
-        slot_PG = np.full((P, self.G), self.W, np.int32)
-        slot_PG[: len(groups)] = [group.slot_G for group in groups]
-        serial_P = np.array(serials + [0] * (P - len(serials)), np.int32)
-        return prompt_PU, length_P, slot_PG, serial_P
-
-    def _collect(self, count_W, active_W, row_WTs) -> dict[int, _Running]:
-        """Take what finished out of the slots; the groups that are complete now."""
-        for group in self.running.values():
-            finished_G = group.open_G & ~active_W[group.slot_G]
-            if finished_G.any():
-                slots = group.slot_G[finished_G]
-                group.open_G[finished_G] = False
-                group.length_G[finished_G] = count_W[slots]
-                mine = (group.token_GT, group.logp_GT, group.value_GT, group.version_GT)
-                for mine_GT, row_WT in zip(mine, row_WTs, strict=True):
-                    mine_GT[finished_G] = row_WT[slots]
-                self.free += slots.tolist()
-        self.free.sort()
-        return {serial: g for serial, g in self.running.items() if not g.open_G.any()}
+    def _start_group(self) -> list[Request]:
+        """The samples of the group that starts now."""
+        index, serial = self.prompts.next(), self.buffer.start()
+        problem, ids = self.env.train[index], self.env.tokenizer
+        prompt_U = np.array(ids.encode_prompt(problem.prompt), np.int32)
+        cost = flops.prefill_flops(self.config.model, ids.vocab_size, len(prompt_U))
+        self.ledger.prefill_flops += float(cost)
+        nothing_GT = np.zeros((self.G, self.T), np.int32)
+        self.running[serial] = _Running(
+            problem_index=index,
+            problem=problem,
+            prompt_U=prompt_U,
+            length_G=np.zeros(self.G, np.int32),
+            token_GT=nothing_GT,
+            logp_GT=nothing_GT.astype(np.float32),
+            value_GT=nothing_GT.astype(np.float32),
+            version_GT=nothing_GT.copy(),
+        )
+        return [Request((serial, g), prompt_U, self.T, ids.stop_ids) for g in range(self.G)]
 
     def _grade(self, complete: dict[int, _Running]) -> tuple[dict[int, Group], float]:
         """Groups, and the FLOPs of a reward model."""
@@ -244,14 +195,13 @@ class Engine:
         }
         return graded, found.flops
 
-    def _spend(self, count_W: np.ndarray) -> None:
-        """Enter the tokens decoded since the last look."""
+    def _spend(self, drawn: Drawn) -> None:
+        """Enter the tokens drawn since the last look."""
         model, vocab = self.config.model, self.env.tokenizer.vocab_size
-        now_and_before = np.stack([count_W, self.count_W])
-        spent = flops.decode_flops(model, vocab, self.prompt_length_W, now_and_before)
+        now_and_before = np.stack([drawn.now_W, drawn.before_W])
+        spent = flops.decode_flops(model, vocab, drawn.prompt_length_W, now_and_before)
         self.ledger.decode_flops += float(np.sum(spent[0] - spent[1]))
-        self.ledger.tokens_generated += int(np.sum(count_W - self.count_W))
-        self.count_W = count_W.astype(np.int64)
+        self.ledger.tokens_generated += int(np.sum(drawn.now_W - drawn.before_W))
 
     def _finish(self, group: Group, problem_index: int) -> None:
         """Into the history of its problem and into the buffer; what that drops was for nothing."""

@@ -10,11 +10,9 @@ from jax.sharding import Mesh
 
 from rlx import processes
 from rlx.envs.base import Env
-from rlx.envs.grading import Graders, Item
+from rlx.envs.grading import Failure, Graders, Item
 from rlx.rollout.scorer import Answer
 from rlx.types import Problem
-
-TIMEOUT, ERROR = -1.0, -2.0  # in place of a score, between processes
 
 
 class Grades(NamedTuple):
@@ -40,7 +38,7 @@ def grades(graders: Graders, answers: Sequence[Answer], mesh: Mesh) -> Grades:
         score_PG, ungraded = graded(graders, answers)
         return Grades(score_PG, [None] * len(answers), ungraded, 0.0)
     reward_PG, score_PG, flops = graders.scorer(answers, mesh)
-    ungraded = {"timeouts": 0, "errors": 0}
+    ungraded = {failure.counter: 0 for failure in Failure}
     if score_PG is None:
         score_PG, ungraded = graded(graders, answers)
     return Grades(score_PG, reward_PG, ungraded, flops)
@@ -51,11 +49,10 @@ def graded(graders: Graders, answers: Sequence[Answer]):
 
     def work(items: Sequence[Item]) -> list[float]:
         outcomes = graders.grade(items)
-        codes = {"": 0.0, "timeout": TIMEOUT, "error": ERROR}
-        return [codes[o.reason.split(" ")[0].rstrip(":")] + o.score for o in outcomes]
+        return [o.score if o.failure is None else float(o.failure) for o in outcomes]
 
     items = [(answer.problem, *sample) for answer in answers for sample in answer.said_G]
     score_N = processes.shared(items, work)
-    counts = {"timeouts": int(np.sum(score_N == TIMEOUT)), "errors": int(np.sum(score_N == ERROR))}
+    counts = {failure.counter: int(np.sum(score_N == failure)) for failure in Failure}
     ends = np.cumsum([len(answer.said_G) for answer in answers])[:-1]
     return np.split(np.maximum(score_N, 0), ends), counts

@@ -1,23 +1,24 @@
-"""The sampler: prefill and chunked decode over slots. It knows token ids and nothing else.
+"""The sampler's programs: prefill and chunked decode over slots. They know token ids alone.
 
-A slot holds one sequence in flight. `insert` runs the prompts of some groups once each, copies
-their keys/values into the slots of their samples and draws every first token; `decode` feeds the
-last tokens back until `max_steps` tokens were drawn or no slot is active. Slots move
-independently: a finished one can be refilled while the others go on. Weights may change between
-calls: the keys/values of the earlier weights stay, and each token stores the version that drew it.
+A slot holds one sequence in flight. `insert` runs some prompts once each, copies their keys/values
+into the slots of their samples and draws every first token; `decode` feeds the last tokens back
+until `max_steps` tokens were drawn or no slot is active; `rows` takes finished sequences out;
+`resume` lets one go on behind tokens that somebody else said. Slots move independently: a finished
+one can be refilled while the others go on. Weights may change between calls: the keys/values of the
+earlier weights stay, and each token stores the version that drew it.
 
 The key of a token is fold_in(fold_in(fold_in(key, serial), sample), token index), so what is
 sampled depends neither on the slot, nor on the chunks, nor on the neighbours.
 
 Forced interruption: a sample that has not ended its thinking within its budget of tokens, drawn
-from [think_min, think_max] by the key of token T, has a phrase put into its mouth; those tokens
-are fed and kept, with version INJECTED and log-probability 0. Then `answer_tokens` are left.
+from [think_min, think_max] by the key of token T, has a phrase inserted into its completion; those
+tokens are fed and kept, with version INJECTED and log-probability 0. Then `answer_tokens` are left.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,21 +27,30 @@ from jax.sharding import Mesh
 
 from rlx import mesh as meshes
 from rlx.config import ModelConfig
-from rlx.models import transformer
+from rlx.models import attention, transformer
 from rlx.objectives import logprobs
 from rlx.types import INJECTED
 
 
 class Rules(NamedTuple):
-    """When a sample ends. With `phrase` empty, at a stop token or at the length limit."""
+    """What is the same for every sample of a run. With `phrase` empty, nothing is interrupted."""
 
-    stop_ids: tuple[int, ...]
     phrase: tuple[int, ...] = ()
     think_end_id: int = -1  # the policy's own way out of thinking
     think_min: int = 0
     think_max: int = 0
     answer_tokens: int = 0
     head_dtype: str = "float32"
+
+
+class New(NamedTuple):
+    """The samples that `insert` starts, by slot; `row_W` is -1 where a slot keeps what it has."""
+
+    row_W: jax.Array  # int32, the prompt of the slot's sample
+    serial_W: jax.Array  # int32, of its group
+    sample_W: jax.Array  # int32, its number in the group
+    limit_W: jax.Array  # int32, tokens that it may have
+    stop_WN: jax.Array  # int32, tokens that end it; -1 fills up
 
 
 NEVER = 2**30  # a token index that no sample reaches
@@ -50,10 +60,13 @@ NEVER = 2**30  # a token index that no sample reaches
 class Slots:
     """Everything a sequence in flight needs, one row per slot."""
 
-    cache: Any
+    cache: list[attention.Cache]
     key_W: jax.Array  # of (group serial, sample)
-    pad_W: jax.Array  # int32, cache columns before the prompt
-    count_W: jax.Array  # int32, tokens drawn so far
+    prompt_W: jax.Array  # int32, tokens of the prompt
+    count_W: jax.Array  # int32, tokens drawn or put in so far
+    given_W: jax.Array  # int32, tokens before this one are in token_WT already: put in, not drawn
+    limit_W: jax.Array  # int32, as in New
+    stop_WN: jax.Array  # int32, as in New
     active_W: jax.Array  # bool, neither stopped nor at the length limit
     think_W: jax.Array  # int32, thinking is interrupted after so many tokens
     answer_W: jax.Array  # int32, where the answer begins; NEVER while the sample thinks
@@ -63,27 +76,36 @@ class Slots:
     version_WT: jax.Array  # int32, of the weights that drew the token
 
 
-def shardings(slots: Slots, config: ModelConfig, mesh: Mesh) -> Slots:
+def shardings(slots: Slots, mesh: Mesh) -> Slots:
     """Every array is split over the mesh along its slots, keys and values along their heads too."""
-    axes = (None,) * config.scan_layers + ("slots", "kv_heads")
-    cache = jax.tree.map(lambda x: meshes.sharding(mesh, axes, x.shape), slots.cache)
+    cache = [
+        jax.tree.map(lambda x, axes=layer.axes: meshes.sharding(mesh, axes, x.shape), layer)
+        for layer in slots.cache
+    ]
     layout = jax.tree.map(lambda x: meshes.along(mesh, "slots", x), slots)
     return layout.replace(cache=cache)
 
 
 def empty(
-    config: ModelConfig, slots: int, prompt_tokens: int, max_new_tokens: int, mesh: Mesh
-) -> Slots:
-    """No sequence in flight. The last token drawn is never fed back, so S = U + T - 1."""
-    shape = (slots, max_new_tokens)
+    config: ModelConfig, slots: int, prompt_tokens: int, max_new_tokens: int, stop_ids: int,
+    mesh: Mesh,
+) -> Slots:  # fmt: skip
+    """No sequence in flight. The last token drawn is never fed back, so S = U + T - 1.
+
+    stop_ids: how many tokens may end a sample.
+    """
+    shape, columns = (slots, max_new_tokens), prompt_tokens + max_new_tokens - 1
     integers_W = functools.partial(jnp.zeros, slots, jnp.int32)
 
     def nothing() -> Slots:
         return Slots(
-            cache=transformer.empty_cache(config, slots, prompt_tokens + max_new_tokens - 1),
+            cache=attention.empty(config, slots, columns),
             key_W=jax.random.split(jax.random.key(0), slots),
-            pad_W=integers_W(),
+            prompt_W=integers_W(),
             count_W=integers_W(),
+            given_W=integers_W(),
+            limit_W=integers_W(),
+            stop_WN=jnp.zeros((slots, stop_ids), jnp.int32),
             active_W=jnp.zeros(slots, bool),
             think_W=integers_W(),
             answer_W=integers_W(),
@@ -93,7 +115,7 @@ def empty(
             version_WT=jnp.zeros(shape, jnp.int32),
         )
 
-    layout = shardings(jax.eval_shape(nothing), config, mesh)
+    layout = shardings(jax.eval_shape(nothing), mesh)
     return jax.jit(nothing, out_shardings=layout)()
 
 
@@ -120,8 +142,8 @@ def _draw(logits_BV, key_B):
     return token_B, logprobs.from_logits(logits_BV, token_B)[0]
 
 
-def _stops(rules: Rules, token_W):
-    return jnp.any(token_W[:, None] == jnp.array(rules.stop_ids, jnp.int32)[None], axis=1)
+def _stops(stop_WN, token_W):
+    return jnp.any(token_W[:, None] == stop_WN, axis=1)
 
 
 def _force(rules: Rules, think_W, answer_W, count_W, token_W):
@@ -141,57 +163,54 @@ def _force(rules: Rules, think_W, answer_W, count_W, token_W):
 
 @functools.partial(jax.jit, static_argnames=("config", "rules", "mesh"), donate_argnames="slots")
 def insert(
-    params, slots: Slots, prompt_PU, length_P, slot_PG, serial_P, key, version, temperature,
+    params, slots: Slots, prompt_PU, length_P, new: New, key, version, temperature,
     *, config: ModelConfig, rules: Rules, mesh: Mesh,
 ) -> Slots:  # fmt: skip
-    """Start one group per row: its sample g goes to slot `slot_PG[p, g]`.
-
-    Rows whose slots lie outside the W slots are padding: they cost a prefill and write nothing.
-    """
-    P, G = slot_PG.shape
-    U, (W, T) = prompt_PU.shape[1], slots.token_WT.shape
+    """Start samples of P prompts, each in the slot that `new` says; params: `published` ones."""
+    T = slots.token_WT.shape[1]
     prefill = meshes.visible(mesh, transformer.prefill)
     hidden_PD, context = prefill(params, config, prompt_PU, length_P)
     logits_PV, value_P = _logits_and_values(params, hidden_PD, temperature, rules)
 
     # Every slot looks up its new sample, if it has one, so that a mesh can split the slots.
-    sample_B = jnp.arange(P * G)
-    sample_W = jnp.full(W, P * G).at[slot_PG.reshape(P * G)].set(sample_B, mode="drop")
-    new_W, p_W = sample_W < P * G, jnp.minimum(sample_W // G, P - 1)
-    group_key_W = jax.vmap(jax.random.fold_in, (None, 0))(key, serial_P[p_W])
-    key_W = jax.vmap(jax.random.fold_in)(group_key_W, sample_W % G)
+    new_W, p_W = new.row_W >= 0, jnp.maximum(new.row_W, 0)
+    group_key_W = jax.vmap(jax.random.fold_in, (None, 0))(key, new.serial_W)
+    key_W = jax.vmap(jax.random.fold_in)(group_key_W, new.sample_W)
     first_key_W = jax.vmap(jax.random.fold_in, (0, None))(key_W, 0)
     token_W, logp_W = _draw(logits_PV[p_W], first_key_W)
     budget_key_W = jax.vmap(jax.random.fold_in, (0, None))(key_W, T)
     draw = lambda key: jax.random.randint(key, (), rules.think_min, rules.think_max + 1)  # noqa: E731
     think_W = jax.vmap(draw)(budget_key_W) if rules.phrase else jnp.zeros_like(token_W)
     thinks_W, zero_W = jnp.full_like(token_W, NEVER), jnp.zeros_like(token_W)
-    _, _, answer_W, limit_W = _force(rules, think_W, thinks_W, zero_W, token_W)
+    _, _, answer_W, answered_W = _force(rules, think_W, thinks_W, zero_W, token_W)
+    limit_W = jnp.minimum(answered_W, new.limit_W)
 
     def fill(x, value):
         return jnp.where(jnp.expand_dims(new_W, range(1, x.ndim)), value, x)
-
-    def fill_cache(cache, prompt):
-        kv = {name: fill(cache[name][:, :, :U], prompt[name][p_W]) for name in "kv"}
-        return {name: cache[name].at[:, :, :U].set(kv[name]) for name in "kv"}
 
     def fill_first(x_WT, value_W):
         return x_WT.at[:, 0].set(fill(x_WT[:, 0], value_W))
 
     started = Slots(
-        cache=transformer.over_layers(config, fill_cache, slots.cache, context),
+        cache=[
+            mine.insert(prompt, p_W, new_W)
+            for mine, prompt in zip(slots.cache, context, strict=True)
+        ],
         key_W=fill(slots.key_W, key_W),
-        pad_W=fill(slots.pad_W, U - length_P[p_W]),
+        prompt_W=fill(slots.prompt_W, length_P[p_W]),
         count_W=fill(slots.count_W, 1),
-        active_W=fill(slots.active_W, ~_stops(rules, token_W) & (jnp.minimum(limit_W, T) > 1)),
+        given_W=fill(slots.given_W, 0),
+        limit_W=fill(slots.limit_W, new.limit_W),
+        stop_WN=fill(slots.stop_WN, new.stop_WN),
+        active_W=fill(slots.active_W, ~_stops(new.stop_WN, token_W) & (limit_W > 1)),
         think_W=fill(slots.think_W, think_W),
         answer_W=fill(slots.answer_W, answer_W),
         token_WT=fill_first(slots.token_WT, token_W),
         logp_WT=fill_first(slots.logp_WT, logp_W),
         value_WT=fill_first(slots.value_WT, value_P[p_W]),
-        version_WT=fill_first(slots.version_WT, jnp.full(W, version, jnp.int32)),
+        version_WT=fill_first(slots.version_WT, jnp.full(len(new_W), version, jnp.int32)),
     )
-    return jax.lax.with_sharding_constraint(started, shardings(slots, config, mesh))
+    return jax.lax.with_sharding_constraint(started, shardings(slots, mesh))
 
 
 @functools.partial(jax.jit, static_argnames=("config", "rules", "mesh"), donate_argnames="slots")
@@ -199,32 +218,36 @@ def decode(
     params, slots: Slots, version, temperature, max_steps,
     *, config: ModelConfig, rules: Rules, mesh: Mesh,
 ) -> Slots:  # fmt: skip
-    """Draw up to `max_steps` tokens in every active slot."""
+    """Draw up to `max_steps` tokens in every active slot; params: `published` ones."""
     W, T = slots.token_WT.shape
-    S = (slots.cache if config.scan_layers else slots.cache[0])["k"].shape[-2]
-    U = S - T + 1
     write = jax.vmap(lambda row_T, at, value: row_T.at[at].set(value, mode="drop"))
     version_W = jnp.full(W, version, jnp.int32)
 
+    def at_index(x_WT, index_W):
+        return jnp.take_along_axis(x_WT, jnp.clip(index_W, 0, T - 1)[:, None], axis=1)[:, 0]
+
     def one_token(carry):
         step, s = carry
-        last_W1 = jnp.take_along_axis(s.token_WT, jnp.maximum(s.count_W - 1, 0)[:, None], axis=1)
-        column_W = U + s.count_W - 1  # of an idle slot it may be S: that write is dropped
+        position_W = s.prompt_W + s.count_W - 1  # where there is no column for it, it is dropped
         run = meshes.visible(mesh, transformer.decode)
-        hidden_WD, cache = run(params, config, s.cache, last_W1[:, 0], column_W, s.pad_W)
+        last_W = at_index(s.token_WT, s.count_W - 1)
+        hidden_WD, cache = run(params, config, s.cache, last_W, position_W)
         key_W = jax.vmap(jax.random.fold_in)(s.key_W, s.count_W)
         logits_WV, value_W = _logits_and_values(params, hidden_WD, temperature, rules)
         token_W, logp_W = _draw(logits_WV, key_W)
         token_W, injected_W, answer_W, limit_W = _force(
             rules, s.think_W, s.answer_W, s.count_W, token_W
         )
+        given_W = s.count_W < s.given_W
+        token_W = jnp.where(given_W, at_index(s.token_WT, s.count_W), token_W)
+        injected_W |= given_W
         at_W = jnp.where(s.active_W, s.count_W, T)  # T is outside: idle slots keep what they have
         count_W = s.count_W + s.active_W
-        goes_on_W = ~_stops(rules, token_W) | injected_W
+        goes_on_W = ~_stops(s.stop_WN, token_W) | injected_W
         return step + 1, s.replace(
             cache=cache,
             count_W=count_W,
-            active_W=s.active_W & goes_on_W & (count_W < jnp.minimum(limit_W, T)),
+            active_W=s.active_W & goes_on_W & (count_W < jnp.minimum(limit_W, s.limit_W)),
             answer_W=jnp.where(s.active_W, answer_W, s.answer_W),
             token_WT=write(s.token_WT, at_W, token_W),
             logp_WT=write(s.logp_WT, at_W, jnp.where(injected_W, 0, logp_W)),
@@ -237,4 +260,30 @@ def decode(
         return (step < max_steps) & jnp.any(s.active_W)
 
     decoded = jax.lax.while_loop(work_left, one_token, (jnp.int32(0), slots))[1]
-    return jax.lax.with_sharding_constraint(decoded, shardings(slots, config, mesh))
+    return jax.lax.with_sharding_constraint(decoded, shardings(slots, mesh))
+
+
+@functools.partial(jax.jit, static_argnames="mesh", donate_argnames="slots")
+def resume(slots: Slots, given_WT, n_W, limit_W, *, mesh: Mesh) -> Slots:
+    """Sequences go on behind the first n_W tokens of given_WT, which are fed and not drawn.
+
+    Where n_W is 0 a slot keeps what it has. Nothing before is computed again.
+    """
+    W, T = slots.token_WT.shape
+    on_W, index_WT = n_W > 0, jnp.broadcast_to(jnp.arange(T)[None], (W, T)) - slots.count_W[:, None]
+    put_WT = (index_WT >= 0) & (index_WT < n_W[:, None])
+    moved_WT = jnp.take_along_axis(given_WT, jnp.clip(index_WT, 0, T - 1), axis=1)
+    on = slots.replace(
+        given_W=jnp.where(on_W, slots.count_W + n_W, slots.given_W),
+        limit_W=jnp.where(on_W, limit_W, slots.limit_W),
+        active_W=slots.active_W | on_W,
+        token_WT=jnp.where(put_WT, moved_WT, slots.token_WT),
+    )
+    return jax.lax.with_sharding_constraint(on, shardings(slots, mesh))
+
+
+@jax.jit
+def rows(slots: Slots, slot_N) -> tuple[jax.Array, ...]:
+    """(tokens, log-probabilities, values, versions) of some slots, [N, T] each."""
+    arrays = (slots.token_WT, slots.logp_WT, slots.value_WT, slots.version_WT)
+    return tuple(x_WT[slot_N] for x_WT in arrays)

@@ -21,7 +21,8 @@ class Check:
 
     sampler: value and bound of every diagnostic of the sampler.
     runs: one row per run: seen, the share of the gain made so far with its interval; the prior's
-        share of the ceiling; risen, whether it has begun to rise; departure, the z of a run that left its curve (departure.py).
+        share of the ceiling; risen, whether it has begun to rise; departure, the z of a run that
+        left its curve (departure.py).
     problems: one line each, with what to do.
     """
 

@@ -39,18 +39,17 @@ SINCE_THE_START = set(  # words that leave no doubt beside a unit
     "total cumulative cum num train training trained rl gpu device wall s elapsed used spent "
     "consumed processed seen global modelled generated input compute optimizer policy".split()
 )
-UNIT = (
-    "(exa|peta|tera|giga|mega|[kmgtpez])?flops?|flos|gpuh(ou)?rs?|h(ou)?rs?|seconds|tokens|steps?|"
-    "updates?|iterations?|iters?|epochs?|checkpoints?|ckpts?"
-)
-VALUE = r"value|pass_?rate|mean(@\d+)?|acc(uracy)?|score"
+UNIT = "(exa|peta|tera|giga|mega|[kmgtpez])?flops?|flos|gpuh(ou)?rs?|h(ou)?rs?|seconds|tokens"
+STEP = "steps?|updates?|iterations?|iters?|epochs?|checkpoints?|ckpts?"
+VALUE = r"(value|pass_?rate|mean(@\d+)?|acc(uracy)?|score)(\.\d+)?"  # acc.1: pandas' second acc
 SCORE = re.compile(r"(.*[/_])?(rewards?|acc(uracy)?|score|pass_?rate|(pass|mean)@\d+)", re.I)
 HELD_OUT = re.compile(r"(eval|val|valid|test|held_?out)([/_-].*)", re.I)
 SETS = re.compile(
     ".*(eval_?set|task|bench(mark)?|data_?set|data_?source|split|subset|domain|suite|metric)", re.I
 )
 REPEATS = re.compile(
-    ".*(seed|sample|repeat|replicate|trial|attempt|rollout|problem|prompt|question|item|i(n)?d(ex)?)",
+    r"(.*[\W_])?(seed|sample|repeat|replicate|trial|attempt|rollout|problem|prompt|question|item|"
+    "example|id|idx|index)",
     re.I,
 )
 
@@ -97,18 +96,20 @@ def compute_column(table: pd.DataFrame, name: str, run: pd.Series) -> str:
     found = [c for c in cells if _accumulates(cells[c], None if c in steps else step, run)]
     for pattern in (*SPENT, *STEPS):
         best = _distinct([c for c in found if c in _matching(table, pattern)], cells)
-        if len(best) == 1 and (len(cells) == 1 or _is_since_the_start(best[0])):
+        alone = len(cells) == 1 and best == steps
+        if len(best) == 1 and (alone or _is_since_the_start(best[0], best[0] in steps)):
             return best[0]
         if best:
             raise _several(best if len(best) > 1 else list(cells), name, "compute")
-    sure = [column for column in steps or cells if _is_since_the_start(column)]
-    if len(sure) == 1:  # the error about its cells says more
-        return sure[0]
+    fall = [c for c in cells if _is_since_the_start(c, c in steps) and np.ptp(cells[c]) > 0]
+    if len(fall) == 1:  # the error about its cells says more
+        return fall[0]
     raise _several(list(cells), name, "compute")
 
 
-def _is_since_the_start(column: str) -> bool:
-    return all(w in SINCE_THE_START or re.fullmatch(UNIT, w) for w in _words(column))
+def _is_since_the_start(column: str, steps: bool) -> bool:
+    unit = STEP if steps else UNIT
+    return all(word in SINCE_THE_START or re.fullmatch(unit, word) for word in _words(column))
 
 
 def _accumulates(cells: np.ndarray, step: np.ndarray | None, run: pd.Series) -> bool:
@@ -118,7 +119,7 @@ def _accumulates(cells: np.ndarray, step: np.ndarray | None, run: pd.Series) -> 
     """
     rows = pd.DataFrame({"run": run.to_numpy(), "x": cells, "s": cells if step is None else step})
     rows = rows[np.isfinite(rows["x"]) & np.isfinite(rows["s"])]
-    rows = rows[rows["run"].duplicated(keep=False)]
+    rows = rows[rows["run"].notna() & rows["run"].duplicated(keep=False)]
     by_run = rows.groupby("run", sort=False)
     first, last = by_run["x"].transform("first"), by_run[["x", "s"]].transform("last")
     if rows.empty:
@@ -164,22 +165,32 @@ def told_apart(
     point = pd.DataFrame({"run": run, "compute": compute})
     again = point.notna().all(axis=1) & point.duplicated(keep=False)
     apart = pd.Series(np.nan, table.index, dtype=object)
-    if not again.any() or not unused:
+    if not again.any():
         return apart
-    point, cells = point[again], table.loc[again, list(unused)].astype(str)
+    cells, repeats = table[again].map(str), False
     for column in unused:
-        rows = point.assign(label=cells[column])
+        rows = point[again].assign(label=cells[column])
         varies = rows.drop_duplicates().duplicated(["run", "compute"]).any()
         whole = not cells[column].str.fullmatch(r"[-+\d]*\.\d*[1-9].*|.*e-.*").any()
         label = not rows.duplicated().any() and 2 * rows["label"].nunique() <= len(rows)
-        if varies and whole and not REPEATS.fullmatch(column) and (SETS.fullmatch(column) or label):
+        if varies and REPEATS.fullmatch(column):
+            repeats = True
+        elif varies and whole and (SETS.fullmatch(column) or label):
             reason = (
-                f"{name}: column {column} tells rows at the same compute apart "
+                f"column {column} tells rows at the same compute apart "
                 f"({some(cells[column].unique(), most=3)})"
             )
             remedy = f"rename {column} to eval_set to read one with eval_set=NAME, or average it"
             raise InputError("data", name, reason, remedy)
-    apart[again] = pd.util.hash_pandas_object(cells, index=False).astype(str)
+    several = point[again][~cells.duplicated()].value_counts().gt(1).groupby("run").sum()
+    most = several[several > point.drop_duplicates().groupby("run").size()[several.index] / 2]
+    if len(most) and not repeats:
+        reason = f"run {most.index[0]}: several rows at most values of compute"
+        remedy = "number them in a column eval_seed if they are one run, or name its runs with run="
+        raise InputError("data", name, reason, remedy)
+    if len(unused):
+        hashes = pd.util.hash_pandas_object(cells[[*unused]], index=False)  # ty: ignore[not-callable]
+        apart[again] = hashes.astype(str)
     return apart
 
 
@@ -212,4 +223,7 @@ def _one(found: Sequence[str], name: str, key: str) -> str:
 
 
 def _several(found: Sequence[str], name: str, key: str) -> InputError:
-    return InputError(key, "", f"{name} has columns {some(found)}", f"name one with {key}=")
+    columns = (
+        f"columns {some(found)}" if len(found) > 1 else f"column {found[0]}, which may not be it"
+    )
+    return InputError(key, "", f"{name} has {columns}", f"name one with {key}=")

@@ -270,6 +270,7 @@ def _build(source: Source, options: Options, notes: Notes) -> Evals:
     for axis in source.axes if source.named_runs else ():
         said = table[axis].notna() | ~(table[axis] == "default").any()
         _check(said, table, name, f"axis {axis} is empty, other runs say default", "fill it in")
+    table["run"] = table["run"].astype(str)
     table["recipe"] = table["recipe"].astype(object).fillna(table["run"]).astype(str)
     table = _typed(_with_starts(table, name, notes), source.axes, name, notes)
     labels = {"compute_label": source.compute_label, "value_label": source.value_label}
@@ -325,8 +326,10 @@ def _inferred_scale(table: pd.DataFrame, name: str, notes: Notes) -> str:
         return "fraction"
     middle = by_run.median()
     small, large = middle[middle <= 1], top[top > 1]
-    if high < LEAST_PERCENT:
-        reason = f"{name}: values from {low:g} to {high:g}: neither fractions nor plainly per cents"
+    if high < LEAST_PERCENT or low < 0:
+        reason = (
+            f"{name}: values from {low:.9g} to {high:.9g}: neither fractions nor plainly per cents"
+        )
         raise InputError("scale", "", reason, f"give scale=percent if they are; {SHAPED}")
     if len(small):
         reason = (
@@ -361,7 +364,8 @@ def _counted(table: pd.DataFrame, name: str) -> pd.DataFrame:
 def _prompts_counted(table: pd.DataFrame, cells: pd.Series, name: str) -> pd.DataFrame:
     """passes = sum_n c_n, trials = n k and stderr (see the module) of the rows of `cells`."""
     table, wrong = table.copy(), "passes_per_prompt are not counts of {k:g} samples that agree with"
-    for n, rows in cells.groupby(cells.map(len)):
+    for length, rows in cells.groupby(cells.map(len)):
+        n = int(length)  # ty: ignore[invalid-argument-type]
         c_MN = np.asarray(rows.to_list(), np.float64).reshape(len(rows), n)
         of = table.loc[rows.index]
         k_M = of["samples_per_prompt"].fillna(of["trials"] / n if n else np.nan).to_numpy()
@@ -370,7 +374,7 @@ def _prompts_counted(table: pd.DataFrame, cells: pd.Series, name: str) -> pd.Dat
             counts = ((c_MN >= 0) & (c_MN <= k_M[:, None]) & (c_MN % 1 == 0)).all(axis=1)
             p_MN = c_MN / k_M[:, None]
             var_M = np.sum(p_MN * (1 - p_MN), axis=1) / (n**2 * (k_M - 1))
-        fits = (n > 0) & (k_M > 0) & (k_M % 1 == 0) & counts
+            fits = (n > 0) & (k_M > 0) & (k_M % 1 == 0) & counts
         for key, count_M in (("trials", trials_M), ("passes", passes_M)):
             fits &= of[key].isna().to_numpy() | (of[key].to_numpy() == count_M)
         remedy = "fix them, or give samples_per_prompt"
@@ -448,10 +452,10 @@ def _merged(table: pd.DataFrame, name: str, notes: Notes) -> pd.DataFrame:
 
 def _say_copies(table: pd.DataFrame, name: str, notes: Notes) -> None:
     """Name the runs that hold the same evaluations: one run under several names counts as many."""
-    names: dict[tuple, list[str]] = {}
+    names: dict[bytes, list[str]] = {}
+    cells = table[["compute", "value"]].to_numpy()
     for run, at in table.groupby("run", sort=False).indices.items():
-        rows = table[["compute", "value"]].to_numpy()[at]
-        names.setdefault(rows.tobytes(), []).append(str(run))
+        names.setdefault(cells[at].tobytes(), []).append(str(run))
     copies = [same for same in names.values() if len(same) > 1]
     for same in copies[:MOST_COPIES]:
         notes.say(f"{name}: runs {some(same)} hold the same evaluations; all are kept")

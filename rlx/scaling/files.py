@@ -25,6 +25,7 @@ from rlx.scaling.source import Notes
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf(inity)?", re.I | re.A)
 EMPTY = ("", "-", "nan", "na", "n/a", "#n/a", "<na>", "null", "none")  # in a column of numbers
 COUNTER = re.compile(r"([^\W\d_].*?)(?<!\d[.,e_ ])(?<!\de[+-])(\d+)", re.A | re.I)  # step_0100
+NOT_JSON = (ValueError, RecursionError, LookupError)  # also: too deep, a name twice
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
@@ -61,11 +62,10 @@ def text_of(file: Path) -> str:
 
 
 def json_of(file: Path) -> Any:
+    text = text_of(file)
     try:
-        return _parsed(text_of(file))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
+        return _parsed(text)
+    except NOT_JSON as error:
         raise InputError("data", file, f"not JSON ({error})", "restore or remove it") from error
 
 
@@ -83,18 +83,17 @@ def jsonl(file: Path, notes: Notes, *, flat: bool = False) -> list[dict[str, Any
             continue
         try:
             row = _parsed(line)
-            if not isinstance(row, dict):
-                reason, remedy = f"line {number} is not an object", "write one object a line"
-                raise InputError("data", file, reason, remedy)
-            rows.append(_flat(row) if flat else row)
-        except (ValueError, RecursionError) as error:
-            if isinstance(error, InputError):
-                raise
+            rows.append(_flat(row) if flat and isinstance(row, dict) else row)
+        except NOT_JSON as error:
             if number < len(lines):  # it ends in a newline
-                what = "is not JSON" if isinstance(error, json.JSONDecodeError) else str(error)
+                what = error.args[0] if isinstance(error, LookupError) else "is not JSON"
                 remedy = "restore or remove that line"
                 raise InputError("data", file, f"line {number} {what}", remedy) from error
             notes.say(f"{file}: torn last line dropped")
+        else:
+            if not isinstance(row, dict):
+                reason, remedy = f"line {number} is not an object", "write one object a line"
+                raise InputError("data", file, reason, remedy)
     return rows
 
 
@@ -106,7 +105,7 @@ def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     pairs = list(pairs)
     if len(found := dict(pairs)) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"says {next(n for n in names if names.count(n) > 1)} twice")
+        raise LookupError(f"says {next(n for n in names if names.count(n) > 1)} twice")
     return found
 
 
@@ -164,23 +163,26 @@ def _split(path: Path, text: str) -> tuple[str, list[tuple[int, list[str]]]]:
     The first separator that gives every line the same number of cells, more than one; else the
     one that splits the header most.
     """
-    found, failure = {}, None
+    found = {}
     for separator in SEPARATORS:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        lines: list[tuple[int, list[str]]] = []
         try:
-            lines = [(reader.line_num, row) for row in reader if "".join(row).strip()]
+            lines += ((reader.line_num, row) for row in reader if "".join(row).strip())
         except csv.Error as error:
-            failure = failure or (reader.line_num, error)
-            continue
-        if not lines:
-            raise InputError("data", path, "is empty", "give a table with a header")
-        if len(lines[0][1]) > 1 and len({len(row) for _, row in lines}) == 1:
-            return separator, lines
-        found[separator] = lines
-    if not found:
-        line, error = failure or (1, "no separator")
-        raise InputError("data", f"{path}:{line}", f"not CSV ({error})", "fix the quotes")
-    return max(found.items(), key=lambda item: len(item[1][0][1]))
+            failure = InputError("data", f"{path}:{reader.line_num}", error, "fix the quotes")
+        else:
+            failure = None
+            if lines and len(lines[0][1]) > 1 and len({len(row) for _, row in lines}) == 1:
+                return separator, lines
+        found[separator] = lines, failure
+    separator = max(found, key=lambda s: len(found[s][0][0][1]) if found[s][0] else 0)
+    lines, failure = found[separator]
+    if failure:
+        raise failure
+    if not lines:
+        raise InputError("data", path, "is empty", "give a table with a header")
+    return separator, lines
 
 
 def numbers(
@@ -195,18 +197,21 @@ def numbers(
     """
     if cells.dtype.kind in "iuf":
         return cells.to_numpy(np.float64, na_value=np.nan)
+    places, texts = cells.index + 1, cells.to_list()
     if counter:
-        counted = [COUNTER.fullmatch(cell) if isinstance(cell, str) else None for cell in cells]
-        if all(counted) and len({match[1] for match in counted}) == 1:
-            cells = [match[2] for match in counted]
+        counted = [COUNTER.fullmatch(text) for text in texts if isinstance(text, str)]
+        words = {match and match[1] for match in counted}
+        if len(counted) == len(texts) and len(words) == 1 and None not in words:
+            texts = [match[2] for match in counted if match]
     read = []
-    for place, cell in enumerate(cells, start=1):
+    for place, cell in zip(places, texts, strict=True):
         try:
             read.append(_number(cell))
         except (ValueError, OverflowError) as error:
             shown = repr(cell) if isinstance(cell, str) else cell
             reason = f"{name}: not a column of numbers (row {place}: {shown})"
-            raise InputError(key, column, reason, f"name another with {key}=") from error
+            another = "" if key == "wide" else f"name another with {key}=, or "
+            raise InputError(key, column, reason, f"{another}write plain numbers") from error
     return np.asarray(read, np.float64)
 
 
@@ -229,6 +234,10 @@ def text(cell: object) -> object:
     if isinstance(cell, float):
         return np.nan if np.isnan(cell) else str(int(cell) if cell % 1 == 0 else cell)
     return np.nan if cell is None or cell is pd.NA or cell is pd.NaT else str(cell)
+
+
+def texts(cells: pd.Series) -> pd.Series:
+    return pd.Series([text(cell) for cell in cells], cells.index, dtype=object)
 
 
 def listed(cell: object) -> object:

@@ -29,6 +29,7 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
+from rlx.checksum import crc32
 from rlx.errors import InputError
 from rlx.scaling import curve as curves
 from rlx.scaling.data import Evals
@@ -77,12 +78,13 @@ def load(path: Path | str) -> ScalingFit:
 GROUPS = ("posterior", "observed_data", "constant_data", "levels", "evals")
 ATTRS = ("curve", "noise", "method", "C_ref", "priors", "departed")
 SITES = ("theta_recipe", "theta_run", "logit_R0", "log_seed_sd", "log_wander_sd")
+SITES += ("log_wander_length",)
 CONSTANTS = ("compute", "stderr", "recipe_of_run", "start_of_run", "C_max", "design")
 
 
 def missing(tree: xr.DataTree) -> list[str]:
     """Variables that every question may need and the tree lacks."""
-    need = {"posterior": (*SITES, "log_wander_length"), "constant_data": CONSTANTS}
+    need: dict[str, tuple[str, ...]] = {"posterior": SITES, "constant_data": CONSTANTS}
     need |= {"observed_data": ("value",), "evals": ("run", "compute", "value", "stderr")}
     if tree.attrs["curve"] == "burr":
         need["posterior"] += ("log_kappa",)
@@ -96,10 +98,7 @@ def checksum(tree: xr.DataTree) -> str:
         attrs = {k: str(v) for k, v in sorted(node.attrs.items()) if k != "crc32"}
         crc = zlib.crc32(f"{node.path} {attrs}".encode(), crc)
         for name, x in sorted(node.variables.items(), key=lambda item: str(item[0])):
-            values = np.asarray(x)
-            text = values.dtype.kind in "OUST"
-            raw = "\0".join(map(str, values.ravel())).encode() if text else values.tobytes()
-            crc = zlib.crc32(raw, zlib.crc32(f"{name} {x.dims} {x.shape}".encode(), crc))
+            crc = zlib.crc32(f"{name} {x.dims} {crc32(x)}".encode(), crc)
     return f"{crc:08x}"
 
 

@@ -12,6 +12,7 @@ units are treated in rlx.scaling.data.
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from rlx.scaling.columns import (
     told_apart,
     value_column,
 )
-from rlx.scaling.files import json_of, lacking, listed, numbers, refuse_twice, table_of, text
+from rlx.scaling.files import json_of, lacking, listed, numbers, refuse_twice, table_of, texts
 from rlx.scaling.runs import study
 from rlx.scaling.source import (
     COMPUTE_LABELS,
@@ -47,13 +48,23 @@ from rlx.scaling.source import (
     value_label,
 )
 
-TEXT = ("run", "recipe", "seed", "start")  # columns of a table that are not of numbers
+CELLS = {
+    "recipe": texts,
+    "start": texts,
+    "seed": lambda cells: cells.map(lambda c: c if isinstance(c, Hashable) else str(c)),
+    "passes_per_prompt": lambda cells: cells.map(listed),
+}
+TEXT = ("run", *CELLS)  # columns of a table that are not of numbers
 
 
 def load(path: Path, options: Options, notes: Notes) -> Source:
     """The source at `path`, read by the function for its kind."""
-    if not path.exists():
-        raise InputError("data", path, "no such file or directory", "give a study, run or file")
+    try:
+        if not path.exists():
+            raise InputError("data", path, "no such file or directory", "give a study, run or file")
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError("data", path, reason, "give a study, run or file") from error
     if path.is_file() and path.suffix != ".json":
         table = table_of(path, notes)
         if not _is_wandb(table):
@@ -61,6 +72,8 @@ def load(path: Path, options: Options, notes: Notes) -> Source:
         reason = f"{path.name} is a W&B export, one column per run"
         refuse(replace(options, wide=False), reason, also="eval_set")
         return wandb(table, path, options, notes)
+    if not path.is_file() and not path.is_dir():
+        raise InputError("data", path, "neither a file nor a directory", "give a study or table")
     if (path / "manifest.json").exists() or any(path.glob("runs/*/manifest.json")):
         return study(path, options, notes)
     refuse(options, f"{path.name} holds logs, not a table", also="eval_set")
@@ -92,59 +105,75 @@ def long_form(table: pd.DataFrame, name: str, options: Options, notes: Notes) ->
     for key, column in [*(("axes", a) for a in options.axes), ("r0", r0)]:
         if column is not None:
             named(table, name, key, column)
-    picked = {}
-    for key in NAMES:
-        option = getattr(options, key, None)
-        if option in table or key in TEXT or stated(option) is None:
-            picked[key] = pick(table, name, key, option)
-    frame = pd.DataFrame({"row": [f"row {i + 1}" for i in table.index]}, index=table.index)
+    picked = _texts_and_counts(table, name, options)
     parts = [c for c in (picked["recipe"], *options.axes, picked["seed"]) if c]
-    if picked["run"]:
-        frame["run"] = table[picked["run"]].map(text)
-    elif parts:
-        cells = [_levels(table[part]).map(text).fillna("default") for part in parts]
-        frame["run"] = cells[0].str.cat(cells[1:], sep="-")
+    frame = pd.DataFrame({"row": [f"row {i + 1}" for i in table.index]}, index=table.index)
+    frame["run"] = _run_names(table, name, picked["run"], parts)
+    if options.compute is None:
+        picked["compute"] = compute_column(table, name, frame["run"])
     else:
-        frame["run"] = Path(name).stem
-    picked["compute"] = (
-        named(table, name, "compute", options.compute)
-        if options.compute is not None
-        else compute_column(table, name, frame["run"])
-    )
-    counted = bool(options.passes or options.passes_per_prompt)
-    totals = picked["passes"] and (picked.get("trials") or stated(options.trials))
-    if options.value is not None:
-        picked["value"] = named(table, name, "value", options.value)
-    elif not counted:
-        others = [*picked.values(), *options.axes, r0]
-        picked["value"] = value_column(table, name, others, bool(totals))
-    if not (picked.get("value") or picked["passes_per_prompt"] or totals):
-        raise missing(table, name, "value", also=_wide_hint(table, [*picked.values()]))
+        picked["compute"] = named(table, name, "compute", options.compute)
+    picked["value"] = _value(table, name, options, picked, r0)
     inferred = [f"{k}={c}" for k, c in picked.items() if c and getattr(options, k, None) is None]
     if inferred:
         notes.say(f"{name}: inferred {' '.join(inferred)}")
     if not picked["run"]:
         notes.say(f"{name}: no run column: {'+'.join(parts) or 'the whole table'} is a run")
     for key, column in picked.items():
-        if column and key == "passes_per_prompt":
-            frame[key] = table[column].map(listed)
-        elif column and key == "seed":
-            frame[key] = table[column]
-        elif column and key != "run":
-            cells = table[column]
-            counter = key == "compute"
-            is_text = key in TEXT
-            frame[key] = cells.map(text) if is_text else _numeric(cells, name, key, counter=counter)
+        if key in CELLS and column:
+            frame[key] = CELLS[key](table[column])
+        elif key != "run" and column:
+            frame[key] = _numeric(table[column], name, key, counter=key == "compute")
+    first = table[picked["compute"]].iloc[0], frame["compute"].iloc[0]
+    if isinstance(first[0], str) and first[0][:1].isalpha() and np.isfinite(first[1]):
+        notes.say(f"{name}: compute {first[0]} is read as {first[1]:g}")
+    used = {*picked.values(), *options.axes, r0, "eval_set"}
+    unused = [column for column in table if column not in used]
+    frame["evaluation"] = told_apart(table, name, frame["run"], frame["compute"], unused)
     for axis in options.axes:
         frame[axis] = _levels(table[axis])
     if r0 is not None:
         frame[r0] = _numeric(table[r0], name, "r0")
-    used = {*picked.values(), *options.axes, r0, "eval_set"}
-    unused = [column for column in table if column not in used]
-    frame["evaluation"] = told_apart(table, name, frame["run"], frame["compute"], unused)
-    label = value_label([eval_set])
-    compute, axes = str(picked["compute"]), options.axes
-    return Source(name, frame, compute, axes, label, named_runs=True)
+    compute, label = str(picked["compute"]), value_label([eval_set])
+    return Source(name, frame, compute, options.axes, label, named_runs=True)
+
+
+def _texts_and_counts(table: pd.DataFrame, name: str, options: Options) -> dict[str, str | None]:
+    """The column of everything but compute and value; None of a number that the options state."""
+    picked = {}
+    for key in NAMES:
+        option = getattr(options, key, None)
+        number = stated(option) is not None and key not in TEXT and option not in table
+        picked[key] = None if number else pick(table, name, key, option)
+    return picked
+
+
+def _run_names(table: pd.DataFrame, name: str, run: str | None, parts: list[str]) -> pd.Series:
+    """The run of each row: what the column says, else the parts that tell runs apart together."""
+    if run:
+        return texts(table[run])
+    if not parts:
+        return pd.Series(Path(name).stem, table.index, dtype=object)
+    cells = [texts(_levels(table[part])).fillna("default") for part in parts]
+    return cells[0].str.cat(cells[1:], sep="-")
+
+
+def _value(
+    table: pd.DataFrame, name: str, options: Options, picked: dict[str, str | None], r0: str | None
+) -> str | None:
+    """The column of values, named or inferred; None where counts take its place."""
+    if options.value is not None:
+        return named(table, name, "value", options.value)
+    totals = bool(picked["passes"] and (picked["trials"] or stated(options.trials)))
+    column = None
+    if not (options.passes or options.passes_per_prompt):  # which make the value
+        other = [column for column in (*picked.values(), *options.axes, r0) if column]
+        column = value_column(table, name, other, totals)
+    if not (column or picked["passes_per_prompt"] or totals):
+        rest = [c for c in table if c not in picked.values()]
+        wide = ", or wide=true where each column is a run" if len(rest) > 1 else ""
+        raise missing(table, name, "value", also=wide)
+    return column
 
 
 def _numeric(cells: pd.Series, name: str, key: str, **how: bool) -> np.ndarray:
@@ -152,13 +181,9 @@ def _numeric(cells: pd.Series, name: str, key: str, **how: bool) -> np.ndarray:
 
 
 def _levels(cells: pd.Series) -> pd.Series:
-    """None, as a word, is a level of its own; an empty cell is not."""
-    return cells.map(lambda cell: "None" if cell is None else cell)
-
-
-def _wide_hint(table: pd.DataFrame, used: list[str | None]) -> str:
-    rest = [column for column in table if column not in used]
-    return ", or wide=true where each column is a run" if len(rest) > 1 else ""
+    """None, as a word, is a level of its own, an empty cell is not; a list is a level as text."""
+    levels = ["None" if c is None else c if isinstance(c, Hashable) else str(c) for c in cells]
+    return pd.Series(levels, cells.index, dtype=object)
 
 
 def _of_set(
@@ -171,7 +196,12 @@ def _of_set(
         return table, HELDOUT
     if "eval_set" in options.axes:
         return table, HELDOUT
-    of_row = table["eval_set"].astype(str)
+    of_row = texts(table["eval_set"])
+    if of_row.isna().any():
+        if of_row.notna().any():
+            row = of_row.index[of_row.isna()][0] + 1
+            raise InputError("data", name, f"row {row}: eval_set is empty", "fill it in")
+        of_row = of_row.fillna(HELDOUT)
     eval_set = chosen_set(of_row, name, options)
     if of_row.nunique() > 1:
         there = some(sorted(of_row.unique()))
@@ -187,6 +217,8 @@ def _wide(table: pd.DataFrame, name: str, options: Options, notes: Notes) -> Sou
     first = str(table.columns[0]) if options.compute is None else options.compute
     compute = _numeric(table[named(table, name, "compute", first)], name, "compute", counter=True)
     values = {run: _numeric(table[run], name, "wide") for run in table if run != first}
+    if not values:
+        raise missing(table, name, "value")
     notes.say(f"{name}: {len(values)} runs, one a column, compute={first}; empty cells dropped")
     return _columns_of_runs(name, first, {run: (compute, cells) for run, cells in values.items()})
 
@@ -232,7 +264,8 @@ def wandb(table: pd.DataFrame, path: Path, options: Options, notes: Notes) -> So
         if column not in table:
             raise InputError("compute", axis, f"{path.name}: run {run} lacks it", "use another")
         both = (column, "compute"), (name, "value")
-        runs[run] = tuple(_numeric(table[c], path.name, key) for c, key in both)
+        compute, cells = (_numeric(table[c], path.name, key) for c, key in both)
+        runs[run] = (compute, cells)
     notes.say(
         f"{path.name}: a W&B export of {len(runs)} runs, compute={axis}, value={value}; "
         "empty cells dropped"
@@ -316,7 +349,7 @@ def trainer(path: Path, options: Options, notes: Notes) -> Source:
             raise InputError("data", file, "no log_history in it", "give a trainer_state.json")
         history, steps = state["log_history"], state.setdefault("global_step", 0)
         rows = isinstance(history, list) and all(isinstance(row, dict) for row in history)
-        if not rows or not all(_is_number(step) for step in (steps, *_steps(history))):
+        if not rows or not all(map(_is_number, (steps, *(row.get("step") for row in history)))):
             reason = "log_history is not a list of objects with a step"
             raise InputError("data", file, reason, "give what transformers wrote")
         directory = file.parent
@@ -337,12 +370,8 @@ def trainer(path: Path, options: Options, notes: Notes) -> Source:
     return _logged(logs, path, options, notes)
 
 
-def _steps(history: list[dict[str, Any]]) -> list[Any]:
-    return [row.get("step") for row in history]
-
-
 def _is_number(cell: object) -> bool:
-    return isinstance(cell, int | float) and not isinstance(cell, bool)
+    return isinstance(cell, int | float) and not isinstance(cell, bool) and not abs(cell) > 1e300
 
 
 def _relative(directory: Path, root: Path) -> str:
@@ -358,6 +387,8 @@ def _logged(
     """The rows of each run that have the value, with the compute of their step."""
     cells = (pair for rows in logs.values() for row in rows for pair in row.items())
     keys = list(dict.fromkeys(key for key, cell in cells if _is_number(cell)))
+    if not keys:
+        raise InputError("data", path, "holds no numbers", "give a log with evaluations")
     compute = options.compute or "step"
     value = options.value or score_key(keys)
     if value not in keys:

@@ -51,7 +51,7 @@ def study(path: Path, options: Options, notes: Notes) -> Source:
             continue
         eval_set = chosen_set(sets, run_dir / "evals.jsonl", options)
         rows = sets[eval_set]
-        one = {"run": run, "recipe": str(manifest.get("recipe") or run)}
+        one: dict[str, Any] = {"run": run, "recipe": str(manifest.get("recipe") or run)}
         one |= {"seed": manifest.get("seed"), "truth": _ceiling(manifest, eval_set)}
         one |= {"start": _start(manifest, eval_set)}
         parts.append((_columns(run_dir, rows, options, notes), one))
@@ -69,9 +69,8 @@ def study(path: Path, options: Options, notes: Notes) -> Source:
         one |= level
     count = [len(columns["row"]) for columns, _ in parts]
     for name in parts[0][1]:
-        table[name] = np.repeat(
-            pd.Series([one[name] for _, one in parts], dtype=object), count
-        ).array
+        of_runs = pd.Series([one[name] for _, one in parts], dtype=object)
+        table[name] = of_runs.repeat(count).array
     compute = options.compute or "compute"
     k = f", mean@{samples.pop()}" if len(samples) == 1 else ""
     return Source(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
 
 import pandas as pd
 
@@ -27,6 +28,7 @@ class Notes(list[str]):
     """Lines about what was inferred and treated, printed as they come."""
 
     def say(self, line: str) -> None:
+        line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)  # of names of runs
         print(line)
         self.append(line)
 
@@ -83,8 +85,14 @@ class Options:
     def __post_init__(self):
         axes = (self.axes,) if isinstance(self.axes, str) else tuple(self.axes or ())
         object.__setattr__(self, "axes", axes)
-        if self.min_points < 1:
-            raise InputError("min_points", self.min_points, "not positive", "4 is the default")
+        for option in fields(Options):
+            cell = getattr(self, option.name)
+            if option.name != "axes" and not isinstance(cell, str | Real | None):
+                reason = "neither a name nor a number"
+                raise InputError(option.name, cell, reason, f"give one {option.name}=")
+        if not isinstance(self.min_points, Integral) or self.min_points < 1:
+            reason = "not a positive whole number"
+            raise InputError("min_points", self.min_points, reason, "4 is the default")
         if self.scale not in (None, "fraction", "percent"):
             raise InputError("scale", self.scale, "unknown unit", "use fraction or percent")
 

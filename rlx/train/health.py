@@ -6,6 +6,7 @@ note: runs/a: 64 of 64 answers so far have no score (64 errors, 0 timeouts); the
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -40,12 +41,17 @@ class Health:
                 tqdm.write(f"note: {self.run}: {text}", file=sys.stderr)
                 sys.stderr.flush()
 
-    def sampled(self, row: dict[str, Any], version: int, graded: int) -> None:
-        """After the update that made the weights of `version`; graded: answers so far."""
+    def sampled(
+        self, row: dict[str, Any], version: int, graded: int, reasons: Mapping[str, str]
+    ) -> None:
+        """After the update that made the weights of `version`; graded: answers so far; reasons:
+        of each kind of answer without a score, the last one's.
+        """
         errors, timeouts = row["grading/errors"], row["grading/timeouts"]
         lost = errors + timeouts
         said = f"{lost} of {graded} answers so far have no score ({errors} errors, {timeouts} "
-        how = "timeouts); they count as 0, env.on_grade_error=stop says why"
+        last = "; ".join(" ".join(reason.split())[:200] for reason in reasons.values())
+        how = f"timeouts); they count as 0; the last: {last}"
         self.note("ungraded", lost, said + how)
         self.unvaried += row["rollout/zero_variance_share"] == 1
         said = f"in {self.unvaried} of {version} updates every group was rewarded alike: there was "

@@ -27,11 +27,11 @@ from rlx.evaluate import evaluate
 from rlx.mesh import generator_mesh, of_params
 from rlx.models import lora
 from rlx.record import RunRecord
-from rlx.rollout import sampler
-from rlx.rollout.engine import Engine, Weights
+from rlx.rollout.buffer import Buffer
+from rlx.rollout.engine import Engine
+from rlx.rollout.generator import Weights, published
 from rlx.track import tracker
-from rlx.train import schedule, start
-from rlx.train.buffer import Buffer
+from rlx.train import recipe, schedule, start
 from rlx.train.clock import Clock
 from rlx.train.health import Health
 from rlx.train.recorded import ROWS, Ended, Forecast, Interrupted, Stop, never, no_outlook, recorded
@@ -64,7 +64,9 @@ class Run:
         self.config, self.mesh, self.record, self.clock = config, mesh, record, clock
         self.graders, self.env = graders, graders.env
         self.state = init_state(config, mesh, params)
-        self.start = jax.device_put(params, of_params(mesh, params, lora.logical_axes(params)))
+        self.start = None  # what adapters change, or a term compares with
+        if recipe.needs_reference(config.algo) or config.optim.lora_rank:
+            self.start = jax.device_put(params, of_params(mesh, params, lora.logical_axes(params)))
         self.train_step = make_train_step(config, mesh, self.start)
         self.ledger, pipeline = flops.Ledger(), config.pipeline
         refill = config.algo.zero_variance == "refill"
@@ -79,15 +81,11 @@ class Run:
         self.track = tracker(config if record.writes else replace(config, tracker="none"))
         self.weights = Weights(self._published(), 0)
 
-    def policy(self) -> Params:
-        """The weights as the learner has them, adapters merged."""
-        return lora.whole(self.config.optim, self.start, self.state.params)
-
     def _published(self) -> Params:
-        """Weights where the generator wants them; a copy if its devices are not the learner's."""
-        params = self.policy()
-        layout = of_params(self.generators, params, lora.logical_axes(params))
-        return jax.device_put(params, layout)
+        """The weights that are learned, adapters merged, as the generator reads them."""
+        params = lora.whole(self.config.optim, self.start, self.state.params)
+        head_dtype = self.config.rollout.head_dtype
+        return published(params, self.config.model, head_dtype, self.mesh, self.generators)
 
     def update(self) -> None:
         """One update of the groups that are due; rows, ledger and weights follow."""
@@ -110,14 +108,15 @@ class Run:
         self.record.append("metrics.jsonl", row)
         self.track(version, row)
         self.version += 1
-        self.health.sampled(row, self.version, graded)
+        self.health.sampled(row, self.version, graded, self.graders.reasons)
         self.health.updated(row, self.version)
 
     def measure(self) -> str:
         """Evaluate, with the compute spent when the update ended; a line for the progress bar."""
         with self.clock.phase("eval"):
+            generator, config = self.engine.generator, self.config
             rows = evaluate(
-                self.policy(), self.config, self.graders, self.version, self.ledger, self.mesh
+                generator, self.weights, config, self.graders, self.ledger, self.generators
             )
         spent = self.spent | {"eval_flops": self.ledger.eval_flops}
         at = {"step": self.version, "version": self.version}
@@ -149,7 +148,7 @@ class Run:
             checkpoints.save(self.version, self._device(), host)
 
     def _device(self) -> dict[str, Any]:
-        return {"state": self.state, "slots": sampler.to_arrays(self.engine.slots)}
+        return {"state": self.state, "slots": self.engine.generator.arrays()}
 
     def restore(self, checkpoints: Checkpoints) -> bool:
         """Go back to the newest checkpoint, if there is one; rows after it are cut off."""
@@ -166,7 +165,7 @@ class Run:
         vars(self.ledger).update(host["ledger"])
         self.spent = self.ledger.row()
         self.buffer.load(host["buffer"])
-        self.engine.load(host["engine"], sampler.from_arrays(device["slots"]))
+        self.engine.load(host["engine"], device["slots"])
         self.clock.load(host["clock"])
         self.state = device["state"]
         self.weights.params, self.weights.version = self._published(), self.version
@@ -183,6 +182,7 @@ def run(
     if graders.scorer:
         record.update_manifest(reward_model_flops=graders.scorer.spent)
     it = Run(config, graders, mesh, record, clock, params, forecast)
+    del params  # the state has copies
     turns = schedule.make(config.pipeline, it.engine, it.buffer, it.weights, clock)
     quiet = not progress or not record.writes
     last = min(config.until or config.steps, config.steps)
@@ -196,7 +196,8 @@ def run(
             while it.version < last and not it.outlook.stop and turns.advance():
                 it.update()
                 if it.version % config.eval.every_steps == 0 or it.version == config.steps:
-                    bar.set_postfix_str(it.measure(), refresh=False)
+                    with turns.at_rest():
+                        bar.set_postfix_str(it.measure(), refresh=False)
                 bar.update()
                 stopping, due = processes.any_of(stop(), checkpoints.due(it.version))
                 ends = it.version == last or bool(it.outlook.stop)

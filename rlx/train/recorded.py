@@ -62,9 +62,11 @@ def recorded(work: Callable[..., None], config: Config, progress: bool, stop: St
     config = start.resolve(config)
     before = RunRecord(config.out, writes=False).manifest
     if before and (options := another(before, config)):
-        reason = f"holds a run of another configuration: {options}"
+        reason = "holds a run of another configuration"
+        reason += "" if options == "?" else f": {options}"
         raise InputError("out", config.out, reason, "choose another directory")
     if before.get("status") == "done" or stopped_so(before, config):
+        RunRecord(config.out, writes=False).refuse_changed(before.get("rows", {"offsets": {}}))
         return before
     env = start.make_env(config)
     mesh = make_mesh(config.mesh, config.rollout.prompts_per_step // config.optim.microbatches)
@@ -90,6 +92,6 @@ def recorded(work: Callable[..., None], config: Config, progress: bool, stop: St
             record.update_manifest(status=status, error=f"{type(error).__name__}: {error}")
             raise
         else:
-            record.update_manifest(status="done", error="")
+            record.update_manifest(status="done", error="", rows=record.marks(ROWS))
     processes.wait("done")
     return record.manifest

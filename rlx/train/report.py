@@ -15,9 +15,9 @@ from rlx import flops
 from rlx.config import Config, identity
 from rlx.envs.base import Env, eval_sets
 from rlx.record import RunRecord
+from rlx.rollout.buffer import Buffer
 from rlx.rollout.engine import Engine
 from rlx.train import recipe
-from rlx.train.buffer import Buffer
 from rlx.types import Group
 
 UNSTABLE_TRUNCATION = 0.10  # truncated share past which runs of ScaleRL's size used to destabilise

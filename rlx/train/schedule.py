@@ -24,8 +24,9 @@ import jax
 from rlx.config import PipelineConfig
 from rlx.errors import InputError
 from rlx.record import read_rows
-from rlx.rollout.engine import Engine, Weights
-from rlx.train.buffer import Buffer
+from rlx.rollout.buffer import Buffer
+from rlx.rollout.engine import Engine
+from rlx.rollout.generator import Weights
 from rlx.train.clock import Clock
 
 

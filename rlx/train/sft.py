@@ -25,12 +25,14 @@ from rlx.errors import InputError
 from rlx.evaluate import evaluate
 from rlx.models import lora
 from rlx.record import RunRecord, said_of
+from rlx.rollout.engine import make_generator
+from rlx.rollout.generator import Weights, published
 from rlx.train import start
 from rlx.train.clock import Clock
 from rlx.train.recorded import Stop, never, recorded
 from rlx.train.step import init_state, make_train_step
 from rlx.train.supervised import drawn, supervise
-from rlx.types import Batch, TrainState, left_padded
+from rlx.types import Batch, TrainState, right_padded
 
 
 class Trace(NamedTuple):
@@ -89,7 +91,7 @@ def demonstrations(config: SftConfig, env: Env) -> tuple[list[Trace], int]:
 
 def as_batch(traces: Sequence[Trace], prompt_tokens: int, T: int, pad_id: int) -> Batch:
     """One sample per prompt, with the reward 1; behaviour policies are 0, since none sampled."""
-    prompt_PU, length_P = left_padded([t.prompt for t in traces], prompt_tokens, pad_id)
+    prompt_PU, length_P = right_padded([t.prompt for t in traces], prompt_tokens, pad_id)
     completion_BT = np.full((len(traces), T), pad_id, np.int32)
     for row_T, trace in zip(completion_BT, traces, strict=True):
         row_T[: len(trace.completion)] = trace.completion
@@ -135,7 +137,9 @@ def run(
 
     def measure(state: TrainState, version: int):
         policy = lora.whole(config.optim, params, state.params)
-        return evaluate(policy, config, graders, version, ledger, mesh)
+        said = published(policy, config.model, config.rollout.head_dtype, mesh, mesh)
+        generator = make_generator(config, env, mesh)
+        return evaluate(generator, Weights(said, version), config, graders, ledger, mesh)
 
     supervise(config, record, clock, ledger, state, update, measure, progress, stop)
 

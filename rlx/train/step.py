@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 
 from rlx import mesh as meshes
 from rlx.config import Config, ModelConfig
-from rlx.models import lora, moe, transformer
+from rlx.models import attention, lora, moe, transformer
 from rlx.objectives.advantages import advantages, gae, whitened, zero_variance
 from rlx.objectives.logprobs import log_partition
 from rlx.objectives.losses import policy_objective
@@ -33,7 +33,7 @@ from rlx.objectives.terms import correction, kl, value_loss
 from rlx.objectives.weights import weights
 from rlx.train import forward, packing, recipe
 from rlx.train.recipe import Hyper
-from rlx.types import Batch, Group, Params, TrainState, left_padded
+from rlx.types import Batch, Group, Params, TrainState, right_padded
 
 # What a slice reports: sums over its tokens, and maxima.
 ZERO_SUMS = dict.fromkeys(
@@ -104,7 +104,8 @@ def numbers(config: Config) -> Hyper:
 
 
 def names(config: Config, mesh: Mesh) -> Spec:
-    fields = {**vars(config.optim), **vars(config.algo), "model": config.model, "mesh": mesh}
+    fields = {**vars(config.optim), **vars(config.algo), "mesh": mesh}
+    fields["model"] = attention.chosen(config.model, mesh)
     fields["critic"] = recipe.has_critic(config.algo)
     fields["entropy_bonus"] = config.algo.entropy_coef > 0
     fields["drop_zero_variance"] = config.algo.zero_variance == "drop"
@@ -180,7 +181,7 @@ def ascend(state: TrainState, grads, objective, hyper: Hyper, mesh: Mesh, learns
 
 def collate(groups: Sequence[Group], prompt_tokens: int, pad_id: int, pack=False) -> Batch:
     """P graded groups as arrays; prompts padded on the left to `prompt_tokens`."""
-    prompt_PU, length_P = left_padded([g.prompt_U for g in groups], prompt_tokens, pad_id)
+    prompt_PU, length_P = right_padded([g.prompt_U for g in groups], prompt_tokens, pad_id)
     completion_BT = np.concatenate([group.completion_GT for group in groups])
     T = completion_BT.shape[1]
     return Batch(

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ from rlx.envs.base import Env
 from rlx.errors import InputError
 from rlx.models import transformer
 from rlx.train.forward import completion_hidden, completion_logprobs
-from rlx.types import Batch, Params, left_padded
+from rlx.types import Batch, Params, right_padded
 
 REMEDY = "remove it, and it is made again"
 
@@ -53,7 +54,7 @@ def solutions(env: Env, config: WarmStartConfig, step: int, T: int) -> Batch:
         target = [*env.tokenizer.encode(env.solution(problem, rng, worked)), stop_id]
         completion_BT[b, : len(target)] = target
         mask_BT[b, : len(target)] = 1
-    prompt_PU, length_P = left_padded(prompts, U, pad_id)
+    prompt_PU, length_P = right_padded(prompts, U, pad_id)
     return Batch(
         prompt_PU=prompt_PU,
         prompt_length_P=length_P,
@@ -132,7 +133,7 @@ def load_or_make(
             with _alone() as checkpointer:
                 checkpointer.save(scratch / "params", params)
             parts = {key: asdict(part) for key, part in identity.items()}
-            parts |= {"flops": spent, "crc32": checksum.crc32s(_named(params))}
+            parts |= {"flops": spent, "crc32": checksum.crc32s(_named(params, spent))}
             record.write_json(scratch / "manifest.json", parts)
             with contextlib.suppress(OSError):  # another job was faster; its artifact is the same
                 scratch.rename(path)
@@ -152,13 +153,13 @@ def load_or_make(
     except Exception as error:  # whatever a damaged file makes Orbax raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError("warm_start_dir", path, f"cannot be read ({reason})", REMEDY) from error
-    if written is not None and (wrong := checksum.damaged(_named(params), written)):
+    if written is not None and (wrong := checksum.damaged(_named(params, spent), written)):
         raise InputError("warm_start_dir", path, f"{wrong[0]} is not what was written", REMEDY)
     return params, spent
 
 
-def _named(params: Params) -> dict[str, np.ndarray]:
-    leaves = jax.tree_util.tree_leaves_with_path(params)
+def _named(params: Params, spent: float) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path({"flops": spent, **params})
     return {jax.tree_util.keystr(at, simple=True, separator="/"): x for at, x in leaves}
 
 

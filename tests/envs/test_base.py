@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlx.envs.base import Tokenizer, make
+from rlx.errors import InputError
 
 
 def test_ids_follow_the_characters_then_stop_then_pad():
@@ -80,3 +81,27 @@ def test_make_errors(changes, message):
     with pytest.raises(ValueError) as error:
         make(**{**arguments, "kwargs": {}, **changes})
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    "name, kwargs, message",
+    [
+        ("math", {"path": 5}, "env.kwargs.path=5: not text; quote it"),
+        ("math", {"path": ["a.jsonl"]}, "env.kwargs.path=['a.jsonl']: not text; quote it"),
+        ("math", {"boxed": "yes"}, "env.kwargs.boxed=yes: neither true nor false; give one of"),
+        ("math", {"max_prompt_chars": 1.5}, "env.kwargs.max_prompt_chars=1.5: not an integer; "),
+        ("math", {"max_prompt_chars": True}, "env.kwargs.max_prompt_chars=True: not an integer"),
+        ("math", {1: 2}, "env.kwargs.1=2: its name is no text; name it"),
+        ("math", {"file": "a"}, "env.kwargs.file=a: unknown argument; math takes path, dataset, "),
+        ("preference", {}, "env.kwargs.path=: not given; set it; preference takes path"),
+        ("preference", {"path": None}, "env.kwargs.path=None: not text; quote it"),
+        ("mixture", {"tasks": [1]}, "env.kwargs.tasks=[1]: no mapping; write {NAME: VALUE}"),
+        ("digit_chain", {"lo": "3"}, "env.kwargs.lo=3: not an integer; give a whole number"),
+        ("reasoning_gym", {"mixture": {"a": 1}}, "env.kwargs.mixture={'a': 1}: no list; write"),
+        ("reasoning_gym", {"mixture": ["a"]}, "env.kwargs.mixture=a: no row; write {dataset: "),
+    ],
+)
+def test_arguments_are_checked_by_name_and_type(name, kwargs, message):
+    with pytest.raises(InputError) as error:
+        make(name, train_prompts=1, heldout_prompts=1, seed=0, kwargs=kwargs)
+    assert str(error.value).startswith(message)

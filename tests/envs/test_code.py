@@ -5,8 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rlx.envs import base, code, grading, sandbox
+from rlx.errors import InputError
 from rlx.problem import Problem
 
 EXAMPLE = Path(__file__).parents[1] / "data/code.jsonl"
@@ -205,6 +208,119 @@ def test_bad_rows_are_named(tmp_path, row, message):
     with pytest.raises(ValueError) as error:
         coding(path)
     assert str(error.value).startswith(f"env.kwargs.path={path}: line 2 {message}")
+
+
+FUNCTION = {"inputs": [[1]], "outputs": [1], "fn_name": "f"}
+HALF = "\ud800"
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ({"tests": 5}, "has tests of no known layout (TypeError: neither text nor pairs but int)"),
+        ({"tests": True}, "has tests of no known layout (TypeError: neither text nor pairs but "),
+        ({"tests": [None]}, "has tests of no known layout (TypeError: neither text nor pairs but "),
+        ({"tests": [[]]}, "has tests of no known layout (TypeError: neither text nor pairs but l"),
+        ({"tests": ["assert f()", 3]}, "has tests of no known layout (TypeError: "),
+        ({"tests": [{"input": "1"}]}, "has tests of no known layout (KeyError: 'output')"),
+        (
+            {"tests": [{"input": None, "output": "1"}]},
+            "has tests of no known layout (TypeError: in",
+        ),
+        ({"tests": [{"input": "1", "output": HALF}]}, "has tests of no known layout (UnicodeEncod"),
+        ({"tests": {"inputs": "12", "outputs": "34"}}, "has tests of no known layout (TypeError: "),
+        ({"tests": {"inputs": ["1"], "outputs": []}}, "has tests of no known layout (ValueError: "),
+        ({"tests": {"inputs": [], "outputs": []}}, "has tests of no known layout (ValueError: the"),
+        (
+            {"tests": FUNCTION | {"fn_name": 3}},
+            "has tests of no known layout (ValueError: 3 is no ",
+        ),
+        ({"tests": FUNCTION | {"fn_name": "f(1)"}}, "has tests of no known layout (ValueError: 'f"),
+        (
+            {"tests": FUNCTION | {"inputs": [{"x": 1}]}},
+            "has tests of no known layout (TypeError: a",
+        ),
+        ({"tests": FUNCTION | {"outputs": ["NaN"]}}, "has tests of no known layout (ValueError: "),
+        ({"tests": FUNCTION | {"inputs": ["1e999"]}}, "has tests of no known layout (ValueError: "),
+        (
+            {"tests": FUNCTION | {"outputs": ["9" * 5000]}},
+            "has tests of no known layout (ValueError",
+        ),
+        ({"tests": "[" * 99999}, "has tests that are not JSON ("),
+        ({"tests": ["assert f(" + "-" * 99999 + "1)"]}, "has tests of no known layout ("),
+        ({"tests": [f"assert f('{HALF}')"]}, "has tests of no known layout (UnicodeEncodeError: "),
+        (
+            {"tests": ["assert f()"], "test_imports": "os"},
+            "has tests of no known layout (TypeError",
+        ),
+        (
+            {"tests": "x = 1", "entry_point": "f"},
+            "has tests of no known layout (ValueError: they d",
+        ),
+        (
+            {"tests": "def check(f): f", "entry_point": 1},
+            "has tests of no known layout (ValueError",
+        ),
+        (
+            {"tests": ["assert f()"], "solution": [1]},
+            "has a list as its solution; give a program, ",
+        ),
+        ({"tests": ["assert f()"], "solution": HALF}, "holds '\\ud800', half a character"),
+    ],
+)
+def test_malformed_tests_are_named(tmp_path, row, message):
+    path = tmp_path / "rows.jsonl"
+    good = {"prompt": "a", "tests": ["assert f()"]}
+    path.write_text(json.dumps(good) + "\n" + json.dumps({"prompt": "p", **row}))
+    with pytest.raises(InputError) as error:
+        coding(path, unsafe=True)
+    text = str(error.value)
+    assert text.startswith(f"env.kwargs.path={path}: line 2 {message}") and "\n" not in text
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [("wall_s", 0), ("wall_s", float("nan")), ("wall_s", float("inf")), ("memory_mb", 8),
+     ("memory_mb", 1 << 40), ("max_tests", -1), ("show_tests", -2)],
+)  # fmt: skip
+def test_options_that_no_program_could_run_with(key, value):
+    with pytest.raises(InputError, match=f"env.kwargs.{key}={value}: out of range; give "):
+        coding(unsafe=True, **{key: value})
+
+
+WORDS = st.sampled_from(["assert f(1) == 1", "f", "1", "[1]", "{", "def check(c): c", HALF, ""])
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | WORDS | st.text(max_size=5)
+KEYS = (
+    "input",
+    "output",
+    "inputs",
+    "outputs",
+    "fn_name",
+    "entry_point",
+    "test_imports",
+    "solution",
+)
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(st.sampled_from((*KEYS, "test_setup_code")), VALUES), VALUES)
+def test_any_row_gives_tests_or_one_line(values, tests):
+    row = ("env.kwargs.path=f: line 1", {"prompt": "p", "tests": tests, **values})
+    try:
+        prompt, (found, answer) = code.pair(row, code.PROMPTS, code.TESTS, 2, 1)
+    except InputError as error:
+        assert str(error).startswith("env.kwargs.path=f: line 1 ") and "\n" not in str(error)
+        return
+    assert bool(found.pairs) != bool(found.source)
+    for text in (prompt, found.source, answer or "", *(x for p in found.pairs for x in p)):
+        text.encode()
 
 
 def test_without_isolation_it_refuses_or_is_told_to_trust(monkeypatch):

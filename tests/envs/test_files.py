@@ -1,11 +1,15 @@
 import importlib.util
 import json
+import os
 import sys
 
 import pandas as pd
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-from rlx.envs import data
+from rlx.envs import base, data
+from rlx.errors import InputError
 
 POOL = [(f"q{i}", i) for i in range(30)]
 
@@ -27,21 +31,105 @@ def test_rows_of_jsonl_and_parquet(tmp_path):
         ("a.jsonl", None, "no such file; give a .jsonl or .parquet file"),
         ("a.csv", b"x", "neither .jsonl nor .parquet; convert it"),
         ("a.jsonl", b"\n \n", "it holds no rows; give another file"),
-        ("a.jsonl", b'{"a": 1}\n\n{"a": \n', "line 3 is not JSON (Expecting value: line 2 col"),
+        (
+            "a.jsonl",
+            b'{"a": 1}\n\n{"a": \n',
+            "line 3 is not JSON (Expecting value at character 8); m",
+        ),
         ("a.jsonl", b'{"a": 1}\n\xff\xfe\n', "line 2 is not JSON ('utf-8' codec can't decode"),
         ("a.jsonl", b"[1]\n", "line 1 is no JSON object; one object per line"),
         ("a.jsonl", b"[" * 100_000, "line 1 is not JSON ("),
         ("a.parquet", b"PAR1", "not Parquet ("),
+        ("a.parquet", b"PAR1" + bytes(range(256)) + b"PAR1", "not Parquet ("),
+        (
+            "a.jsonl",
+            b'{"a": NaN}\n',
+            "line 1 is not JSON (NaN is no number of JSON); mend that line",
+        ),
+        ("a.jsonl", b'{"a": 1, "a": 2}', "line 1 is not JSON ('a' twice); mend that line"),
+        ("a.jsonl", b'{"a": 1' + b"0" * 5000 + b"}", "line 1 is not JSON ("),
+        ("a.jsonl", '{"a": 1}'.encode("utf-16"), "line 1 is not JSON ("),
+        ("a.jsonl", b'[{"a": 1}, {"a": 2}]', "line 1 is no JSON object; one object per line"),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path, name, content, message):
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(InputError) as error:
         data.rows(str(path))
     assert str(error.value).startswith(f"env.kwargs.path={path}: {message}")
     assert "\n" not in str(error.value)
+
+
+def test_what_is_no_file_is_never_opened(tmp_path):
+    os.mkfifo(tmp_path / "a.jsonl")
+    (tmp_path / "b.jsonl").mkdir()
+    (tmp_path / "c.jsonl").symlink_to(tmp_path / "nowhere")
+    for name, reason in [("a", "no file"), ("b", "no file"), ("c", "no such file")]:
+        path = str(tmp_path / f"{name}.jsonl")
+        with pytest.raises(InputError) as error:
+            data.rows(path, "env.kwargs.heldout_path")
+        assert str(error.value) == (
+            f"env.kwargs.heldout_path={path}: {reason}; give a .jsonl or .parquet file"
+        )
+    for path in (
+        "x" * 5000 + ".jsonl",
+        "\0.jsonl",
+        "package:",
+        "package:__main__/a",
+        "package:../a",
+    ):
+        with pytest.raises(InputError, match="env.kwargs.path="):
+            data.rows(path)
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+VALUES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT
+OBJECTS = st.dictionaries(TEXT, VALUES | st.lists(VALUES, max_size=3), max_size=4)
+FORMS = st.sampled_from([b"\n", b"\r\n", b"\n\n", b" \n", b"\n\t\n"])
+LINES = st.lists(st.tuples(OBJECTS.map(json.dumps), FORMS), min_size=1, max_size=6)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    return tmp_path_factory.mktemp("rows") / "rows.jsonl"
+
+
+@settings(max_examples=100, deadline=None)
+@given(LINES, st.booleans())
+def test_rows_are_what_was_written(file, lines, mark):
+    text = b"".join(line.encode() + end for line, end in lines if "Infinity" not in line)
+    if text:
+        file.write_bytes((b"\xef\xbb\xbf" if mark else b"") + text)
+        expected = [json.loads(line) for line, _ in lines if "Infinity" not in line]
+        assert [row for _, row in data.rows(str(file))] == expected
+
+
+PIECES = st.sampled_from([b'{"question": "a", "answer": "1"}', b"\n", b"[", b'{"question":', b"}"])
+BYTES = st.lists(PIECES | st.binary(max_size=6), max_size=12).map(b"".join)
+
+
+@settings(max_examples=200, deadline=None)
+@given(BYTES)
+@example(b'{"question": "\\ud800", "answer": 1}')
+@example(b'{"question": "  ", "answer": 1}')
+@example(b'{"question": "a", "answer": 1e999}')
+def test_any_bytes_give_an_environment_or_one_line(file, content):
+    file.write_bytes(content)
+    sizes = {"train_prompts": 1, "heldout_prompts": 1}
+    for name in ("math", "preference"):
+        with pytest.raises(InputError) as error:
+            base.make(name, **sizes, seed=0, kwargs={"path": str(file)})
+        message = str(error.value)
+        assert message.startswith("env.") and "; " in message and message.isprintable()
+    for name in ("math", "preference"):
+        arguments = {"train_prompts": 0, "heldout_prompts": 1, "seed": 0}
+        try:
+            env = base.build(name, **arguments, kwargs={"path": str(file)})
+        except InputError:
+            continue
+        assert all(p.prompt.encode() for p in env.heldout)
 
 
 def test_a_file_inside_a_package_is_found_without_importing_it():
@@ -64,8 +152,8 @@ def test_a_file_inside_a_package_is_found_without_importing_it():
 )
 def test_missing_fields_are_named(row, message):
     with pytest.raises(ValueError) as error:
-        data.text_field(("line 4", row), ("x", "y"), "xs_field")
-    assert str(error.value) == message
+        data.text_field(("env.kwargs.path=a.jsonl: line 4", row), ("x", "y"), "xs_field")
+    assert str(error.value) == f"env.kwargs.path=a.jsonl: {message}"
     assert data.text_field(("", {"x": None, "y": 7}), ("x", "y"), "xs_field") == "7"
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from rlx.envs import base
-from rlx.envs.grading import Graders, Outcome
+from rlx.envs.grading import Failure, Graders, Outcome
+from rlx.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 TASK = """
@@ -31,6 +32,9 @@ def grade(answer, completion):
     if completion == "memory": bytes(1 << 44)
     if completion == "jax": return "jax" in sys.modules or "flax" in sys.modules
     if completion == "main": return threading.current_thread() is threading.main_thread()
+    if completion == "text": return "1"
+    if completion == "quit": exit(3)
+    if completion == "strange": raise type("Odd", (BaseException,), {"__str__": lambda self: 1 / 0})
     if completion == "print": print("noise")
     if completion == "slow": time.sleep(0.3)
     if completion == "half": return 0.5
@@ -113,6 +117,27 @@ def test_what_is_no_score_counts_as_an_error(where, env, request):
         "",
     ]
     assert graders.errors == errors + 4
+    outcomes = graders.grade(items(env, "text", "quit", "strange"))
+    assert [o.reason for o in outcomes] == [
+        "error: score '1' is text, not a number",
+        "error: SystemExit: 3",
+        "error: Odd: ",
+    ]
+    assert {o.failure for o in outcomes} == {Failure.ERROR}
+    assert graders.reasons["errors"] == "error: Odd: "
+
+
+def test_a_grader_that_fails_on_every_answer_is_counted_by_kind(graders, env):
+    """Up to what the loop reads: rlx.rollout.grades."""
+    from rlx.rollout import grades
+    from rlx.rollout.scorer import Answer
+
+    said = [("raise", True), ("sleep", True), ("half", True)]
+    answers = [Answer(problem, None, None, said) for problem in env.train[:2]]
+    found = grades.grades(graders, answers, None)
+    assert found.ungraded == {"timeouts": 2, "errors": 2}
+    assert [score_G.tolist() for score_G in found.score_PG] == [[0, 0, 0.5]] * 2
+    assert graders.reasons == {"timeouts": "timeout after 1 s", "errors": "error: RuntimeError: no"}
 
 
 def test_workers_load_no_jax_and_grade_in_their_main_thread(graders, env):
@@ -148,7 +173,7 @@ def test_workers_outlive_the_thread_that_needed_a_new_one(graders, env):
 def test_stop_names_the_task_the_problem_and_the_reason(env, arguments):
     graders = Graders(env, arguments, timeout_s=0, workers=1, on_error="stop")
     assert graders.grade(items(env, "half"))[0].score == 0.5
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(InputError) as error:
         graders.grade(items(env, "half", "raise"))
     problem = env.train[0]
     assert str(error.value) == (
@@ -160,11 +185,26 @@ def test_stop_names_the_task_the_problem_and_the_reason(env, arguments):
 
 def test_a_task_that_cannot_be_made_in_a_worker_is_one_error(env, arguments):
     graders = Graders(env, {**arguments, "name": "nowhere.py"}, timeout_s=1, workers=1)
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(InputError) as error:
         graders.grade(items(env, "half"))
     assert "env.name=nowhere.py: no such file" in str(error.value)
     assert "\n" not in str(error.value)
     graders.close()
+
+
+def test_a_worker_that_hangs_while_it_starts_is_an_error_in_time(tmp_path, monkeypatch):
+    file = tmp_path / "task.py"
+    lines = ["import pathlib, time", f"mark = pathlib.Path({str(tmp_path)!r}, 'mark')"]
+    lines += ["if mark.exists(): time.sleep(1000)", "mark.touch()"]
+    file.write_text("\n".join(lines) + TASK)
+    sizes = {"train_prompts": 1, "heldout_prompts": 1}
+    arguments = {"name": str(file), **sizes, "seed": 0, "kwargs": {}}
+    env = base.make(**arguments)
+    monkeypatch.setattr("rlx.envs.grading.START_S", 1)
+    graders = Graders(env, arguments, timeout_s=10, workers=1)
+    with pytest.raises(InputError, match="task.py: no answer for 1 s in a grading process; look"):
+        graders.grade(items(env, "half"))
+    assert graders._workers == []
 
 
 def running(pid):

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from rlx.envs import base, grading, math
+from rlx.envs import answers, base, grading, notation
 
 pytest.importorskip("math_verify", reason="pip install 'rlx[math]'")
 RNG = np.random.default_rng(0)
@@ -91,7 +91,7 @@ def test_worked_solutions_lose_the_calculators_notes(env):
     ],
 )
 def test_one_answer_is_read(text, answer):
-    assert math.final_answer(text) == answer
+    assert answers.final_answer(text) == answer
 
 
 def test_only_boxes_count_if_asked(path):
@@ -130,7 +130,7 @@ def test_only_boxes_count_if_asked(path):
     ],
 )
 def test_agreement(answer, said, agree):
-    assert math.same(answer, said) == agree
+    assert answers.same(answer, said) == agree
 
 
 # each takes a moment here, or is cut by the graders' limit; none may score or raise
@@ -141,6 +141,10 @@ HOSTILE = [
     "\\boxed{" + "\\sqrt{" * 50 + "2" + "}" * 51,
     "\\boxed{9^{9^{9^{9}}}}",
     "\\boxed{(10^{10})!}",
+    "\\boxed{\\binom{10^9}{10^8}}",
+    "\\boxed{\\gcd(10^{10^{10}},3)}",
+    "\\boxed{\\prod_{k=1}^{10^9}k}",
+    "\\boxed{\\sum_{k=1}^{10^{10^{10}}}\\sin(k)}",
     "\\boxed{" + "(" * 199 + ")" * 199 + "}",
     "1" * 100_000,
     "1/" * 50_000,
@@ -164,7 +168,7 @@ def test_hostile_completions_score_nothing_and_soon(path, env):
         outcomes = graders.grade([(problem, text, True) for text in HOSTILE])
         seconds = time.monotonic() - start
         assert [o.score for o in outcomes] == [0] * len(HOSTILE), outcomes
-        assert seconds < 45 and 1 <= graders.timeouts <= 4 and graders.errors == 0
+        assert seconds < 30 and graders.timeouts <= 2 and graders.errors == 0
         assert graders.grade([(problem, "\\boxed{\\frac{4}{2}}", True)])[0].score == 1
     finally:
         graders.close()
@@ -221,7 +225,7 @@ def test_the_real_gsm8k():
     env = mathematics(path, 1000, 319)
     assert len({p.prompt for p in env.train + env.heldout}) == 1319
     for problem in env.train + env.heldout:
-        assert math._number(problem.answer[0]) is not None, problem
+        assert notation.number(notation.plain(problem.answer[0])) is not None, problem
         assert env.grade(problem, env.solution(problem, RNG, worked=True), True) == 1
     for problem, other in zip(env.heldout[:50], env.heldout[1:51], strict=True):
         right = problem.answer[0] == other.answer[0]

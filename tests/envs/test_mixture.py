@@ -118,6 +118,13 @@ def test_shares(total, weights, expected):
         ({"a": {"env": SUMS, "weight": -1}}, "env.kwargs.tasks.a.weight=-1: negative; 0 only ev"),
         ({"a": {"env": SUMS, "weight": 0}}, "env.kwargs.tasks=a: no weight above 0; give one"),
         ({}, "env.kwargs.tasks=: no weight above 0; give one"),
+        ({"a": 5}, "env.kwargs.tasks.a=5: no task; write NAME: {...} with the keys env, weight, "),
+        ({"a": {"env": SUMS, "weight": "2"}}, "env.kwargs.tasks.a.weight=2: no number; give a n"),
+        ({"a": {"env": SUMS, "weight": True}}, "env.kwargs.tasks.a.weight=True: no number; give"),
+        ({"a": {"env": SUMS, "weight": float("nan")}}, "env.kwargs.tasks.a.weight=nan: not fini"),
+        ({"a": {"env": SUMS, "weight": float("inf")}}, "env.kwargs.tasks.a.weight=inf: not fini"),
+        ({"a": {"env": 7, "weight": 1}}, "env.kwargs.tasks.a.env=7: no name; give a name"),
+        ({"a": {"env": SUMS, "weight": 1, "kwargs": None}}, "env.kwargs.tasks.a.kwargs=None: no"),
         (
             {"a": {"env": SUMS, "weight": 1, "seed": 1}},
             "env.kwargs.tasks.a.seed=1: unknown key; use env, weight, kwargs, heldout_prompts",

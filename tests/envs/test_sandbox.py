@@ -203,6 +203,122 @@ def test_many_small_files_share_one_limit():
     assert int(count) <= 4 and errno == "28"  # no space left
 
 
+# Memory that RLIMIT_AS does not see. Each program prints how many MB it holds, or is stopped.
+BY_CALL = """
+import ctypes, fcntl, mmap, os, socket, sys, time
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = libc.shmat.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+MB, held = 2**20, 0
+def pages(size, flags, fd=-1, at=None):
+    p = libc.mmap(at, size, 3, flags, fd, 0)
+    if p in (None, 2**64 - 1):
+        raise OSError(ctypes.get_errno(), "mmap")
+    return p
+def checked(value):
+    if value < 0:
+        raise OSError(ctypes.get_errno(), "refused")
+    return value
+try:
+    BODY
+except OSError as error:
+    pass
+print(int(held), flush=True)
+"""
+ESCAPES = {
+    "System V shared memory": """
+    while held < 1024:
+        segment = checked(libc.shmget(0, 32 * MB, 0o1600))
+        p = libc.shmat(segment, None, 0)
+        ctypes.memset(p, 1, 32 * MB); libc.shmdt(ctypes.c_void_p(p)); held += 32""",
+    "System V semaphores": """
+    while held < 1024: checked(libc.semget(0, 32000, 0o1600)); held += 2""",
+    "System V messages": """
+    message = ctypes.create_string_buffer(b"1" * 8008)
+    for _ in range(16000):
+        queue = checked(libc.msgget(0, 0o1600))
+        while libc.msgsnd(queue, message, 8000, 0o4000) == 0: held += 8000 / MB""",
+    "memfd_create": """
+    while held < 1024:
+        file = os.memfd_create("x")
+        for _ in range(16): held += os.write(file, bytes(MB)) / MB""",
+    "memfd_secret": "held += 1024 * (libc.syscall(447, 0) >= 0)",
+    "anonymous pages that are shared": """
+    while held < 1024:
+        p = pages(32 * MB, 0x21); ctypes.memset(p, 1, 32 * MB)
+        libc.munmap(p + 4096, 32 * MB - 4096); held += 32""",
+    "/dev/zero, shared": """
+    zero = os.open("/dev/zero", os.O_RDWR)
+    while held < 1024:
+        p = pages(32 * MB, 1, zero); ctypes.memset(p, 1, 32 * MB)
+        libc.munmap(p + 4096, 32 * MB - 4096); held += 32""",
+    "one page of a huge one": "held += 1024 * (libc.prctl(42, 0, 0, 0, 0) != 1)",
+    "pages lent to a pipe": """
+    p, (_, end) = pages(4096, 0x22), os.pipe()
+    span = (ctypes.c_size_t * 2)(p, 4096)
+    checked(libc.vmsplice(end, span, 1, 0)); held += 1024""",
+    "attributes of a file": """
+    open("f", "w")
+    while held < 1024: os.setxattr("f", f"user.{held}", bytes(60000)); held += 60000 / MB""",
+    "empty files": """
+    while held < 1024: os.symlink("x" * 99, f"{held}"); held += 0.001""",
+    "timers": """
+    timer = ctypes.c_void_p()
+    while held < 50: checked(libc.timer_create(0, None, ctypes.byref(timer))); held += 0.001""",
+    "buffers of sockets": """
+    for a, b in (socket.socketpair() for _ in range(28)):
+        keep = held, a, b
+        a.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 * MB); held += 16""",
+    "io_uring": "held += 1024 * (libc.syscall(425, 4096, bytes(200)) >= 0)",
+    "asynchronous input": """
+    held += 1024 * (libc.syscall(206, 64, ctypes.byref(ctypes.c_ulong())) >= 0)""",
+    "watches of files": "held += 1024 * (libc.inotify_init1(0) >= 0)",
+    "one page of a huge one that was asked for": """
+    p = pages(4 * MB, 0x22); ctypes.memset(p, 1, 4 * MB)
+    at = ctypes.c_void_p((p + 2 * MB - 1) // (2 * MB) * (2 * MB))
+    held += 1024 * (libc.madvise(at, ctypes.c_size_t(2 * MB), 25) == 0)  # MADV_COLLAPSE""",
+    "huge pages": "pages(2 * MB, 0x40022); held += 1024",
+    "page tables": """
+    for i in range(30000): ctypes.memset(pages(4096, 0x100022, -1, (1 << 33) + (i << 31)), 1, 1)
+    held = 1024""",
+    "children, in sum": """
+    for _ in range(4):
+        if os.fork() == 0:
+            x = b"1" * (100 * MB); time.sleep(9); os._exit(0)
+    time.sleep(5); held = 1024""",
+    "a child whose first thread is gone": """
+    for _ in range(3):
+        if os.fork() == 0:
+            import threading
+            def other(): x = b"1" * (100 * MB); time.sleep(9)
+            threading.Thread(target=other).start(); libc.pthread_exit(None)
+    time.sleep(5); held = 1024""",
+}  # fmt: skip
+
+
+@isolated
+@pytest.mark.parametrize("way", ESCAPES)
+def test_no_memory_beside_the_limit(way):
+    source = BY_CALL.replace("BODY", ESCAPES[way].strip())
+    result = run(source, limits=Limits(wall_s=20, cpu_s=20, memory_mb=200))
+    if result.status != "memory":
+        assert result.ok and int(result.stdout) < 40, result
+
+
+@isolated
+def test_what_children_share_counts_once():
+    source = """
+import os, time
+x = b"1" * (120 * 2**20)
+for _ in range(4):
+    if os.fork() == 0: time.sleep(0.5); os._exit(0)
+time.sleep(0.5)
+print(len(x))
+"""
+    assert said(source, memory_mb=200) == f"{120 * 2**20}\n"
+
+
 @isolated
 def test_nobody_else_can_be_signalled():
     source = """
@@ -307,6 +423,15 @@ except OSError: print(n < 8)
 said("import os; os.kill(1, 9); os.kill(1, 15); print(os.getpid())")
 said("import os; print(os.path.exists(" + repr(sys.path[0]) + "), os.getuid())")
 said("x = bytearray(2**31)", memory_mb=256)
+said("import os, time; [os.kill(1, n) for n in range(1, 65)]; time.sleep(.1); print(os.getpid())")
+said("import os, signal; signal.signal(2, signal.SIG_IGN); os.kill(0, 2); print(os.getpid())")
+said("import resource; resource.prlimit(1, resource.RLIMIT_AS, (0, 0))")
+said("import os; os.memfd_create('x')")
+said("import mmap; mmap.mmap(-1, 4096)")
+said('''
+import os, time
+[(b"1" * 10**8, time.sleep(9)) for _ in range(4) if os.fork() == 0]
+time.sleep(9)''', memory_mb=256)
 said("while True: pass", cpu_s=1)
 """
 
@@ -317,8 +442,33 @@ def test_walls_stand_for_an_ordinary_user_too():
     if lines[0] != "isolated":
         pytest.skip(f"no user namespaces: {lines[0]}")
     assert lines[1:] == ["exit 0 False False", "exit 1 ", "exit 0 True", "exit 0 2"] + [
-        "exit 0 False 65534", "exit 1 ", "signal 9 ",
+        "exit 0 False 65534", "exit 1 ", "exit 0 2", "exit 0 2", "exit 1 ", "exit 1 ", "exit 1 ",
+        "memory ", "signal 9 ",
     ]  # fmt: skip
+
+
+@as_root
+def test_children_count_in_sum_where_processes_are_hidden():
+    """Clusters mount /proc with hidepid=2."""
+    code = """
+from rlx.envs.sandbox import Limits, run, why_not
+if why_not():
+    sys.exit(print("no user namespaces:", why_not()))
+source = '''
+import ctypes, os, time
+ctypes.CDLL(None).prctl(4, 0)  # hide
+[(b"1" * 10**8, time.sleep(9)) for _ in range(4) if os.fork() == 0]
+time.sleep(9)'''
+print(run(source, limits=Limits(wall_s=9, memory_mb=256)).status)
+"""
+    mounted = 'mount -t proc -o hidepid=2 proc /proc && exec runuser -u nobody -- "$@"'
+    words = ["unshare", "-m", "--propagation", "private", "sh", "-c", mounted, "sh"]
+    if subprocess.run([*words, "true"], capture_output=True).returncode:
+        pytest.skip("no /proc can be mounted here")
+    said = elsewhere(words, code)
+    if said.startswith("no user namespaces"):
+        pytest.skip(said)
+    assert said == "memory\n"
 
 
 @as_root

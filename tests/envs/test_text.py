@@ -2,11 +2,15 @@
 
 import importlib.util
 import json
+import shutil
 import struct
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from rlx.envs import base, data, text
+from rlx.errors import InputError
 
 tokenizers = pytest.importorskip("tokenizers", reason="pip install 'rlx[hf]'")
 pytest.importorskip("jinja2", reason="pip install 'rlx[hf]'")
@@ -176,6 +180,209 @@ def test_an_environment_is_read_by_the_tokenizer(folder):
     assert env.tokenizer is tokenizer
     lengths = [len(tokenizer.encode_prompt(p.prompt)) for p in env.train + env.heldout]
     assert env.max_prompt_tokens == max(lengths) > 9
+
+
+# Folders that are wrong, or say things twice. Ids: 0 end, 1 turn, 2 pad, 3 begin.
+
+
+def changed(folder, tmp_path, post=None, files=(), **config):
+    """A copy with another post-processor, tokenizer_config.json and further files."""
+    copy = tmp_path / "changed"
+    shutil.copytree(folder, copy)
+    (copy / "generation_config.json").unlink()
+    words = json.loads((copy / "tokenizer.json").read_text())
+    if post is not None:
+        one = {"Sequence": {"id": "A", "type_id": 0}}
+        single = [one if x == "$A" else {"SpecialToken": {"id": x, "type_id": 0}} for x in post]
+        ids = {x: {"id": x, "ids": [SPECIAL.index(x)], "tokens": [x]} for x in post if x != "$A"}
+        words["post_processor"] |= {"single": single, "special_tokens": ids}
+        (copy / "tokenizer.json").write_text(json.dumps(words))
+    config = json.loads((copy / "tokenizer_config.json").read_text()) | config
+    (copy / "tokenizer_config.json").write_text(json.dumps(config))
+    for name, content in dict(files).items():
+        (copy / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    return copy
+
+
+END, BEGIN = "<|end|>", "<|begin|>"
+
+
+@pytest.mark.parametrize(
+    ("post", "prompt", "begins"),
+    [
+        (["$A", END], "hi", []),
+        ([BEGIN, "$A", END], "hi", [3]),
+        ([BEGIN, "$A", END, END], "hi", [3]),
+        ([BEGIN, "$A", END], "", [3]),
+        ([BEGIN, "$A"], "<|begin|>hi", [3]),  # the text has it: never twice
+        (["$A"], "hi", []),
+        ([BEGIN, "$A", "<|turn|>"], "hi", [3]),  # no end: it stays
+    ],
+)
+def test_a_bare_prompt_begins_with_one_bos_and_never_ends_with_the_end(
+    folder, tmp_path, post, prompt, begins
+):
+    tokenizer = text.load(changed(folder, tmp_path, post))
+    last = [1] if "<|turn|>" in post else []
+    said = tokenizer.encode(prompt.removeprefix(BEGIN))
+    assert tokenizer.encode_prompt(prompt) == [*begins, *said, *last]
+
+
+def test_a_post_processor_that_drops_the_prompt_is_refused(folder, tmp_path):
+    tokenizer = text.load(changed(folder, tmp_path, [BEGIN, END]))
+    with pytest.raises(InputError, match="post-processor does not keep a prompt as it is"):
+        tokenizer.encode_prompt("hi")
+
+
+def test_an_empty_prompt_of_no_token_is_refused(folder, tmp_path):
+    tokenizer = text.load(changed(folder, tmp_path, ["$A", END]))
+    with pytest.raises(InputError, match="env.prompt_template={prompt}: an empty prompt"):
+        tokenizer.encode_prompt("")
+
+
+def test_bos_is_end_is_pad(folder, tmp_path):
+    names = dict.fromkeys(("bos_token", "eos_token", "pad_token"), END)
+    tokenizer = text.load(changed(folder, tmp_path, [END, "$A", END], **names))
+    assert (tokenizer.stop_ids, tokenizer.pad_id) == ((0,), 0)
+    assert tokenizer.encode_prompt("hi") == [0, *tokenizer.encode("hi")]
+    assert tokenizer.encode_prompt("") == [0]
+
+
+@pytest.mark.parametrize(
+    ("files", "stops"),
+    [
+        ({"generation_config.json": {"eos_token_id": None}}, (0,)),
+        ({"generation_config.json": {"eos_token_id": []}}, (0,)),
+        ({"generation_config.json": {"eos_token_id": [1, 0]}}, (0, 1)),
+        ({"generation_config.json": {"eos_token_id": 447}}, (0, 447)),
+        ({"config.json": {"eos_token_id": 1}}, (0, 1)),
+        ({"config.json": {"eos_token_id": 1}, "generation_config.json": {}}, (0,)),
+        ({"special_tokens_map.json": {"eos_token": {"content": "<|turn|>"}}}, (1,)),
+    ],
+)
+def test_what_ends_a_sample_is_what_transformers_says(folder, tmp_path, files, stops):
+    if "config.json" not in files:
+        files |= {"config.json": {"vocab_size": 448}}
+    assert text.load(changed(folder, tmp_path, files=files)).stop_ids == stops
+
+
+def test_listed_tokens_count_before_the_map_and_are_added(folder, tmp_path):
+    listed = {"400": {"content": "<|new|>", "special": True}}
+    files = {"special_tokens_map.json": {"eos_token": "<|turn|>"}}
+    more = {"added_tokens_decoder": listed, "additional_special_tokens": ["<|more|>"]}
+    tokenizer = text.load(changed(folder, tmp_path, files=files, **more))
+    assert tokenizer.stop_ids == (0,)
+    size = tokenizer.words.get_vocab_size()
+    assert tokenizer.encode("<|new|><|more|>") == [size - 2, size - 1]
+    assert tokenizer.decode([size - 2]) == ""
+
+
+def test_a_pad_token_without_a_row_is_left_out(folder, tmp_path):
+    size = trained().get_vocab_size()
+    for rows, pad_id in [(size, 0), (size + 1, size)]:
+        files = {"config.json": {"vocab_size": rows}}
+        where = changed(folder, tmp_path / str(rows), files=files, pad_token="<|none|>")
+        assert text.load(where).pad_id == pad_id
+
+
+@pytest.mark.parametrize(
+    ("files", "config", "message"),
+    [
+        ({"generation_config.json": {"eos_token_id": 99999}}, {},
+         "generation_config.json: eos_token_id=99999 is none of the 448 tokens"),
+        ({"generation_config.json": {"eos_token_id": [0, -1]}}, {}, "eos_token_id="),
+        ({"generation_config.json": {"eos_token_id": True}}, {}, "eos_token_id=True"),
+        ({"generation_config.json": {"eos_token_id": "0"}}, {}, "eos_token_id='0'"),
+        ({"generation_config.json": "[]"}, {}, "generation_config.json: holds no object"),
+        ({"generation_config.json": "\ud800".encode("utf-8", "replace").decode()}, {}, "not JSON"),
+        ({"config.json": {"vocab_size": "many"}}, {}, "config.json: vocab_size='many'"),
+        ({"special_tokens_map.json": "[" * 9999}, {}, "special_tokens_map.json: not JSON"),
+        ({"added_tokens.json": {"x": "y"}}, {}, "added_tokens.json: holds other values"),
+        ({}, {"eos_token": 3}, "tokenizer_config.json: eos_token=3 is no token"),
+        ({}, {"eos_token": "</x>"}, "eos_token=</x> is no token of tokenizer.json"),
+        ({}, {"bos_token": {"content": None}}, "bos_token={'content': None} is no token"),
+        ({}, {"added_tokens_decoder": {"x": {}}}, "added_tokens_decoder="),
+        ({}, {"added_tokens_decoder": {"1": "a b", "2": 3}}, "added_tokens_decoder=3"),
+        ({}, {"extra_special_tokens": 3}, "extra_special_tokens=3"),
+        ({}, {"chat_template": 3}, "chat_template=3 is no template"),
+        ({}, {"chat_template": [{"name": "default", "template": 3}]}, "chat_template=3"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_names_file_and_key(folder, tmp_path, files, config, message):
+    with pytest.raises(InputError) as error:
+        text.load(changed(folder, tmp_path, files=files, **config))
+    assert str(error.value).startswith(f"env.tokenizer={tmp_path}")
+    assert message in str(error.value)
+
+
+def test_a_template_that_ends_with_the_end_token_is_refused(folder, tmp_path):
+    where = changed(folder, tmp_path, chat_template="{{ messages[0].content }}{{ eos_token }}")
+    with pytest.raises(InputError, match="env.chat=True: the chat template of .* end token 0"):
+        text.load(where, chat=True).encode_prompt("hi")
+
+
+def test_text_that_is_no_unicode_is_refused(folder):
+    with pytest.raises(InputError, match="env.tokenizer=.*: cannot encode"):
+        text.load(folder).encode("\ud800")
+
+
+VALUE = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 500) | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["content", "name", "template", "special", "1", "x"]), inner
+        )
+    ),
+    max_leaves=6,
+)
+KEYS = st.sampled_from(
+    [*text.SPECIAL, "x_token", "added_tokens_decoder", "extra_special_tokens", "chat_template",
+     "additional_special_tokens", "eos_token_id", "vocab_size", "text_config", "model"]
+)  # fmt: skip
+FILES = st.sampled_from(
+    ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json",
+     "generation_config.json", "chat_template.jinja", "tokenizer.json"]
+)  # fmt: skip
+
+
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(FILES, st.dictionaries(KEYS, VALUE, max_size=3) | VALUE | st.binary(max_size=20))
+def test_any_content_of_any_file_is_a_tokenizer_or_one_error(
+    folder, tmp_path_factory, name, content
+):
+    where = tmp_path_factory.mktemp("any")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folder / file, where)
+    if isinstance(content, dict) and name != "chat_template.jinja":
+        before = json.loads((where / name).read_text()) if (where / name).exists() else {}
+        content = before | content
+    raw = content if isinstance(content, bytes) else json.dumps(content).encode()
+    (where / name).write_bytes(raw)
+    try:
+        tokenizer = text.load(where)
+        ids = tokenizer.encode_prompt("2 + 3")
+    except InputError as error:
+        assert str(error).startswith(("env.tokenizer=", "env.chat="))
+    else:
+        assert tokenizer.decode(ids) == "2 + 3" and ids[-1] not in tokenizer.stop_ids
+        assert all(0 <= i < tokenizer.vocab_size for i in (*tokenizer.stop_ids, tokenizer.pad_id))
+
+
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.integers(0, 9000), st.binary(min_size=1, max_size=8))
+def test_any_bytes_in_a_gguf_file_are_a_tokenizer_or_one_error(tmp_path_factory, at, content):
+    path = write_gguf(tmp_path_factory.mktemp("any") / "a.gguf")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:at] + content + whole[at + len(content) :])
+    try:
+        text.load(path).encode_prompt("2 + 3")
+    except InputError as error:
+        assert str(error).startswith(("env.tokenizer=", "env.prompt_template="))
 
 
 def string(value):

@@ -11,8 +11,8 @@ from jax.flatten_util import ravel_pytree
 
 from rlx import flops
 from rlx import mesh as meshes
-from rlx.errors import InputError
 from rlx.config import Config, MeshConfig, ModelConfig, OptimConfig, RolloutConfig
+from rlx.errors import InputError
 from rlx.mesh import make_mesh
 from rlx.models import lora, moe, transformer
 from rlx.train.step import init_state, make_train_step
@@ -237,11 +237,11 @@ def test_the_balance_loss_is_the_mean_over_the_sequences_that_count(batch, base)
 
 
 def test_padding_changes_nothing(batch, base):
-    """Columns before prompts and after completions, filled with tokens that are routed too."""
+    """Columns after prompts and after completions, filled with tokens that are routed too."""
     rows = np.random.default_rng(5).integers(0, V, (P * G, 3)).astype(np.int32)
     right = functools.partial(np.pad, pad_width=((0, 0), (0, 3)))
     wider = batch.replace(
-        prompt_PU=np.concatenate([rows[:P], batch.prompt_PU], axis=1),
+        prompt_PU=np.concatenate([batch.prompt_PU, rows[:P]], axis=1),
         completion_BT=np.concatenate([batch.completion_BT, rows], axis=1),
         mask_BT=right(batch.mask_BT),
         behavior_logp_BT=right(batch.behavior_logp_BT),

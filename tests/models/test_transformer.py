@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rlx.config import ModelConfig
-from rlx.models import transformer
+from rlx.models import attention, transformer
 
 V = 11
 BASE = ModelConfig(d_model=16, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=24)
@@ -103,30 +103,27 @@ def test_decoding_token_by_token_equals_the_forward_pass(config, example):
     expected = logits_of(params, config, *example)
     B, T = completion_BT.shape
     U, group = prompt_PU.shape[1], B // len(length_P)
+    params = transformer.published(params, config, "float32")
     _, context = transformer.prefill(params, config, prompt_PU, length_P)
-
-    def grow(cache, prompt):
-        rows = {name: jnp.repeat(prompt[name], group, axis=0) for name in "kv"}
-        return {name: cache[name].at[:, :, :U].set(rows[name]) for name in "kv"}
-
-    cache = transformer.empty_cache(config, B, U + T)
-    cache = transformer.over_layers(config, grow, cache, context)
-    pad_B = np.repeat(U - length_P, group)
+    row_B, position_B = np.repeat(np.arange(len(length_P)), group), np.repeat(length_P, group)
+    caches = [
+        cache.insert(prompt, row_B, np.ones(B, bool))
+        for cache, prompt in zip(attention.empty(config, B, U + T), context, strict=True)
+    ]
     for t in range(T):
-        column_B = np.full(B, U + t)
-        hidden_BD, cache = transformer.decode(
-            params, config, cache, completion_BT[:, t], column_B, pad_B
+        hidden_BD, caches = transformer.decode(
+            params, config, caches, completion_BT[:, t], position_B + t
         )
         got = hidden_BD @ transformer.head_matrix(params)
         np.testing.assert_allclose(got, expected[:, t + 1], atol=1e-5)
 
 
-def test_left_padding_changes_nothing(example):
+def test_padding_changes_nothing(example):
     prompt_PU, _, completion_BT = example
     params = transformer.init(jax.random.key(0), BASE, V)
-    short = logits_of(params, BASE, prompt_PU[:, 2:], np.array([3, 3]), completion_BT)
+    short = logits_of(params, BASE, prompt_PU[:, :3], np.array([3, 3]), completion_BT)
     junk = prompt_PU.copy()
-    junk[:, :2] = 7
+    junk[:, 3:] = 7
     padded = logits_of(params, BASE, junk, np.array([3, 3]), completion_BT)
     np.testing.assert_allclose(short, padded, atol=1e-5)
 
@@ -182,6 +179,6 @@ def test_bfloat16_activations_stay_close_and_parameters_stay_float32(example):
     params = transformer.init(jax.random.key(0), BASE, V)
     low = replace(BASE, compute_dtype="bfloat16")
     hidden_PD, context = transformer.prefill(params, low, *example[:2])
-    assert hidden_PD.dtype == jnp.bfloat16 and context[0]["k"].dtype == jnp.bfloat16
+    assert hidden_PD.dtype == jnp.bfloat16 and context[0].k.dtype == jnp.bfloat16
     exact = logits_of(params, BASE, *example)
     assert 0 < np.max(np.abs(logits_of(params, low, *example) - exact)) < 0.2

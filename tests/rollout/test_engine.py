@@ -10,9 +10,10 @@ from rlx.envs.digit_chain import DigitChain
 from rlx.envs.grading import Graders
 from rlx.mesh import make_mesh
 from rlx.models import transformer
-from rlx.rollout.engine import Engine, Weights
+from rlx.rollout.buffer import Buffer
+from rlx.rollout.engine import Engine
+from rlx.rollout.generator import Weights
 from rlx.rollout.prompts import epoch_order
-from rlx.train.buffer import Buffer
 
 P, G, T, PROBLEMS = 4, 4, 6, 32
 CHARS, STOP, PAD, V = "0123456789=>", 12, 13, 14
@@ -126,9 +127,10 @@ def test_slots_are_refilled_while_others_go_on(make):
     engine, started, ages = make("pipeline", 9, 2 * G), {}, set()
     for now in range(30):
         engine.step(Weights(engine.params, 0))
-        open_slots = [group.slot_G[group.open_G].tolist() for group in engine.running.values()]
-        taken = sum(open_slots, [])
-        assert sorted(taken + engine.free) == list(range(2 * G))
+        in_flight = engine.generator.slot_of
+        assert sorted([*in_flight.values(), *engine.generator.idle]) == list(range(2 * G))
+        left = ((s, g) for s, x in engine.running.items() for g in range(G) if not x.length_G[g])
+        assert set(in_flight) == set(left)
         for serial in engine.running:
             started.setdefault(serial, now)
         ages.add(len({started[serial] for serial in engine.running}))

@@ -11,11 +11,12 @@ from rlx.models import transformer
 from rlx.rollout import sampler
 from rlx.train.forward import completion_hidden, completion_logprobs
 from rlx.types import Batch
+from tests.rollout.slots import new
 
 CONFIG = ModelConfig(d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=24)
 V, U, T, G, STOP = 7, 5, 6, 3, 6
 MESH = make_mesh(MeshConfig(data=1))
-STATIC = {"config": CONFIG, "rules": sampler.Rules((STOP,)), "mesh": MESH}
+STATIC = {"config": CONFIG, "rules": sampler.Rules(), "mesh": MESH}
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +32,10 @@ def prompts(P):
 
 def run(params, slot_PG, serial_P, *, slots=8, chunks=(T,), temperature=1.0, seed=0):
     prompt_PU, length_P = prompts(4)
-    s = sampler.empty(CONFIG, slots, U, T, MESH)
+    s = sampler.empty(CONFIG, slots, U, T, 1, MESH)
     rows = np.array(serial_P)
     s = sampler.insert(
-        params, s, prompt_PU[rows], length_P[rows], np.array(slot_PG), rows,
+        params, s, prompt_PU[rows], length_P[rows], new(s, slot_PG, rows, (STOP,)),
         jax.random.key(seed), 0, temperature, **STATIC,
     )  # fmt: skip
     for steps in chunks:
@@ -74,11 +75,11 @@ def test_a_refilled_slot_samples_as_a_fresh_one(params):
     def insert(s, serials, slot_PG):
         rows = np.array(serials)
         return sampler.insert(
-            params, s, prompt_PU[rows], length_P[rows], np.array(slot_PG), rows,
+            params, s, prompt_PU[rows], length_P[rows], new(s, slot_PG, rows, (STOP,)),
             jax.random.key(0), 0, 1.0, **STATIC,
         )  # fmt: skip
 
-    s = insert(sampler.empty(CONFIG, 8, U, T, MESH), [1], [[0, 1, 2]])
+    s = insert(sampler.empty(CONFIG, 8, U, T, 1, MESH), [1], [[0, 1, 2]])
     s = sampler.decode(params, s, 0, 1.0, T, **STATIC)
     s = insert(s, [2], [[3, 4, 5]])
     s = sampler.decode(params, s, 0, 1.0, 2, **STATIC)
@@ -120,10 +121,11 @@ def test_tokens_follow_their_distribution(params):
     """Chi-square of 6,000 first tokens against softmax(logits / temperature)."""
     prompt_PU, length_P = prompts(1)
     temperature, n = 1.3, 6000
+    s = sampler.empty(CONFIG, n, U, 1, 1, MESH)
+    samples = new(s, np.arange(n)[None], [5], (STOP,))
     s = sampler.insert(
-        params, sampler.empty(CONFIG, n, U, 1, MESH), prompt_PU, length_P, np.arange(n)[None],
-        np.array([5]), jax.random.key(3), 0, temperature, **STATIC,
-    )  # fmt: skip
+        params, s, prompt_PU, length_P, samples, jax.random.key(3), 0, temperature, **STATIC
+    )
     hidden_PD, _ = transformer.prefill(params, CONFIG, prompt_PU, length_P)
     p_V = jax.nn.softmax(hidden_PD[0] @ params["head"] / temperature)
     count_V = np.bincount(np.asarray(s.token_WT[:, 0]), minlength=V)
@@ -152,14 +154,12 @@ def test_any_of_several_stop_tokens_ends_a_sample(params):
     other = 2
     rows = {}
     for more in ((), (other,)):
-        static = {**STATIC, "rules": sampler.Rules((STOP, *more))}
-        s = sampler.empty(CONFIG, 300, U, T, MESH)
-        slot_PG, serial_P = np.arange(300).reshape(3, 100), np.arange(3)
+        s = sampler.empty(CONFIG, 300, U, T, 1 + len(more), MESH)
+        started = new(s, np.arange(300).reshape(3, 100), range(3), (STOP, *more))
         s = sampler.insert(
-            params, s, prompt_PU[:3], length_P[:3], slot_PG, serial_P, jax.random.key(0), 0, 1.0,
-            **static,
-        )  # fmt: skip
-        rows[more] = samples(sampler.decode(params, s, 0, 1.0, T, **static), range(300))
+            params, s, prompt_PU[:3], length_P[:3], started, jax.random.key(0), 0, 1.0, **STATIC
+        )
+        rows[more] = samples(sampler.decode(params, s, 0, 1.0, T, **STATIC), range(300))
     cut = 0
     for (token_T, _), (shorter_T, _) in zip(rows[()], rows[(other,)], strict=True):
         end = token_T.index(other) + 1 if other in token_T else len(token_T)
@@ -172,7 +172,7 @@ def test_any_of_several_stop_tokens_ends_a_sample(params):
 
 PHRASE, THINK_END = (2, 3), 5
 INTERRUPT = sampler.Rules(
-    (STOP,), phrase=PHRASE, think_end_id=THINK_END, think_min=2, think_max=4, answer_tokens=3
+    phrase=PHRASE, think_end_id=THINK_END, think_min=2, think_max=4, answer_tokens=3
 )
 LONG = 4 + len(PHRASE) + 3  # room for the longest: think_max, the phrase, the answer
 
@@ -181,11 +181,11 @@ LONG = 4 + len(PHRASE) + 3  # room for the longest: think_max, the phrase, the a
 def interrupted(params):
     """1,800 samples of three prompts, in one piece."""
     prompt_PU, length_P = prompts(3)
-    s = sampler.empty(CONFIG, 1800, U, LONG, MESH)
+    s = sampler.empty(CONFIG, 1800, U, LONG, 1, MESH)
     static = {**STATIC, "rules": INTERRUPT}
-    slot_PG, serial_P = np.arange(1800).reshape(3, 600), np.arange(3)
+    started = new(s, np.arange(1800).reshape(3, 600), range(3), (STOP,))
     key = jax.random.key(0)
-    s = sampler.insert(params, s, prompt_PU, length_P, slot_PG, serial_P, key, 7, 1.0, **static)
+    s = sampler.insert(params, s, prompt_PU, length_P, started, key, 7, 1.0, **static)
     s = sampler.decode(params, s, 7, 1.0, LONG, **static)
     return jax.device_get(s.replace(key_W=None))
 
@@ -228,10 +228,10 @@ def test_budgets_are_uniform_and_the_samples_own(interrupted, params):
 def test_interruption_does_not_depend_on_chunks(interrupted, params):
     prompt_PU, length_P = prompts(3)
     static = {**STATIC, "rules": INTERRUPT}
-    s = sampler.empty(CONFIG, 1800, U, LONG, MESH)
-    slot_PG, serial_P = np.arange(1800).reshape(3, 600), np.arange(3)
+    s = sampler.empty(CONFIG, 1800, U, LONG, 1, MESH)
+    started = new(s, np.arange(1800).reshape(3, 600), range(3), (STOP,))
     key = jax.random.key(0)
-    s = sampler.insert(params, s, prompt_PU, length_P, slot_PG, serial_P, key, 7, 1.0, **static)
+    s = sampler.insert(params, s, prompt_PU, length_P, started, key, 7, 1.0, **static)
     for _ in range(LONG):
         s = sampler.decode(params, s, 7, 1.0, 1, **static)
     got = jax.device_get(s.replace(key_W=None))

@@ -485,7 +485,8 @@ def test_concat_keeps_a_run_once():
 
 def test_concat_of_other_units():
     other = read(UP, "run tokens value")
-    with pytest.raises(InputError, match="concat=C, tokens: not one unit of compute; give Evals of"):
+    said = "concat=C, tokens: not one unit of compute; give Evals of"
+    with pytest.raises(InputError, match=said):
         Evals.concat([study(), other])
     with pytest.raises(InputError, match="not one unit of compute"):
         Evals.concat([])

@@ -13,8 +13,8 @@ from rlx.mesh import make_mesh
 from rlx.models import transformer
 from rlx.record import RunRecord, read_rows
 from rlx.rollout import engine
+from rlx.rollout.buffer import Buffer
 from rlx.train import loop, schedule, start, warm_start
-from rlx.train.buffer import Buffer
 from rlx.train.health import Health
 from rlx.train.step import ascend, init_state, numbers
 from rlx.train.warm_start import load_or_make

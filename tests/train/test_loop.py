@@ -11,15 +11,17 @@ import numpy as np
 import pytest
 
 from rlx import flops
-from rlx.errors import InputError
 from rlx.config import EvalConfig, PipelineConfig
 from rlx.envs.digit_chain import DigitChain
 from rlx.envs.grading import Graders
+from rlx.errors import InputError
 from rlx.evaluate import evaluate
 from rlx.mesh import make_mesh
 from rlx.models import transformer
 from rlx.record import read_rows
 from rlx.rollout import sampler
+from rlx.rollout.engine import make_generator
+from rlx.rollout.generator import Weights
 from rlx.rollout.prompts import epoch_order
 from rlx.train import loop, warm_start
 from rlx.train.start import make_env
@@ -91,18 +93,26 @@ def synchronous(config, params):
     )
     mesh, ids, graders = make_mesh(config.mesh), env.tokenizer, Graders(env, {})
     P, G, U, T = rollout.prompts_per_step, rollout.group_size, env.max_prompt_tokens, 6
-    static = {"config": config.model, "rules": sampler.Rules(ids.stop_ids), "mesh": mesh}
+    static = {"config": config.model, "rules": sampler.Rules(), "mesh": mesh}
     state, step = init_state(config, mesh, params), make_train_step(config, mesh)
     weights, rows, evals = [copy(state.params)], [], []
+
+    def measured(params, version):
+        generator = make_generator(config, env, mesh)
+        return evaluate(generator, Weights(params, version), config, graders, flops.Ledger(), mesh)
+
     for version in range(config.steps):
         if version % config.eval.every_steps == 0:
-            evals += evaluate(state.params, config, graders, version, flops.Ledger(), mesh)
+            evals += measured(state.params, version)
         serial_P = np.arange(version * P, (version + 1) * P)
         problems = [env.train[epoch_order(config.seed, s // n, n)[s % n]] for s in serial_P]
         prompt_PU = np.array([ids.encode(p.prompt) for p in problems], np.int32)
+        slots, at_B = sampler.empty(config.model, P * G, U, T, 1, mesh), np.arange(P * G)
+        new = sampler.New(
+            at_B // G, serial_P[at_B // G], at_B % G, 0 * at_B + T, np.full((P * G, 1), ids.stop_id)
+        )
         slots = sampler.insert(
-            state.params, sampler.empty(config.model, P * G, U, T, mesh), prompt_PU,
-            np.full(P, U, np.int32), np.arange(P * G).reshape(P, G), serial_P.astype(np.int32),
+            state.params, slots, prompt_PU, np.full(P, U, np.int32), new,
             jax.random.key(config.seed), version, 1.0, **static,
         )  # fmt: skip
         slots = jax.device_get(
@@ -124,7 +134,7 @@ def synchronous(config, params):
         state, metrics = step(state, batch)
         weights.append(copy(state.params))
         rows.append({name: float(x) for name, x in metrics.items()})
-    evals += evaluate(state.params, config, graders, config.steps, flops.Ledger(), mesh)
+    evals += measured(state.params, config.steps)
     return weights, rows, evals
 
 
@@ -168,10 +178,10 @@ def test_the_cadence_of_evaluation_does_not_touch_the_training(make_run):
 def test_an_interrupted_run_ends_as_if_it_was_not(make_run, easy, tmp_path, monkeypatch):
     config = replace(easy, out=str(tmp_path))
 
-    def interrupted(params, config, graders, version, *args):
-        if version == 4:
+    def interrupted(generator, weights, *args):
+        if weights.version == 4:
             raise KeyboardInterrupt
-        return evaluate(params, config, graders, version, *args)
+        return evaluate(generator, weights, *args)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "evaluate", interrupted)
@@ -207,7 +217,9 @@ def test_a_finished_run_is_left_as_it_is(make_run, monkeypatch):
 
 
 def test_a_directory_holds_one_configuration(make_run):
-    with pytest.raises(InputError, match="^out=.*: holds a run of another configuration; choose"):
+    with pytest.raises(
+        InputError, match="^out=.*: holds a run of another configuration: steps=6, not 7; choose"
+    ):
         loop.train(replace(make_run().config, steps=7), progress=False)
 
 
@@ -261,8 +273,7 @@ def model(easy):
 
     @jax.jit
     def decode(params, cache, token_1, column_1):
-        pad_1 = jnp.zeros(1, jnp.int32)
-        hidden_1D, cache = transformer.decode(params, easy.model, cache, token_1, column_1, pad_1)
+        hidden_1D, cache = transformer.decode(params, easy.model, cache, token_1, column_1)
         return logp_V(params, hidden_1D), cache
 
     return prefill, decode
@@ -278,12 +289,13 @@ def replayed(weights, model, group, g):
     version_T, token_T = group.version_GT[g], group.completion_GT[g]
     prompt_1U = group.prompt_U[None]
     U = prompt_1U.shape[1]
-    logp_V, cache = prefill(weights[version_T[0]], prompt_1U, np.array([U]))
-    cache = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, 5), (0, 0))), cache)
+    logp_V, caches = prefill(weights[version_T[0]], prompt_1U, np.array([U]))
+    padded = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, 5), (0, 0)))  # noqa: E731
+    longer = [cache.replace(k=padded(cache.k), v=padded(cache.v)) for cache in caches]
     yield float(logp_V[token_T[0]])
     for t in range(1, group.length_G[g]):
         column_1 = np.array([U + t - 1], np.int32)
-        logp_V, cache = decode(weights[version_T[t]], cache, token_T[t - 1 : t], column_1)
+        logp_V, longer = decode(weights[version_T[t]], longer, token_T[t - 1 : t], column_1)
         yield float(logp_V[token_T[t]])
 
 

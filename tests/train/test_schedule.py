@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rlx.errors import InputError
 from rlx.config import AlgoConfig, EvalConfig, MeshConfig, PipelineConfig
+from rlx.errors import InputError
 from rlx.record import read_rows
 from rlx.train import loop, recipe
 from rlx.train.start import make_env

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from rlx.errors import InputError
 from rlx.config import AlgoConfig, CheckpointConfig, OptimConfig, SftConfig
+from rlx.errors import InputError
 from rlx.mesh import make_mesh
 from rlx.record import read_rows
 from rlx.train import loop, sft, start
@@ -96,7 +96,7 @@ def test_it_learns_goes_on_where_it_stopped_and_starts_a_run(config, tmp_path):
         ("", r"0 of 0 traces are at most 8 tokens long"),
         ('{"prompt": "12=="}\n', r"line 1: KeyError: 'completion'"),
         ('{"prompt": "12==", "completion": "3"}\n{"prompt', r"line 2: JSONDecodeError: .*"),
-        ('{"prompt": "12==", "completion": "x"}\n', r"line 1: ValueError: char='x'.*"),
+        ('{"prompt": "12==", "completion": "x"}\n', r"line 1: InputError: char='x'.*"),
         ('{"prompt": "12==", "completion": "123123123"}\n' * 4, r"0 of 4 traces are at most 8 .*"),
     ],
 )

@@ -58,7 +58,8 @@ def batch() -> Batch:
     rng = np.random.default_rng(3)
     length_P = rng.integers(2, U + 1, P).astype(np.int32)
     prompt_PU = rng.integers(0, PAD, (P, U)).astype(np.int32)
-    prompt_PU[np.arange(U) < U - length_P[:, None]] = PAD
+    for prompt_U, n in zip(prompt_PU, length_P, strict=True):
+        prompt_U[:] = [*prompt_U[U - n :], *[PAD] * (U - n)]
     completion_BT = rng.integers(0, PAD, (P * G, T)).astype(np.int32)
     mask_BT = (np.arange(T) < rng.integers(1, T + 1, P * G)[:, None]).astype(np.float32)
     mask_BT[1, :3] = [1, 0, 1]
@@ -115,8 +116,8 @@ def tokens(config, params, batch):
     table = []
     for b, t in np.argwhere(batch.mask_BT):
         length = batch.prompt_length_P[b // G]
-        prefix = [*batch.prompt_PU[b // G][U - length :], *batch.completion_BT[b, :t]]
-        prefix_1S = np.array([[PAD] * (U + T - len(prefix)) + prefix])
+        prefix = [*batch.prompt_PU[b // G][:length], *batch.completion_BT[b, :t]]
+        prefix_1S = np.array([prefix + [PAD] * (U + T - len(prefix))])
         value, grad = logp(params, prefix_1S, np.array([len(prefix)]), batch.completion_BT[b, t])
         table.append((b, t, float(value), np.asarray(ravel_pytree(grad)[0], np.float64)))
     return table
@@ -187,7 +188,7 @@ def test_padding_of_prompts_and_completions_changes_nothing(config, params, batc
     """Under fixed_length, whose weights are not to notice how many columns there are."""
     right = functools.partial(np.pad, pad_width=((0, 0), (0, 2)))
     wider = batch.replace(
-        prompt_PU=np.pad(batch.prompt_PU, ((0, 0), (3, 0)), constant_values=PAD),
+        prompt_PU=np.pad(batch.prompt_PU, ((0, 0), (0, 3)), constant_values=PAD),
         completion_BT=right(batch.completion_BT, constant_values=PAD),
         mask_BT=right(batch.mask_BT),
         behavior_logp_BT=right(batch.behavior_logp_BT),

@@ -57,8 +57,8 @@ def prefixes(config, batch):
         got = {}
         for b, t in np.argwhere(batch.mask_BT):
             length = batch.prompt_length_P[b // G]
-            prefix = [*batch.prompt_PU[b // G][U - length :], *batch.completion_BT[b, :t]]
-            prefix_1S = np.array([[PAD] * (U + T - len(prefix)) + prefix])
+            prefix = [*batch.prompt_PU[b // G][:length], *batch.completion_BT[b, :t]]
+            prefix_1S = np.array([prefix + [PAD] * (U + T - len(prefix))])
             x = one(params, prefix_1S, np.array([len(prefix)]), batch.completion_BT[b, t])
             got[int(b), int(t)] = tuple(np.asarray(y, np.float64) for y in x)
         return got

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlx.train.buffer import Buffer
+from rlx.rollout.buffer import Buffer
 from rlx.types import Group
 
 

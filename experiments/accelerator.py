@@ -1,0 +1,374 @@
+"""What an accelerator does with rlx: speeds beside their floors, runs that repeat, compilation.
+
+    python -m experiments.accelerator out=DIR [minutes=5] [size=card|tiny] [parts=floors,decode,...]
+
+One command for whoever has a GPU or a TPU. Every part is a process of its own with its share of the
+minutes; what one has found is kept, whatever becomes of the others, in DIR/PART.json, and a table
+is printed at the end. `size=tiny` is for trying it on a CPU.
+
+    floors    TB/s of a copy, read and written; TFLOP/s of products in bfloat16 and of the float32
+              products of the head, with their largest error over that of the exact product
+    decode    ms a token of all slots, beside the time in which the device copies the weights and
+              the columns that are filled
+    update    ms of an update, and its share of the FLOP/s of a bfloat16 product (flops.train_flops;
+              what `remat` computes again does not count)
+    kernels   the device's time in a chunk of decoding and an update, by kernel, from a profile
+    runs      two runs of one seed, and one that is killed and goes on: rows and checkpoints that
+              must agree bit for bit; seconds of compilation of the first run and of the second
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from experiments.options import exit_status, read_options
+from rlx.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARES = {"floors": 0.08, "decode": 0.27, "update": 0.35, "runs": 0.30}  # of the minutes
+
+
+@dataclass(frozen=True)
+class Options:
+    out: str = ""
+    minutes: float = 5.0
+    size: str = "card"
+    parts: str = ",".join(SHARES)
+    part: str = ""  # this process does that one
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A model, how it decodes, and how it learns."""
+
+    model: str
+    slots: int
+    prompt_tokens: int
+    max_new_tokens: int
+    batch: tuple[int, int]  # prompts, samples of each
+    learned: tuple[int, int]  # tokens of a prompt and of a sample
+    microbatches: int
+    changes: tuple[tuple[str, Any], ...] = ()  # of the model
+
+
+WORKLOADS = {
+    "card": (
+        Workload("smollm2_135m", 512, 128, 384, (32, 16), (64, 256), 4),
+        Workload("qwen3_0_6b", 256, 128, 896, (8, 8), (128, 1024), 8, (("remat", True),)),
+        Workload("qwen3_30b_a3b", 128, 128, 384, (8, 8), (128, 512), 8, (("n_layers", 4),)),
+    ),
+    "tiny": (
+        Workload("tiny", 8, 4, 12, (4, 2), (4, 8), 2, (("vocab_size", 64),)),
+        Workload(
+            "tiny", 8, 4, 12, (4, 2), (4, 8), 2,
+            (("vocab_size", 64), ("n_experts", 4), ("experts_per_token", 2), ("d_ff_expert", 16)),
+        ),
+    ),
+}  # fmt: skip
+
+
+def model_of(workload: Workload):
+    import jax
+
+    from rlx.config import ModelConfig
+    from rlx.models import attention
+
+    fields = yaml.safe_load((ROOT / f"conf/model/{workload.model}.yaml").read_text())
+    model = ModelConfig(**{**fields, **dict(workload.changes)})
+    return attention.of_platform(model, jax.default_backend())
+
+
+def seconds(call: Callable[[], Any], repeats: int) -> float:
+    """The median of calls that end when the device has done its work; the first does not count."""
+    import jax
+
+    jax.block_until_ready(call())
+    spent = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        spent.append(time.perf_counter() - start)
+    return float(np.median(spent))
+
+
+def floors(size: str, out: Path) -> Iterator[dict[str, Any]]:
+    import jax
+    import jax.numpy as jnp
+
+    from rlx.objectives import logprobs
+
+    one = jax.devices()[0]
+    yield {"what": "device", "name": one.device_kind, "platform": one.platform,
+           "devices": jax.device_count(), "jax": jax.__version__}  # fmt: skip
+    n, words, rows = (8192, 151936, 8192) if size == "card" else (256, 512, 64)
+    key = jax.random.key(0)
+    x = jax.random.normal(key, (n, n), jnp.float32)
+    copy = jax.jit(lambda x: x + 1)
+    large = jnp.zeros(8 * n * n, jnp.float32)
+    yield {"what": "copy", "TB/s": 2 * large.nbytes / seconds(lambda: copy(large), 20) / 1e12}
+    half = x.astype(jnp.bfloat16)
+    product = jax.jit(lambda a, b: a @ b)
+    spent = seconds(lambda: product(half, half), 20)
+    yield {"what": "bfloat16 product", "TFLOP/s": 2 * n**3 / spent / 1e12}
+    hidden_ND = jax.random.normal(key, (rows, 1024), jnp.float32)
+    head_DV = jax.random.normal(jax.random.key(1), (1024, words), jnp.float32)
+    some = slice(None, 512)
+    exact = np.asarray(hidden_ND, np.float64)[:4] @ np.asarray(head_DV[:, some], np.float64)
+    for dtype in ("float32", "bfloat16"):
+        head = jax.jit(lambda a, b, dtype=dtype: logprobs.logits(a, b, head_dtype=dtype))
+        spent = seconds(lambda head=head: head(hidden_ND, head_DV), 10)
+        error = np.abs(np.asarray(head(hidden_ND, head_DV)[:4, some]) - exact).max()
+        rate = 2 * rows * 1024 * words / spent / 1e12
+        relative = float(error / np.abs(exact).max())
+        yield {"what": f"head in {dtype}", "TFLOP/s": rate, "relative_error": relative}
+
+
+def found_floors(out: Path) -> tuple[float, float]:
+    """(bytes of a copy a second, FLOP/s); NaN where the part has not been done."""
+    path = out / "floors.json"
+    rows = json.loads(path.read_text()) if path.exists() else []
+    rate = {row["what"]: row for row in rows}
+    copy, product = rate.get("copy", {}), rate.get("bfloat16 product", {})
+    return copy.get("TB/s", math.nan) * 1e12, product.get("TFLOP/s", math.nan) * 1e12
+
+
+def random_params(model):
+    import jax
+
+    from rlx.models import transformer
+
+    return jax.jit(lambda key: transformer.init(key, model, model.vocab_size))(jax.random.key(0))
+
+
+def decode(size: str, out: Path) -> Iterator[dict[str, Any]]:
+    import jax
+
+    from rlx.config import Config, EnvConfig, MeshConfig, RolloutConfig
+    from rlx.mesh import make_mesh
+    from rlx.rollout import sampler
+    from rlx.rollout.generator import Request, SlotGenerator, Weights, published
+
+    copied, _ = found_floors(out)
+    mesh, chunk = make_mesh(MeshConfig(data=1)), 32 if size == "card" else 4
+    for work in WORKLOADS[size]:
+        model = replace(model_of(work), param_dtype="bfloat16")
+        W, U, T = work.slots, work.prompt_tokens, work.max_new_tokens
+        rollout = RolloutConfig(4, 4, T, slots=W)
+        config = Config(model=model, rollout=rollout, env=EnvConfig(train_prompts=4))
+        params = published(random_params(model), model, "float32", mesh, mesh)
+        weights = Weights(params, 0)
+        key = jax.random.key(0)
+        generator = SlotGenerator(config, sampler.Rules(), U, 1, 0, mesh, key)
+        prompts = np.random.default_rng(0).integers(0, model.vocab_size, (W, U))
+        request = lambda w: Request((w // 4, w % 4), prompts[w // 4], T, (-1,))  # noqa: E731, B023
+        generator.submit([request(w) for w in range(W)])
+        start = time.perf_counter()
+        generator.begin(weights, 1)
+        generator.collect()
+        compile_s, steps = time.perf_counter() - start, 0
+        first, start = int(generator.count_W[0]), time.perf_counter()
+        while generator.slot_of:
+            generator.begin(weights, chunk)
+            generator.collect()
+        spent = time.perf_counter() - start
+        steps = int(generator.count_W[0]) - first
+        weight_bytes = sum(x.nbytes for x in jax.tree.leaves(params))
+        column_bytes = sum(x.nbytes for x in jax.tree.leaves(generator.slots.cache)) / (U + T - 1)
+        columns = U + first + np.arange(steps)
+        floor = float(np.mean(weight_bytes + column_bytes * columns)) / copied
+        yield {
+            "what": work.model, "slots": W, "tokens": [U, T], "attention": model.attention,
+            "parameters": sum(x.size for x in jax.tree.leaves(params)),
+            "ms": 1e3 * spent / steps, "tok_s": W * steps / spent, "floor_ms": 1e3 * floor,
+            "share": floor * steps / spent, "compile_s": compile_s,
+        }  # fmt: skip
+        generator.submit([request(w) for w in range(W)])
+        generator.begin(weights, 1)
+
+        def one_chunk(generator=generator, weights=weights):
+            generator.begin(weights, chunk)
+            return generator.collect()
+
+        yield {"what": f"{work.model} decode", "kernels": kernels(one_chunk, out)}
+
+
+def update(size: str, out: Path) -> Iterator[dict[str, Any]]:
+    import jax
+
+    from rlx import flops
+    from rlx.config import AlgoConfig, Config, EnvConfig, MeshConfig, OptimConfig, RolloutConfig
+    from rlx.mesh import make_mesh
+    from rlx.train.step import init_state, make_train_step
+    from rlx.types import Batch
+
+    _, rate = found_floors(out)
+    mesh = make_mesh(MeshConfig(data=1))
+    for work in WORKLOADS[size]:
+        model, (P, G), (U, T) = model_of(work), work.batch, work.learned
+        rng, B = np.random.default_rng(0), P * G
+        batch = Batch(
+            prompt_PU=rng.integers(0, model.vocab_size, (P, U)).astype(np.int32),
+            prompt_length_P=np.full(P, U, np.int32),
+            completion_BT=rng.integers(0, model.vocab_size, (B, T)).astype(np.int32),
+            mask_BT=np.ones((B, T), np.float32),
+            behavior_logp_BT=np.full((B, T), -math.log(model.vocab_size), np.float32),
+            behavior_value_BT=np.zeros((B, T), np.float32),
+            reward_PG=rng.normal(size=(P, G)).astype(np.float32),
+            keep_P=np.ones(P, np.float32),
+        )
+        for head_dtype in ("float32", "bfloat16"):
+            config = Config(
+                model=model,
+                algo=AlgoConfig(zero_variance="keep"),
+                env=EnvConfig(train_prompts=P),
+                rollout=RolloutConfig(P, G, T),
+                optim=OptimConfig(
+                    learning_rate=1e-6, microbatches=work.microbatches, head_dtype=head_dtype,
+                    vocab_chunk=-(-model.vocab_size // 8),
+                ),
+            )  # fmt: skip
+            box = {"state": init_state(config, mesh, random_params(model))}
+            step = make_train_step(config, mesh)
+
+            def once(box=box, step=step, batch=batch):
+                box["state"], metrics = step(box["state"], batch)
+                return metrics["grad_norm"]
+
+            start = time.perf_counter()
+            jax.block_until_ready(once())
+            compile_s = time.perf_counter() - start
+            spent = seconds(once, 3)
+            cost = P * flops.train_flops(model, model.vocab_size, U, [T] * G)
+            yield {
+                "what": work.model, "head_dtype": head_dtype, "attention": model.attention,
+                "batch": [P, G], "tokens": [U, T], "ms": 1e3 * spent, "tok_s": B * T / spent,
+                "mfu": cost / spent / rate, "compile_s": compile_s,
+            }  # fmt: skip
+            yield {"what": f"{work.model} update, {head_dtype}", "kernels": kernels(once, out)}
+            box.clear()
+
+
+def kernels(call: Callable[[], Any], out: Path, most: int = 12) -> list[list[Any]]:
+    """[name, ms] of the kernels on which a call spends most of the device's time."""
+    import jax
+
+    with jax.profiler.trace(str(out / "profile")):
+        jax.block_until_ready(call())
+    (newest,) = sorted((out / "profile").rglob("*.xplane.pb"), key=lambda p: p.stat().st_mtime)[-1:]
+    spent: Counter[str] = Counter()
+    for plane in jax.profiler.ProfileData.from_file(str(newest)).planes:
+        if plane.name.startswith("/device:"):
+            for line in plane.lines:
+                if line.name.startswith(("Stream", "XLA Ops")):
+                    for event in line.events:
+                        spent[event.name.split("(")[0]] += event.duration_ns / 1e6
+    return [[name, round(ms, 3)] for name, ms in spent.most_common(most)]
+
+
+def runs(size: str, out: Path) -> Iterator[dict[str, Any]]:
+    """Of the default recipe, eight updates stale; the third is killed on its way."""
+    steps, every = (60, 20) if size == "card" else (6, 2)
+    words = ["pipeline=pipeline_8", f"steps={steps}", f"eval.every_steps={every}",
+             f"checkpoint.every_steps={every}"]  # fmt: skip
+    if size == "tiny":
+        words += ["warm_start.steps=4", "env.train_prompts=16", "env.heldout_prompts=8", "mesh=one"]
+
+    def start(name: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "experiments.train", *words, f"out={out / 'runs' / name}"]
+        return subprocess.Popen(command, cwd=ROOT)
+
+    def rows(name: str, file: str) -> bytes:
+        path = out / "runs" / name / file
+        return path.read_bytes() if path.exists() else b""
+
+    for name in ("first", "second"):
+        begin = time.perf_counter()
+        status = start(name).wait()
+        clock = rows(name, "clock.jsonl").splitlines()
+        compiled = json.loads(clock[-1])["device_s"]["compile"] if clock else None
+        yield {"what": f"{name} run", "exit_status": status, "compile_s": compiled,
+               "wall_s": time.perf_counter() - begin}  # fmt: skip
+    killed = start("killed")
+    while killed.poll() is None:
+        time.sleep(0.01)
+        if len(rows("killed", "metrics.jsonl").splitlines()) >= steps * 2 // 3:
+            break
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    yield {"what": "killed and gone on", "exit_status": start("killed").wait()}
+    for name in ("second", "killed"):
+        same = {file: rows("first", file) == rows(name, file) != b""
+                for file in ("evals.jsonl", "metrics.jsonl")}  # fmt: skip
+        yield {"what": f"{name} run is the first, bit for bit", **same}
+
+
+PARTS = {"floors": floors, "decode": decode, "update": update, "runs": runs}
+
+
+def do(options: Options) -> None:
+    """One part, row by row, into its file."""
+    out = Path(options.out)
+    found = []
+    for row in PARTS[options.part](options.size, out):
+        found.append(row)
+        (out / f"{options.part}.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def table(out: Path, parts: list[str]) -> str:
+    """What was found, a row a line."""
+    lines = []
+    for part in parts:
+        path = out / f"{part}.json"
+        rows = json.loads(path.read_text()) if path.exists() else []
+        lines += ["", f"{part}:"] + ([] if rows else ["  nothing within its time"])
+        for row in rows:
+            cells = {name: value for name, value in row.items() if name not in ("what", "kernels")}
+            said = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}"
+                             for k, v in cells.items())  # fmt: skip
+            lines.append(f"  {row['what']:<34} {said}")
+            lines += [f"      {ms:>9.3f} ms  {name[:80]}" for name, ms in row.get("kernels", [])]
+    return "\n".join(lines[1:])
+
+
+def main(argv: list[str]) -> None:
+    options = read_options(Options, argv)
+    parts = options.parts.split(",")
+    for key, names, known in (("parts", parts, SHARES), ("size", [options.size], WORKLOADS)):
+        for name in names:
+            if name not in known:
+                raise InputError(key, name, "unknown name", f"use {', '.join(known)}")
+    if not options.out or not 0 < options.minutes < math.inf:
+        key = "out" if not options.out else "minutes"
+        remedy = "give out=DIR" if not options.out else "give minutes above 0"
+        raise InputError(key, asdict(options)[key], "nothing to work with", remedy)
+    out = Path(options.out).absolute()
+    out.mkdir(parents=True, exist_ok=True)
+    if options.part:
+        return do(replace(options, out=str(out)))
+    limits = {part: 60 * options.minutes * SHARES[part] / sum(SHARES[p] for p in parts)
+              for part in parts}  # fmt: skip
+    for part, limit_s in limits.items():
+        words = [f"out={out}", f"size={options.size}", f"part={part}"]
+        command = [sys.executable, "-m", "experiments.accelerator", *words]
+        try:
+            subprocess.run(command, cwd=ROOT, timeout=limit_s, check=False)
+        except subprocess.TimeoutExpired:
+            print(f"{part}: stopped after {limit_s:.0f} s", file=sys.stderr)
+    print(table(out, parts))
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))

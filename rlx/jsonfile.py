@@ -1,0 +1,30 @@
+"""Small files of JSON that come from outside."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rlx.errors import InputError
+
+LONGEST_BYTES = 1 << 28  # an index of 10^6 tensors is a third of that
+
+
+def read(key: str, file: Path, broken: str = "not JSON") -> dict[str, Any]:
+    """The object in a file, {} if there is no such file.
+
+    InputError names the file, under `key`, if it cannot be read or holds anything else.
+    """
+    try:
+        with file.open("rb") as stream:
+            raw = stream.read(LONGEST_BYTES + 1)
+        found = json.loads(raw.decode("utf-8-sig"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(key, file, f"{broken} ({error})", "copy it again") from None
+    if not isinstance(found, dict):
+        reason = f"holds no object but {found!r}"
+        raise InputError(key, file, reason, "give the file as the checkpoint has it")
+    return found

@@ -1,0 +1,117 @@
+"""The fused kernel's way through prompts, completions and the cache, against the plain one.
+
+On a GPU the kernel is cudnn's own; elsewhere XLA's attention stands in for that one call, so that
+all around it is tested: where each key stands, what a query sees, what is summed into the gradient.
+"""
+
+import functools
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlx.config import ModelConfig
+from rlx.models import attention, transformer
+
+GPU = jax.default_backend() == "gpu"
+V, U, T = 13, 6, 5
+PLAIN = ModelConfig(
+    d_model=64, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=64, d_ff=48,
+    compute_dtype="bfloat16" if GPU else "float32", attention="xla",
+)  # fmt: skip
+FUSED = replace(PLAIN, attention="cudnn")
+ATOL = 0.1 if GPU else 2e-5  # bfloat16 rounds each way differently
+
+
+@pytest.fixture(autouse=True)
+def kernel(monkeypatch):
+    if not GPU:
+
+        def plain(q, k, v, **bounds):
+            y = jax.nn.dot_product_attention(q, k, v, implementation="xla", **bounds)
+            return y.reshape(*q.shape[:2], -1)
+
+        monkeypatch.setattr(attention, "_cudnn", plain)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return transformer.init(jax.random.key(0), PLAIN, V)
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    rng = np.random.default_rng(0)
+    return (
+        rng.integers(0, V, (2, U)).astype(np.int32),
+        np.array([6, 3], np.int32),
+        rng.integers(0, V, (6, T)).astype(np.int32),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(1, 5))
+def hidden(params, config, prompt_PU, length_P, completion_BT, packed=False):
+    hidden_PD, context = transformer.prefill(params, config, prompt_PU, length_P)
+    offset_BT = jnp.array([[0, 1, 2, 0, 1]] * 6) if packed else None
+    later = transformer.extend(params, config, context, length_P, completion_BT, offset_BT)
+    return jnp.concatenate([hidden_PD.reshape(-1), later.reshape(-1)]).astype(jnp.float32)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+def test_value_and_gradient_are_those_of_the_plain_path(params, inputs, packed, scan):
+    if scan:
+        params = {**params, "layers": transformer.stack_layers(params["layers"])}
+    weight = np.random.default_rng(1).normal(
+        size=hidden(params, replace(PLAIN, scan_layers=scan), *inputs).shape
+    )
+
+    def loss(params, config):
+        x = hidden(params, replace(config, scan_layers=scan), *inputs, packed)
+        return jnp.mean(weight * x), x
+
+    (_, want), want_grad = jax.value_and_grad(loss, has_aux=True)(params, PLAIN)
+    (_, got), got_grad = jax.value_and_grad(loss, has_aux=True)(params, FUSED)
+    np.testing.assert_allclose(got, want, atol=ATOL)
+    for a, b in zip(jax.tree.leaves(got_grad), jax.tree.leaves(want_grad), strict=True):
+        np.testing.assert_allclose(a, b, atol=ATOL * max(float(np.abs(b).max()), 1e-3))
+
+
+def test_sample_boundaries_change_the_answer(params, inputs):
+    """A kernel that ignored them would go unnoticed otherwise."""
+    apart, together = (
+        np.asarray(hidden(params, FUSED, *inputs, packed)) for packed in (True, False)
+    )
+    assert np.abs(apart - together).max() > 10 * ATOL
+
+
+def test_decoding_reads_what_the_learner_reads(params, inputs):
+    prompt_PU, length_P, completion_BT = inputs
+    want = np.asarray(hidden(params, PLAIN, *inputs)).reshape(-1)[2 * 64 :].reshape(6, T, 64)
+    row_B = np.repeat(np.arange(2), 3)
+    published = transformer.published(params, FUSED, "float32")
+    _, context = transformer.prefill(published, FUSED, prompt_PU, length_P)
+    caches = [
+        cache.insert(prompt, row_B, np.ones(6, bool))
+        for cache, prompt in zip(attention.empty(FUSED, 6, U + T), context, strict=True)
+    ]
+    assert caches[0].kernel == "cudnn" and caches[0].columns == U + T
+    decode = jax.jit(transformer.decode, static_argnums=1)
+    for t in range(T):
+        hidden_BD, caches = decode(
+            published, FUSED, caches, completion_BT[:, t], length_P[row_B] + t
+        )
+        np.testing.assert_allclose(hidden_BD.astype(np.float32), want[:, t], atol=ATOL)
+
+
+def test_the_kernel_is_chosen_by_what_it_can_do():
+    model = replace(PLAIN, attention="auto", compute_dtype="bfloat16", head_dim=128)
+    assert attention.of_platform(model, "gpu").attention == "cudnn"
+    for platform, change in [
+        ("cpu", {}), ("tpu", {}), ("gpu", {"compute_dtype": "float32"}), ("gpu", {"head_dim": 256}),
+        ("gpu", {"head_dim": 20}), ("gpu", {"sliding_window": 8}), ("gpu", {"attention_chunk": 8}),
+    ]:  # fmt: skip
+        assert attention.of_platform(replace(model, **change), platform).attention == "xla"
+    assert attention.of_platform(replace(model, attention="xla"), "gpu").attention == "xla"
