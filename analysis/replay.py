@@ -146,8 +146,8 @@ def study(name: str, evals: Evals, levels: Mapping[str, str]) -> Study:
     frame = evals.frame
     keys = ["recipe", *evals.axes]
     cells, baseline = {}, ""
-    for key, part in frame.groupby(keys, sort=False):
-        named = dict(zip(keys, map(str, key), strict=True))
+    for _, part in frame.groupby(keys, sort=False):
+        named = {key: str(part[key].iloc[0]) for key in keys}
         label = ", ".join(f"{k}={x}" for k, x in named.items())
         cells[label] = list(part["run"].unique())
         if levels.items() <= named.items():

@@ -241,7 +241,7 @@ def conduct(
             decisions = decide(record, plan, unit, rounds)
         except SweepFailed as failed:
             return int(failed.args[0])
-        table = told(decisions)
+        table = told(decisions).replace({"decision": {"go on": "the budget is spent"}})
         table.to_csv(out / VERDICTS, index=False, float_format="%.4g")
         fit.run(out, out, holdout=0.0, method=method)
         print()

@@ -285,7 +285,7 @@ class Conduct:
     def _start(
         self, turn: int, share: float, going: Sequence[str], reason: str
     ) -> Iterator[Decision]:
-        row = {"round": turn, "share": share, "cell": "", "decision": "start"}
+        row: Decision = {"round": turn, "share": share, "cell": "", "decision": "start"}
         row |= {"cells": list(going), "reason": reason}
         yield self.held.get((turn, "")) or row
         self.cost = self.launch(dict.fromkeys(going, share))
@@ -309,24 +309,25 @@ class Conduct:
     def _judge(self, turn: int, live: Sequence[str]) -> list[Decision]:
         """A line about each live cell, from one fit unless all of them are known."""
         plan, share = self.plan, self.stands[live[0]]
-        rows = [self.held.get((turn, cell)) for cell in live]
-        if not all(rows):
+        rows = {cell: self.held[turn, cell] for cell in live if (turn, cell) in self.held}
+        if len(rows) < len(live):
             seen = self.forecast(self.stands | {plan.baseline: share})
             value = {cell: mean_of(seen, plan.cells[cell], "final").mean() for cell in live}
             better = sorted(live, key=lambda cell: -value[cell])[: (len(live) + 1) // 2]
             base = plan.cells[plan.baseline]
-            for k, cell in enumerate(live):
-                if rows[k]:
+            for cell in live:
+                if cell in rows:
                     continue
                 row: Decision = {"round": turn, "share": share, "cell": cell}
                 for name, answer in answers(seen, plan.cells[cell], base, plan.rule).items():
                     row[name] = {"says": answer.says(plan.rule.decide), **answer._asdict()}
                 decision, reason = self._stops(cell, row, cell in better)
-                rows[k] = row | {"decision": decision, "reason": reason}
-        for row in rows:
-            said, count = self.agreed[row["cell"]]
-            self.agreed[row["cell"]] = said_in(row), count + 1 if said == said_in(row) else 1
-        return rows
+                rows[cell] = row | {"decision": decision, "reason": reason}
+        for cell in live:
+            said, count = self.agreed[cell]
+            now = said_in(rows[cell])
+            self.agreed[cell] = now, count + 1 if said == now else 1
+        return [rows[cell] for cell in live]
 
     def _stops(self, cell: str, row: Decision, better: bool) -> tuple[str, str]:
         """Whether a cell stops with the answers in this line, and why."""
