@@ -1,7 +1,7 @@
 """Would a study with a budget have kept the verdicts of the whole one? Committed studies replayed.
 
     python -m analysis.replay [out=analysis/results/budget] [cache=outputs/budget] [seeds=3]
-                              [what=all|table|figure]
+                              [what=all|figure]
 
 Seven studies: the five of `analysis.studies`, and one per learning rate of hard_mix; 53 cells are
 compared with their baselines. Each is conducted as if live (`rlx.scaling.stopping.Conduct`): a
@@ -410,6 +410,8 @@ def draw(table: pd.DataFrame) -> Figure:
 
 def main(argv: Sequence[str]) -> None:
     options = read_options(Options, argv)
+    if options.what not in ("all", "figure"):
+        raise InputError("what", options.what, "unknown", "use all|figure")
     if options.seeds < 1:
         raise InputError("seeds", options.seeds, "no draws", "give 1 or more")
     out = options.out
