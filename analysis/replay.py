@@ -428,7 +428,7 @@ def main(argv: Sequence[str]) -> None:
         made.to_csv(out / "summary.csv", index=False, float_format="%.4g")
         print(made.to_string(index=False, float_format="{:.3g}".format))
     draw(pd.read_csv(out / "summary.csv")).savefig(out / "replay.png")
-    print(f"wrote replay.csv, summary.csv, guard.csv, rules.csv, replay.png in {out}")
+    print(f"wrote {out}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from experiments.outlook import NOT_YET, Forecaster, outlook
-from rlx.config import Config, ForecastConfig, run_sha
+from rlx.config import AlgoConfig, Config, ForecastConfig, SftConfig, run_sha
 from rlx.errors import InputError
 from rlx.record import RunRecord, read_rows
 from rlx.train import loop
@@ -91,3 +91,10 @@ def test_a_run_says_what_it_expects_every_so_often(easy, tmp_path, capsys):
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("it, update")]
     assert len(lines) == 1
     assert re.fullmatch(r"it, update 4: (forecast: not yet|end [\d.]+ \[.*)", lines[0])
+
+
+@pytest.mark.parametrize("options", [{"until": 3}, {"forecast": ForecastConfig(2)}])
+def test_supervised_runs_neither_pause_nor_forecast(options):
+    algo = AlgoConfig(loss="reinforce", advantage="none")
+    with pytest.raises(InputError, match="for runs of reinforcement learning alone; leave it out"):
+        SftConfig(algo=algo, **options)
