@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -103,14 +104,19 @@ def split(params: Mapping[str, Any], words: Sequence[str]) -> list[list[str]]:
     return [sorted(cell, key=lambda word: not word.startswith("+sweep=")) for cell in batch]
 
 
+def last_update(steps: int, every: int, share: float) -> int:
+    """The update of a share of a run: an evaluation, so that the curve is seen up to there."""
+    return min(steps, every * math.ceil(round(share * steps / every, 6)))
+
+
 # ------------------------------------------------------------------ before anything is trained
 
 
 @contextmanager
 def claimed(
     out: Path, words: Sequence[Sequence[str]], make: Callable[[Sequence[str]], Config]
-) -> Iterator[None]:
-    """While this lasts, no other process runs a sweep in `out`.
+) -> Iterator[list[Config]]:
+    """While this lasts, no other process runs a sweep in `out`; the configurations of its cells.
 
     words: the overrides of each cell; make: its configuration from them, which may raise.
 
@@ -137,7 +143,7 @@ def claimed(
         raise InputError("out", out, reason, "wait for its end, or give another out=DIR") from None
     with lock:
         write_json(out / "runs" / PLAN, plan)
-        yield
+        yield configs
 
 
 def same_as_before(path: Path, config: Config, now: Options) -> None:

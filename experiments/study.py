@@ -2,12 +2,15 @@
 
     python -m experiments.study [sweep=default] [out=runs/SWEEP] [fit=nuts|laplace|point]
                                 [status=true] [cell=N] [hydra/launcher=processes|slurm|ray_cluster]
-                                [KEY=VALUE ...]
+                                [budget=0.5 [unit=share|flops|device_s] [baseline=RECIPE]
+                                [policy=equal|halving|fixed]] [KEY=VALUE ...]
 
 The runs are the Hydra multirun `python -m experiments.train -m +sweep=SWEEP`, with any further
 overrides passed on. Finished runs are left as they are, so the same command continues a study that
 was interrupted. Then all runs are fitted on C <= C_max / 2 and judged on the rest, as
 `python -m experiments.fit data=OUT out=OUT method=FIT` would.
+
+With a budget cells stop once what the study asks of them is answered, see experiments.budget.
 
 `cell=N` runs the N-th cell alone, from 0, and fits nothing: for schedulers that start a job per
 cell, which may be stopped and started again. Without `cell` the command then finds them done.
@@ -20,16 +23,18 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from experiments import fit
+from experiments import budget, fit
+from experiments import cells as naming
 from experiments.cells import PLAN, directory, quoted
 from rlx.errors import InputError
 from rlx.record import RunRecord, read_rows, runs
 
+OF_BUDGET = ("unit", "policy", "baseline")
 LAUNCHER = ("hydra/launcher=", "hydra.launcher.")  # where cells run, not which there are
 
 
@@ -38,23 +43,45 @@ def planned(sweep: str, overrides: Sequence[str]) -> dict[str, list[str]]:
 
     Nothing but the sweep itself is composed, so a thousand cells take seconds.
     """
+    made = _named(sweep, overrides)
+    return {naming.name(recipe, levels, seed): cell for cell, recipe, levels, seed in made}
+
+
+def seeds_of(sweep: str, overrides: Sequence[str]) -> dict[str, list[str]]:
+    """Names of the run directories by "RECIPE, KEY=VALUE, ...", of the axes that tell cells apart.
+
+    Those together differ in seed.
+    """
+    made: dict[str, list[str]] = {}
+    there = list(_named(sweep, overrides))
+    levels_of: dict[str, set[str]] = {}
+    for _, _, levels, _ in there:
+        for key, x in levels.items():
+            levels_of.setdefault(key, set()).add(str(x))
+    for _, recipe, levels, seed in there:
+        apart = [f"{key}={x}" for key, x in levels.items() if len(levels_of[key]) > 1]
+        cell = ", ".join([recipe, *apart])
+        made.setdefault(cell, []).append(naming.name(recipe, levels, seed))
+    return made
+
+
+def _named(sweep: str, overrides: Sequence[str]) -> Iterator[tuple[list[str], str, dict, int]]:
+    """(overrides, recipe, levels of the axes, seed) of each cell."""
     from hydra import compose, initialize_config_dir  # after the arguments have been looked at
     from omegaconf import OmegaConf
 
-    from experiments import cells, train  # which registers the schema
+    from experiments import train  # which registers the schema
 
     words = [word for word in overrides if not word.startswith(LAUNCHER)]
     ours = [f"+sweep={sweep}", *(word for word in words if not word.startswith("hydra."))]
     rest = [word for word in words if word not in ours]
     with initialize_config_dir(train.CONF, version_base="1.3"):
         node = compose("config", [ours[0], *rest], return_hydra_config=True)
-    made = {}
-    for cell in cells.split(node.hydra.sweeper.params or {}, ours):
-        given = dict(map(cells.parsed, cell))
+    for cell in naming.split(node.hydra.sweeper.params or {}, ours):
+        given = dict(map(naming.parsed, cell))
         own = None if OmegaConf.is_interpolation(node, "recipe") else node.recipe
         recipe = given.get("recipe", own or given.get("algo", node.hydra.runtime.choices.algo))
-        made[cells.name(recipe, cells.axes(cell), given.get("seed", node.seed))] = cell
-    return made
+        yield cell, recipe, naming.axes(cell), given.get("seed", node.seed)
 
 
 def cells(sweep: str, overrides: Sequence[str]) -> list[str]:
@@ -156,17 +183,26 @@ def study(words: dict[str, str]) -> int:
     out = Path(directory(words.pop("out", f"runs/{sweep}")))
     cell = words.pop("cell", None)
     method = words.pop("fit", "nuts")
+    limits = {key: words.pop(key) for key in ("budget", *OF_BUDGET) if key in words}
     overrides = [f"{key}={value}" for key, value in words.items()]
     if method not in fit.CHOICES["method"]:
         known = "|".join(fit.CHOICES["method"])
         raise InputError("fit", method, "not available", f"use fit={known}")
+    if limits and "budget" not in limits:
+        key, value = next(iter(limits.items()))
+        raise InputError(key, value, "no budget", "give budget=0.5, or leave it out")
     if cell is not None:
         os.execv(sys.executable, [sys.executable, *one_cell(sweep, out, cell, overrides)])
     failed = 0
     if not only_status:
         command = [sys.executable, "-m", "experiments.train", "-m", f"+sweep={sweep}"]
-        failed = subprocess.run([*command, f"out={quoted(str(out))}", *overrides]).returncode
-        if not failed:
+        command += [f"out={quoted(str(out))}", *overrides]
+        if limits:
+            groups = seeds_of(sweep, overrides)
+            failed = budget.conduct(out, command, groups, limits, method)
+        else:
+            failed = subprocess.run(command).returncode
+        if not failed and not limits:
             fit.run(out, out, holdout=0.5, method=method)
             print()
     started = runs(out)
@@ -175,6 +211,8 @@ def study(words: dict[str, str]) -> int:
     if started:
         plan = out / "runs" / PLAN
         table = status(out, list(json.loads(plan.read_text())) if plan.exists() else [])
+        if (out / budget.DECISIONS).exists():
+            table = budget.status(out, table)
         print(table.to_string(index=False, float_format="{:.4g}".format, na_rep=""))
     return failed
 

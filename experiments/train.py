@@ -25,6 +25,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -192,7 +193,9 @@ def work(node: DictConfig, function: str) -> None:
         module, name = function.split(":")
         make = getattr(importlib.import_module(module), name)
         with listening(), needing_room(config.out):
-            manifest = make(config, progress=sys.stderr.isatty(), stop=asked_to_stop)
+            manifest = make(
+                config, progress=sys.stderr.isatty(), stop=asked_to_stop, **looking_ahead(config)
+            )
         if config.pipeline.schedule == "threads":
             print(overlap(config.out), file=sys.stderr)
         if void := [name for name, times in manifest.get("fired", {}).items() if not times]:
@@ -208,6 +211,15 @@ def work(node: DictConfig, function: str) -> None:
             raise
         traceback.print_exc()  # here: launchers pass on the exception alone
         raise CellFailed(f"{config.out}: {type(error).__name__}: {error}") from None
+
+
+def looking_ahead(config: Config) -> dict[str, Any]:
+    """What a run needs to forecast itself, if it is to."""
+    if not config.forecast.every_evals:
+        return {}
+    from experiments.outlook import Forecaster  # slow to load
+
+    return {"forecast": Forecaster(config)}
 
 
 def overlap(out: str) -> str:

@@ -444,6 +444,33 @@ class EvalConfig(Section):
 
 
 @dataclass(frozen=True)
+class ForecastConfig(Section):
+    """What a run says about its own end; it changes nothing of what is computed until then."""
+
+    every_evals: int = 0  # evaluations from one forecast to the next; 0: none is made
+    stop_when: str = ""  # a condition that ends the run: "gain_of_next_2x < .005 with .9"
+
+    section = "forecast."
+    ranges = {"[0, inf)": "every_evals"}
+
+    def check(self):
+        if self.stop_when and not self.condition:
+            remedy = "write NAME < NUMBER with PROBABILITY, NAME end or gain_of_next_2x"
+            self.refuse("stop_when", "no condition", remedy)
+        if self.stop_when and not self.every_evals:
+            remedy = "forecast.stop_when needs a number above 0"
+            self.refuse("every_evals", "no forecasts", remedy)
+
+    @property
+    def condition(self) -> tuple[str, str, float, float] | None:
+        """(name, < or >, bound, probability that it takes) of `stop_when`."""
+        number = r"(\d*\.?\d+)"
+        form = rf"(end|gain_of_next_2x)\s*([<>])\s*{number}\s+with\s+(0?\.\d+)"
+        found = re.fullmatch(form, self.stop_when.strip())
+        return (found[1], found[2], float(found[3]), float(found[4])) if found else None
+
+
+@dataclass(frozen=True)
 class MeshConfig(Section):
     data: int = 0  # devices that split the prompts of a batch; 0: all that divide it
     fsdp: int = 1  # devices that split the parameters, and the prompts too
@@ -484,7 +511,9 @@ class Config(Section):
     eval: EvalConfig = field(default_factory=EvalConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    forecast: ForecastConfig = field(default_factory=ForecastConfig)
     steps: int = 200
+    until: int = 0  # update after which the run pauses, to be continued; 0: it runs to its end
     seed: int = 0
     recipe: str = "cispo"  # the row of conf/algo
     study: str = ""  # name of the sweep, if the run belongs to one
@@ -494,7 +523,7 @@ class Config(Section):
     tracker: str = "none"  # dashboard that mirrors the rows
     distributed: bool = False  # this process is one of several that make the run together
 
-    ranges = {"(0, inf)": "steps", "[0, inf)": "seed"}
+    ranges = {"(0, inf)": "steps", "[0, inf)": "until seed"}
     names = {"tracker": TRACKERS}
 
     def check(self):
@@ -526,6 +555,9 @@ class Config(Section):
             if getattr(self.env, key) != plain and not (self.env.tokenizer or self.model.path):
                 remedy = "set env.tokenizer or model.path too"
                 self.refuse(f"env.{key}", "characters are read as they are", remedy)
+        if self.distributed and self.forecast.every_evals:
+            reason = "a run of several processes makes no forecasts"
+            self.refuse("forecast.every_evals", reason, "set it to 0")
         self._check_lengths()
 
     def _check_lengths(self):
@@ -562,9 +594,12 @@ class Config(Section):
         return self.rollout.slots or self.rollout.prompts_per_step * self.rollout.group_size
 
 
-def _no_groups(config: Config) -> None:
+def _supervised(config: Config) -> None:
     if config.optim.group_slices > 1:
         config.refuse("optim.group_slices", "no groups here", "use optim.microbatches")
+    for key in ("until", "forecast.every_evals"):
+        if functools.reduce(getattr, key.split("."), config):
+            config.refuse(key, "for runs of reinforcement learning alone", "leave it out")
 
 
 @dataclass(frozen=True)
@@ -575,7 +610,7 @@ class SftConfig(Config):
 
     def check(self):
         super().check()
-        _no_groups(self)
+        _supervised(self)
         if (self.algo.loss, self.algo.advantage) != ("reinforce", "none"):
             reason = (
                 f"with algo.advantage={self.algo.advantage} is not the likelihood of the traces"
@@ -591,7 +626,7 @@ class RewardModelConfig(Config):
 
     def check(self):
         super().check()
-        _no_groups(self)
+        _supervised(self)
         if not self.pairs and self.env.name != "preference":
             reason = f"env.name={self.env.name} has none"
             self.refuse("pairs", reason, "give a file of JSON lines")
@@ -601,7 +636,10 @@ class RewardModelConfig(Config):
         return False
 
 
-WHERE = ("out", "warm_start_dir", "tracker", "distributed", "checkpoint", "mesh")
+WHERE = (
+    *("out", "warm_start_dir", "tracker", "distributed", "checkpoint", "mesh"),
+    *("until", "forecast"),  # how far, not what
+)
 LABELS = ("recipe", "study", "axes")  # what a run is called
 
 Options = dict[str, Any]  # "algo.loss" and the like, and what they are

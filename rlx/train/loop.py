@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -33,7 +34,7 @@ from rlx.track import tracker
 from rlx.train import recipe, schedule, start
 from rlx.train.clock import Clock
 from rlx.train.health import Health
-from rlx.train.recorded import ROWS, Interrupted, Stop, never, recorded
+from rlx.train.recorded import ROWS, Ended, Forecast, Interrupted, Stop, never, no_outlook, recorded
 from rlx.train.report import (
     note_lost_work,
     rollout_metrics,
@@ -45,9 +46,12 @@ from rlx.train.step import collate, init_state, make_train_step
 from rlx.types import Params
 
 
-def train(config: Config, *, progress: bool = True, stop: Stop = never) -> dict[str, Any]:
+def train(
+    config: Config, *, progress: bool = True, stop: Stop = never,
+    forecast: Forecast = no_outlook,
+) -> dict[str, Any]:  # fmt: skip
     """Run to the end (or find it ended) and return the manifest; `recorded` says what it raises."""
-    return recorded(run, config, progress, stop)
+    return recorded(partial(run, forecast=forecast), config, progress, stop)
 
 
 class Run:
@@ -55,7 +59,7 @@ class Run:
 
     def __init__(
         self, config: Config, graders: Graders, mesh: Mesh, record: RunRecord, clock: Clock,
-        params: Params,
+        params: Params, forecast: Forecast,
     ):  # fmt: skip
         self.config, self.mesh, self.record, self.clock = config, mesh, record, clock
         self.graders, self.env = graders, graders.env
@@ -72,6 +76,7 @@ class Run:
         self.generators = generator_mesh(config.mesh, mesh)
         self.engine = Engine(config, graders, self.buffer, self.ledger, self.generators)
         self.version, self.measured = 0, -1
+        self.forecast, self.outlook = forecast, no_outlook()
         self.spent = self.ledger.row()  # when the newest update ended
         self.track = tracker(config if record.writes else replace(config, tracker="none"))
         self.weights = Weights(self._published(), 0)
@@ -119,12 +124,13 @@ class Run:
             self.record.append("evals.jsonl", at | row | spent)
             self.health.measured(at | row)
         named = {"eval" if row is rows[0] else f"eval_{row['eval_set']}": row for row in rows}
-        self.track(self.version, {**named, "spent": spent})
+        self.outlook = self.forecast()
+        self.track(self.version, {**named, "spent": spent, "forecast": self.outlook.numbers})
         self.record.append("clock.jsonl", self.clock.row(self.version))
         self.measured = self.version
         busy_s = self.clock.device_s["generate"] + self.clock.device_s["train"]
         rate = self.ledger.tokens_generated / max(busy_s, 1e-9)
-        return f"pass {rows[0]['mean']:.3f}, {rate:,.0f} tok/s"
+        return f"pass {rows[0]['mean']:.3f}, {self.outlook.text}{rate:,.0f} tok/s"
 
     def save(self, checkpoints: Checkpoints) -> None:
         """Start a checkpoint of this moment, between two updates."""
@@ -168,17 +174,18 @@ class Run:
 
 def run(
     config: Config, graders: Graders, mesh: Mesh, record: RunRecord, clock: Clock,
-    progress: bool, stop: Stop,
+    progress: bool, stop: Stop, forecast: Forecast,
 ) -> None:  # fmt: skip
     """From the warm start, or the newest checkpoint, to the last update."""
     params, spent = start.load(config, graders.env, mesh, record.path, progress)
     record.update_manifest(warm_start_flops=spent)
     if graders.scorer:
         record.update_manifest(reward_model_flops=graders.scorer.spent)
-    it = Run(config, graders, mesh, record, clock, params)
+    it = Run(config, graders, mesh, record, clock, params, forecast)
     del params  # the state has copies
     turns = schedule.make(config.pipeline, it.engine, it.buffer, it.weights, clock)
     quiet = not progress or not record.writes
+    last = min(config.until or config.steps, config.steps)
     bar = tqdm(total=config.steps, desc=record.path.name, disable=quiet, unit="step")
     where = record.path / "checkpoints"
     with closing(Checkpoints(where, config.checkpoint, config)) as checkpoints, bar:
@@ -186,18 +193,21 @@ def run(
             bar.set_postfix_str(it.measure(), refresh=False)
         bar.update(it.version)
         with turns:
-            while it.version < config.steps and turns.advance():
+            while it.version < last and not it.outlook.stop and turns.advance():
                 it.update()
                 if it.version % config.eval.every_steps == 0 or it.version == config.steps:
                     with turns.at_rest():
                         bar.set_postfix_str(it.measure(), refresh=False)
                 bar.update()
                 stopping, due = processes.any_of(stop(), checkpoints.due(it.version))
-                if stopping or due and it.version < config.steps:
+                ends = it.version == last or bool(it.outlook.stop)
+                if stopping or (due or ends) and it.version < config.steps:
                     with turns.at_rest():
                         it.save(checkpoints)
                 if stopping:
                     raise Interrupted(f"after update {it.version}; the same command goes on")
+        if (it.outlook.stop or it.version >= last) and it.version < config.steps:
+            raise Ended(f"stopped: {it.outlook.stop}" if it.outlook.stop else "paused")
         if it.measured < it.version:
             it.measure()  # the last of a run that has no prompts left
         it.save(checkpoints)  # for rlx.checkpoint.load_params

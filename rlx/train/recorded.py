@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing, nullcontext
+from typing import NamedTuple
 
 from rlx import processes
 from rlx.config import Config, another
@@ -16,6 +17,7 @@ from rlx.train.report import describe
 
 ROWS = ("evals.jsonl", "metrics.jsonl", "clock.jsonl")
 Stop = Callable[[], bool]
+Forecast = Callable[[], "Outlook"]  # asked after every evaluation
 
 
 def never() -> bool:
@@ -26,13 +28,36 @@ class Interrupted(KeyboardInterrupt):
     """The run was asked to stop and has written a checkpoint."""
 
 
+class Ended(Exception):
+    """The run ends before its last update, with this status, and has written a checkpoint."""
+
+
+class Outlook(NamedTuple):
+    """What a run expects of itself: in words, for the dashboard, and why it should end now."""
+
+    text: str = ""  # ends with ", ", for the pass rate stands before it and the speed behind
+    numbers: dict[str, float] = {}
+    stop: str = ""
+
+
+def no_outlook() -> Outlook:
+    return Outlook()
+
+
+def stopped_so(before: dict, config: Config) -> bool:
+    """Whether the run has been ended by the condition that the configuration has too."""
+    then = before.get("config", {}).get("forecast", {}).get("stop_when")
+    return before.get("status", "").startswith("stopped") and then == config.forecast.stop_when
+
+
 def recorded(work: Callable[..., None], config: Config, progress: bool, stop: Stop):
     """The manifest of `config.out` once `work` is done there, now or before.
 
     `stop` is asked after every update; once it says True a checkpoint is written and `Interrupted`
-    raised. Raises InputError, before anything is written, for a configuration that cannot work
-    here, that is not the one `config.out` holds a run of, or whose directory another process is
-    writing or none can write.
+    raised. A run that pauses has status "paused" and goes on once `until` is later. Raises
+    InputError, before anything is written, for a configuration that cannot work here, that is not
+    the one `config.out` holds a run of, or whose directory another process is writing or none can
+    write.
     """
     config = start.resolve(config)
     before = RunRecord(config.out, writes=False).manifest
@@ -40,7 +65,7 @@ def recorded(work: Callable[..., None], config: Config, progress: bool, stop: St
         reason = "holds a run of another configuration"
         reason += "" if options == "?" else f": {options}"
         raise InputError("out", config.out, reason, "choose another directory")
-    if before.get("status") == "done":
+    if before.get("status") == "done" or stopped_so(before, config):
         RunRecord(config.out, writes=False).refuse_changed(before.get("rows", {"offsets": {}}))
         return before
     env = start.make_env(config)
@@ -60,10 +85,13 @@ def recorded(work: Callable[..., None], config: Config, progress: bool, stop: St
                 closing(start.make_graders(config, env, scorer)) as graders,
             ):
                 work(config, graders, mesh, record, clock, progress, stop)
+        except Ended as status:
+            record.update_manifest(status=str(status), error="")
         except BaseException as error:
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             record.update_manifest(status=status, error=f"{type(error).__name__}: {error}")
             raise
-        record.update_manifest(status="done", error="", rows=record.marks(ROWS))
+        else:
+            record.update_manifest(status="done", error="", rows=record.marks(ROWS))
     processes.wait("done")
     return record.manifest

@@ -197,6 +197,17 @@ def test_an_interrupted_run_ends_as_if_it_was_not(make_run, easy, tmp_path, monk
     assert not (make_run().path / "restarts.jsonl").exists()
 
 
+def test_a_run_that_pauses_goes_on_to_the_same_curve(make_run, easy, tmp_path):
+    """Between two evaluations, where it is already, and past its end."""
+    for until, updates in ((3, 3), (2, 3), (5, 5)):
+        manifest = loop.train(replace(easy, out=str(tmp_path), until=until), progress=False)
+        assert manifest["status"] == "paused"
+        assert len(read_rows(tmp_path / "metrics.jsonl")) == updates
+    got = run(replace(easy, until=99), tmp_path)
+    assert logical(got) == logical(make_run()) and got.manifest["status"] == "done"
+    assert not (tmp_path / "restarts.jsonl").exists()
+
+
 def test_a_finished_run_is_left_as_it_is(make_run, monkeypatch):
     done = make_run()
     before = {file: file.stat().st_mtime_ns for file in done.path.iterdir()}

@@ -1,0 +1,356 @@
+"""Which cells of a sweep may stop, and why: rounds at equal shares of each cell's compute.
+
+A study asks two questions of every cell and the baseline, of the mean of their own runs:
+
+    final    d = R_cell(C_full) - R_baseline(C_full)              pass rate at the full compute
+    compute  d = log C*_cell(y) - log C*_baseline(y)              compute to one level,
+             y = R0 + .8 (R_baseline(C_full) - R0),  C* at most C_full
+
+An answer is "higher" or "lower" where P(d beyond the margin, with that sign) reaches `decide`,
+"equal" where P(|d| within the margin) does, else open. Errors of forecasts are shared by cells that
+are seen to the same share of their compute and cancel in d; so all cells are compared with the
+baseline cut to their own share, and a verdict is frozen there.
+
+`Conduct` is the study: which cells go on to which share, until all is decided or the budget is
+spent. It knows neither runs nor files: `launch` and `forecast` do.
+
+    equal    all open cells stand at the same share; a cell stops once both answers are there
+    halving  the better half goes on to twice the share (successive halving, Jamieson & Talwalkar
+             2016, AISTATS 51:240)
+    fixed    one round, at the share that the budget allows
+
+In each the baseline runs to its end first. Its forecast from a quarter of its compute is compared
+with what came: where that fails no forecast of this study is trusted, and all cells run whole.
+
+Letters: X draws, R runs.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlx.errors import InputError
+from rlx.scaling import curve as curves
+from rlx.scaling.posterior import ScalingFit
+
+Floats = NDArray[np.float64]
+Cells = Mapping[str, Sequence[str]]  # runs of each cell
+Decision = dict[str, Any]  # a line of decisions.jsonl
+
+POLICIES = ("equal", "halving", "fixed")
+QUESTIONS = ("final", "compute")
+OPEN = "open"
+LEVEL = 0.8  # of the baseline's gain, where compute is compared
+SHARES = (0.25, 0.4, 0.5, 0.75, 1.0)  # of the rounds of `equal`, as far as the budget allows
+STEP = 20  # shares are multiples of 1 / STEP
+QUARTER = 0.25  # of the baseline's compute, from which the guard forecasts
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When an answer counts. The defaults are those of the replay, see analysis/replay.py."""
+
+    margin: float = 0.01  # pass rate
+    margin_compute: float = 0.10  # relative
+    decide: float = 0.95
+    in_a_row: int = 2  # rounds of `equal` that must agree before a cell stops
+    tolerance: float = 0.07  # of the guard, pass rate
+
+
+class Ahead(NamedTuple):
+    """What a fit says of its runs at the end of their compute."""
+
+    runs: list[str]
+    value_XR: Floats  # pass rate
+    log_compute_XR: Floats  # to the level y; NaN where y lies below the start
+
+
+class Answer(NamedTuple):
+    """Of one question: difference to the baseline, with its 90 % interval, and probabilities."""
+
+    mean: float
+    q05: float
+    q95: float
+    above: float  # P(d > margin)
+    below: float
+    equal: float
+
+    def says(self, decide: float) -> str:
+        """higher, lower, equal or, where nothing reaches `decide`, open."""
+        named = {"higher": self.above, "lower": self.below, "equal": self.equal}
+        return next((word for word, p in named.items() if p >= decide), OPEN)
+
+
+def ahead(fit: ScalingFit, full: Mapping[str, float], baseline: Sequence[str]) -> Ahead:
+    """Pass rate at the full compute of every run, and compute to the level of the baseline's runs.
+
+    full: the full compute of each run, in the unit of the fit.
+    """
+    full_R = np.array([full[run] for run in fit.runs])
+    value_XR = fit._at(full_R[:, None], "run")[..., 0]
+    p = fit._parameters("run")
+    base = [fit.runs.index(run) for run in baseline]
+    gain_XR = LEVEL * (value_XR - p["R0"])
+    level_X = (p["R0"] + gain_XR)[:, base].mean(1)
+    columns = [
+        curves.compute_to(level_X, **{name: x[:, r] for name, x in p.items()})
+        for r in range(len(full_R))
+    ]
+    C_XR = np.minimum(np.stack(columns, 1), full_R)
+    with np.errstate(divide="ignore"):
+        log_XR = np.where(C_XR > 0, np.log(C_XR), np.nan)
+    return Ahead(list(fit.runs), value_XR, log_XR)
+
+
+def mean_of(ahead: Ahead, runs: Sequence[str], question: str) -> Floats:
+    """Draws [X] of the mean over the runs of a cell."""
+    x_XR = ahead.value_XR if question == "final" else ahead.log_compute_XR
+    return x_XR[:, [ahead.runs.index(run) for run in runs]].mean(1)
+
+
+def answers(
+    ahead: Ahead, cell: Sequence[str], baseline: Sequence[str], rule: Rule
+) -> dict[str, Answer]:
+    """Of both questions. Draws without an answer count for none of the probabilities."""
+    margins = {"final": rule.margin, "compute": float(np.log1p(rule.margin_compute))}
+    out = {}
+    for name, margin in margins.items():
+        d_X = mean_of(ahead, cell, name) - mean_of(ahead, baseline, name)
+        known_X = d_X[np.isfinite(d_X)]
+        at = (known_X.mean(), *np.quantile(known_X, [0.05, 0.95])) if len(known_X) else [np.nan] * 3
+        p = [float(np.mean(x)) for x in (d_X > margin, d_X < -margin, np.abs(d_X) <= margin)]
+        out[name] = Answer(*map(float, at), *p)
+    return out
+
+
+def reachable(
+    budget: float, cost: Mapping[str, float], stands: Mapping[str, float], live: Sequence[str]
+) -> float:
+    """The share that all `live` cells, which stand at one share, can reach; at most 1.
+
+    budget and cost (of each cell to its end) in one unit; stands: share of each cell so far. Shares
+    are multiples of 1 / STEP.
+    """
+    left = budget - sum(cost[cell] * stands[cell] for cell in cost)
+    now = stands[live[0]]
+    reach = now + left / sum(cost[cell] for cell in live)
+    return float(np.clip(np.floor(reach * STEP + 1e-9) / STEP, 0, 1))
+
+
+def first_of_halving(budget_share: float, others: int) -> float:
+    """The largest first share of successive halving of `others` cells beside the baseline, all of
+    one cost, that spends at most a share of the study."""
+    room = budget_share * (others + 1) - 1
+    for k in range(STEP, 0, -1):
+        if sum(
+            count * (share - before) for count, share, before in halves(k / STEP, others)
+        ) <= room * (1 + 1e-9):
+            return k / STEP
+    return 0.0
+
+
+def halves(first: float, others: int) -> Iterator[tuple[int, float, float]]:
+    """(cells that run, to which share, from which) of each round."""
+    before, share, count = 0.0, first, others
+    while True:
+        yield count, share, before
+        if share >= 1:
+            return
+        before, share, count = share, min(1.0, 2 * share), (count + 1) // 2
+
+
+# ------------------------------------------------------------------ the study
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared with what, and what may be spent.
+
+    cells: the runs of each cell; baseline: the cell that the others are compared with.
+    policy: one of POLICIES.
+    budget: compute that may be spent: a share of the study's, or, with absolute, in the unit of
+        what cells cost.
+    guarded: the baseline runs to its end first and its forecast is looked at; else it goes along
+        with the others, and forecasts are believed.
+
+    Raises InputError: an unknown policy or baseline, a budget that is none, or one cell alone.
+    """
+
+    cells: Cells
+    baseline: str
+    policy: str = "equal"
+    budget: float = 0.5
+    absolute: bool = False
+    guarded: bool = True
+    rule: Rule = Rule()
+
+    def __post_init__(self):
+        if self.policy not in POLICIES:
+            raise InputError("policy", self.policy, "unknown", f"use {'|'.join(POLICIES)}")
+        if self.baseline not in self.cells:
+            remedy = f"use one of {', '.join(self.cells)}"
+            raise InputError("baseline", self.baseline, "no such cell", remedy)
+        if not 0 < self.budget <= (np.inf if self.absolute else 1):
+            remedy = "give a share of the study, or unit=flops or device_s"
+            raise InputError("budget", self.budget, "not in (0, 1]", remedy)
+        if len(self.cells) < 2:
+            raise InputError("baseline", self.baseline, "the only cell", "sweep over something")
+
+    def others(self) -> list[str]:
+        return [cell for cell in self.cells if cell != self.baseline]
+
+
+Launch = Callable[[dict[str, float]], Mapping[str, float]]
+Forecast = Callable[[dict[str, float]], Ahead]
+
+
+@dataclass
+class Conduct:
+    """A study in rounds.
+
+    launch: brings cells to a share of their compute, and says what each cell costs to its end.
+    forecast: what the evaluations say with each cell cut to a share of its compute.
+    end: pass rate at which the baseline ended.
+    known: decisions that fell before the study was interrupted; they are made again as they were,
+        without a forecast.
+    """
+
+    plan: Plan
+    launch: Launch
+    forecast: Forecast
+    end: Callable[[], float]
+    known: Sequence[Decision] = ()
+
+    def __post_init__(self):
+        self.held = {(row["round"], row["cell"]): row for row in self.known}
+        self.stands = dict.fromkeys(self.plan.cells, 0.0)
+        self.agreed = {cell: (("", ""), 0) for cell in self.plan.others()}
+        self.cost: Mapping[str, float] = {}
+
+    def decisions(self) -> Iterator[Decision]:
+        """One by one, each when it falls: a start before it is launched.
+
+        Raises InputError if the budget does not reach beyond the baseline.
+        """
+        plan, live = self.plan, self.plan.others()
+        if plan.guarded:
+            yield from self._start(0, 1.0, [plan.baseline], "the baseline comes first")
+        else:
+            self.cost = self.launch({})
+        for turn in itertools.count(1):
+            going = live if plan.guarded else [plan.baseline, *live]
+            share, reason = self._next(turn, going)
+            if share <= self.stands[live[0]]:
+                break
+            yield from self._start(turn, share, going, reason)
+            if plan.guarded and turn == 1:
+                row = self.held.get((1, plan.baseline)) or self._guard()
+                yield row
+                if not row["passed"]:
+                    yield from self._start(2, 1.0, live, "the guard failed: the study runs whole")
+                    yield from self._judge(2, live)
+                    return
+            rows = self._judge(turn, live)
+            yield from rows
+            live = [row["cell"] for row in rows if row["decision"] == "go on"]
+            if not live:
+                return
+        if turn == 1:
+            reason = "does not reach beyond the baseline"
+            raise InputError("budget", plan.budget, reason, "give more of it")
+
+    def _next(self, turn: int, going: Sequence[str]) -> tuple[float, str]:
+        """The share of a round, and what was left for it; that of before where nothing is."""
+        if (turn, "") in self.held:
+            return self.held[turn, ""]["share"], ""
+        plan, all_of_it = self.plan, sum(self.cost.values())
+        budget = plan.budget if plan.absolute else plan.budget * all_of_it
+        reach, now = reachable(budget, self.cost, self.stands, going), self.stands[going[-1]]
+        if plan.policy == "fixed":
+            share = reach if turn == 1 else now
+        elif plan.policy == "halving":
+            first = first_of_halving(budget / all_of_it, len(plan.cells) - 1)
+            share = first if turn == 1 else min(1.0, 2 * now)
+        else:
+            share = min([share for share in SHARES if share > now][:1] + [reach])
+        used = sum(self.cost[cell] * self.stands[cell] for cell in self.cost)
+        return share, f"{used:.4g} of {budget:.4g} spent"
+
+    def _start(
+        self, turn: int, share: float, going: Sequence[str], reason: str
+    ) -> Iterator[Decision]:
+        row: Decision = {"round": turn, "share": share, "cell": "", "decision": "start"}
+        row |= {"cells": list(going), "reason": reason}
+        yield self.held.get((turn, "")) or row
+        self.cost = self.launch(dict.fromkeys(going, share))
+        self.stands |= dict.fromkeys(going, share)
+
+    def _guard(self) -> Decision:
+        """Whether the forecast of the baseline from QUARTER of its compute met its end."""
+        plan = self.plan
+        early = {cell: min(share, QUARTER) for cell, share in self.stands.items()}
+        x_X = mean_of(self.forecast(early), plan.cells[plan.baseline], "final")
+        low, high = map(float, np.quantile(x_X, [0.05, 0.95]))
+        forecast, end, most = float(x_X.mean()), self.end(), plan.rule.tolerance
+        passed = bool(abs(end - forecast) <= most)
+        row = {"round": 1, "share": early[plan.others()[0]], "cell": plan.baseline}
+        row |= {"decision": "guard", "passed": passed, "forecast": forecast, "q05": low}
+        reason = (
+            f"forecast {forecast:.3f}, end {end:.3f}: {'within' if passed else 'beyond'} {most:g}"
+        )
+        return row | {"q95": high, "end": end, "reason": reason}
+
+    def _judge(self, turn: int, live: Sequence[str]) -> list[Decision]:
+        """A line about each live cell, from one fit unless all of them are known."""
+        plan, share = self.plan, self.stands[live[0]]
+        rows = {cell: self.held[turn, cell] for cell in live if (turn, cell) in self.held}
+        if len(rows) < len(live):
+            seen = self.forecast(self.stands | {plan.baseline: share})
+            value = {cell: mean_of(seen, plan.cells[cell], "final").mean() for cell in live}
+            better = sorted(live, key=lambda cell: -value[cell])[: (len(live) + 1) // 2]
+            base = plan.cells[plan.baseline]
+            for cell in live:
+                if cell in rows:
+                    continue
+                row: Decision = {"round": turn, "share": share, "cell": cell}
+                for name, answer in answers(seen, plan.cells[cell], base, plan.rule).items():
+                    row[name] = {"says": answer.says(plan.rule.decide), **answer._asdict()}
+                decision, reason = self._stops(cell, row, cell in better)
+                rows[cell] = row | {"decision": decision, "reason": reason}
+        for cell in live:
+            said, count = self.agreed[cell]
+            now = said_in(rows[cell])
+            self.agreed[cell] = now, count + 1 if said == now else 1
+        return [rows[cell] for cell in live]
+
+    def _stops(self, cell: str, row: Decision, better: bool) -> tuple[str, str]:
+        """Whether a cell stops with the answers in this line, and why."""
+        policy, needed = self.plan.policy, self.plan.rule.in_a_row
+        said, count = self.agreed[cell]
+        count = count + 1 if said == said_in(row) else 1
+        missing = [name for name in QUESTIONS if row[name]["says"] == OPEN]
+        if policy == "equal" and not missing and count >= needed:
+            return "stop", "both answers are there"
+        if row["share"] >= 1:
+            return "stop", "seen whole"
+        if policy == "fixed":
+            return "stop", "the share that the budget allows"
+        if policy == "halving":
+            return ("go on", "in the better half") if better else ("stop", "in the worse half")
+        open_ = f"open: {', '.join(missing)}"
+        return "go on", open_ if missing else f"answered {count} times of {needed}"
+
+
+def said_in(row: Decision) -> tuple[str, str]:
+    return row["final"]["says"], row["compute"]["says"]
+
+
+def verdicts(decisions: Sequence[Decision]) -> dict[str, Decision]:
+    """The last line about each cell: where it stopped, or how far it has come."""
+    return {row["cell"]: row for row in decisions if row["decision"] in ("stop", "go on")}
