@@ -48,8 +48,8 @@ class _Running:
     def take(self, sample: Finished) -> None:
         g, n = sample.key[1], len(sample.token_T)
         self.length_G[g] = n
-        for name in ("token", "logp", "value", "version"):
-            getattr(self, f"{name}_GT")[g, :n] = getattr(sample, f"{name}_T")
+        self.token_GT[g, :n], self.logp_GT[g, :n] = sample.token_T, sample.logp_T
+        self.value_GT[g, :n], self.version_GT[g, :n] = sample.value_T, sample.version_T
 
 
 def rules(config: Config, env: Env) -> sampler.Rules:

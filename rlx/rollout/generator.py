@@ -195,11 +195,13 @@ class SlotGenerator:
                 limit_W=np.zeros(self.W, np.int32),
                 stop_WN=np.full((self.W, self.N), -1, np.int32),
             )
-            for row, (slot, request) in ((row, i) for row, items in enumerate(some) for i in items):
-                new.row_W[slot] = row
-                new.serial_W[slot], new.sample_W[slot] = request.key
-                new.limit_W[slot] = min(request.limit, self.T)
-                new.stop_WN[slot, : len(request.stop_ids)] = request.stop_ids
+            slot_B, requests = zip(*itertools.chain(*some), strict=True)
+            slot_B = np.array(slot_B)
+            new.row_W[slot_B] = np.repeat(np.arange(len(some)), [len(items) for items in some])
+            new.serial_W[slot_B], new.sample_W[slot_B] = np.array([r.key for r in requests]).T
+            new.limit_W[slot_B] = np.minimum([r.limit for r in requests], self.T)
+            fill = (-1,) * self.N
+            new.stop_WN[slot_B] = [(*r.stop_ids, *fill)[: self.N] for r in requests]
             yield right_padded(prompts, self.U, self.pad_id, rows=self.P), new
 
     def _given(self, resumed: list[tuple[int, Request]]):
@@ -227,16 +229,23 @@ class SlotGenerator:
         return finished, Drawn(self.prompt_length_W.copy(), before_W, self.count_W)
 
     def _taken(self, over: list[tuple[Key, int]]) -> list[Finished]:
-        """Only these rows leave the device, a power of two at a time: few programs."""
+        """Only these rows leave the device, a power of two of them, so that programs are few; all
+        of them where that is half of the slots.
+        """
         if not over:
             return []
+        slot_N = np.array([slot for _, slot in over], np.int32)
         n = 1 << (len(over) - 1).bit_length()
-        slot_N = np.zeros(n, np.int32)
-        slot_N[: len(over)] = [slot for _, slot in over]
-        rows = zip(*processes.to_host(sampler.rows(self.slots, slot_N)), strict=True)
+        if 2 * n > self.W:
+            rows = (x_WT[slot_N] for x_WT in processes.to_host(sampler.arrays(self.slots)))
+        else:
+            padded_N = np.pad(slot_N, (0, n - len(slot_N)))
+            rows = processes.to_host(sampler.rows(self.slots, padded_N))
         return [
-            Finished(key, *(x_T[: self.count_W[slot]] for x_T in row))
-            for (key, slot), row in zip(over, rows, strict=False)
+            Finished(key, token_T[:n], logp_T[:n], value_T[:n], version_T[:n])
+            for (key, _), n, token_T, logp_T, value_T, version_T in zip(
+                over, self.count_W[slot_N].tolist(), *rows, strict=False
+            )
         ]
 
     def release(self, keys: Sequence[Key]) -> None:

@@ -282,8 +282,12 @@ def resume(slots: Slots, given_WT, n_W, limit_W, *, mesh: Mesh) -> Slots:
     return jax.lax.with_sharding_constraint(on, shardings(slots, mesh))
 
 
+def arrays(slots: Slots) -> tuple[jax.Array, ...]:
+    """(tokens, log-probabilities, values, versions), [W, T] each."""
+    return slots.token_WT, slots.logp_WT, slots.value_WT, slots.version_WT
+
+
 @jax.jit
 def rows(slots: Slots, slot_N) -> tuple[jax.Array, ...]:
-    """(tokens, log-probabilities, values, versions) of some slots, [N, T] each."""
-    arrays = (slots.token_WT, slots.logp_WT, slots.value_WT, slots.version_WT)
-    return tuple(x_WT[slot_N] for x_WT in arrays)
+    """The same of some slots, [N, T] each."""
+    return tuple(x_WT[slot_N] for x_WT in arrays(slots))
