@@ -346,7 +346,9 @@ def table(out: Path, parts: list[str]) -> str:
 def main(argv: list[str]) -> None:
     options = read_options(Options, argv)
     parts = options.parts.split(",")
-    for key, names, known in (("parts", parts, SHARES), ("size", [options.size], WORKLOADS)):
+    part = [options.part] if options.part else []
+    named = {"parts": (parts, SHARES), "part": (part, SHARES), "size": ([options.size], WORKLOADS)}
+    for key, (names, known) in named.items():
         for name in names:
             if name not in known:
                 raise InputError(key, name, "unknown name", f"use {', '.join(known)}")

@@ -56,7 +56,8 @@ class Health:
         self.unvaried += row["rollout/zero_variance_share"] == 1
         said = f"in {self.unvaried} of {version} updates every group was rewarded alike: there was "
         how = f"nothing to learn (rollout/score_mean={row['rollout/score_mean']:.3g})"
-        self.note("unvaried", self.unvaried, said + how)
+        if self.unvaried == version or self.unvaried >= 10:  # one of many is no matter
+            self.note("unvaried", self.unvaried, said + how)
 
     def measured(self, row: dict[str, Any]) -> None:
         """After an evaluation."""
