@@ -90,9 +90,16 @@ def _checksums(named: dict[str, jax.Array]) -> dict[str, jax.Array]:
 def checksums(tree: Any) -> dict[str, int]:
     """Of the arrays of a pytree, by their paths.
 
-    By one program: several at once, each with sums over devices, may wait for each other for ever.
+    One program at a time, for all arrays of the same devices: several at once, each with sums over
+    devices, may wait for each other for ever.
     """
-    found = jax.device_get(_checksums(_named(tree)))
+    apart: dict[Any, dict[str, Any]] = {}
+    for name, x in _named(tree).items():
+        x = jnp.asarray(x)
+        apart.setdefault(frozenset(x.sharding.device_set), {})[name] = x
+    found = {}
+    for named in apart.values():
+        found |= jax.device_get(_checksums(named))
     return {name: int(x) for name, x in found.items()}
 
 
