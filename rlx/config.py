@@ -81,7 +81,10 @@ def _outside(value: float, interval: str, held: Callable[[float], bool]):
 
 PIPELINES = ("sync", "pipeline", "ppo_off_policy")
 SCHEDULES = ("deterministic", "threads")
-CORRECTIONS = ("none", "truncated", "masked")
+CORRECTIONS = (
+    *("none", "truncated", "masked"),
+    *("sequence_truncated", "sequence_masked", "geometric_truncated", "geometric_masked"),
+)
 KLS = ("none", "k1_reward", "k2", "k3")
 REWARDS = ("score", "format", "random", "model")
 SHAPES = ("linear", "sigmoid")
@@ -221,9 +224,11 @@ class AlgoConfig(Section):
     loss: str = "cispo"  # or the import path MODULE:FUNCTION of one
     advantage: str = "batch_norm"
     aggregation: str = "prompt_mean"
-    clip_low: float = 0.2  # ppo_clip, gspo: the ratio is kept above 1 - clip_low
-    clip_high: float = 0.28  # ppo_clip, gspo: and below 1 + clip_high
-    is_cap: float = 5.0  # cispo: absolute bound on the importance ratio
+    clip_low: float = 0.2  # bounds on the importance ratio: 1 - clip_low ...
+    clip_high: float = 0.28  # ... and 1 + clip_high; gmpo: on its log, dppo: on a divergence
+    is_cap: float = 5.0  # cispo, dppo: absolute bound on the importance ratio
+    tau_positive: float = 1.0  # sapo: how soon the gate closes where the advantage is positive
+    tau_negative: float = 1.05  # sapo: and where it is not
     advantage_eps: float = 1e-6  # added to the std that normalises advantages
     correction: str = "none"  # of the sampler's policy, for losses that do not correct themselves
     correction_cap: float = 2.0  # truncated: bound on the weight; masked: [1 / cap, cap] counts
@@ -257,8 +262,8 @@ class AlgoConfig(Section):
 
     section = "algo."
     ranges = {
-        "(0, inf)": "is_cap advantage_eps tbrm_beta reward_sharpness length_penalty_tokens "
-        "band_retest_epochs",
+        "(0, inf)": "is_cap tau_positive tau_negative advantage_eps tbrm_beta reward_sharpness "
+        "length_penalty_tokens band_retest_epochs",
         "[0, inf)": "clip_high kl_coef entropy_coef value_coef value_clip",
         "[0, 1]": "gamma gae_lambda retire_pass_rate band_low band_high",
         "[0, 1)": "clip_low",

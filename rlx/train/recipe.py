@@ -24,6 +24,8 @@ class Hyper(NamedTuple):
     clip_low: float
     clip_high: float
     is_cap: float
+    tau_positive: float
+    tau_negative: float
     advantage_eps: float
     correction_cap: float
     kl_coef: float

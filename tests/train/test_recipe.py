@@ -30,8 +30,9 @@ def greedy(logp_BT, behavior_logp_BT, adv_BT, mask_BT, *, appetite):
 
 def test_what_each_loss_needs():
     clips = {name: recipe.clips(AlgoConfig(loss=name)) for name in LOSSES}
-    assert clips == dict.fromkeys(("ppo_clip", "cispo", "gspo"), True) | {
-        "reinforce": False, "tbrm": False
+    clipping = ("ppo_clip", "cispo", "gspo", "gmpo", "double_sided", "dppo_tv", "dppo_kl")
+    assert clips == dict.fromkeys(clipping, True) | {
+        "reinforce": False, "sapo": False, "tbrm": False
     }  # fmt: skip
     needing = [name for name in LOSSES if recipe.needs_reference(AlgoConfig(loss=name))]
     assert needing == ["tbrm"]
