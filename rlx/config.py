@@ -241,6 +241,9 @@ class AlgoConfig(Section):
     gamma: float = 1.0  # gae: discount per token
     gae_lambda: float = 0.95
     tbrm_beta: float = 0.1  # tbrm: reward per nat
+    # Teacher: the token's log-ratio to it is an advantage, beside the reward's or (distill) alone
+    teacher: str = ""  # run, folder or .gguf file of a policy with the same tokens; empty: none
+    teacher_coef: float = 1.0  # advantage per nat
     # Reward
     reward: str = "score"  # model: reward_model's; format and random know no answer: controls
     reward_model: str = "runs/reward_model"  # run of experiments.reward_model; judge of preference
@@ -262,7 +265,7 @@ class AlgoConfig(Section):
 
     section = "algo."
     ranges = {
-        "(0, inf)": "is_cap tau_positive tau_negative advantage_eps tbrm_beta reward_sharpness "
+        "(0, inf)": "is_cap tau_positive tau_negative teacher_coef advantage_eps tbrm_beta reward_sharpness "
         "length_penalty_tokens band_retest_epochs",
         "[0, inf)": "clip_high kl_coef entropy_coef value_coef value_clip",
         "[0, 1]": "gamma gae_lambda retire_pass_rate band_low band_high",

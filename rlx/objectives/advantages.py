@@ -62,6 +62,24 @@ def none(reward_PG):
     return reward_PG
 
 
+def distill(reward_PG):
+    """A = 0: the reward is only watched, and what `towards_teacher` adds is all"""
+    return jnp.zeros_like(reward_PG)
+
+
+def towards_teacher(teacher_logp_BT, behavior_logp_BT, mask_BT):
+    """A = log pi_teacher - log pi_behavior of the token that was drawn, [B, T]; 0 where masked
+
+    Added to what a reward says, or alone. On-policy its policy gradient is that of
+    -KL(pi || pi_teacher), token by token with discount 0: a token does not answer for those after
+    it. It has to be of the token that was drawn. The KL itself, over all words or over the k
+    likeliest, is the same whatever was drawn, and as an advantage has no gradient in expectation.
+    On-policy distillation: Agarwal et al. 2023 (arXiv 2306.13649); in this form Thinking Machines
+    2025, "On-policy distillation".
+    """
+    return jnp.where(mask_BT.astype(bool), teacher_logp_BT - behavior_logp_BT, 0)
+
+
 def advantages(reward_PG, keep_P, *, kind, eps, ddof=1):
     """The advantage of each sample, [P, G], under the estimator named `kind`; 0 where dropped."""
     if kind not in ADVANTAGES:
@@ -113,4 +131,7 @@ def gae(value_BT, reward_BT, mask_BT, *, gamma, lam):
 
 
 # Those that ask for value_BT need a critic, and are called by the step themselves.
-ADVANTAGES = {f.__name__: f for f in (none, centered, prompt_norm, batch_norm, leave_one_out, gae)}
+ADVANTAGES = {
+    f.__name__: f
+    for f in (none, centered, prompt_norm, batch_norm, leave_one_out, distill, gae)
+}

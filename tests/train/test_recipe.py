@@ -78,6 +78,17 @@ def test_its_name_is_static(tiny):
             "algo.correction=masked: algo.loss=cispo carries its own ratio .*; set "
             "algo.loss=reinforce or ppo_clip, or algo.correction=none",
         ),
+        (
+            {"advantage": "distill_top_k", "teacher": "a"},
+            "algo.advantage=distill_top_k: a KL over the k likeliest words .*; use "
+            "algo.advantage=distill, of the token that was drawn",
+        ),
+        ({"advantage": "distill"}, "algo.teacher=: algo.advantage=distill learns from a .*; give"),
+        (
+            {"advantage": "distill", "teacher": "a"},
+            "algo.zero_variance=drop: who has a teacher alone learns from .*; set",
+        ),
+        ({"loss": "tbrm", "teacher": "a"}, "algo.loss=tbrm: it holds the reward and "),
         ({"loss": "tbrm", "kl": "k2", "kl_coef": 0.1}, "algo.loss=tbrm: it holds the reward and "),
     ],
 )
