@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from rlx import flops
-from rlx.config import Config, identity
+from rlx.config import Config, ModelConfig, identity
 from rlx.envs.base import Env, eval_sets
 from rlx.record import RunRecord
 from rlx.rollout.buffer import Buffer
@@ -105,16 +105,20 @@ def waiting_metrics(engine: Engine, buffer: Buffer) -> dict[str, float]:
     }
 
 
-def spend_update(ledger: flops.Ledger, config: Config, env: Env, groups: list[Group]) -> None:
+def spend_update(
+    ledger: flops.Ledger, config: Config, env: Env, groups: list[Group],
+    teacher: ModelConfig | None = None,
+) -> None:  # fmt: skip
     """Enter one update: its own FLOPs, and what the prompts it passed over had cost."""
     model, vocab, algo = config.model, env.tokenizer.vocab_size, config.algo
+    compared = [model] * recipe.needs_reference(algo) + ([teacher] if teacher else [])
     for group in groups:
         length, length_G = len(group.prompt_U), group.length_G
         parts = np.split(length_G, config.optim.group_slices)  # each runs the prompt
         ledger.samples += len(length_G)
-        if recipe.needs_reference(algo):
+        for other in compared:
             for part in parts:
-                ledger.reference_flops += flops.reference_flops(model, vocab, length, part)
+                ledger.reference_flops += flops.reference_flops(other, vocab, length, part)
         if recipe.has_critic(algo):
             ledger.critic_flops += flops.critic_flops(model, length_G)
         if algo.zero_variance == "drop" and group.zero_variance:

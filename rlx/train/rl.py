@@ -31,7 +31,7 @@ from rlx.rollout.buffer import Buffer
 from rlx.rollout.engine import Engine
 from rlx.rollout.generator import Weights, published
 from rlx.track import tracker
-from rlx.train import schedule, start
+from rlx.train import schedule, start, teacher
 from rlx.train.batch import collate
 from rlx.train.clock import Clock
 from rlx.train.health import Health
@@ -47,6 +47,7 @@ from rlx.train.report import (
 from rlx.train.spec import names, numbers
 from rlx.train.state import init_state, placed
 from rlx.train.step import make_train_step
+from rlx.train.teacher import Teacher
 from rlx.types import Params
 
 
@@ -63,15 +64,17 @@ class Run:
 
     def __init__(
         self, config: Config, graders: Graders, mesh: Mesh, record: RunRecord, clock: Clock,
-        params: Params, forecast: Forecast,
+        params: Params, taught: Teacher | None, forecast: Forecast,
     ):  # fmt: skip
         self.config, self.mesh, self.record, self.clock = config, mesh, record, clock
         self.graders, self.env = graders, graders.env
-        spec = names(config, mesh)
+        self.teacher = taught.model if taught else None
+        spec = names(config, mesh, self.teacher)
         self.state = init_state(spec, params, config.seed)
         needed = spec.reference or spec.lora_rank  # adapters change it, or a term compares with it
         self.start = placed(params, mesh) if needed else None
-        self.train_step = make_train_step(spec, numbers(config), self.start)
+        theirs = taught.params if taught else None
+        self.train_step = make_train_step(spec, numbers(config), self.start, theirs)
         self.ledger, pipeline = flops.Ledger(), config.pipeline
         refill = config.algo.zero_variance == "refill"
         prompts = config.rollout.prompts_per_step
@@ -103,7 +106,7 @@ class Run:
         row = {"step": version, **metrics, **rollout_metrics(groups, version)}
         with self.engine.lock:
             self.buffer.take(version)
-            spend_update(self.ledger, self.config, self.env, groups)
+            spend_update(self.ledger, self.config, self.env, groups, self.teacher)
             row |= waiting_metrics(self.engine, self.buffer)
             row["schedule/events"], self.engine.events = self.engine.events, ""
             graded = self.ledger.samples + len(self.buffer.waiting) * self.engine.G
@@ -185,7 +188,9 @@ def run(
     record.update_manifest(warm_start_flops=spent)
     if graders.scorer:
         record.update_manifest(reward_model_flops=graders.scorer.spent)
-    it = Run(config, graders, mesh, record, clock, params, forecast)
+    if taught := teacher.load(config, graders.env, mesh):
+        record.update_manifest(teacher_flops=taught.spent)
+    it = Run(config, graders, mesh, record, clock, params, taught, forecast)
     del params  # the state has copies
     turns = schedule.make(config.pipeline, it.engine, it.buffer, it.weights, clock)
     quiet = not progress or not record.writes

@@ -31,6 +31,7 @@ class Spec(NamedTuple):
     vocab_chunk: int
     head_dtype: str
     mesh: Mesh
+    teacher: ModelConfig | None = None
 
     @property
     def forward(self) -> dict[str, Any]:
@@ -39,10 +40,12 @@ class Spec(NamedTuple):
         return {name: getattr(self, name) for name in names}
 
 
-def names(config: Config, mesh: Mesh) -> Spec:
+def names(config: Config, mesh: Mesh, teacher: ModelConfig | None = None) -> Spec:
+    """teacher: the architecture of `algo.teacher`."""
     algo = config.algo
     fields = {**vars(config.optim), **vars(algo), "mesh": mesh}
     fields["model"] = attention.chosen(config.model, mesh)
+    fields["teacher"] = attention.chosen(teacher, mesh) if teacher else None
     fields["critic"] = recipe.has_critic(algo)
     fields["reference"] = recipe.needs_reference(algo)
     fields["entropy_bonus"] = algo.entropy_coef > 0

@@ -24,14 +24,16 @@ from rlx.train.targets import targets
 from rlx.types import Batch, Params, TrainState
 
 
-def _train_step(state: TrainState, batch: Batch, base, reference, hyper: Hyper, *, spec: Spec):
+def _train_step(
+    state: TrainState, batch: Batch, base, reference, teacher, hyper: Hyper, *, spec: Spec
+):
     """(state, batch) -> (state, metrics), pure."""
     whole = lambda params: lora.merged(base, params, hyper.lora_scale) if base else params  # noqa: E731
     keep_P = batch.keep_P
     if spec.drop_zero_variance:
         keep_P = keep_P * ~zero_variance(batch.reward_PG)
     batch, P = kept_first(batch, keep_P), len(keep_P)
-    to = targets(batch, reference, hyper, spec)
+    to = targets(batch, reference, teacher, hyper, spec)
     by_sample = batch.replace(reward_PG=batch.reward_PG.reshape(-1))
     slices = in_slices((by_sample, to), P, spec.microbatches, spec.mesh, spec.group_slices)
 
@@ -69,21 +71,28 @@ def _train_step(state: TrainState, batch: Batch, base, reference, hyper: Hyper, 
 jitted_step = jax.jit(_train_step, static_argnames="spec", donate_argnames="state")
 
 
-def make_train_step(spec: Spec, hyper: Hyper, start: Params | None = None):
+def make_train_step(
+    spec: Spec, hyper: Hyper, start: Params | None = None, teacher: Params | None = None
+):
     """The jitted (state, batch) -> (state, metrics) with these names and numbers.
 
     start: the parameters that adapters change, and that a KL term or the Bellman residual compares
-    with; laid out on the mesh here. ValueError if they are needed and missing.
+    with; teacher: those of `algo.teacher`; laid out on the mesh here. ValueError if they are needed
+    and missing.
     """
     if spec.reference or spec.lora_rank:
         if start is None:
             what = f"algo.kl={spec.kl}, algo.loss={spec.loss}, optim.lora_rank={spec.lora_rank}"
             raise ValueError(f"start=None: {what}; give params")
         start = placed(start, spec.mesh)
+    if spec.teacher:
+        if teacher is None:
+            raise ValueError("teacher=None: algo.teacher is set; give params")
+        teacher = placed(teacher, spec.mesh)
     base, reference = start if spec.lora_rank else None, start if spec.reference else None
 
     def train_step(state: TrainState, batch: Batch):
         batch = on_mesh(batch, spec.mesh)
-        return jitted_step(state, batch, base, reference, hyper, spec=spec)
+        return jitted_step(state, batch, base, reference, teacher, hyper, spec=spec)
 
     return train_step

@@ -44,12 +44,12 @@ def _load(path: str, config: Config, env: Env, mesh: Mesh) -> Teacher:
     model = ModelConfig(**{**run_options, "path": path})
     theirs = start.of_run(path)["env"] if start.is_run(path) else replace(config.env, tokenizer="")
     source = start.resolve(replace(config, model=model, env=theirs))
-    own = start.make_env(source)
+    own = start.make_env(replace(source, model=replace(source.model, context_tokens=0)))
     if start.vocabulary(own.tokenizer) != start.vocabulary(env.tokenizer):
         reason = "its token ids do not stand for the same texts as the policy's"
         raise InputError("algo.teacher", path, reason, "give a policy with the same tokenizer")
-    longest, room = env.max_prompt_tokens + config.rollout.max_new_tokens, source.model.context_tokens
-    if 0 < room < longest:
+    longest = env.max_prompt_tokens + config.rollout.max_new_tokens
+    if 0 < (room := source.model.context_tokens) < longest:
         reason = f"it has room for {room} tokens, prompt and answer take up to {longest}"
         raise InputError("algo.teacher", path, reason, "lower rollout.max_new_tokens")
     params, spent = start.load(source, own, mesh, path)
