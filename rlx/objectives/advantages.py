@@ -132,6 +132,5 @@ def gae(value_BT, reward_BT, mask_BT, *, gamma, lam):
 
 # Those that ask for value_BT need a critic, and are called by the step themselves.
 ADVANTAGES = {
-    f.__name__: f
-    for f in (none, centered, prompt_norm, batch_norm, leave_one_out, distill, gae)
+    f.__name__: f for f in (none, centered, prompt_norm, batch_norm, leave_one_out, distill, gae)
 }

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from rlx.models import moe, transformer
+from rlx.objectives import mismatch
 from rlx.objectives.logprobs import log_partition
 from rlx.objectives.losses import policy_objective
 from rlx.objectives.terms import correction, kl, value_loss
@@ -95,6 +96,7 @@ def objective(params, batch: Batch, to: Targets, hyper: Hyper, spec: Spec):
         "policy/clipped_share": jnp.sum(info["clipped_BT"]),
         "policy/kl": jnp.sum(info["kl_BT"]),
         "critic/loss": jnp.sum(info["value_BT"]),
+        **mismatch.sums(info["logp_BT"], batch.behavior_logp_BT, mask_BT),
     }
     maxima = {
         "policy/logp_gap_max": jnp.max(gap_BT),

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from rlx.models import lora, moe
+from rlx.objectives import mismatch
 from rlx.objectives.advantages import zero_variance
 from rlx.train.batch import in_slices, kept_first, on_mesh
 from rlx.train.objective import ZERO_MAXIMA, ZERO_SUMS, objective
@@ -47,12 +48,14 @@ def _train_step(
     kept = jnp.sum(batch.keep_P)
     used = jnp.ceil(kept * spec.microbatches / P).astype(jnp.int32) * spec.group_slices
     has_routers = spec.model.n_experts and batch.completion_BT.shape[1] > 1
-    zero_sums = ZERO_SUMS | (moe.zero_balance(spec.model) if has_routers else {})
+    zero_sums = (
+        ZERO_SUMS | mismatch.zero_sums() | (moe.zero_balance(spec.model) if has_routers else {})
+    )
     zeros = (jax.tree.map(jnp.zeros_like, state.params), zero_sums, dict(ZERO_MAXIMA))
     grads, sums, maxima = jax.lax.fori_loop(0, used, add_slice, zeros)
 
     tokens, value = sums.pop("tokens"), sums.pop("objective")
-    balance = moe.pop_balance(sums) if has_routers else {}
+    apart = mismatch.pop(sums, tokens) | (moe.pop_balance(sums) if has_routers else {})
     moving = optimizer(hyper, state.version, learns=used > 0)
     state, grad_norm, finite = ascend(state, grads, value, moving, spec.mesh)
     metrics = {
@@ -63,7 +66,7 @@ def _train_step(
         "update/skipped": 1 - finite.astype(jnp.float32),
         **{name: total / jnp.maximum(tokens, 1) for name, total in sums.items()},
         **maxima,
-        **balance,
+        **apart,
     }
     return state, metrics
 

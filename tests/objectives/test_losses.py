@@ -198,8 +198,8 @@ def test_a_policy_that_is_certain_of_its_token_has_a_divergence():
 # --- a float64 loop -------------------------------------------------------------------------------
 
 
-# What token i of a sequence adds: log-probs of its tokens under the learner, the same held constant,
-# those of the sampler; the advantage.
+# What token i of a sequence adds: log-probs of its tokens under the learner, the same held constant
+# and those of the sampler; the advantage.
 LOW, HIGH, CAP = (NUMBERS[name] for name in ("clip_low", "clip_high", "is_cap"))
 
 
@@ -209,8 +209,7 @@ def pessimistic(rho, a):
 
 def loop_gmpo(logp, held, behavior, a, i):
     bounded = [
-        min(x - y, HIGH) if a > 0 else max(x - y, -LOW)
-        for x, y in zip(logp, behavior, strict=True)
+        min(x - y, HIGH) if a > 0 else max(x - y, -LOW) for x, y in zip(logp, behavior, strict=True)
     ]
     return a * math.prod(math.exp(x) for x in bounded) ** (1 / len(bounded))
 
