@@ -92,6 +92,7 @@ LENGTH_CONTROLS = ("none", "interruption", "penalty_passes", "penalty_all")
 ZERO_VARIANCE = ("keep", "drop", "refill")
 TRACKERS = ("none", "tensorboard", "wandb")
 DTYPES = ("float32", "bfloat16")
+COMPUTE_DTYPES = (*DTYPES, "float16")
 ATTENTIONS = ("auto", "xla", "cudnn")
 ROPE_SCALINGS = ("none", "linear", "llama3", "yarn")
 ENVS = ("digit_chain", "reasoning_gym", "math", "code", "mixture", "preference")
@@ -146,7 +147,7 @@ class ModelConfig(Section):
     query_chunk: int = 0  # queries whose attention scores exist at once; 0: all
     attention: str = "auto"  # xla, or cudnn: fused, on NVIDIA GPUs in bfloat16
     param_dtype: str = "float32"  # parameters, and with them the optimiser's moments
-    compute_dtype: str = "float32"  # activations, keys and values
+    compute_dtype: str = "float32"  # activations, keys and values; float16 scales its gradients
 
     section = "model."
     ranges = {
@@ -158,7 +159,7 @@ class ModelConfig(Section):
     }
     names = {
         "rope_scaling": ROPE_SCALINGS, "router": ROUTERS, "moe_dispatch": DISPATCHES,
-        "param_dtype": DTYPES, "compute_dtype": DTYPES, "attention": ATTENTIONS,
+        "param_dtype": DTYPES, "compute_dtype": COMPUTE_DTYPES, "attention": ATTENTIONS,
     }  # fmt: skip
 
     def check(self):
@@ -265,8 +266,8 @@ class AlgoConfig(Section):
 
     section = "algo."
     ranges = {
-        "(0, inf)": "is_cap tau_positive tau_negative teacher_coef advantage_eps tbrm_beta reward_sharpness "
-        "length_penalty_tokens band_retest_epochs",
+        "(0, inf)": "is_cap tau_positive tau_negative teacher_coef advantage_eps tbrm_beta "
+        "reward_sharpness length_penalty_tokens band_retest_epochs",
         "[0, inf)": "clip_high kl_coef entropy_coef value_coef value_clip",
         "[0, 1]": "gamma gae_lambda retire_pass_rate band_low band_high",
         "[0, 1)": "clip_low",

@@ -34,6 +34,11 @@ class Spec(NamedTuple):
     teacher: ModelConfig | None = None
 
     @property
+    def half(self) -> bool:
+        """Whether gradients may overflow or vanish for want of bits of the exponent."""
+        return self.model.compute_dtype == "float16"
+
+    @property
     def forward(self) -> dict[str, Any]:
         """Of rlx.train.forward.policy."""
         names = ("model", "mesh", "vocab_chunk", "head_dtype")

@@ -20,7 +20,7 @@ from rlx.train.batch import in_slices, kept_first, on_mesh
 from rlx.train.objective import ZERO_MAXIMA, ZERO_SUMS, objective
 from rlx.train.recipe import Hyper
 from rlx.train.spec import Spec
-from rlx.train.state import ascend, optimizer, placed
+from rlx.train.state import ascend, loss_scale, optimizer, placed
 from rlx.train.targets import targets
 from rlx.types import Batch, Params, TrainState
 
@@ -38,9 +38,14 @@ def _train_step(
     by_sample = batch.replace(reward_PG=batch.reward_PG.reshape(-1))
     slices = in_slices((by_sample, to), P, spec.microbatches, spec.mesh, spec.group_slices)
 
+    scale = loss_scale(state)
+
     def add_slice(i, total):
+        def of_part(params):
+            value, told = objective(whole(params), *part, hyper, spec)
+            return scale * value, told
+
         part = jax.tree.map(lambda x: x[i], slices)
-        of_part = lambda params: objective(whole(params), *part, hyper, spec)  # noqa: E731
         grads, (sums, maxima) = jax.grad(of_part, has_aux=True)(state.params)
         grads, sums = jax.tree.map(jnp.add, total[:2], (grads, sums))
         return grads, sums, jax.tree.map(jnp.maximum, total[2], maxima)
@@ -56,7 +61,7 @@ def _train_step(
 
     tokens, value = sums.pop("tokens"), sums.pop("objective")
     apart = mismatch.pop(sums, tokens) | (moe.pop_balance(sums) if has_routers else {})
-    moving = optimizer(hyper, state.version, learns=used > 0)
+    moving = optimizer(hyper, state.version, used > 0, spec.half)
     state, grad_norm, finite = ascend(state, grads, value, moving, spec.mesh)
     metrics = {
         "objective": value,
@@ -64,6 +69,7 @@ def _train_step(
         "grad_norm": grad_norm,
         "prompts_kept": kept,
         "update/skipped": 1 - finite.astype(jnp.float32),
+        "update/loss_scale": scale,
         **{name: total / jnp.maximum(tokens, 1) for name, total in sums.items()},
         **maxima,
         **apart,
