@@ -20,7 +20,6 @@ from rlx.train.recipe import Hyper
 from rlx.train.spec import Spec
 from rlx.types import Params, TrainState
 
-
 FIRST_SCALE, STEADY = 2.0**15, 200
 
 

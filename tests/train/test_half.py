@@ -1,5 +1,5 @@
 # ruff: noqa: F401, F811
-"""float16: the gradient is of a scaled objective; what overflows is skipped and the scale halved."""
+"""float16: the gradient is of a scaled objective; what overflows is skipped, the scale halved."""
 
 from dataclasses import replace
 
