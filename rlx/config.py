@@ -99,6 +99,7 @@ ENVS = ("digit_chain", "reasoning_gym", "math", "code", "mixture", "preference")
 ROUTERS = ("softmax", "sigmoid")
 DISPATCHES = ("sorted", "dense")
 ON_GRADE_ERROR = ("zero", "stop")
+GUARD_ACTIONS = ("none", "stop", "lower")
 
 
 @dataclass(frozen=True)
@@ -480,6 +481,34 @@ class ForecastConfig(Section):
 
 
 @dataclass(frozen=True)
+class GuardConfig(Section):
+    """When a run collapses, and what is done about it: see rlx.train.guard."""
+
+    action: str = "none"  # stop the run, or lower its learning rate
+    updates: int = 10  # over which is averaged what is compared
+    ess_min: float = 0.0  # effective sample size, as a share of the tokens; 0: not watched
+    entropy_min: float = 0.0  # nats per token; 0: not watched
+    unvaried_max: float = 1.0  # share of groups whose rewards are all alike; 1: not watched
+    lower_by: float = 0.5  # lower: factor of the learning rate, each time
+
+    section = "guard."
+    ranges = {
+        "(0, inf)": "updates",
+        "[0, inf)": "entropy_min",
+        "[0, 1)": "ess_min",
+        "[0, 1]": "unvaried_max",
+        "(0, 1)": "lower_by",
+    }
+    names = {"action": GUARD_ACTIONS}
+
+    def check(self):
+        watched = self.ess_min or self.entropy_min or self.unvaried_max < 1
+        if self.action != "none" and not watched:
+            remedy = "set guard.ess_min, guard.entropy_min or guard.unvaried_max"
+            self.refuse("action", "nothing is watched", remedy)
+
+
+@dataclass(frozen=True)
 class MeshConfig(Section):
     data: int = 0  # devices that split the prompts of a batch; 0: all that divide it
     fsdp: int = 1  # devices that split the parameters, and the prompts too
@@ -521,6 +550,7 @@ class Config(Section):
     mesh: MeshConfig = field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     forecast: ForecastConfig = field(default_factory=ForecastConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     steps: int = 200
     until: int = 0  # update after which the run pauses, to be continued; 0: it runs to its end
     seed: int = 0
@@ -606,8 +636,8 @@ class Config(Section):
 def _supervised(config: Config) -> None:
     if config.optim.group_slices > 1:
         config.refuse("optim.group_slices", "no groups here", "use optim.microbatches")
-    for key in ("until", "forecast.every_evals"):
-        if functools.reduce(getattr, key.split("."), config):
+    for key, off in {"until": 0, "forecast.every_evals": 0, "guard.action": "none"}.items():
+        if functools.reduce(getattr, key.split("."), config) != off:
             config.refuse(key, "for runs of reinforcement learning alone", "leave it out")
 
 
