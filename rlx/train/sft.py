@@ -9,11 +9,10 @@ checkpoints are those of a run, and the result is a run directory that `model.pa
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -24,18 +23,16 @@ from rlx.envs.grading import Graders
 from rlx.errors import InputError
 from rlx.evaluate import evaluate
 from rlx.models import lora
-from rlx.record import RunRecord, said_of
+from rlx.record import said_of
 from rlx.rollout.engine import make_generator
 from rlx.rollout.generator import Weights, published
 from rlx.train import start
 from rlx.train.batch import demonstrated
-from rlx.train.clock import Clock
-from rlx.train.loop import Stop, drawn, never, supervise
+from rlx.train.loop import Place, Row, Task, drawn
 from rlx.train.recorded import recorded
 from rlx.train.spec import names, numbers
 from rlx.train.state import init_state
 from rlx.train.step import make_train_step
-from rlx.types import TrainState
 
 
 class Trace(NamedTuple):
@@ -92,54 +89,46 @@ def demonstrations(config: SftConfig, env: Env) -> tuple[list[Trace], int]:
     return traces, len(everything) - len(traces)
 
 
-def sft(config: SftConfig, *, progress: bool = True, stop: Stop = never) -> dict[str, Any]:
-    """Fine-tune to the end (or find it ended) and return the manifest; raises as `recorded`."""
-    return recorded(run, config, progress, stop)
+class SupervisedFineTuning(Task):
+    def __init__(self, config: SftConfig, place: Place, graders: Graders, mesh: Mesh):
+        self.config, self.graders, self.mesh, self.env = config, graders, mesh, graders.env
+        self.traces, too_long = demonstrations(config, self.env)
+        place.record.update_manifest(traces=len(self.traces), traces_too_long=too_long)
+        self.start, _ = start.load(config, self.env, mesh, place.record.path, place.watch)
+        spec = names(config, mesh)
+        super().__init__(init_state(spec, self.start, config.seed))
+        self.train_step = make_train_step(spec, numbers(config), self.start)
+        longest = max(len(trace.prompt) for trace in self.traces)
+        self.prompt_tokens = max(self.env.max_prompt_tokens, longest)
 
+    def batch(self, version: int) -> list[Trace]:
+        size, seed = self.config.rollout.prompts_per_step, self.config.seed
+        return [self.traces[i] for i in drawn(len(self.traces), size, seed, version)]
 
-def run(
-    config: SftConfig, graders: Graders, mesh: Mesh, record: RunRecord, clock: Clock,
-    progress: bool, stop: Stop,
-) -> None:  # fmt: skip
-    """From the start, or the newest checkpoint, to the last update."""
-    env = graders.env
-    traces, too_long = demonstrations(config, env)
-    record.update_manifest(traces=len(traces), traces_too_long=too_long)
-    params, _ = start.load(config, env, mesh, record.path, progress)
-    spec = names(config, mesh)
-    state = init_state(spec, params, config.seed)
-    step = make_train_step(spec, numbers(config), params)
-    ledger, T, pad_id = flops.Ledger(), config.rollout.max_new_tokens, env.tokenizer.pad_id
-    U = max(env.max_prompt_tokens, *(len(trace.prompt) for trace in traces))
+    def step(self, traces: list[Trace]) -> Row:
+        """What a step says that means something without a policy that sampled."""
+        T, pad_id = self.config.rollout.max_new_tokens, self.env.tokenizer.pad_id
+        batch = demonstrated(*zip(*traces, strict=True), self.prompt_tokens, T, pad_id)
+        self.state, metrics = self.train_step(self.state, batch)
+        names = ("tokens_trained", "grad_norm", "update/skipped", "policy/entropy")
+        return {"nll": -metrics["objective"]} | {name: metrics[name] for name in names}
 
-    def update(state: TrainState, version: int):
-        indices = drawn(len(traces), config.rollout.prompts_per_step, config.seed, version)
-        some = [traces[i] for i in indices]
-        state, metrics = step(state, demonstrated(*zip(*some, strict=True), U, T, pad_id))
-        metrics = {name: float(x) for name, x in jax.device_get(metrics).items()}
-        spend(ledger, config, env, some)
-        return state, described(metrics)
+    def spend(self, version: int, traces: list[Trace]) -> Row:
+        ledger, model, vocab = self.ledger, self.config.model, self.env.tokenizer.vocab_size
+        for prompt, completion in traces:
+            cost = flops.train_flops(model, vocab, len(prompt), [len(completion)])
+            ledger.train_flops += cost
+            ledger.tokens_trained += len(completion)
+            ledger.samples += 1
+        return {}
 
-    def measure(state: TrainState, version: int):
-        policy = lora.whole(config.optim, params, state.params)
+    def measure(self, version: int) -> list[Row]:
+        config, mesh = self.config, self.mesh
+        policy = lora.whole(config.optim, self.start, self.state.params)
         said = published(policy, config.model, config.rollout.head_dtype, mesh, mesh)
-        generator = make_generator(config, env, mesh)
-        return evaluate(generator, Weights(said, version), config, graders, ledger, mesh)
-
-    supervise(config, record, clock, ledger, state, update, measure, progress, stop)
-
-
-def described(metrics: dict[str, float]) -> dict[str, float]:
-    """What a step says that means something without a policy that sampled."""
-    names = ("tokens_trained", "grad_norm", "update/skipped", "policy/entropy")
-    return {"nll": -metrics["objective"]} | {name: metrics[name] for name in names}
+        generator = make_generator(config, self.env, mesh)
+        weights = Weights(said, version)
+        return evaluate(generator, weights, config, self.graders, self.ledger, mesh)
 
 
-def spend(ledger: flops.Ledger, config: SftConfig, env: Env, traces: Sequence[Trace]) -> None:
-    vocab = env.tokenizer.vocab_size
-    for trace in traces:
-        length = len(trace.completion)
-        cost = flops.train_flops(config.model, vocab, len(trace.prompt), [length])
-        ledger.train_flops += cost
-        ledger.tokens_trained += length
-        ledger.samples += 1
+train = partial(recorded, SupervisedFineTuning)

@@ -100,8 +100,10 @@ def make_train_step(
         teacher = placed(teacher, spec.mesh)
     base, reference = start if spec.lora_rank else None, start if spec.reference else None
 
-    def train_step(state: TrainState, batch: Batch):
-        batch = on_mesh(batch, spec.mesh)
-        return jitted_step(state, batch, base, reference, teacher, hyper, spec=spec)
+    def train_step(state: TrainState, batch: Batch, rate: float = 1.0):
+        """rate: by what the learning rate is multiplied."""
+        batch, now = on_mesh(batch, spec.mesh), hyper.learning_rate * rate
+        numbers = hyper._replace(learning_rate=now)
+        return jitted_step(state, batch, base, reference, teacher, numbers, spec=spec)
 
     return train_step

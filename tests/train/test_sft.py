@@ -71,7 +71,7 @@ def test_every_epoch_takes_every_trace_once():
 
 def test_it_learns_goes_on_where_it_stopped_and_starts_a_run(config, tmp_path):
     whole = replace(config, out=str(tmp_path / "whole"))
-    manifest = sft.sft(whole, progress=False)
+    manifest = sft.train(whole, progress=False)
     assert manifest["status"] == "done" and manifest["traces"] == 16
     rows = read_rows(tmp_path / "whole" / "metrics.jsonl")
     assert rows[-1]["nll"] < 0.9 * rows[0]["nll"]
@@ -82,8 +82,8 @@ def test_it_learns_goes_on_where_it_stopped_and_starts_a_run(config, tmp_path):
     for updates in (2, 4):
         left = iter(range(updates - 1, -1, -1))
         with pytest.raises(loop.Interrupted):
-            sft.sft(parts, progress=False, stop=lambda left=left: next(left) == 0)
-    sft.sft(parts, progress=False)
+            sft.train(parts, progress=False, stop=lambda left=left: next(left) == 0)
+    sft.train(parts, progress=False)
     for name in ("evals.jsonl", "metrics.jsonl"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
 

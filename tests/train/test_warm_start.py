@@ -12,6 +12,7 @@ import pytest
 from rlx.config import WarmStartConfig
 from rlx.errors import InputError
 from rlx.models import transformer
+from rlx.record import RunRecord
 from rlx.train import warm_start
 from rlx.train.forward import completion_hidden, completion_logprobs
 from rlx.train.start import make_env
@@ -42,9 +43,9 @@ def never(*_):
     raise AssertionError("trained again")
 
 
-def test_reading_it_back_gives_the_weights_that_training_gives(easy, env, loaded):
+def test_reading_it_back_gives_the_weights_that_training_gives(easy, env, loaded, tmp_path):
     """Bit for bit: whoever makes it, and from disk or not."""
-    params, spent = warm_start.train(easy, env)
+    params, spent = warm_start.train(easy, env, RunRecord(tmp_path))
     assert_same(loaded[0], params)
     assert loaded[1] == spent > 0
 
@@ -130,9 +131,9 @@ def test_training_raises_the_likelihood_of_solutions(easy, env, loaded):
     assert before > 2 and after < 0.6 * before
 
 
-def test_no_steps_means_fresh_weights_at_no_cost(easy, env):
+def test_no_steps_means_fresh_weights_at_no_cost(easy, env, tmp_path):
     config = replace(easy, warm_start=replace(easy.warm_start, steps=0, seed=3))
-    params, spent = warm_start.train(config, env)
+    params, spent = warm_start.train(config, env, RunRecord(tmp_path))
     assert_same(params, transformer.init(jax.random.key(3), easy.model, env.tokenizer.vocab_size))
     assert spent == 0
 
