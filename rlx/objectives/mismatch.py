@@ -10,11 +10,10 @@ batch, so no metric depends on microbatches or on the mesh. Conventions are thos
 from __future__ import annotations
 
 import jax.numpy as jnp
-import numpy as np
 
 from rlx.objectives.losses import _exp, _zero_masked
 
-EDGES = 2.0 ** np.arange(-20, 5, 0.5, dtype=np.float32)  # nats; quantiles are one of them
+EDGES = tuple(2.0 ** (i / 2) for i in range(-40, 10))  # nats; quantiles are one of them
 QUANTILES = {"q50": 0.5, "q99": 0.99, "q999": 0.999}
 SUMS = ("mismatch/kl", "mismatch/ratio", "mismatch/ratio_squared", "mismatch/above")
 
@@ -28,10 +27,10 @@ def sums(logp_BT, behavior_logp_BT, mask_BT):
     sampled_BT, logp_BT, behavior_logp_BT = _zero_masked(mask_BT, logp_BT, behavior_logp_BT)
     log_ratio_BT = logp_BT - behavior_logp_BT
     ratio_BT = _exp(log_ratio_BT)
-    above_E = jnp.sum(jnp.abs(log_ratio_BT)[..., None] > EDGES[None, None], axis=(0, 1))
+    above_BTE = jnp.abs(log_ratio_BT)[..., None] > jnp.array(EDGES)[None, None]
     of = lambda x_BT: jnp.sum(jnp.where(sampled_BT, x_BT, 0))  # noqa: E731
     kl, squared = of(ratio_BT - 1 - log_ratio_BT), of(ratio_BT**2)
-    parts = (kl, of(ratio_BT), squared, above_E.astype(jnp.float32))
+    parts = (kl, of(ratio_BT), squared, jnp.sum(above_BTE, axis=(0, 1), dtype=jnp.float32))
     return dict(zip(SUMS, parts, strict=True))
 
 
@@ -47,7 +46,7 @@ def pop(sums, tokens):
     n = jnp.maximum(tokens, 1)
     within = lambda q: above_E <= (1 - q) * n  # noqa: E731
     quantiles = {
-        f"policy/logp_gap_{name}": jnp.asarray(EDGES)[jnp.argmax(within(q))] * (tokens > 0)
+        f"policy/logp_gap_{name}": jnp.array(EDGES)[jnp.argmax(within(q))] * (tokens > 0)
         for name, q in QUANTILES.items()
     }
     ess = ratio**2 / jnp.maximum(n * squared, 1e-30)
