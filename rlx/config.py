@@ -234,6 +234,7 @@ class AlgoConfig(Section):
     advantage_eps: float = 1e-6  # added to the std that normalises advantages
     correction: str = "none"  # of the sampler's policy, for losses that do not correct themselves
     correction_cap: float = 2.0  # truncated: bound on the weight; masked: [1 / cap, cap] counts
+    replay_routing: bool = False  # the learner takes the experts that the sampler's routers chose
     # Terms beside it
     kl: str = "none"  # to the warm start: k2 and k3 in the loss, k1_reward in the reward
     kl_coef: float = 0.0
@@ -594,6 +595,9 @@ class Config(Section):
             if getattr(self.env, key) != plain and not (self.env.tokenizer or self.model.path):
                 remedy = "set env.tokenizer or model.path too"
                 self.refuse(f"env.{key}", "characters are read as they are", remedy)
+        if self.algo.replay_routing and optim.pack:
+            reason = "rows that samples share are routed anew"
+            self.refuse("algo.replay_routing", reason, "set optim.pack=false")
         if self.distributed and self.forecast.every_evals:
             reason = "a run of several processes makes no forecasts"
             self.refuse("forecast.every_evals", reason, "set it to 0")
@@ -636,7 +640,8 @@ class Config(Section):
 def _supervised(config: Config) -> None:
     if config.optim.group_slices > 1:
         config.refuse("optim.group_slices", "no groups here", "use optim.microbatches")
-    for key, off in {"until": 0, "forecast.every_evals": 0, "guard.action": "none"}.items():
+    of_rl = {"until": 0, "forecast.every_evals": 0, "guard.action": "none"}
+    for key, off in {**of_rl, "algo.replay_routing": False}.items():
         if functools.reduce(getattr, key.split("."), config) != off:
             config.refuse(key, "for runs of reinforcement learning alone", "leave it out")
 

@@ -44,19 +44,26 @@ class _Running:
     logp_GT: np.ndarray
     value_GT: np.ndarray
     version_GT: np.ndarray
+    expert_GTLK: np.ndarray | None = None
 
     def take(self, sample: Finished) -> None:
         g, n = sample.key[1], len(sample.token_T)
         self.length_G[g] = n
         self.token_GT[g, :n], self.logp_GT[g, :n] = sample.token_T, sample.logp_T
         self.value_GT[g, :n], self.version_GT[g, :n] = sample.value_T, sample.version_T
+        if sample.expert_TLK is not None:
+            if self.expert_GTLK is None:
+                shape = (*self.token_GT.shape, *sample.expert_TLK.shape[1:])
+                self.expert_GTLK = np.zeros(shape, np.int32)
+            self.expert_GTLK[g, :n] = sample.expert_TLK
 
 
 def rules(config: Config, env: Env) -> sampler.Rules:
     """When samples end, in token ids. InputError where the interruption cannot be said."""
     rollout, ids = config.rollout, env.tokenizer
+    always = {"head_dtype": rollout.head_dtype, "routing": config.algo.replay_routing}
     if config.algo.length_control != "interruption":
-        return sampler.Rules(head_dtype=rollout.head_dtype)
+        return sampler.Rules(**always)
     try:
         phrase, (think_end_id,) = ids.encode(rollout.interruption), ids.encode(rollout.think_end)
     except ValueError as error:
@@ -77,7 +84,7 @@ def rules(config: Config, env: Env) -> sampler.Rules:
         think_min=rollout.think_tokens_min,
         think_max=rollout.think_tokens_max,
         answer_tokens=rollout.answer_tokens,
-        head_dtype=rollout.head_dtype,
+        **always,
     )
 
 
@@ -229,6 +236,7 @@ class Engine:
             reward_G=self._rewards(serial, answer, score_G, model_G),
             score_G=score_G,
             stopped_G=np.array([stopped for _, stopped in answer.said_G]),
+            expert_GTLK=group.expert_GTLK,
         )
 
     def _rewards(self, serial: int, answer: Answer, score_G, model_G) -> np.ndarray:

@@ -13,11 +13,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from rlx.models import lora, moe
-from rlx.objectives import mismatch
+from rlx.models import lora
 from rlx.objectives.advantages import zero_variance
 from rlx.train.batch import in_slices, kept_first, on_mesh
-from rlx.train.objective import ZERO_MAXIMA, ZERO_SUMS, objective
+from rlx.train.objective import metrics_of, nothing, objective
 from rlx.train.recipe import Hyper
 from rlx.train.spec import Spec
 from rlx.train.state import ascend, loss_scale, optimizer, placed
@@ -52,27 +51,17 @@ def _train_step(
 
     kept = jnp.sum(batch.keep_P)
     used = jnp.ceil(kept * spec.microbatches / P).astype(jnp.int32) * spec.group_slices
-    has_routers = spec.model.n_experts and batch.completion_BT.shape[1] > 1
-    zero_sums = (
-        ZERO_SUMS | mismatch.zero_sums() | (moe.zero_balance(spec.model) if has_routers else {})
-    )
-    zeros = (jax.tree.map(jnp.zeros_like, state.params), zero_sums, dict(ZERO_MAXIMA))
+    zeros = (jax.tree.map(jnp.zeros_like, state.params), *nothing(batch, spec))
     grads, sums, maxima = jax.lax.fori_loop(0, used, add_slice, zeros)
 
-    tokens, value = sums.pop("tokens"), sums.pop("objective")
-    apart = mismatch.pop(sums, tokens) | (moe.pop_balance(sums) if has_routers else {})
     moving = optimizer(hyper, state.version, used > 0, spec.half)
-    state, grad_norm, finite = ascend(state, grads, value, moving, spec.mesh)
+    state, grad_norm, finite = ascend(state, grads, sums["objective"], moving, spec.mesh)
     metrics = {
-        "objective": value,
-        "tokens_trained": tokens,
         "grad_norm": grad_norm,
         "prompts_kept": kept,
         "update/skipped": 1 - finite.astype(jnp.float32),
         "update/loss_scale": scale,
-        **{name: total / jnp.maximum(tokens, 1) for name, total in sums.items()},
-        **maxima,
-        **apart,
+        **metrics_of(sums, maxima, spec),
     }
     return state, metrics
 

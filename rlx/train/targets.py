@@ -32,6 +32,7 @@ def logp_of(params: Params | None, batch: Batch, hyper: Hyper, spec: Spec):
     shape, P = batch.behavior_logp_BT.shape, len(batch.keep_P)
     if params is None:
         return jnp.zeros_like(batch.behavior_logp_BT)
+    batch = batch.replace(expert_BTLK=None)  # it routes by itself
     one = lambda part: forward.policy(params, part, hyper.temperature, **spec.forward)[0]  # noqa: E731
     slices = in_slices(batch, P, spec.microbatches, spec.mesh, spec.group_slices)
     logp = jax.lax.map(one, slices)

@@ -4,11 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from rlx.config import GuardConfig, SftConfig
+from rlx.config import AlgoConfig, GuardConfig, SftConfig
 from rlx.errors import InputError
 from rlx.record import RunRecord
 from rlx.train.guard import Guard
 from rlx.train.rl import train
+
+
+SFT = AlgoConfig(loss="reinforce", advantage="none")
 
 
 def row(ess=0.9, entropy=1.0, unvaried=0.2):
@@ -98,4 +101,4 @@ def test_what_cannot_work_is_refused(easy):
     with pytest.raises(InputError, match="guard.action=stop: nothing is watched; set guard.ess_m"):
         GuardConfig(action="stop")
     with pytest.raises(InputError, match="guard.action=lower: for runs of reinforcement learning"):
-        SftConfig(guard=GuardConfig(action="lower", ess_min=0.1))
+        SftConfig(algo=SFT, guard=GuardConfig(action="lower", ess_min=0.1))
