@@ -10,7 +10,6 @@ from rlx.record import RunRecord
 from rlx.train.guard import Guard
 from rlx.train.rl import train
 
-
 SFT = AlgoConfig(loss="reinforce", advantage="none")
 
 
