@@ -234,6 +234,9 @@ class AlgoConfig(Section):
     advantage_eps: float = 1e-6  # added to the std that normalises advantages
     correction: str = "none"  # of the sampler's policy, for losses that do not correct themselves
     correction_cap: float = 2.0  # truncated: bound on the weight; masked: [1 / cap, cap] counts
+    covariance_share: float = 0.0  # of the tokens, left out where entropy falls most by them ...
+    covariance_low: float = 1.0  # ... whose covariance of log-prob and advantage is above this
+    covariance_high: float = 5.0  # ... and below this
     replay_routing: bool = False  # the learner takes the experts that the sampler's routers chose
     # Terms beside it
     kl: str = "none"  # to the warm start: k2 and k3 in the loss, k1_reward in the reward
@@ -272,9 +275,9 @@ class AlgoConfig(Section):
         "reward_sharpness length_penalty_tokens band_retest_epochs",
         "[0, inf)": "clip_high kl_coef entropy_coef value_coef value_clip",
         "[0, 1]": "gamma gae_lambda retire_pass_rate band_low band_high",
-        "[0, 1)": "clip_low",
+        "[0, 1)": "clip_low covariance_share",
         "(1, inf)": "correction_cap",
-        "(-inf, inf)": "reward_pass reward_fail reward_threshold",
+        "(-inf, inf)": "reward_pass reward_fail reward_threshold covariance_low covariance_high",
     }
     names = {
         "correction": CORRECTIONS, "kl": KLS, "reward": REWARDS, "reward_shape": SHAPES,
@@ -286,6 +289,9 @@ class AlgoConfig(Section):
         if self.band_low >= self.band_high:
             reason = f"not below algo.band_high={self.band_high}"
             self.refuse("band_low", reason, "the band must hold some pass rates")
+        if self.covariance_low >= self.covariance_high:
+            reason = f"not below algo.covariance_high={self.covariance_high}"
+            self.refuse("covariance_low", reason, "the band must hold some tokens")
         if self.kl != "none" and not self.kl_coef:
             remedy = "give a coefficient above 0, or set algo.kl=none"
             self.refuse("kl_coef", f"algo.kl={self.kl} would do nothing", remedy)

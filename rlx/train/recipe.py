@@ -43,6 +43,9 @@ class Hyper(NamedTuple):
     gae_lambda: float
     tbrm_beta: float
     teacher_coef: float
+    covariance_share: float
+    covariance_low: float
+    covariance_high: float
     temperature: float
     max_new_tokens: float
     learning_rate: float

@@ -24,6 +24,7 @@ class Spec(NamedTuple):
     correction: str
     kl: str
     entropy_bonus: bool
+    covariance_clip: bool
     drop_zero_variance: bool
     microbatches: int
     group_slices: int
@@ -54,6 +55,7 @@ def names(config: Config, mesh: Mesh, teacher: ModelConfig | None = None) -> Spe
     fields["critic"] = recipe.has_critic(algo)
     fields["reference"] = recipe.needs_reference(algo)
     fields["entropy_bonus"] = algo.entropy_coef > 0
+    fields["covariance_clip"] = algo.covariance_share > 0
     fields["drop_zero_variance"] = algo.zero_variance == "drop"
     return Spec(**{name: fields[name] for name in Spec._fields})
 

@@ -33,7 +33,7 @@ def _train_step(
     if spec.drop_zero_variance:
         keep_P = keep_P * ~zero_variance(batch.reward_PG)
     batch, P = kept_first(batch, keep_P), len(keep_P)
-    to = targets(batch, reference, teacher, hyper, spec)
+    to = targets(batch, reference, teacher, state.version, hyper, spec)
     by_sample = batch.replace(reward_PG=batch.reward_PG.reshape(-1))
     slices = in_slices((by_sample, to), P, spec.microbatches, spec.mesh, spec.group_slices)
 

@@ -6,7 +6,13 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from rlx.objectives.advantages import advantages, gae, towards_teacher, whitened
+from rlx.objectives.advantages import (
+    advantages,
+    clipped_by_covariance,
+    gae,
+    towards_teacher,
+    whitened,
+)
 from rlx.objectives.terms import kl
 from rlx.objectives.weights import weights
 from rlx.train import forward
@@ -41,7 +47,12 @@ def logp_of(params: Params | None, batch: Batch, hyper: Hyper, spec: Spec):
 
 
 def targets(
-    batch: Batch, reference: Params | None, teacher: Params | None, hyper: Hyper, spec: Spec
+    batch: Batch,
+    reference: Params | None,
+    teacher: Params | None,
+    version,
+    hyper: Hyper,
+    spec: Spec,
 ) -> Targets:
     """Advantages, weights and returns, of the whole batch at once."""
     ref_logp_BT = logp_of(reference, batch, hyper, spec)
@@ -68,6 +79,12 @@ def targets(
         theirs_BT = logp_of(teacher, batch, hyper, spec._replace(model=spec.teacher))
         own_BT = towards_teacher(theirs_BT, batch.behavior_logp_BT, mask_BT)
         adv_BT += hyper.teacher_coef * own_BT
+    if spec.covariance_clip:
+        key = jax.random.fold_in(jax.random.key(0), version)
+        bounds = {"low": hyper.covariance_low, "high": hyper.covariance_high}
+        adv_BT = clipped_by_covariance(
+            adv_BT, batch.behavior_logp_BT, mask_BT, key, share=hyper.covariance_share, **bounds
+        )
     prompt_B = jnp.repeat(jnp.arange(P), G)
     weight_BT = weights(
         mask_BT, prompt_B, kind=spec.aggregation, length=hyper.max_new_tokens, n_prompts=P

@@ -11,7 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
-from rlx.objectives.advantages import advantages, gae, towards_teacher, zero_variance
+from rlx.objectives.advantages import (
+    advantages,
+    clipped_by_covariance,
+    gae,
+    towards_teacher,
+    zero_variance,
+)
 
 DATA = Path(__file__).parents[1] / "data"
 GOLDEN = dict(np.load(DATA / "expected.npz"))
@@ -229,3 +235,35 @@ def test_its_policy_gradient_is_that_of_the_reverse_kl():
     assert abs(top_k) > 0.1
     nothing_V = jax.grad(surrogate)(z_V, jnp.full(6, -top_k))
     assert_allclose(nothing_V, np.zeros(6), atol=1e-6)
+
+
+# --- covariance -----------------------------------------------------------------------------------
+
+
+def test_clipping_by_covariance_is_the_loop():
+    """Which tokens may be left out, by float64; how many are; and each of them as often."""
+    rng = np.random.default_rng(3)
+    adv_BT, logp_BT = rng.normal(size=(2, 20, 10)).astype(np.float32)
+    mask_BT = (rng.random((20, 10)) < 0.7).astype(np.float32)
+    adv_BT = np.where(mask_BT > 0, adv_BT, np.nan).astype(np.float32)
+    n, low, high = int(mask_BT.sum()), 0.5, 1.5
+    counted = mask_BT > 0
+    gaps = [np.float64(x) - np.mean(np.float64(x[counted])) for x in (logp_BT, adv_BT)]
+    band = counted & (gaps[0] * gaps[1] > low) & (gaps[0] * gaps[1] < high)
+    one = jax.jit(partial(clipped_by_covariance, low=low, high=high))
+    left = np.zeros(adv_BT.shape)
+    for i in range(300):
+        got_BT = np.asarray(one(adv_BT, logp_BT, mask_BT, jax.random.key(i), share=0.03))
+        out = counted & (got_BT != adv_BT)
+        assert out.sum() == int(0.03 * n) and not (out & ~band).any()
+        assert_array_equal(got_BT[out], 0)
+        left += out
+    expected = 300 * int(0.03 * n) / band.sum()
+    assert np.abs(left[band] - expected).max() < 5 * expected**0.5
+    whole = one(adv_BT, logp_BT, mask_BT, jax.random.key(0), share=0.99)  # more than there are
+    assert_array_equal(np.asarray(whole)[band], 0)
+    few = one(adv_BT, logp_BT, mask_BT, jax.random.key(0), share=1e-9)
+    assert (counted & (np.asarray(few) != adv_BT)).sum() == 1
+    assert not (
+        np.asarray(one(adv_BT, logp_BT, 0 * mask_BT, jax.random.key(0), share=0.1)) == 0
+    ).any()
