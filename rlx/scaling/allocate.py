@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from rlx.errors import InputError
 from rlx.scaling.draws import Draws
 from rlx.scaling.forecast import gain, noise_sd, wander_at
+from rlx.scaling.kalman import drift
 from rlx.scaling.parameters import status
 from rlx.scaling.paths import paths
+from rlx.scaling.priors import NUMPY
 from rlx.scaling.worth import Offer, Plan, Problem
 
 Floats = NDArray[np.float64]
@@ -210,7 +212,7 @@ class Source:
             size=len(rho)
         )
         for t in range(T):
-            w = rho * w + self.sigma_X * np.sqrt(1 - rho**2) * z_TX[t]
+            w = drift(w, rho, self.sigma_X, z_TX[t], NUMPY)
             y_XT[:, t] += w
         noise = self.noise_sd_XN[:, n] * np.sqrt(min(1.0, gap / step))
         return np.clip(np.clip(y_XT, 0, 1) + noise[:, None] * e_TX.T, 0, 1)
