@@ -169,11 +169,9 @@ def _scene(fit: ScalingFit, held_out: Evals | None, horizon: float, by: str, pro
 
 def _cells(fit: ScalingFit) -> tuple[list[str], list[str]]:
     """Of each recipe: its short name, and the levels of its axes, "key=value, key=value"."""
-    levels = fit.tree["levels"].to_dataset()
-    base = [str(x) for x in levels["axis_recipe"].values]
-    axes = [
-        [f"{axis}={level}" for level in levels[f"axis_{axis}"].values] for axis in fit.evals.axes
-    ]
+    levels = fit.levels
+    base = levels["recipe"].tolist()
+    axes = [[f"{axis}={level}" for level in levels[axis]] for axis in fit.evals.axes]
     level = [", ".join(of_recipe) for of_recipe in zip(*axes, strict=True)] or [""] * len(base)
     return [short_names(base)[name] for name in base], level
 
@@ -683,7 +681,7 @@ def _check_prob(prob: float) -> None:
 
 def _truths(fit: ScalingFit, recipes: Sequence[int] | None = None) -> list[float]:
     """Exact ceilings that are known, of all runs or of those of some recipes."""
-    truth_R = fit.tree["constant_data"].to_dataset()["truth"].values
+    truth_R = fit.constant("truth")
     if recipes is not None:
         truth_R = truth_R[np.isin(fit.recipe_of_run, recipes)]
     return sorted({round(float(x), 6) for x in truth_R[np.isfinite(truth_R)]})

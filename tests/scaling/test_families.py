@@ -83,6 +83,12 @@ def test_compute_to_of_a_family_without_a_closed_inverse(late):
     ]
 
 
+def test_a_level_beyond_all_computes_is_never_reached(late):
+    p = {"A": 0.8, "C_mid": 7.0, "R0": 0.2, "kappa": 1.0, "omega": 0.0}
+    C = late.compute_to([0.3, 0.5, 0.7], B=1e-3, **p)  # the odds move by e in e^1000
+    assert C[1] == pytest.approx(7.0) and (C[0], C[2]) == (0.0, np.inf)
+
+
 def late_sites(study):
     sites = make_sites(study, Options("burr"))
     omega = np.random.default_rng(5).normal(-1.0, 0.5, J)
