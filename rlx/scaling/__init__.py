@@ -12,15 +12,15 @@ Modules, each importing only those above it:
     model, coordinates, bayes, departure, arrays     the model in JAX and its sampler
     infer                                            `Evals` -> a posterior as an xarray.DataTree
     draws                                            `Draws`: that tree as named arrays
-    parameters, paths                                A, B, C_mid; the pass rate at any compute
+    paths, parameters                                the pass rate at any compute; A, B, C_mid
     forecast, compare, effects, worth, allocate      questions, each a function over `Draws`
     check, stopping, backtest                        may it be believed; may a cell stop; trust
     saved, posterior                                 the file; `ScalingFit`, questions as methods
     style, plot                                      pictures of a posterior
 
 A family of curves is a class in `families`. A question is a function over `Draws` in a module of
-its own, bound in `posterior`; it asks `paths.paths` for pass rates and `paths.reach` for computes.
-A reader is a function of `readers`.
+its own, bound in `posterior`; it asks `paths` for pass rates, computes and ceilings, so that a
+discrepancy of the curves is added there, once. A reader is a function of `readers`.
 """
 
 from rlx.errors import InputError

@@ -18,7 +18,7 @@ from rlx.scaling.draws import Draws
 from rlx.scaling.forecast import gain, noise_sd, wander_at
 from rlx.scaling.kalman import drift
 from rlx.scaling.parameters import status
-from rlx.scaling.paths import paths
+from rlx.scaling.paths import ceiling, paths
 from rlx.scaling.priors import NUMPY
 from rlx.scaling.worth import Offer, Plan, Problem
 
@@ -129,7 +129,7 @@ def _payoffs(
     """U [X, N] and what may be chosen now [N]: recipes, or runs and then one new seed of each
     recipe."""
     if objective == "pick_best":
-        return fit.curves("recipe")["A"], _recipes_of(fit, stays_R)
+        return ceiling(fit, "recipe"), _recipes_of(fit, stays_R)
     payoff = [paths(fit, np.array([horizon]), by, SEEDS[by])[..., 0] for by in ("run", "recipe")]
     return np.concatenate(payoff, axis=1), np.r_[stays_R, np.zeros(len(fit.recipes), bool)]
 
@@ -184,7 +184,7 @@ class Source:
 
     @classmethod
     def of(cls, fit: Draws, by: str, trials: float | None) -> Source:
-        now_XN1 = fit.curves(by, SEEDS[by]).at(fit.last_compute(by)[:, None])
+        now_XN1 = paths(fit, fit.last_compute(by)[:, None], by, SEEDS[by])
         mean, var = wander_at(fit, np.zeros(1), by)
         return cls(
             lambda n, C_T: paths(fit, C_T, by, SEEDS[by], only=[n])[:, 0],
@@ -232,7 +232,7 @@ def _table(fit: Draws, problem: Problem, plan: Plan, objective: str, budget: flo
     alone, payoff_N, p_N = problem.alone(), problem.payoff_XN.mean(0), problem.p_best()
     R, J, recipe_R = len(fit.runs), len(fit.recipes), fit.recipe_of_run
     if objective == "pick_best":
-        payoff = {"run": fit.curves("run")["A"].mean(0), "recipe": payoff_N}
+        payoff = {"run": ceiling(fit, "run").mean(0), "recipe": payoff_N}
         p_best = {"run": p_N[recipe_R], "recipe": p_N}
     else:
         payoff = {"run": payoff_N[:R], "recipe": payoff_N[R:]}

@@ -12,7 +12,7 @@ from rlx.scaling.draws import Draws, quantiles
 from rlx.scaling.forecast import curve, curve_prior_share
 from rlx.scaling.parameters import param as draws_of
 from rlx.scaling.parameters import prior_share
-from rlx.scaling.paths import reach
+from rlx.scaling.paths import ceiling, reach
 
 Floats = NDArray[np.float64]
 
@@ -122,8 +122,7 @@ def compute_ratio(
 ) -> tuple[Floats, Floats, Floats]:
     """Of one pair: ratio of compute-to-target [X] (NaN unless both arrive), the target [X], see
     `efficiency`, and both computes [2, X]."""
-    curves = fit.curves(by)
-    A, R0 = curves["A"], curves["R0"]
+    A, R0 = ceiling(fit, by), fit.curves(by)["R0"]
     if target is None:
         low = np.maximum(R0[:, i], R0[:, j])
         y = low + SHARE * (np.minimum(A[:, i], A[:, j]) - low)

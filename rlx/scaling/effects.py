@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rlx.errors import InputError
 from rlx.scaling.compare import SHARE, compute_ratio
 from rlx.scaling.draws import Draws
-from rlx.scaling.paths import reach
+from rlx.scaling.paths import ceiling, reach
 
 Floats = NDArray[np.float64]
 
@@ -160,8 +160,8 @@ def _contrasts(fit: Draws, pairs: list[tuple[int, int]], target: float | None) -
     `far`, C* over the last compute."""
     i_P, j_P = np.array(pairs).T
     curves = fit.curves("recipe")
-    A, C_mid, B, B_tail = (curves[name] for name in ("A", "C_mid", "B", "B_tail"))
-    pace = reach(fit, curves["R0"] + SHARE * (A - curves["R0"]), "recipe")
+    A, R0 = ceiling(fit, "recipe"), curves["R0"]
+    pace = reach(fit, R0 + SHARE * (A - R0), "recipe")
     C_PX = [compute_ratio(fit, i, j, target, "recipe")[2] for i, j in pairs]
     C_i, C_j = np.stack(C_PX, axis=1)
     last = fit.last_compute("recipe")
@@ -174,9 +174,9 @@ def _contrasts(fit: Draws, pairs: list[tuple[int, int]], target: float | None) -
         "dA": (A[:, i_P] - A[:, j_P]).mean(1),
         "compute_ratio": np.exp(_mean_over_pairs(_log_ratio(C_i, C_j))),
         "pace_ratio": ratio(pace),
-        "dlogC_mid": np.log(ratio(C_mid)),
-        "B_ratio": ratio(B),
-        "B_tail_ratio": ratio(B_tail),
+        "dlogC_mid": np.log(ratio(curves["C_mid"])),
+        "B_ratio": ratio(curves["B"]),
+        "B_tail_ratio": ratio(curves["B_tail"]),
         "reach": np.isfinite(C_i).mean(0),
         "reach_reference": np.isfinite(C_j).mean(0),
         "far": far_PX.mean(0),

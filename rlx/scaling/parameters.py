@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from rlx.errors import InputError
 from rlx.scaling.draws import Draws, quantiles
+from rlx.scaling.paths import ceiling
 
 Floats = NDArray[np.float64]
 
@@ -23,7 +24,7 @@ def param(fit: Draws, name: str, by: str = "recipe") -> xr.DataArray:
     fit.guard()
     if name not in PARAMS:
         raise InputError("param", name, "unknown", f"use {', '.join(PARAMS)}")
-    return fit.label(fit.curves(by)[name], by)
+    return fit.label(ceiling(fit, by) if name == "A" else fit.curves(by)[name], by)
 
 
 def prior_share(fit: Draws, param: str, by: str = "recipe") -> Floats:
@@ -55,7 +56,7 @@ def summary(fit: Draws, by: str = "recipe", prob: float = 0.9) -> pd.DataFrame:
     said = status(fit, by)
     parts = []
     for name in ("A", "C_mid", "B", "B_tail", "R0"):
-        x = curves[name]
+        x = param(fit, name, by).values.reshape(-1, len(names))
         part = pd.DataFrame({"level": by, "name": names, "param": name, "mean": x.mean(0)})
         part = part.join(quantiles(x, prob))
         part["contraction"], part["phase"] = 1 - prior_share(fit, name, by), phase

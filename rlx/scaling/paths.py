@@ -1,9 +1,9 @@
 """Where a run goes: the pass rate of every draw at any compute, and the compute that it takes.
 
-Every question about a pass rate at some compute goes through `paths`, and every one about the
-compute to a pass rate through `reach`, so that what a posterior believes beyond its curves is said
-here, once for all of them. A draw of a run is one path: asked at several computes, or twice, it
-answers as one.
+Every question about a pass rate at some compute goes through `paths`, every one about the compute
+to a pass rate through `reach` and every one about ceilings through `ceiling`, so that what a
+posterior believes beyond its curves is said here, once for all of them. A draw of a run is one
+path: asked at several computes, or twice, it answers as one.
 """
 
 from __future__ import annotations
@@ -76,3 +76,8 @@ def reach(
     """Compute [X, N] at which the curve reaches `target` (one number, or [X, N]), inf where it
     never does, 0 where it starts above."""
     return fit.curves(by).only(only).compute_to(target)
+
+
+def ceiling(fit: Draws, by: str = "recipe") -> Floats:
+    """Ceilings A [X, N] as questions compare them: the asymptotes of the curves."""
+    return fit.curves(by)["A"]
