@@ -13,8 +13,8 @@ DAPO's clip and GSPO is taken from the same cells of `sweep=hard_mix`. Into `out
     surrogates.png  curves, a panel per surrogate, and where the runs end
 
 A run stands if it does not end next to the level of blind guesses. Shares have uniform priors: two
-posteriors Beta(1 + stood, 1 + fell), compared exactly. Curves that rise and fall are no sigmoids, so
-no ceiling is fitted to them.
+posteriors Beta(1 + stood, 1 + fell), compared by a million draws. Curves that rise and fall are no
+sigmoids, so no ceiling is fitted to them.
 
 published: columns algorithm, seed, updates, passes, n, run_total_generated_tokens. Then also
 
@@ -55,6 +55,7 @@ NAMES = {
     "gmpo": "GMPO",
     "sequence_is": "sequence ratio",
     "geometric_mask": "geometric mask",
+    "guarded": "CISPO, guarded",
 }
 SHARED = ("none", "clip_wide", "gspo")  # cells that hard_mix has too
 HOT = 1e-3
