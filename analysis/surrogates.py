@@ -4,7 +4,8 @@
                                   [published=FILE]
 
 `study` is a directory of `sweep=surrogates` or the evaluations of one. What it lacks of CISPO,
-DAPO's clip and GSPO is taken from the same cells of `sweep=hard_mix`. Into `out` go
+DAPO's clip and GSPO is taken from the same cells of `sweep=hard_mix`, as many evaluations. Into
+`out` go
 
     evals.csv       the evaluations
     ends.csv        one row per run, as of analysis.hard_mix: where it ends, the level next to it
@@ -77,10 +78,11 @@ def gathered(study: Path) -> pd.DataFrame:
     before = renamed(pd.read_csv("analysis/results/hard_mix/evals.csv"))
     before = before[before[RATE].astype(float) == HOT]
     mine = pd.read_csv(study) if study.is_file() else sc.Evals.read(study).frame
-    parts = [mine.assign(**{RATE: HOT})]
+    parts, longest = [mine.assign(**{RATE: HOT})], mine.groupby("run").size().max()
     for name in SHARED:
         if not (mine["ablation"] == name).any():
-            parts.append(before[before["ablation"] == name].assign(**{RATE: HOT}))
+            cell = before[before["ablation"] == name].groupby("run").head(longest)
+            parts.append(cell.assign(**{RATE: HOT}))
     return pd.concat(parts, ignore_index=True)[[*mine.columns, *({RATE} - {*mine.columns})]]
 
 
