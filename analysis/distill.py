@@ -35,7 +35,7 @@ NAMES = {
     "teacher_alone": "the teacher alone",
     "teacher_beside": "the reward and a tenth of the teacher",
 }
-TARGET, KEPT = 0.8, 3
+TARGET, KEPT = 0.3, 3  # three times what blind guesses pay
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def draw(evals: pd.DataFrame) -> Figure:
     cost = evals["teacher_flops"].iloc[0]
     ax.set_xlabel(f"training compute (FLOPs); the teacher itself had cost {cost:.1e}", fontsize=9)
     ax.set_ylabel("pass rate (held-out)", fontsize=9)
-    ax.legend(frameon=False, fontsize=8, loc="lower right", labelcolor=INK)
+    ax.legend(frameon=False, fontsize=8, loc="upper left", labelcolor=INK)
     tidy(ax)
     return figure
 
