@@ -1,8 +1,9 @@
 """A teacher instead of the reward, and beside it: pass rates of the student against compute.
 
-    python -m analysis.distill [study=runs/distill] [out=analysis/results/distill]
+    python -m analysis.distill [study=runs/distill] [beside=RUN] [out=analysis/results/distill]
 
-`study` is a directory of `sweep=distill` or the evaluations of one. The compute is all that the
+`study` is a directory of `sweep=distill` or the evaluations of one, `beside` a run of the reward
+alone at a rate of its own and for more updates, since these are cheaper. The compute is all that the
 student costs, the teacher's forward passes included; what the teacher itself has cost is in the
 manifests, `teacher_flops`, and in the legend. Into `out` go evals.csv, distill.png and
 
@@ -32,6 +33,7 @@ from rlx.scaling.style import COLORS, INK, log_ticks, tidy
 
 NAMES = {
     "none": "the reward alone",
+    "slower": "the reward alone, a fifth of the rate",
     "teacher_alone": "the teacher alone",
     "teacher_beside": "the reward and a tenth of the teacher",
 }
@@ -41,10 +43,11 @@ TARGET, KEPT = 0.3, 3  # three times what blind guesses pay
 @dataclass(frozen=True)
 class Options:
     study: Path = Path("runs/distill")
+    beside: str = ""
     out: Path = Path("analysis/results/distill")
 
 
-def read(study: Path) -> pd.DataFrame:
+def read(study: Path, beside: str = "") -> pd.DataFrame:
     """Evaluations, with what the teacher had cost."""
     if not study.exists():
         remedy = "python -m experiments.study sweep=distill"
@@ -52,6 +55,8 @@ def read(study: Path) -> pd.DataFrame:
     if study.is_file():
         return pd.read_csv(study)
     evals = sc.Evals.read(study).frame
+    if beside:
+        evals = pd.concat([evals, sc.Evals.read(beside).frame.assign(ablation="slower")])
     cost = [RunRecord(run).manifest.get("teacher_flops", 0.0) for run in directories(study)]
     return evals.assign(teacher_flops=max(cost, default=0.0))
 
@@ -77,7 +82,7 @@ def draw(evals: pd.DataFrame) -> Figure:
                     label=None if i else label)  # fmt: skip
     ax.set_xscale("log")
     log_ticks(ax)
-    ax.set_ylim(0, 1)
+    ax.set_ylim(0, 0.6)
     cost = evals["teacher_flops"].iloc[0]
     ax.set_xlabel(f"training compute (FLOPs); the teacher itself had cost {cost:.1e}", fontsize=9)
     ax.set_ylabel("pass rate (held-out)", fontsize=9)
@@ -89,7 +94,7 @@ def draw(evals: pd.DataFrame) -> Figure:
 def main(argv: Sequence[str]) -> None:
     """Make the files. InputError on bad options, and where there are no runs."""
     options = read_options(Options, argv)
-    evals = read(options.study)
+    evals = read(options.study, options.beside)
     options.out.mkdir(parents=True, exist_ok=True)
     evals.to_csv(options.out / "evals.csv", index=False)
     table = reached(evals)
