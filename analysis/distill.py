@@ -3,9 +3,9 @@
     python -m analysis.distill [study=runs/distill] [beside=RUN] [out=analysis/results/distill]
 
 `study` is a directory of `sweep=distill` or the evaluations of one, `beside` a run of the reward
-alone at a rate of its own and for more updates, since these are cheaper. The compute is all that the
-student costs, the teacher's forward passes included; what the teacher itself has cost is in the
-manifests, `teacher_flops`, and in the legend. Into `out` go evals.csv, distill.png and
+alone at a rate of its own and for more updates, since these are cheaper. The compute is all that
+the student costs, the teacher's forward passes included; what the teacher itself has cost is in the
+manifests, `teacher_flops`, and below the figure. Into `out` go evals.csv, distill.png and
 
     reached.csv    per recipe and seed: the last pass rate, and the compute at which a pass rate of
                    TARGET is first reached and kept for KEPT evaluations; empty where it is not
