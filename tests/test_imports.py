@@ -21,7 +21,7 @@ BASE = (
     *("rlx.errors", "rlx.jsonfile", "rlx.problem", "rlx.types", "rlx.config", "rlx.checksum"),
     *("rlx.record", "rlx.objectives", "rlx.envs"),
 )
-MIDDLE = (*BASE, "rlx.mesh", "rlx.flops", "rlx.processes")
+MIDDLE = (*BASE, "rlx.mesh", "rlx.flops", "rlx.processes", "rlx.compilation")
 LAYERS = {
     "rlx.errors": (),
     "rlx.jsonfile": ("rlx.errors",),
@@ -36,6 +36,7 @@ LAYERS = {
     "rlx.scaling.runs": ("rlx.errors", "rlx.scaling", "rlx.record", "rlx.config"),
     "rlx.mesh": BASE,
     "rlx.processes": ("rlx.config", "rlx.errors"),
+    "rlx.compilation": ("rlx.config", "rlx.errors"),
     "rlx.flops": BASE,
     "rlx.checkpoint": BASE,
     "rlx.track": BASE,
