@@ -311,6 +311,7 @@ RUNS = {
     },
 }  # with a random reward, so that updates move weights that know nothing
 ROWS = ("evals.jsonl", "metrics.jsonl")
+TRAIN = [sys.executable, "-m", "experiments.train"]
 
 
 def runs(options: Options, out: Path) -> Iterator[dict[str, Any]]:
@@ -325,7 +326,7 @@ def runs(options: Options, out: Path) -> Iterator[dict[str, Any]]:
         ]
 
         def start(name: str, words=words, where=where) -> subprocess.Popen:
-            command = [sys.executable, "-m", "experiments.train", *words, f"out={where / name}"]
+            command = [*TRAIN, *words, f"out={where / name}"]
             return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
 
         for name, programs in (("first", "new"), ("second", "known")):
