@@ -33,7 +33,8 @@ from rlx.config import Config
 from rlx.errors import InputError
 
 FLAGS = ("--xla_gpu_deterministic_ops=true",)  # implies xla_gpu_exclude_nondeterministic_ops
-LARGEST = 8 * 10**9  # bytes of the directory of programs that `auto` means
+LARGEST = 8 * 10**9  # bytes of a directory of programs
+PART = ".part-"  # begins the name of a program that is being written
 UNKNOWN = "this jaxlib does not know the flags"
 
 _refused: list[str] = []  # flags that XLA does not read
@@ -184,21 +185,21 @@ def _machine() -> str:
 
 
 def _prune(directory: Path, largest: int = LARGEST) -> None:
-    """Leave `largest` bytes of programs at most, those last used; and no part that a kill left."""
-    files = []
-    for entry in os.scandir(directory):
+    """Leave `largest` bytes of programs at most, those last used; and no part that a kill left.
+
+    Whatever else is there is let alone.
+    """
+    kept, now = 0, time.time()
+    there = []
+    for path in [*directory.glob("*-cache"), *directory.glob(f"{PART}*")]:
         with contextlib.suppress(FileNotFoundError):  # another process prunes too
-            stat = entry.stat()
-            if entry.name.startswith(".") and stat.st_mtime < time.time() - 3600:
-                os.unlink(entry)
-            elif entry.is_file():
-                files.append((max(stat.st_atime, stat.st_mtime), stat.st_size, entry.path))
-    kept = 0
-    for _, size, path in sorted(files, reverse=True):
-        kept += size
-        if kept > largest:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+            stat = path.stat()
+            there.append((max(stat.st_atime, stat.st_mtime), stat.st_size, path))
+    for used, size, path in sorted(there, reverse=True):
+        part = path.name.startswith(PART)
+        kept += 0 if part else size
+        if used < now - 3600 if part else kept > largest:
+            path.unlink(missing_ok=True)
 
 
 def _write_whole() -> None:
@@ -217,7 +218,7 @@ def _write_whole() -> None:
 def _put(cache, key: str, value: bytes) -> None:
     if cache.eviction_enabled:  # JAX bounds the directory, under a lock
         return cache._put_in_place(key, value)
-    with tempfile.NamedTemporaryFile(dir=cache.path, prefix=".", delete=False) as file:
+    with tempfile.NamedTemporaryFile(dir=cache.path, prefix=PART, delete=False) as file:
         try:
             file.write(value)
             file.close()

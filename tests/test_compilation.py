@@ -140,13 +140,14 @@ def test_auto_is_a_directory_of_this_user_and_processor_if_it_can_be_written(tmp
 
 
 def test_a_directory_of_programs_forgets_those_used_longest_ago(tmp_path):
-    for age, name in enumerate(("new-cache", "mid-cache", "old-cache", ".part", ".older")):
+    names = ("new-cache", "mid-cache", "old-cache", ".part-a", ".part-b", "mine")
+    for age, name in enumerate(names):
         (tmp_path / name).write_bytes(b"x" * 10)
         os.utime(tmp_path / name, (time.time() - 1000 * age,) * 2)
     (tmp_path / "autotune").mkdir()
     compilation._prune(tmp_path, largest=25)
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"new-cache", "mid-cache", ".part", "autotune"}
+    assert left == {"new-cache", "mid-cache", ".part-a", "mine", "autotune"}
 
 
 COMPILE = """
@@ -186,7 +187,7 @@ def test_an_entry_that_was_cut_short_is_compiled_and_written_again(tmp_path):
     cut.write_bytes(whole[: len(whole) // 2])
     assert damaged(tmp_path) == [cut.name]
     again = python(
-        f"import sys; sys.argv = ['', {str(tmp_path)!r}, 2]\n{COMPILE}", PYTHONWARNINGS="ignore"
+        f"import sys; sys.argv = ['', {str(tmp_path)!r}, '2']\n{COMPILE}", PYTHONWARNINGS="ignore"
     )
     assert again == first and damaged(tmp_path) == []
 
