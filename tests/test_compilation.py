@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
+from experiments import targets
 from rlx import compilation
 from rlx.config import CompileConfig, Config, MeshConfig, PipelineConfig
 from rlx.errors import InputError
@@ -251,3 +252,16 @@ def test_cells_that_differ_in_numbers_loss_or_advantage_compile_but_the_update(t
     assert names(tmp_path / "programs") == before
     trained(tmp_path / "c", kept, "algo.loss=gspo", "algo.advantage=prompt_norm")
     assert names(tmp_path / "programs") == before | {"jit__train_step": 2}
+
+
+@pytest.mark.targets
+@pytest.mark.skipif(not targets.installed("h100"), reason="pip install 'rlx[targets]'")
+def test_a_gpu_has_a_kernel_that_repeats_for_all_that_a_run_does():
+    """XLA refuses, with these flags, a program that it could only run in an order of its own."""
+    words = ["model.compute_dtype=bfloat16", "optim.vocab_chunk=8", "rollout.max_new_tokens=4"]
+    words += ["model.n_experts=4", "model.experts_per_token=2", "model.d_ff_expert=16"]
+    command = [sys.executable, "-m", "experiments.memory", "target=h100", *words]
+    env = {**os.environ, "XLA_FLAGS": " ".join(compilation.FLAGS)}
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(f"\n{name} " in done.stdout for name in ("update", "insert", "decode"))
