@@ -133,7 +133,6 @@ class SlotGenerator:
         self.temperature, self.pad_id, self.mesh, self.key = rollout.temperature, pad_id, mesh, key
         model = attention.chosen(config.model, mesh)
         self.static = {"config": model, "rules": rules, "mesh": mesh}
-        self.numbers: dict[tuple, jax.Array] = {}
         self._clear(self._empty())
 
     def _empty(self) -> sampler.Slots:
@@ -169,26 +168,19 @@ class SlotGenerator:
             self.new.append((slot, request))
 
     def begin(self, weights: Weights, tokens: int) -> None:
-        params = weights.params
-        version, temperature, tokens = map(self._there, (weights.version, self.temperature, tokens))
+        params, version = weights.params, weights.version
         fresh = [item for item in self.new if not item[1].continues]
         if resumed := [item for item in self.new if item[1].continues]:
             self.slots = sampler.resume(self.slots, *self._given(resumed), mesh=self.mesh)
         for prompts, new in self._insertions(fresh):
             self.slots = sampler.insert(
-                params, self.slots, *prompts, new, self.key, version, temperature, **self.static
-            )
+                params, self.slots, *prompts, new, self.key, version, self.temperature,
+                **self.static,
+            )  # fmt: skip
         self.new = []
-        self.slots = sampler.decode(params, self.slots, version, temperature, tokens, **self.static)
-
-    def _there(self, x: float) -> jax.Array:
-        """A number on the devices, kept: to put it there costs more than to use it."""
-        key = type(x), x
-        if key not in self.numbers:
-            if len(self.numbers) > 8:
-                self.numbers.clear()
-            self.numbers[key] = jax.device_put(x, meshes.sharding(self.mesh, (), ()))
-        return self.numbers[key]
+        self.slots = sampler.decode(
+            params, self.slots, version, self.temperature, tokens, **self.static
+        )
 
     def _insertions(self, fresh: list[tuple[int, Request]]):
         """Arguments of `sampler.insert`: samples of P prompts at most, a group's prompt once."""
