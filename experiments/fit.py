@@ -46,11 +46,12 @@ from analysis.figures import report
 from experiments.options import read_options
 from rlx.errors import InputError
 from rlx.scaling.data import Evals, short_names
+from rlx.scaling.families import FAMILIES
 from rlx.scaling.point import RunFit, fit_study
 from rlx.scaling.source import Options, r0_column
 
 CHOICES = {
-    "curve": ("burr", "sigmoid", "power"),
+    "curve": tuple(FAMILIES),
     "noise": ("normal", "student", "betabinomial"),
     "method": ("nuts", "laplace", "point"),
 }

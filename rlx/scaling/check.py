@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from rlx.scaling import curve as curves
 from rlx.scaling.posterior import LAST, ScalingFit
 
 RISE = 2.0  # standard errors
@@ -124,7 +123,7 @@ def sampler_table(fit: ScalingFit) -> pd.DataFrame:
 def run_table(fit: ScalingFit) -> pd.DataFrame:
     """Per run: share of the gain seen, prior share of the ceiling, departure."""
     p, last = fit._parameters("run"), fit.last_compute("run")
-    gained = (curves.burr(last[None], **p) - p["R0"]) / np.maximum(p["A"] - p["R0"], 1e-9)
+    gained = (fit.family.at(last[None], **p) - p["R0"]) / np.maximum(p["A"] - p["R0"], 1e-9)
     q05, q50, q95 = np.quantile(gained, [0.05, 0.5, 0.95], axis=0)
     table = pd.DataFrame({"run": fit.runs, "seen_q05": q05, "seen_q50": q50, "seen_q95": q95})
     table["past_C_mid"] = (last > p["C_mid"]).mean(0)

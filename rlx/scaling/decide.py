@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from rlx.errors import InputError
-from rlx.scaling import curve as curves
+from rlx.scaling.families import Family
 from rlx.scaling.posterior import ScalingFit
 
 Floats = NDArray[np.float64]
@@ -169,7 +169,7 @@ def _contrasts(
     i_P, j_P = np.array(pairs).T
     A, C_mid, B, B_tail = (_draws(fit, name) for name in ("A", "C_mid", "B", "B_tail"))
     p = fit._parameters("recipe")
-    pace = curves.compute_to(p["R0"] + SHARE * (p["A"] - p["R0"]), **p)
+    pace = fit.family.compute_to(p["R0"] + SHARE * (p["A"] - p["R0"]), **p)
     C_PX = [np.array(fit._efficiency(i, j, target, "recipe")[2]) for i, j in pairs]
     C_i, C_j = np.stack(C_PX, axis=1)
     last = fit.last_compute("recipe")
@@ -544,6 +544,7 @@ def _seed_offers(
 class Source:
     """What new evaluations are drawn from: the runs of a fit, or a new seed of each recipe."""
 
+    family: Family
     parameters: dict[str, Floats]  # of the curves [X, N]
     wander_mean_XN: Floats  # where the evaluations start
     wander_var_XN: Floats
@@ -554,9 +555,10 @@ class Source:
     @classmethod
     def of(cls, fit: ScalingFit, by: str, trials: float | None) -> Source:
         p = fit._parameters(by, SEEDS[by])
-        now_XN1 = curves.burr(fit.last_compute(by), **p)[..., None]
+        now_XN1 = fit.family.at(fit.last_compute(by), **p)[..., None]
         mean, var = fit._wander(np.zeros(1), by)
         return cls(
+            fit.family,
             p,
             mean[..., 0],
             var[..., 0],
@@ -575,7 +577,7 @@ class Source:
         A step of several gaps pools as many evaluations: the sd of e falls with the root.
         """
         C_T = start + step * np.arange(1, T + 1)
-        y_XT = curves.burr(C_T, **{k: x[:, n, None] for k, x in self.parameters.items()})
+        y_XT = self.family.at(C_T, **{k: x[:, n, None] for k, x in self.parameters.items()})
         z_TX, e_TX = rng.normal(size=(2, T, len(y_XT)))
         rho = np.exp(-step / gap / self.length_X)
         w = self.wander_mean_XN[:, n] + np.sqrt(self.wander_var_XN[:, n]) * rng.normal(

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from rlx.errors import InputError
 from rlx.scaling.data import Evals
+from rlx.scaling.families import FAMILIES
 from rlx.scaling.posterior import ScalingFit
 from rlx.scaling.priors import Priors
 
@@ -29,15 +30,6 @@ if TYPE_CHECKING:
     from rlx.scaling.bayes import Draws, Stats
 
 METHODS = ("nuts", "laplace")
-DIMS = {
-    "mu": ["coordinate"],
-    "log_recipe_sd": ["coordinate"],
-    "log_seed_sd": ["coordinate"],
-    "beta": ["effect", "coordinate"],
-    "logit_R0": ["start"],
-    "theta_recipe": ["recipe", "coordinate"],
-    "theta_run": ["run", "coordinate"],
-}
 MAX_CUTS = 4  # rounds of finding runs that fall off their curve
 
 
@@ -77,9 +69,13 @@ def fit(
     from rlx.scaling import bayes
     from rlx.scaling.arrays import assemble, make_options
     from rlx.scaling.departure import departures, without_falls
-    from rlx.scaling.model import CURVES, NOISES
+    from rlx.scaling.model import NOISES
 
-    allowed = (("curve", curve, CURVES), ("noise", noise, NOISES), ("method", method, METHODS))
+    allowed = (
+        ("curve", curve, tuple(FAMILIES)),
+        ("noise", noise, NOISES),
+        ("method", method, METHODS),
+    )
     for key, value, known in allowed:
         if value not in known:
             raise InputError(key, value, "not available", f"use {key}={'|'.join(known)}")
@@ -147,6 +143,8 @@ def make_tree(
     """The posterior, the sampler's statistics, the data and the labels in ArviZ's layout."""
     from arviz_base import from_dict
 
+    from rlx.scaling.model import Options, Study, sites_of
+
     coords = {
         "coordinate": ["a", "c", "b"],
         "effect": labels.effects,
@@ -173,7 +171,8 @@ def make_tree(
         "start_sd": study["start_sd_S"],
     }
     point = ["run", "evaluation"]
-    dims = DIMS | {
+    sites = sites_of(Study(**study), Options(attrs["curve"], attrs["noise"]))
+    dims = {site.name: list(site.dims) for site in sites if site.name in draws} | {
         "value": point,
         "compute": point,
         "stderr": point,

@@ -19,6 +19,7 @@ from __future__ import annotations
 import io
 import json
 import zlib
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,9 @@ from scipy.special import expit
 
 from rlx.checksum import crc32
 from rlx.errors import InputError
-from rlx.scaling import curve as curves
 from rlx.scaling.data import Evals
-from rlx.scaling.priors import Priors, prior_theta
+from rlx.scaling.families import FAMILIES, Family
+from rlx.scaling.priors import NUMPY, Priors, prior_theta
 
 Floats = NDArray[np.float64]
 
@@ -86,8 +87,7 @@ def missing(tree: xr.DataTree) -> list[str]:
     """Variables that every question may need and the tree lacks."""
     need: dict[str, tuple[str, ...]] = {"posterior": SITES, "constant_data": CONSTANTS}
     need |= {"observed_data": ("value",), "evals": ("run", "compute", "value", "stderr")}
-    if tree.attrs["curve"] == "burr":
-        need["posterior"] += ("log_kappa",)
+    need["posterior"] += tuple(site.name for site in FAMILIES[tree.attrs["curve"]].sites)
     return [f"{group}/{name}" for group in need for name in need[group] if name not in tree[group]]
 
 
@@ -127,6 +127,11 @@ class ScalingFit:
     @property
     def attrs(self) -> dict:
         return self.tree.attrs
+
+    @property
+    def family(self) -> Family:
+        """The family of its curves."""
+        return FAMILIES[self.attrs["curve"]]
 
     @property
     def runs(self) -> list[str]:
@@ -243,16 +248,22 @@ class ScalingFit:
         return expit(logit_R0_XR @ (members / members.sum(1, keepdims=True)).T)
 
     def _parameters(self, by: str, seeds: str = "typical") -> dict[str, Floats]:
-        """A, C_mid, B, R0 and kappa [X, N] as `curve.burr` takes them."""
-        a, c, b = np.moveaxis(np.clip(self._theta(by, seeds), -FARTHEST, FARTHEST), -1, 0)
-        R0, B = self._R0(by), np.exp(b)
-        kappa = np.ones_like(B)
-        if self.attrs["curve"] == "power":
-            B, kappa = kappa, B
-        elif self.attrs["curve"] == "burr":
-            kappa = kappa * np.exp(self._sites("log_kappa"))[:, None]
-        A = R0 + (1 - R0) * expit(a)
-        return {"A": A, "B": B, "C_mid": self.attrs["C_ref"] * np.exp(c), "R0": R0, "kappa": kappa}
+        """A, C_mid, B, R0 and the family's own [X, N], as its `at` takes them."""
+        theta = np.clip(self._theta(by, seeds), -FARTHEST, FARTHEST)
+        return self._natural(theta, self._R0(by), self._sites, by)
+
+    def _natural(self, theta: Floats, R0: Floats, site: Callable, by: str) -> dict[str, Floats]:
+        """The same of theta [X, N, 3], R0 and the draws that `site` gives of a site."""
+        a, c, b = np.moveaxis(theta, -1, 0)
+        A, B = R0 + (1 - R0) * expit(a), np.exp(b)
+        p = {"A": A, "B": B, "C_mid": self.attrs["C_ref"] * np.exp(c)}
+        p["R0"] = np.broadcast_to(R0, A.shape)
+        own = {}
+        for name, (held, _) in self.family.own.items():
+            x = site(held)
+            x_XN = x[:, None] if x.ndim == 1 else x[:, self._recipe_of_run] if by == "run" else x
+            own[name] = np.broadcast_to(x_XN, A.shape)
+        return p | self.family.of_sites(own, NUMPY)
 
     def _at(self, compute_C: Floats, by: str, seeds: str = "typical") -> Floats:
         """Latent pass rates [X, N, C] at computes [C] or [N, C].
@@ -261,7 +272,7 @@ class ScalingFit:
         FALLEN_SD sqrt(1 + log(C / last C)), which promises neither recovery nor ruin.
         """
         parameters = {k: x[..., None] for k, x in self._parameters(by, seeds).items()}
-        x_XNC = curves.burr(compute_C, **parameters)
+        x_XNC = self.family.at(compute_C, **parameters)
         if by == "run":
             z_X1 = np.random.default_rng(PREDICT_SEED).normal(size=(len(x_XNC), 1))
             for r, (level, C_last) in self._fallen.items():
@@ -301,23 +312,14 @@ class ScalingFit:
 
     @cached_property
     def _prior(self) -> dict[str, Floats]:
-        """Prior draws of theta of a recipe and of a run [X, J, 3], and of log kappa [X]."""
-        return prior_theta(self.priors, self._constant("design"))
+        """Prior draws of theta of a recipe and of a run [X, J, 3], and of the family's sites."""
+        return prior_theta(self.priors, self._constant("design"), self.family.sites)
 
     def _prior_parameters(self, by: str) -> dict[str, Floats]:
         theta = self._prior[by]
         if by == "run":
             theta = theta[:, self._recipe_of_run]
-        a, c, b = np.moveaxis(theta, -1, 0)
-        R0 = self._R0(by).mean(0)[None]
-        B, kappa = np.exp(b), np.ones_like(b)
-        if self.attrs["curve"] == "power":
-            B, kappa = kappa, B
-        elif self.attrs["curve"] == "burr":
-            kappa = kappa * np.exp(self._prior["log_kappa"])[:, None]
-        A = R0 + (1 - R0) * expit(a)
-        R0 = np.broadcast_to(R0, A.shape)
-        return {"A": A, "B": B, "C_mid": self.attrs["C_ref"] * np.exp(c), "R0": R0, "kappa": kappa}
+        return self._natural(theta, self._R0(by).mean(0)[None], self._prior.__getitem__, by)
 
     def prior_share(self, param: str, by: str = "recipe") -> Floats:
         """sd of the posterior over sd of the prior [N]; C_mid and B on a log scale."""
@@ -330,15 +332,14 @@ class ScalingFit:
             first = [int(np.argmax(self._recipe_of_run == j)) for j in range(len(self.recipes))]
             return R0[start_R[first]]
         link = (lambda x: x) if param == "A" else np.log
-        key = "kappa" if param == "B" and self.attrs["curve"] == "power" else param
-        posterior, prior = self._parameters(by)[key], self._prior_parameters(by)[key]
+        posterior, prior = self._parameters(by)[param], self._prior_parameters(by)[param]
         return link(posterior).std(0) / link(prior).std(0)
 
     def _curve_prior_share(self, compute_C: Floats, by: str) -> Floats:
         """The same of the pass rate at C [N, C]."""
         prior = {k: x[..., None] for k, x in self._prior_parameters(by).items()}
         return self._at(compute_C, by).std(0) / np.maximum(
-            curves.burr(compute_C, **prior).std(0), 1e-9
+            self.family.at(compute_C, **prior).std(0), 1e-9
         )
 
     # ------------------------------------------------------------ questions
@@ -350,9 +351,7 @@ class ScalingFit:
         """
         self._guard()
         p = self._parameters(by)
-        p["B_tail"] = p["B"] * p["kappa"]
-        if self.attrs["curve"] == "power":
-            p["B"] = p["kappa"]
+        p["B_tail"] = self.family.tail(B=p["B"], **{name: p[name] for name in self.family.own})
         if name not in (*PARAMS, "B_tail"):
             raise InputError("param", name, "unknown", f"use {', '.join((*PARAMS, 'B_tail'))}")
         return self._label(p[name], by)
@@ -367,7 +366,7 @@ class ScalingFit:
         self._guard()
         names, last = self._names(by), self.last_compute(by)
         p = self._parameters(by)
-        at_last = curves.burr(last[None], **p)
+        at_last = self.family.at(last[None], **p)
         gained = (at_last - p["R0"]) / np.maximum(p["A"] - p["R0"], 1e-9)
         phase = np.median(last / p["C_mid"], 0)
         status = self.status(by)
@@ -389,7 +388,7 @@ class ScalingFit:
     def status(self, by: str = "recipe") -> list[str]:
         """Per recipe or run: "ok", "departed", or "ceiling not identified" with the reason."""
         p = self._parameters(by)
-        at_last = curves.burr(self.last_compute(by)[None], **p)
+        at_last = self.family.at(self.last_compute(by)[None], **p)
         gained = (at_last - p["R0"]) / np.maximum(p["A"] - p["R0"], 1e-9)
         lo, hi = np.quantile(gained, [0.05, 0.95], axis=0)
         share = self.prior_share("A", by)
@@ -494,7 +493,7 @@ class ScalingFit:
     def _at_own(self) -> Floats:
         """Latent pass rate of every run at its own evaluations [X, R, M]."""
         parameters = {k: x[..., None] for k, x in self._parameters("run").items()}
-        return curves.burr(np.nan_to_num(self._constant("compute"), nan=1.0), **parameters)
+        return self.family.at(np.nan_to_num(self._constant("compute"), nan=1.0), **parameters)
 
     def _noise_variance(self) -> Floats:
         """Sampling variance [X or 1, R, M]; 1 where there is no evaluation."""
@@ -571,7 +570,7 @@ class ScalingFit:
         reaches the target with probability `prob`; extrapolation of the median; prior_share of A.
         """
         self._guard()
-        C = curves.compute_to(target, **self._parameters(by))
+        C = self.family.compute_to(target, **self._parameters(by))
         table = pd.DataFrame({"name": self._names(by), "target": target})
         table["prob_reachable"] = np.isfinite(C).mean(0)
         table = table.join(_quantiles(C, prob))
@@ -635,7 +634,7 @@ class ScalingFit:
             y = R0 + 0.8 * (np.minimum(p["A"][:, i], p["A"][:, j]) - R0)
         else:
             y = np.full(len(p["A"]), float(target))
-        C = [curves.compute_to(y, **{k: x[:, n] for k, x in p.items()}) for n in (i, j)]
+        C = [self.family.compute_to(y, **{k: x[:, n] for k, x in p.items()}) for n in (i, j)]
         both = np.isfinite(C[0]) & np.isfinite(C[1]) & (C[1] > 0) & (C[0] > 0)
         with np.errstate(all="ignore"):
             return np.where(both, C[0] / C[1], np.nan), y, C

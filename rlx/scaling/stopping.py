@@ -36,7 +36,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlx.errors import InputError
-from rlx.scaling import curve as curves
 from rlx.scaling.posterior import ScalingFit
 
 Floats = NDArray[np.float64]
@@ -99,7 +98,7 @@ def ahead(fit: ScalingFit, full: Mapping[str, float], baseline: Sequence[str]) -
     gain_XR = LEVEL * (value_XR - p["R0"])
     level_X = (p["R0"] + gain_XR)[:, base].mean(1)
     columns = [
-        curves.compute_to(level_X, **{name: x[:, r] for name, x in p.items()})
+        fit.family.compute_to(level_X, **{name: x[:, r] for name, x in p.items()})
         for r in range(len(full_R))
     ]
     C_XR = np.minimum(np.stack(columns, 1), full_R)

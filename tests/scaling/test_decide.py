@@ -14,6 +14,7 @@ from scipy.stats import norm
 import rlx.scaling as sc
 from rlx.scaling import curve as curves
 from rlx.scaling import decide
+from rlx.scaling.families import FAMILIES
 from rlx.scaling.infer import evals_dataset
 from rlx.scaling.posterior import ScalingFit
 
@@ -395,7 +396,13 @@ def test_evaluations_have_the_moments_of_curve_wander_and_noise():
     one = np.ones((n, 1))
     p = {"A": 0.6 * one, "B": 2.0 * one, "C_mid": 3.0 * one, "R0": R0 * one, "kappa": one}
     source = decide.Source(
-        p, 0.05 * one, 1e-4 * one, noise * one, np.full(n, sigma), np.full(n, length)
+        FAMILIES["burr"],
+        p,
+        0.05 * one,
+        1e-4 * one,
+        noise * one,
+        np.full(n, sigma),
+        np.full(n, length),
     )
     y_XT = source.evaluations(np.random.default_rng(0), 0, 4.0, 0.5, 0.5, 3)
     rho = np.exp(-1 / length)
