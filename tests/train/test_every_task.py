@@ -18,7 +18,7 @@ from rlx.config import AlgoConfig, CheckpointConfig, EnvConfig, RewardModelConfi
 from rlx.errors import InputError
 from rlx.record import RunRecord, read_rows
 from rlx.track import numbers
-from rlx.train import loop, recorded, reward_model, rl, sft, warm_start
+from rlx.train import loop, recorded, reward_model, rl, sft, start, warm_start
 from rlx.types import NotFinite
 
 ROOT = Path(__file__).parents[2]
@@ -46,10 +46,11 @@ def configs(easy, tmp_path_factory):
     plain["eval"] = replace(easy.eval, every_steps=4)
     kwargs = {"path": pairs(tmp_path_factory.mktemp("pairs") / "pairs.jsonl")}
     env = EnvConfig("preference", kwargs, train_prompts=16, heldout_prompts=8, grade_timeout_s=0)
-    of_rl = {**plain, "warm_start": replace(easy.warm_start, steps=4)}
+    made = str(tmp_path_factory.mktemp("warm_start"))
+    warm_start.load_or_make(easy, start.make_env(easy), made)
     rollout = replace(easy.rollout, max_new_tokens=8)
     return {
-        "rl": replace(easy, **of_rl),
+        "rl": replace(easy, **{**plain, "warm_start_dir": made}),
         "sft": SftConfig(**{**plain, "warm_start": fresh, "algo": LIKELIHOOD, "rollout": rollout}),
         "reward_model": RewardModelConfig(**{**plain, "warm_start": fresh, "env": env}),
         "warm_start": replace(
@@ -162,33 +163,33 @@ def test_a_dashboard_sees_every_row(whole, task):
 
 
 def spoilt(task, monkeypatch, versions):
-    """What the updates of these versions learn from is not finite."""
+    """The updates of these versions are made of numbers that are not finite."""
     made = iter(range(10**6))
-    if task == "reward_model":  # its batches are whole numbers
+    if task in ("rl", "sft"):  # what is learned from
+        module, name = {"rl": (rl, "collate"), "sft": (sft, "demonstrated")}[task]
+        make = getattr(module, name)
 
-        def step(self, pairs, step=reward_model.RewardModel.step):
-            if next(made) not in versions:
-                return step(self, pairs)
-            before = jax.tree.map(np.array, self.state)
-            bad = jax.tree.map(lambda x: x * np.nan, self.state.params)
-            self.state = self.state.replace(params=bad)
-            metrics = step(self, pairs)
-            self.state = jax.tree.map(
-                lambda x, now: jax.device_put(x, now.sharding), before, self.state
-            ).replace(version=self.state.version)
-            return metrics
+        def batch(*args):
+            whole = make(*args)
+            bad = {"behavior_logp_BT" if task == "rl" else "mask_BT": whole.mask_BT * np.nan}
+            return whole.replace(**bad) if next(made) in versions else whole
 
-        monkeypatch.setattr(reward_model.RewardModel, "step", step)
+        monkeypatch.setattr(module, name, batch)
         return
-    name = "collate" if task == "rl" else "demonstrated"
-    module = {"rl": rl, "sft": sft, "warm_start": warm_start}[task]
+    kind = {"reward_model": reward_model.RewardModel, "warm_start": warm_start.WarmStart}[task]
 
-    def batch(*args, make=getattr(module, name)):
-        whole = make(*args)
-        bad = {"behavior_logp_BT" if task == "rl" else "mask_BT": whole.mask_BT * np.nan}
-        return whole.replace(**bad) if next(made) in versions else whole
+    def step(self, batch, step=kind.step):  # the weights, for as long as the update takes
+        if next(made) not in versions:
+            return step(self, batch)
+        before = jax.tree.map(np.array, self.state)
+        bad = jax.tree.map(lambda x: x * np.nan, self.state.params)
+        self.state = self.state.replace(params=bad)
+        metrics, after = step(self, batch), self.state
+        back = jax.tree.map(lambda x, now: jax.device_put(x, now.sharding), before, after)
+        self.state = back.replace(version=after.version)
+        return metrics
 
-    monkeypatch.setattr(module, name, batch)
+    monkeypatch.setattr(kind, "step", step)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -225,7 +226,7 @@ BAD = {
         {"env": EnvConfig("preference", {"path": "none.jsonl"}, train_prompts=16)},
         "env.kwargs.path=none.jsonl: no such file; give a .jsonl",
     ),
-    "warm_start": ({"warm_start_dir": "/dev/null/there"}, "warm_start_dir=/dev/null: .*; choose"),
+    "warm_start": ({"warm_start_dir": "/dev/null/there"}, "warm_start_dir=/dev/null/there: a part"),
 }
 
 
