@@ -172,6 +172,8 @@ class Loop:
                 raise Ended(f"stopped: {self.outlook.stop}" if self.outlook.stop else "paused")
             if self.measured < self.version:
                 self.measure()  # the last of a run that has nothing left to learn from
+        record = self.place.record
+        record.update_manifest(**task.verdict(record.rows("metrics.jsonl")))
 
     def update(self, batch: Any) -> None:
         task, place, version = self.task, self.place, self.version
