@@ -14,6 +14,7 @@ import hashlib
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +80,8 @@ class WarmStart(Task):
         adamw = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.95))
         mesh = meshes.make_mesh(MeshConfig(data=1), devices=jax.local_devices()[:1])
         state = TrainState(params, adamw.init(params), jnp.zeros((), jnp.int32))
-        super().__init__(jax.device_put(state, layout(state, mesh)))
+        self.layout = layout(state, mesh)
+        super().__init__(jax.device_put(state, self.layout))
 
         def mean_logp(params, batch):
             logp_BT = policy(params, batch, 1.0, model=model, mesh=mesh)[0]
@@ -123,6 +125,12 @@ class WarmStart(Task):
     def measure(self, version: int) -> list[Row]:
         """Runs that start here measure it, at version 0."""
         return []
+
+    def arrays(self) -> dict[str, Any]:
+        return {"state": jax.device_get(self.state)}  # Orbax writes no array of one process alone
+
+    def load(self, arrays: dict[str, Any], host: dict[str, Any]) -> None:
+        self.state = jax.device_put(arrays["state"], self.layout)
 
 
 def train(config: Config, env: Env, work: record.RunRecord, watch: Watch = UNWATCHED) -> float:
@@ -180,11 +188,10 @@ def load_or_make(
             work.path.rename(path)
         shutil.rmtree(work.path, ignore_errors=True)
     processes.wait("warm start")
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    like = jax.eval_shape(lambda: fresh(config.model, env))
+    shapes = jax.eval_shape(lambda: fresh(config.model, env))
+    like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
     try:
-        params = load_params(path, meshes.shapes(like, jax.tree.map(lambda _: here, like)))
-        return jax.tree.map(np.array, params), record.read_json(path / "manifest.json")["flops"]
+        return load_params(path, like), record.read_json(path / "manifest.json")["flops"]
     except InputError as error:
         reason, remedy = f"damaged: {error.args[2]}", "remove it, and it is made again"
         raise InputError("warm_start_dir", path, reason, remedy) from error
