@@ -175,18 +175,20 @@ def load_or_make(
     identity = {"model": config.model, "env": config.env, "warm_start": config.warm_start}
     name = "-".join(config_sha(part) for part in identity.values())
     path = Path(directory).absolute() / f"{name}-run"
+    own = hashlib.sha256(str(Path(config.out).absolute()).encode()).hexdigest()[:8]
+    scratch = path.with_name(f".{name}-{own}")
     if processes.is_writer() and not (path / "manifest.json").exists():
         with record.said_of("warm_start_dir", path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
-        own = hashlib.sha256(str(Path(config.out).absolute()).encode()).hexdigest()[:8]
-        work = record.RunRecord(path.with_name(f".{name}-{own}"))
+        work = record.RunRecord(scratch)
         with locked(work, "warm_start_dir"):
             spent = train(config, env, work, watch)
             work.update_manifest(**{k: asdict(part) for k, part in identity.items()}, flops=spent)
             (work.path / ".lock").unlink()
         with contextlib.suppress(OSError):  # another job was faster; its artifact is the same
-            work.path.rename(path)
-        shutil.rmtree(work.path, ignore_errors=True)
+            scratch.rename(path)
+    if processes.is_writer():
+        shutil.rmtree(scratch, ignore_errors=True)
     processes.wait("warm start")
     shapes = jax.eval_shape(lambda: fresh(config.model, env))
     like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
