@@ -17,7 +17,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from tqdm import tqdm
 
 from rlx import flops, processes
@@ -174,6 +173,8 @@ class Loop:
                 raise Ended(f"stopped: {self.stopped}" if self.stopped else "paused")
             if self.measured < self.version:
                 self.measure()  # the last of a run that has nothing left to learn from
+        record = self.place.record
+        record.update_manifest(**task.verdict(record.rows("metrics.jsonl")))
 
     @property
     def stopped(self) -> str:
@@ -183,8 +184,9 @@ class Loop:
     def update(self, batch: Any) -> None:
         task, place, version = self.task, self.place, self.version
         with place.clock.phase("train"):
-            metrics = jax.device_get(task.step(batch))
-        row = {"step": version, **{name: float(x) for name, x in metrics.items()}}
+            metrics = task.step(batch)
+            numbers = map(float, jax.device_get([*metrics.values()]))
+        row = {"step": version, **dict(zip(metrics, numbers, strict=True))}
         row |= task.spend(version, batch)
         row |= (guarded := task.guard.after(row))
         if event := guarded.get("guard/event"):
@@ -279,9 +281,3 @@ def note_lost_work(record: RunRecord, since: int, before_s: float) -> None:
         "wall_s_lost": max(clocks[-1]["wall_s"] - before_s, 0.0) if clocks else 0.0,
     }
     record.append("restarts.jsonl", lost)
-
-
-def drawn(count: int, batch: int, seed: int, step: int) -> np.ndarray:
-    """Indices of the items of a step: every epoch is a permutation, the rest of it is left out."""
-    epoch, at = divmod(step, count // batch)
-    return np.random.default_rng((seed, epoch)).permutation(count)[at * batch : (at + 1) * batch]

@@ -92,9 +92,8 @@ def recorded(
 
 def carry_out(task: Task, config: Config, place: Place) -> None:
     """The task, to its end and a checkpoint of it, which rlx.checkpoint.load_params reads."""
-    record, every = place.record, config.eval.every_steps
-    with closing(Checkpoints(record.path / "checkpoints", config.checkpoint, config)) as kept:
+    path, every = place.record.path, config.eval.every_steps
+    with closing(Checkpoints(path / "checkpoints", config.checkpoint, config)) as kept:
         it = Loop(task, place, kept, config.steps, every)
-        it.run(record.path.name, config.until)
+        it.run(path.name, config.until)
         it.save()
-    record.update_manifest(**task.verdict(record.rows("metrics.jsonl")))

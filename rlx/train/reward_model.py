@@ -26,16 +26,17 @@ from rlx.envs.base import Env
 from rlx.envs.grading import Graders
 from rlx.envs.preference import Preference
 from rlx.errors import InputError
-from rlx.evaluate import standard_error
+from rlx.evaluate import counted
 from rlx.models import lora, reward
 from rlx.objectives.preference import bradley_terry
 from rlx.train import start
 from rlx.train.batch import in_slices, on_mesh
-from rlx.train.loop import Place, Row, Task, drawn
+from rlx.train.loop import Place, Row
 from rlx.train.recipe import Hyper
 from rlx.train.recorded import recorded
-from rlx.train.spec import Spec, names, numbers
-from rlx.train.state import ascend, init_state, loss_scale, optimizer, placed
+from rlx.train.sft import Supervised
+from rlx.train.spec import Spec
+from rlx.train.state import ascend, loss_scale, optimizer, placed
 from rlx.types import Problem, TrainState
 
 
@@ -82,25 +83,21 @@ def tokenized(problems: Sequence[Problem], env: Env) -> list[Pair]:
     return found
 
 
-class RewardModel(Task):
+class RewardModel(Supervised):
     def __init__(self, config: RewardModelConfig, place: Place, graders: Graders, mesh: Mesh):
-        self.config, self.mesh, env = config, mesh, graders.env
-        self.learned, self.heldout, too_long = read(config, env)
-        place.record.update_manifest(
-            pairs=len(self.learned), pairs_heldout=len(self.heldout), pairs_too_long=too_long,
-            vocabulary=start.vocabulary(env.tokenizer),
-        )  # fmt: skip
-        self.start, _ = start.load(config, env, mesh, place.record.path, place.watch)
-        self.spec, self.hyper = names(config, mesh), numbers(config)
-        super().__init__(init_state(self.spec, self.start, config.seed, value_head=True))
+        super().__init__(config, place, graders, mesh, head=True)
         self.base = placed(self.start, mesh) if self.spec.lora_rank else None
-        U = max(len(pair.prompt) for pair in [*self.learned, *self.heldout])
-        T = config.rollout.max_new_tokens
-        self.shape = {"U": U, "T": T, "pad_id": env.tokenizer.pad_id}
+        U = max(len(pair.prompt) for pair in [*self.items, *self.heldout])
+        T, pad_id = config.rollout.max_new_tokens, self.env.tokenizer.pad_id
+        self.shape = {"U": U, "T": T, "pad_id": pad_id}
 
-    def batch(self, version: int) -> list[Pair]:
-        size, seed = self.config.rollout.prompts_per_step, self.config.seed
-        return [self.learned[i] for i in drawn(len(self.learned), size, seed, version)]
+    def read(self, place: Place) -> list[Pair]:
+        learned, self.heldout, too_long = read(self.config, self.env)
+        place.record.update_manifest(
+            pairs=len(learned), pairs_heldout=len(self.heldout), pairs_too_long=too_long,
+            vocabulary=start.vocabulary(self.env.tokenizer),
+        )  # fmt: skip
+        return learned
 
     def step(self, pairs: list[Pair]) -> Row:
         texts = self._texts(pairs)
@@ -115,12 +112,12 @@ class RewardModel(Task):
         return {"tokens_trained": tokens}
 
     def measure(self, version: int) -> list[Row]:
-        config, P, pairs = self.config, self.config.rollout.prompts_per_step, self.heldout
-        whole = lora.whole(config.optim, self.start, self.state.params)
+        P, model, pairs = self.config.rollout.prompts_per_step, self.config.model, self.heldout
+        policy = self.policy
         batches = [pairs[at : at + P] for at in range(0, len(pairs), P)]
-        found = [_scores(whole, config.model, self._texts(some, P)) for some in batches]
+        found = [_scores(policy, model, self._texts(some, P)) for some in batches]
         score_P2 = np.concatenate(processes.to_host(found)).reshape(-1, 2)[: len(pairs)]
-        self.ledger.eval_flops += _forward_flops(config.model, pairs)
+        self.ledger.eval_flops += _forward_flops(model, pairs)
         return [accuracy(score_P2)]
 
     def _texts(self, pairs: Sequence[Pair], rows: int = 0) -> reward.Texts:
@@ -136,19 +133,8 @@ def accuracy(score_P2: np.ndarray) -> dict[str, Any]:
     tied_n = score_P2[:, 0] == score_P2[:, 1]
     luck_n = tied_n & (np.cumsum(tied_n) % 2 == 0)
     passes_n = ((score_P2[:, 0] > score_P2[:, 1]) | luck_n).astype(int)
-    mean = float(passes_n.mean())
-    return {
-        "eval_set": "heldout",
-        "trials": len(passes_n),
-        "passes": int(passes_n.sum()),
-        "passes_per_prompt": passes_n.tolist(),
-        "mean": mean,
-        "stderr": standard_error(1, passes_n),
-        "pass_at_k": {"1": mean},
-        "truncated": 0.0,
-        "ungraded": 0,
-        "margin_mean": float(np.mean(score_P2[:, 0] - score_P2[:, 1])),
-    }
+    margin = float(np.mean(score_P2[:, 0] - score_P2[:, 1]))
+    return counted("heldout", 1, passes_n, 0, 0) | {"margin_mean": margin}
 
 
 def _forward_flops(model: ModelConfig, pairs: Sequence[Pair]) -> float:

@@ -50,14 +50,9 @@ def of_run(path: str | Path) -> dict[str, Any]:
     """
     directory = _located(path)[0]
     manifest = RunRecord(directory, writes=False).manifest
-    sections = {
-        "model": ModelConfig,
-        "env": EnvConfig,
-        "optim": OptimConfig,
-        "rollout": RolloutConfig,
-    }
-    made = {}
-    for name, section in sections.items():
+    kinds, made = (ModelConfig, EnvConfig, OptimConfig, RolloutConfig), {}
+    for section in kinds:
+        name = section.section.rstrip(".")
         known = {field.name for field in fields(section)}
         try:
             given = manifest["config"][name].items()

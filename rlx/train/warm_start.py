@@ -2,7 +2,8 @@
 
 The artifact is a directory named after everything that decides its content. It is made by whoever
 needs it first and shared by all runs of a study, so that their pass rate at zero compute, R0, is
-one and the same. Until it is whole it is a run directory under a name of that run's own.
+one and the same. It is a run directory, of another name until it is whole: a run that is killed
+meanwhile goes on with its own.
 """
 
 from __future__ import annotations
@@ -19,24 +20,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 
-from rlx import checksum, flops, processes, record
-from rlx.checkpoint import Checkpoints, own_process
+from rlx import flops, processes, record
+from rlx import mesh as meshes
+from rlx.checkpoint import Checkpoints, load_params
 from rlx.config import Config, MeshConfig, ModelConfig, WarmStartConfig, config_sha
 from rlx.envs.base import Env
 from rlx.errors import InputError
-from rlx.mesh import make_mesh
 from rlx.models import transformer
 from rlx.train.batch import demonstrated
 from rlx.train.clock import Clock
-from rlx.train.forward import completion_hidden, completion_logprobs
+from rlx.train.forward import policy
 from rlx.train.health import Health
 from rlx.train.loop import UNWATCHED, Loop, Outlook, Place, Row, Task, Watch, locked, never
 from rlx.train.state import ascend, layout
 from rlx.types import Batch, NotFinite, Params, TrainState
-
-REMEDY = "remove it, and it is made again"
 
 
 def worked_share(step: int, config: WarmStartConfig) -> float:
@@ -80,13 +78,13 @@ class WarmStart(Task):
         params = fresh(model, env, config.seed)
         rate = optax.cosine_decay_schedule(config.learning_rate, config.steps)
         adamw = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.95))
-        mesh = make_mesh(MeshConfig(data=1), devices=jax.local_devices()[:1])
+        mesh = meshes.make_mesh(MeshConfig(data=1), devices=jax.local_devices()[:1])
         state = TrainState(params, adamw.init(params), jnp.zeros((), jnp.int32))
-        super().__init__(jax.device_put(state, layout(state, mesh)))
+        self.layout = layout(state, mesh)
+        super().__init__(jax.device_put(state, self.layout))
 
         def mean_logp(params, batch):
-            hidden_BTD = completion_hidden(params, batch, model=model)
-            logp_BT, _ = completion_logprobs(params, hidden_BTD, batch, 1.0)
+            logp_BT = policy(params, batch, 1.0, model=model, mesh=mesh)[0]
             return jnp.sum(logp_BT * batch.mask_BT) / jnp.sum(batch.mask_BT)
 
         @functools.partial(jax.jit, donate_argnames="state")
@@ -128,18 +126,20 @@ class WarmStart(Task):
         """Runs that start here measure it, at version 0."""
         return []
 
+    def arrays(self) -> dict[str, Any]:
+        return {"state": jax.device_get(self.state)}  # Orbax writes no array of one process alone
 
-def train(
-    config: Config, env: Env, work: record.RunRecord, watch: Watch = UNWATCHED
-) -> tuple[Params, float]:
-    """(parameters, FLOPs spent), from wherever an earlier attempt in `work` was.
+    def load(self, arrays: dict[str, Any], host: dict[str, Any]) -> None:
+        self.state = jax.device_put(arrays["state"], self.layout)
+
+
+def train(config: Config, env: Env, work: record.RunRecord, watch: Watch = UNWATCHED) -> float:
+    """FLOPs spent on the parameters of the last checkpoint there; an earlier attempt goes on.
 
     Interrupted if it was asked to stop. InputError, and nothing is left there, if the weights
     became infinite.
     """
     c, track = config.warm_start, watch.track
-    if not c.steps:
-        return fresh(config.model, env, c.seed), 0.0
     task = WarmStart(config.model, c, env)
     watch = watch._replace(
         stop=watch.stop if jax.process_count() == 1 else never,  # the others wait for its end
@@ -151,64 +151,49 @@ def train(
         with contextlib.closing(Clock()) as clock, contextlib.closing(kept):
             health = Health(str(work.path), config.optim, quiet=True)
             place = Place(work, clock, health, watch, alone=True)
-            Loop(task, place, kept, c.steps, every=c.steps).run("warm start")
+            it = Loop(task, place, kept, c.steps, every=c.steps)
+            it.run("warm start")
+            it.save()
     except NotFinite as error:
         shutil.rmtree(work.path)
         rate, reason = c.learning_rate, error.args[0]
         raise InputError("warm_start.learning_rate", rate, reason, "lower it") from error
-    return task.state.params, task.ledger.train_flops
+    return task.ledger.train_flops
 
 
 def load_or_make(
     config: Config, env: Env, directory: str | Path, watch: Watch = UNWATCHED
 ) -> tuple[Params, float]:
-    """The shared artifact: (parameters as NumPy arrays, FLOPs spent on it).
+    """The shared artifact: (parameters as NumPy arrays, FLOPs spent on it); fresh ones of 0 steps.
 
     Renamed when whole, so that jobs which start at the same time agree on one; the result is the
     same whoever makes it. Of the processes of one run the first makes it. Raises as `train`, and
     InputError if what is there is not what was written.
     """
+    if not config.warm_start.steps:
+        return jax.tree.map(np.array, fresh(config.model, env, config.warm_start.seed)), 0.0
     identity = {"model": config.model, "env": config.env, "warm_start": config.warm_start}
     name = "-".join(config_sha(part) for part in identity.values())
-    path = Path(directory).absolute() / name
+    path = Path(directory).absolute() / f"{name}-run"
+    own = hashlib.sha256(str(Path(config.out).absolute()).encode()).hexdigest()[:8]
+    scratch = path.with_name(f".{name}-{own}")
     if processes.is_writer() and not (path / "manifest.json").exists():
         with record.said_of("warm_start_dir", path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
-        own = hashlib.sha256(str(Path(config.out).absolute()).encode()).hexdigest()[:8]
-        work = record.RunRecord(path.with_name(f".{name}-{own}"))
+        work = record.RunRecord(scratch)
         with locked(work, "warm_start_dir"):
-            params, spent = train(config, env, work, watch)
-            params = jax.device_get(params)
-            with _checkpointer() as checkpointer:
-                checkpointer.save(work.path / "params", params, force=True)
-            parts = {key: asdict(part) for key, part in identity.items()}
-            parts |= {"flops": spent, "crc32": checksum.crc32s(_named(params, spent))}
-            work.update_manifest(**parts)
-            shutil.rmtree(work.path / "checkpoints", ignore_errors=True)
+            spent = train(config, env, work, watch)
+            work.update_manifest(**{k: asdict(part) for k, part in identity.items()}, flops=spent)
             (work.path / ".lock").unlink()
         with contextlib.suppress(OSError):  # another job was faster; its artifact is the same
-            work.path.rename(path)
-        shutil.rmtree(work.path, ignore_errors=True)
+            scratch.rename(path)
+    if processes.is_writer():
+        shutil.rmtree(scratch, ignore_errors=True)
     processes.wait("warm start")
     shapes = jax.eval_shape(lambda: fresh(config.model, env))
     like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
     try:
-        with _checkpointer() as checkpointer:
-            params = checkpointer.restore(path / "params", like)
-        manifest = record.read_json(path / "manifest.json")
-        spent, written = manifest["flops"], manifest.get("crc32")
-    except Exception as error:  # whatever a damaged file makes Orbax raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError("warm_start_dir", path, f"cannot be read ({reason})", REMEDY) from error
-    if written is not None and (wrong := checksum.damaged(_named(params, spent), written)):
-        raise InputError("warm_start_dir", path, f"{wrong[0]} is not what was written", REMEDY)
-    return params, spent
-
-
-def _named(params: Params, spent: float) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path({"flops": spent, **params})
-    return {jax.tree_util.keystr(at, simple=True, separator="/"): x for at, x in leaves}
-
-
-def _checkpointer() -> ocp.StandardCheckpointer:
-    return ocp.StandardCheckpointer(multiprocessing_options=own_process())
+        return load_params(path, like), record.read_json(path / "manifest.json")["flops"]
+    except InputError as error:
+        reason, remedy = f"damaged: {error.args[2]}", "remove it, and it is made again"
+        raise InputError("warm_start_dir", path, reason, remedy) from error
