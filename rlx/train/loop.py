@@ -126,7 +126,8 @@ class Run:
         named = {"eval" if row is rows[0] else f"eval_{row['eval_set']}": row for row in rows}
         self.outlook = self.forecast()
         self.track(self.version, {**named, "spent": spent, "forecast": self.outlook.numbers})
-        self.record.append("clock.jsonl", self.clock.row(self.version))
+        replies = {"reply_s": self.engine.generator.reply_s}
+        self.record.append("clock.jsonl", self.clock.row(self.version) | replies)
         self.measured = self.version
         busy_s = self.clock.device_s["generate"] + self.clock.device_s["train"]
         rate = self.ledger.tokens_generated / max(busy_s, 1e-9)

@@ -138,7 +138,7 @@ def run(
     def measure(state: TrainState, version: int):
         policy = lora.whole(config.optim, params, state.params)
         said = published(policy, config.model, config.rollout.head_dtype, mesh, mesh)
-        generator = make_generator(config, env, mesh)
+        generator = make_generator(config, graders, mesh)
         return evaluate(generator, Weights(said, version), config, graders, ledger, mesh)
 
     supervise(config, record, clock, ledger, state, update, measure, progress, stop)

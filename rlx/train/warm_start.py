@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from rlx import checksum, flops, processes, record
 from rlx.config import Config, WarmStartConfig, config_sha
-from rlx.envs.base import Env
+from rlx.envs.base import Env, tokens_of
 from rlx.errors import InputError
 from rlx.models import transformer
 from rlx.train.forward import completion_hidden, completion_logprobs
@@ -42,7 +42,7 @@ def worked_share(step: int, config: WarmStartConfig) -> float:
 def solutions(env: Env, config: WarmStartConfig, step: int, T: int) -> Batch:
     """A batch of training problems with a solution each, one sample per prompt."""
     rng = np.random.default_rng((config.seed, step))
-    stop_id, pad_id = env.tokenizer.stop_id, env.tokenizer.pad_id
+    pad_id = env.tokenizer.pad_id
     B, U = config.batch_size, env.max_prompt_tokens
     prompts = []
     completion_BT = np.full((B, T), pad_id, np.int32)
@@ -51,9 +51,9 @@ def solutions(env: Env, config: WarmStartConfig, step: int, T: int) -> Batch:
         problem = env.train[rng.integers(len(env.train))]
         worked = bool(rng.random() < worked_share(step, config))
         prompts.append(env.tokenizer.encode_prompt(problem.prompt))
-        target = [*env.tokenizer.encode(env.solution(problem, rng, worked)), stop_id]
+        target, own = tokens_of(env.tokenizer, env.solution(problem, rng, worked))
         completion_BT[b, : len(target)] = target
-        mask_BT[b, : len(target)] = 1
+        mask_BT[b, : len(target)] = own
     prompt_PU, length_P = right_padded(prompts, U, pad_id)
     return Batch(
         prompt_PU=prompt_PU,
@@ -69,11 +69,11 @@ def solutions(env: Env, config: WarmStartConfig, step: int, T: int) -> Batch:
 
 def _longest_solution(env: Env, rng: np.random.Generator) -> int:
     lengths = [
-        len(env.tokenizer.encode(env.solution(problem, rng, worked)))
+        len(tokens_of(env.tokenizer, env.solution(problem, rng, worked))[0])
         for problem in env.train
         for worked in (False, True)
     ]
-    return max(lengths) + 1
+    return max(lengths)
 
 
 def train(config: Config, env: Env, progress: bool = False) -> tuple[Params, float]:
@@ -101,7 +101,8 @@ def train(config: Config, env: Env, progress: bool = False) -> tuple[Params, flo
     for step in tqdm(range(c.steps), desc="warm start", disable=not progress, unit="step"):
         batch = solutions(env, c, step, T)
         params, opt_state = update(params, opt_state, batch)
-        lengths = zip(batch.prompt_length_P, batch.mask_BT.sum(1), strict=True)
+        length_B = T - np.argmax(batch.mask_BT[:, ::-1], axis=1)  # the last token is the policy's
+        lengths = zip(batch.prompt_length_P, length_B, strict=True)
         vocab = env.tokenizer.vocab_size
         spent += sum(flops.train_flops(config.model, vocab, n, [m]) for n, m in lengths)
     return params, spent
