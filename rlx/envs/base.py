@@ -209,7 +209,7 @@ def build(name: str, *, seed: int, kwargs: dict[str, Any], **sizes: int) -> Env:
             f"set env.{key}" if key != "size" else f"set {' and '.join(f'env.{k}' for k in sizes)}"
         )
         raise InputError(f"env.kwargs.{key}", kwargs[key], "not set here", remedy)
-    _check_arguments(name, constructor, kwargs, given={"seed", *sizes})
+    check_arguments(name, constructor, kwargs, given={"seed", *sizes})
     return constructor(**sizes, seed=seed, **kwargs)
 
 
@@ -250,7 +250,7 @@ def _read_by(env: Env, tokenizer: TextTokenizer) -> Env:
     return env
 
 
-def _check_arguments(name: str, constructor: Any, kwargs: dict[str, Any], given: set[str]) -> None:
+def check_arguments(name: str, constructor: Any, kwargs: dict[str, Any], given: set[str]) -> None:
     """Raises InputError on the first of `kwargs` that the constructor does not take as it is."""
     for key in kwargs:
         if not isinstance(key, str):
