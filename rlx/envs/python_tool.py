@@ -4,10 +4,9 @@ A turn whose last fenced block is Python (rlx.envs.code.last_block) is run, and 
 the reply; a turn without one is the answer, graded as in rlx.envs.math. The interpreter keeps its
 variables from turn to turn: one sandbox (rlx.envs.sandbox) for each episode, ended with it.
 
-A session is known by the cells that it has run, so two episodes that have run the same may be given
-each other's, and one that is lost (its process was killed, the run was resumed, too many are open)
-is made again by running its cells again. A cell that ends the interpreter is not: the reply says
-so, and a fresh one takes its place.
+A session is known by the cells that it has run (rlx.envs.sessions), and made again by running them
+again. A cell that ends the interpreter is not run again: the reply says so, and a fresh one takes
+its place.
 """
 
 from __future__ import annotations
@@ -20,15 +19,14 @@ from typing import Any
 from rlx.envs import base, sandbox
 from rlx.envs.code import last_block
 from rlx.envs.math import Math
+from rlx.envs.sessions import Sessions
 from rlx.errors import InputError
 from rlx.problem import Problem
 
 CONSOLE = Path(__file__).with_name("console.py")
-OPEN = 64  # sessions of one process; the oldest is ended
 LOST = "[the interpreter was ended: "
 SILENT = "[no output]"
 CPU_S = 60  # of a whole session
-History = tuple[int, tuple[str, ...]]  # a problem, and the cells that were run
 
 
 class PythonTool(Math):
@@ -66,7 +64,7 @@ class PythonTool(Math):
         super().__init__(**rows)
         self.limits = sandbox.Limits(wall_s=wall_s, cpu_s=CPU_S, memory_mb=memory_mb)
         self.isolate, self.output_chars = not unsafe, output_chars
-        self.sessions: dict[History, list[sandbox.Session]] = {}
+        self.sessions = Sessions(sandbox.Session.end)
 
     def reply(self, problem: Problem, turns: tuple[str, ...]) -> str | None:
         """What the last turn's block prints; None where it has none.
@@ -81,33 +79,18 @@ class PythonTool(Math):
         if over:
             session.end()
         else:
-            self._keep((problem.id, (*before, cell)), session)
+            self.sessions.keep((problem.id, (*before, cell)), session)
         return shown
 
     def _session(self, problem: int, before: tuple[str, ...]) -> sandbox.Session:
         """That has run these cells; a new one if need be."""
-        if kept := self.sessions.get((problem, before)):
-            session = kept.pop()
-            if not kept:
-                del self.sessions[problem, before]
+        if session := self.sessions.take((problem, before)):
             return session
         source = f"{CONSOLE.read_text()}\nserve({self.output_chars})\n"
         session = sandbox.Session(source, self.limits, self.isolate)
         for cell in before:
             self._run(session, cell)
         return session
-
-    def _keep(self, history: History, session: sandbox.Session) -> None:
-        self.sessions.setdefault(history, []).append(session)
-        if sum(map(len, self.sessions.values())) > OPEN:
-            self._end(next(iter(self.sessions)))
-
-    def _end(self, history: History) -> None:
-        """One of the sessions with that history, if any."""
-        if kept := self.sessions.pop(history, []):
-            kept.pop().end()
-        if kept:
-            self.sessions[history] = kept
 
     def _run(self, session: sandbox.Session, cell: str) -> tuple[str, bool]:
         """What a cell prints, and whether the session is over."""
@@ -124,7 +107,7 @@ class PythonTool(Math):
 
     def grade(self, problem: Problem, turns: tuple[str, ...], stopped: bool) -> float:
         """Of the last turn. The episode is over, and so is its session."""
-        self._end((problem.id, tuple(cells(turns))))
+        self.sessions.over((problem.id, tuple(cells(turns))))
         return super().grade(problem, turns[-1], stopped)
 
     def well_formed(self, turns: tuple[str, ...], stopped: bool) -> bool:
@@ -133,11 +116,6 @@ class PythonTool(Math):
     def ceiling(self, problems: Sequence[Problem], max_new_tokens: int, **turns: int) -> None:
         """None: the best score is unknown."""
         return None
-
-    def close(self) -> None:
-        """End what is open."""
-        while self.sessions:
-            self._end(next(iter(self.sessions)))
 
 
 def cells(turns: Sequence[str]) -> list[str]:

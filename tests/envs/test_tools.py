@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from rlx.envs import base, sandbox
+from rlx.envs import base, sandbox, sessions
 from rlx.envs.calculator import Calculator, calculated
 from rlx.envs.python_tool import LOST, PythonTool, cells
 from rlx.errors import InputError
@@ -58,7 +58,7 @@ def arguments(tmp_path_factory):
 def env(arguments):
     env = base.make(**arguments)
     yield env
-    env.close()
+    env.sessions.close()
 
 
 def block(code):
@@ -79,12 +79,12 @@ def test_a_session_keeps_its_variables_and_ends_with_its_episode(env):
     problem = env.train[0]
     turns = played(env, "x = 20\nprint('set')", "x + 1", "y", "import os; os.getpid()")
     assert turns[1:7:2] == ["set", "21", "NameError: name 'y' is not defined"]
-    ((history, (session,)),) = env.sessions.items()
+    ((history, (session,)),) = env.sessions.kept.items()
     process = session.jail.process
     assert len(history[1]) == 4 and process.poll() is None
     end = (*turns, "\\boxed{" + problem.answer[0] + "}")
     assert env.reply(problem, end) is None
-    assert env.grade(problem, end, True) == 1 and env.sessions == {}
+    assert env.grade(problem, end, True) == 1 and len(env.sessions) == 0
     assert process.wait(5) is not None
 
 
@@ -95,16 +95,16 @@ def test_two_episodes_do_not_share_what_differs(env):
     for turns, x in ((second, "2"), (first, "1")):
         assert env.reply(env.train[0], (*turns, block("x"))) == x
     assert env.reply(env.train[1], (block("x = 3"),)) == "[no output]"
-    assert sum(map(len, env.sessions.values())) == 3
+    assert len(env.sessions) == 3
 
 
 @walls
 def test_a_lost_session_is_made_again(env):
     """Its process is gone, or the run was resumed elsewhere: its cells are run again."""
     turns = played(env, "x = [1]", "x.append(2)")
-    env.close()
+    env.sessions.close()
     assert env.reply(env.train[0], (*turns, block("x"))) == "[1, 2]"
-    (kept,) = env.sessions.values()
+    (kept,) = env.sessions.kept.values()
     os.killpg(kept[0].jail.process.pid, 9)
     time.sleep(0.1)
     shown = env.reply(env.train[0], (*turns, block("x"), "[1, 2]", block("x")))
@@ -135,13 +135,11 @@ def test_what_a_cell_writes_elsewhere_reaches_nobody(env):
 
 @walls
 def test_only_so_many_are_open(env, monkeypatch):
-    from rlx.envs import python_tool
-
-    monkeypatch.setattr(python_tool, "OPEN", 3)
+    monkeypatch.setattr(sessions, "OPEN", 3)
     first = played(env, "x = 0")
     for i in range(1, 5):
         played(env, f"x = {i}")
-    assert sum(map(len, env.sessions.values())) == 3
+    assert len(env.sessions) == 3
     assert env.reply(env.train[0], (*first, block("x"))) == "0"
 
 
