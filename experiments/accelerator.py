@@ -211,7 +211,9 @@ def update(size: str, out: Path) -> Iterator[dict[str, Any]]:
     from rlx import flops
     from rlx.config import AlgoConfig, Config, EnvConfig, MeshConfig, OptimConfig, RolloutConfig
     from rlx.mesh import make_mesh
-    from rlx.train.step import init_state, make_train_step
+    from rlx.train.spec import names, numbers
+    from rlx.train.state import init_state
+    from rlx.train.step import make_train_step
     from rlx.types import Batch
 
     _, rate = found_floors(out)
@@ -240,8 +242,9 @@ def update(size: str, out: Path) -> Iterator[dict[str, Any]]:
                     vocab_chunk=-(-model.vocab_size // 8),
                 ),
             )  # fmt: skip
-            box = {"state": init_state(config, mesh, random_params(model))}
-            step = make_train_step(config, mesh)
+            spec = names(config, mesh)
+            box = {"state": init_state(spec, random_params(model))}
+            step = make_train_step(spec, numbers(config))
 
             def once(box=box, step=step, batch=batch):
                 box["state"], metrics = step(box["state"], batch)

@@ -140,7 +140,10 @@ def rlx_system(what: str, options: Options):
     from rlx.rollout.buffer import Buffer
     from rlx.rollout.engine import Engine
     from rlx.rollout.generator import Weights
-    from rlx.train.step import collate, init_state, make_train_step
+    from rlx.train.batch import collate
+    from rlx.train.spec import names, numbers
+    from rlx.train.state import init_state
+    from rlx.train.step import make_train_step
 
     class AnyThree(DigitChain):
         """Scores what untrained weights sometimes do, so that advantages are not all zero."""
@@ -167,9 +170,10 @@ def rlx_system(what: str, options: Options):
     mesh = make_mesh(config.mesh, config.rollout.prompts_per_step // config.optim.microbatches)
     buffer, ledger = Buffer("sync", 0, config.rollout.prompts_per_step), flops.Ledger()
     engine = Engine(config, Graders(env, {}), buffer, ledger, mesh)
-    train_step = make_train_step(config, mesh)
+    spec = names(config, mesh)
+    train_step = make_train_step(spec, numbers(config))
     record = RunRecord(tempfile.mkdtemp(prefix="rlx-benchmark-"))
-    box = {"state": init_state(config, mesh, params), "version": 0, "groups": [], "pack": False}
+    box = {"state": init_state(spec, params), "version": 0, "groups": [], "pack": False}
 
     def generate():
         while not buffer.ready():

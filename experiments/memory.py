@@ -84,7 +84,8 @@ def traced(config: Config, prompt_tokens: int = 0, devices: Sequence | None = No
     from rlx import mesh as meshes
     from rlx.models import lora, transformer
     from rlx.rollout import engine, sampler
-    from rlx.train import recipe, start, step
+    from rlx.train import start, state, step
+    from rlx.train.spec import names, numbers
 
     env, rollout, optim = start.make_env(config), config.rollout, config.optim
     P, U = rollout.prompts_per_step, prompt_tokens or env.max_prompt_tokens
@@ -97,13 +98,14 @@ def traced(config: Config, prompt_tokens: int = 0, devices: Sequence | None = No
 
     words = config.model.vocab_size or env.tokenizer.vocab_size
     params = jax.eval_shape(lambda: transformer.init(jax.random.key(0), config.model, words))
-    start_params, state = laid_out(mesh, params), step.state_like(config, mesh, params)
+    hyper, spec = numbers(config), names(config, mesh)
+    start_params, learner = laid_out(mesh, params), state.state_like(spec, params)
     batch = batch_like(config, U)
     batch = meshes.shapes(batch, jax.tree.map(lambda x: meshes.along(mesh, "prompts", x), batch))
-    base = start_params if optim.lora_rank else None
-    reference = start_params if recipe.needs_reference(config.algo) else None
+    base = start_params if spec.lora_rank else None
+    reference = start_params if spec.reference else None
 
-    critic = {"value": state.params["value"]} if recipe.has_critic(config.algo) else {}
+    critic = {"value": learner.params["value"]} if spec.critic else {}
     policy = {**params, **critic}
     narrowed = jax.eval_shape(
         lambda policy: transformer.published(policy, config.model, rollout.head_dtype), policy
@@ -118,14 +120,13 @@ def traced(config: Config, prompt_tokens: int = 0, devices: Sequence | None = No
     n = max(W // rollout.group_size, 1)
     new = ints(n, U), ints(n), sampler.New(*[ints(W)] * 4, ints(W, stops))
     key = jax.eval_shape(lambda: jax.random.key(0))
-    hyper, spec = step.numbers(config), step.names(config, mesh)
     programs = {
-        "update": step.jitted_step.trace(state, batch, base, reference, hyper, spec=spec),
+        "update": step.jitted_step.trace(learner, batch, base, reference, hyper, spec=spec),
         "insert": sampler.insert.trace(published, slots, *new, key, 0, 1.0, **static),
         "decode": sampler.decode.trace(published, slots, 0, 1.0, 2, **static),
     }
     disjoint, start_kept = generators != mesh, base or reference
-    return Traced(programs, state, batch, start_kept, published, copied, slots, mesh, disjoint)
+    return Traced(programs, learner, batch, start_kept, published, copied, slots, mesh, disjoint)
 
 
 def with_kernel(model: ModelConfig, mesh: Any) -> ModelConfig:

@@ -20,7 +20,7 @@ from rlx.errors import InputError
 from rlx.record import RunRecord, read_rows
 from rlx.scaling import Evals, ScalingFit
 from rlx.scaling import fit as posterior_of
-from rlx.train.recorded import Outlook
+from rlx.train.loop import Outlook
 
 NOT_YET = Outlook("forecast: not yet, ")
 

@@ -175,7 +175,7 @@ class CellFailed(RuntimeError):
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
 def job(node: DictConfig) -> None:
-    work(node, "rlx.train.loop:train")
+    work(node, "rlx.train.rl:train")
 
 
 def work(node: DictConfig, function: str) -> None:

@@ -22,7 +22,7 @@ from rlx.checkpoint import Checkpoints, checksums, load_params, pack, unpack
 from rlx.config import CheckpointConfig, EvalConfig, MeshConfig, PipelineConfig
 from rlx.errors import InputError
 from rlx.record import RunRecord, read_rows
-from rlx.train import loop
+from rlx.train import loop, rl
 
 ROOT = Path(__file__).parents[1]
 LOGS = ("evals.jsonl", "metrics.jsonl")
@@ -58,7 +58,7 @@ def config(easy):
 @pytest.fixture(scope="module")
 def whole(config, tmp_path_factory):
     path = tmp_path_factory.mktemp("whole")
-    loop.train(replace(config, out=str(path)), progress=False)
+    rl.train(replace(config, out=str(path)), progress=False)
     return path
 
 
@@ -95,13 +95,13 @@ def same_end(a, b):
 @pytest.mark.parametrize("kind, k", [("pipeline", 3), ("ppo_off_policy", 2), ("sync", 0)])
 def test_a_run_that_stops_again_and_again(config, tmp_path, kind, k):
     config = replace(config, pipeline=PipelineConfig(kind, k))
-    loop.train(replace(config, out=str(tmp_path / "whole")), progress=False)
+    rl.train(replace(config, out=str(tmp_path / "whole")), progress=False)
     parts = replace(config, out=str(tmp_path / "parts"))
     for updates in (1, 4, 2):
         with pytest.raises(loop.Interrupted):
-            loop.train(parts, progress=False, stop=after(updates))
+            rl.train(parts, progress=False, stop=after(updates))
         assert RunRecord(parts.out).manifest["status"] == "interrupted"
-    manifest = loop.train(parts, progress=False)
+    manifest = rl.train(parts, progress=False)
     same_end(tmp_path / "whole", tmp_path / "parts")
     assert manifest["status"] == "done" and manifest["error"] == ""
     assert not (tmp_path / "parts" / "restarts.jsonl").exists()  # nothing was done twice
@@ -113,16 +113,16 @@ def test_an_error_costs_what_came_after_the_checkpoint(config, whole, tmp_path, 
     """It fails in update 8; the checkpoint is of update 6, so 6 and 7 are made again."""
     broken = replace(config, out=str(tmp_path))
 
-    def failing(groups, *args, collate=loop.collate):
+    def failing(groups, *args, collate=rl.collate):
         if min(group.serial for group in groups) == 8 * 4:
             raise RuntimeError("out of memory")
         return collate(groups, *args)
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="out of memory"):
-        patch.setattr(loop, "collate", failing)
-        loop.train(broken, progress=False)
+        patch.setattr(rl, "collate", failing)
+        rl.train(broken, progress=False)
     assert RunRecord(tmp_path).manifest["status"] == "failed"
-    loop.train(broken, progress=False)
+    rl.train(broken, progress=False)
     same_logs(whole, tmp_path)
     (lost,) = read_rows(tmp_path / "restarts.jsonl")
     assert lost["step"] == 6 and lost["updates_lost"] == 2
@@ -133,12 +133,12 @@ def test_an_error_costs_what_came_after_the_checkpoint(config, whole, tmp_path, 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(config, whole, tmp_path, capsys):
     parts = replace(config, out=str(tmp_path))
     with pytest.raises(loop.Interrupted):
-        loop.train(parts, progress=False, stop=after(8))
+        rl.train(parts, progress=False, stop=after(8))
     newest = tmp_path / "checkpoints" / "8"
     for file in newest.rglob("*"):
         if file.is_file() and file.stat().st_size > 200:
             file.write_bytes(file.read_bytes()[:100])
-    loop.train(parts, progress=False)
+    rl.train(parts, progress=False)
     said = capsys.readouterr().out
     assert f"{newest}: cannot be read" in said and said.count("set aside") == 1
     same_logs(whole, tmp_path)
@@ -157,7 +157,7 @@ def test_a_checkpoint_of_another_model_is_refused(config, whole, tmp_path):
         f"directory, or remove {tmp_path}/checkpoints to start afresh"
     )
     with pytest.raises(InputError, match=f"^{line}$"):
-        loop.train(other, progress=False)
+        rl.train(other, progress=False)
     assert sorted(tmp_path.rglob("checkpoints/*")) == before
 
 
@@ -165,11 +165,11 @@ def test_half_a_row_is_cut_off(config, whole, tmp_path):
     """What a process killed while it appends, or a full disk, leaves behind."""
     parts = replace(config, out=str(tmp_path))
     with pytest.raises(loop.Interrupted):
-        loop.train(parts, progress=False, stop=after(5))
+        rl.train(parts, progress=False, stop=after(5))
     for name in LOGS:
         with (tmp_path / name).open("a") as file:
             file.write('{"step": 5, "ver')
-    loop.train(parts, progress=False)
+    rl.train(parts, progress=False)
     same_logs(whole, tmp_path)
 
 
@@ -177,11 +177,11 @@ def test_another_mesh_goes_on_from_the_same_state(config, tmp_path):
     """Weights and sequences in flight are those of the first mesh; sums differ in rounding only."""
     parts = replace(config, out=str(tmp_path / "parts"))
     with pytest.raises(loop.Interrupted):
-        loop.train(parts, progress=False, stop=after(6))
+        rl.train(parts, progress=False, stop=after(6))
     shutil.copytree(tmp_path / "parts", tmp_path / "other")
     other = replace(parts, out=str(tmp_path / "other"), mesh=MeshConfig(data=2, fsdp=2))
-    loop.train(other, progress=False)
-    loop.train(parts, progress=False)
+    rl.train(other, progress=False)
+    rl.train(parts, progress=False)
     rows = [read_rows(tmp_path / name / "metrics.jsonl")[6] for name in ("parts", "other")]
     for name in ("objective", "grad_norm", "policy/entropy"):
         assert rows[0][name] == pytest.approx(rows[1][name], rel=1e-3), name
@@ -195,16 +195,16 @@ def test_threads_lose_nothing(config, tmp_path):
     parts = replace(config, out=str(tmp_path), pipeline=pipeline, mesh=mesh)
     used = []
 
-    def watched(groups, *args, collate=loop.collate):
+    def watched(groups, *args, collate=rl.collate):
         used.extend(group.serial for group in groups)
         return collate(groups, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "collate", watched)
+        patch.setattr(rl, "collate", watched)
         for updates in (3, 4):
             with pytest.raises(loop.Interrupted):
-                loop.train(parts, progress=False, stop=after(updates))
-        loop.train(parts, progress=False)
+                rl.train(parts, progress=False, stop=after(updates))
+        rl.train(parts, progress=False)
     assert used == list(range(12 * 4))
     rows = read_rows(tmp_path / "evals.jsonl")
     assert all(np.diff([row["compute"] for row in rows]) > 0)
@@ -316,7 +316,7 @@ def stopped(config, tmp_path_factory):
     """stopped(copy): the directory of a run that was stopped after 8 updates, and goes on."""
     path = tmp_path_factory.mktemp("stopped")
     with pytest.raises(loop.Interrupted):
-        loop.train(replace(config, out=str(path)), progress=False, stop=after(8))
+        rl.train(replace(config, out=str(path)), progress=False, stop=after(8))
     return lambda copy: shutil.copytree(path, copy, dirs_exist_ok=True)
 
 
@@ -340,17 +340,17 @@ def test_rows_that_are_not_those_of_the_checkpoint_are_refused(
     before = {f: f.read_bytes() for f in tmp_path.glob("*.jsonl")}
     line = f"{name}=: (shorter than|not) what this run wrote; put the file back as it was, or "
     with pytest.raises(InputError, match=line):
-        loop.train(replace(config, out=str(tmp_path)), progress=False)
+        rl.train(replace(config, out=str(tmp_path)), progress=False)
     assert {f: f.read_bytes() for f in tmp_path.glob("*.jsonl")} == before
 
 
 def test_rows_of_a_finished_run_that_changed_are_refused(config, whole, tmp_path):
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     same = replace(config, out=str(tmp_path))
-    assert loop.train(same, progress=False)["status"] == "done"
+    assert rl.train(same, progress=False)["status"] == "done"
     change(tmp_path / "evals.jsonl")
     with pytest.raises(InputError, match="evals.jsonl=: not what this run wrote; put the file"):
-        loop.train(same, progress=False)
+        rl.train(same, progress=False)
 
 
 def test_a_checkpoint_without_its_manifest_goes_on_as_it_was_only(config, stopped, whole, tmp_path):
@@ -359,9 +359,9 @@ def test_a_checkpoint_without_its_manifest_goes_on_as_it_was_only(config, stoppe
     other = replace(config, out=str(tmp_path), optim=replace(config.optim, learning_rate=0.5))
     line = r"8 is a checkpoint of another configuration \(optim.learning_rate=0.003, not 0.5\)"
     with pytest.raises(InputError, match=line):
-        loop.train(other, progress=False)
+        rl.train(other, progress=False)
     (tmp_path / "manifest.json").unlink()
-    loop.train(replace(config, out=str(tmp_path)), progress=False)
+    rl.train(replace(config, out=str(tmp_path)), progress=False)
     same_logs(whole, tmp_path)
 
 
@@ -389,14 +389,14 @@ def test_a_directory_that_vanishes_ends_the_run_and_leaves_no_manifest(
 
     line = "(evals|metrics|manifest).json.* was removed by another process .*; remove what is left"
     with pytest.raises(InputError, match=f"^out={out}: {line}"):
-        loop.train(replace(config, out=str(out)), progress=False, stop=stop)
+        rl.train(replace(config, out=str(out)), progress=False, stop=stop)
     assert not (out / "manifest.json").exists()
 
 
 def test_two_processes_do_not_write_one_run(config, tmp_path):
     lock = RunRecord(tmp_path).lock()
     with pytest.raises(InputError, match=f"out=.*process {os.getpid()} on .* is writing this run"):
-        loop.train(replace(config, out=str(tmp_path)), progress=False)
+        rl.train(replace(config, out=str(tmp_path)), progress=False)
     lock.close()
     assert not (tmp_path / "manifest.json").exists()
 

@@ -21,8 +21,8 @@ from experiments import train as cli
 from rlx.config import Config, config_sha
 from rlx.errors import InputError
 from rlx.record import RunRecord
+from rlx.train.spec import numbers
 from rlx.train.start import make_env
-from rlx.train.step import numbers
 
 CONF = Path(__file__).parents[1] / "conf"
 OPTIONS = sorted(
@@ -265,7 +265,7 @@ def test_the_readmes_file_of_questions_needs_no_other_word(hydra):
 
 def test_a_bug_is_a_traceback(command, monkeypatch):
     """A ValueError that nobody raised for bad input."""
-    monkeypatch.setattr("rlx.train.loop.train", lambda *_, **__: int("bug"))
+    monkeypatch.setattr("rlx.train.rl.train", lambda *_, **__: int("bug"))
     with pytest.raises(ValueError, match="invalid literal"):
         command("out=run")
 

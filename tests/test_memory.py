@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from experiments import hlo, memory, train
-from rlx.train.step import Hyper
+from rlx.train.recipe import Hyper
 
 WORDS = """
 model.n_layers=4 model.d_model=16 model.n_heads=8 model.n_kv_heads=4 model.head_dim=8 model.d_ff=24

@@ -9,8 +9,8 @@ from experiments.outlook import NOT_YET, Forecaster, outlook
 from rlx.config import AlgoConfig, Config, ForecastConfig, SftConfig, run_sha
 from rlx.errors import InputError
 from rlx.record import RunRecord, read_rows
-from rlx.train import loop
-from rlx.train.recorded import Outlook
+from rlx.train import rl
+from rlx.train.loop import Outlook
 from tests.scaling.hand import hand_fit
 
 
@@ -67,7 +67,7 @@ def test_siblings_are_finished_and_differ_in_the_seed_alone(tmp_path):
 
 def test_a_run_ends_where_its_forecast_says_so_and_may_go_on(easy, tmp_path):
     """The same command finds it ended; without the condition it makes the curve that it would."""
-    whole = loop.train(replace(easy, out=str(tmp_path / "whole")), progress=False)
+    whole = rl.train(replace(easy, out=str(tmp_path / "whole")), progress=False)
     config = replace(easy, out=str(tmp_path / "it"), forecast=watching("end < .5 with .9").forecast)
     asked = []
 
@@ -75,10 +75,10 @@ def test_a_run_ends_where_its_forecast_says_so_and_may_go_on(easy, tmp_path):
         asked.append(len(read_rows(tmp_path / "it" / "evals.jsonl")))
         return Outlook(stop="enough") if len(asked) == 2 else Outlook()
 
-    manifest = loop.train(config, progress=False, forecast=forecast)
+    manifest = rl.train(config, progress=False, forecast=forecast)
     assert manifest["status"] == "stopped: enough" and asked == [1, 2]
-    assert loop.train(config, progress=False, forecast=forecast) == manifest and len(asked) == 2
-    on = loop.train(replace(config, forecast=ForecastConfig()), progress=False)
+    assert rl.train(config, progress=False, forecast=forecast) == manifest and len(asked) == 2
+    on = rl.train(replace(config, forecast=ForecastConfig()), progress=False)
     assert (on["status"], whole["status"]) == ("done", "done")
     for name in ("evals.jsonl", "metrics.jsonl"):
         assert read_rows(tmp_path / "it" / name) == read_rows(tmp_path / "whole" / name)
@@ -87,7 +87,7 @@ def test_a_run_ends_where_its_forecast_says_so_and_may_go_on(easy, tmp_path):
 def test_a_run_says_what_it_expects_every_so_often(easy, tmp_path, capsys):
     """Evaluations after updates 2, 4 and 6; a forecast after the second of them."""
     config = replace(easy, out=str(tmp_path / "runs" / "it"), forecast=ForecastConfig(2))
-    loop.train(config, progress=False, forecast=Forecaster(config))
+    rl.train(config, progress=False, forecast=Forecaster(config))
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("it, update")]
     assert len(lines) == 1
     assert re.fullmatch(r"it, update 4: (forecast: not yet|end [\d.]+ \[.*)", lines[0])

@@ -11,13 +11,13 @@ import pytest
 from experiments import evaluate, export, policy, sample
 from rlx.mesh import make_mesh
 from rlx.models import hf
-from rlx.train import loop, start
+from rlx.train import rl, start
 
 
 @pytest.fixture(scope="module")
 def finished(easy, tmp_path_factory):
     out = tmp_path_factory.mktemp("finished") / "run"
-    loop.train(replace(easy, steps=2, out=str(out)), progress=False)
+    rl.train(replace(easy, steps=2, out=str(out)), progress=False)
     return out
 
 

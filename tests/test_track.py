@@ -8,7 +8,7 @@ import rlx.scaling as sc
 from rlx.errors import InputError
 from rlx.record import read_rows
 from rlx.track import numbers, tracker
-from rlx.train import loop
+from rlx.train import rl
 
 
 def test_numbers_of_a_row():
@@ -26,7 +26,7 @@ def test_numbers_of_a_row():
 def test_tensorboard_has_the_rows_of_the_run(easy, tmp_path):
     """Read back by the module that reads anybody's TensorBoard logs."""
     config = replace(easy, out=str(tmp_path / "run"), tracker="tensorboard")
-    loop.train(config, progress=False)
+    rl.train(config, progress=False)
     evals = read_rows(tmp_path / "run" / "evals.jsonl")
     got = sc.Evals.read(tmp_path, value="eval/mean", compute="spent/compute")
     assert got.frame["value"].tolist() == pytest.approx([row["mean"] for row in evals])
@@ -39,7 +39,7 @@ def test_wandb_offline(easy, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     config = replace(easy, out=str(tmp_path / "run"), tracker="wandb", steps=2)
-    loop.train(config, progress=False)
+    rl.train(config, progress=False)
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
 
 

@@ -27,19 +27,28 @@ from scipy.special import expit
 from tqdm import tqdm
 
 from rlx.errors import InputError
-from rlx.scaling.coordinates import Reference, Sites, make_reference, natural, potential
-from rlx.scaling.model import Options, Study
+from rlx.scaling.coordinates import (
+    Reference,
+    Sites,
+    coordinate,
+    coordinates_at,
+    make_reference,
+    natural,
+    potential,
+    template,
+)
+from rlx.scaling.model import JAX, LATENT_DIMS, Options, Study, site_shape, sites_of
 from rlx.scaling.point import best_levels
+from rlx.scaling.priors import COORDINATES
 
 Floats = NDArray[np.float64]
-Draws = dict[str, Floats]  # [chain, draw, ...]
+SiteDraws = dict[str, Floats]  # [chain, draw, ...]
 
 CHAINS, WARMUP, DRAWS, MAX_ROUNDS = 4, 100, 450, 8
 ACCEPTS = (0.9, 0.97, 0.99)  # targets of the acceptance, the next after a divergence
 MAX_RHAT, MIN_ESS, MIN_BFMI = 1.01, 400, 0.3
 MODE_ROUNDS, MODE_STEP = 8, 0.02  # relinearise until no theta moves further
 MAX_DENSE = 1000  # dimensions up to which the curvature is taken whole
-LATENT = ("log_weight", "innovation")  # one per evaluation; close to their priors
 SMALL, CURVATURE_FLOOR = 1e-4, 0.2
 MAX_CELLS = 1_000_000  # draws x evaluations at once
 
@@ -67,8 +76,7 @@ class Stats(NamedTuple):
 def first_sites(study: Study, options: Options) -> Sites:
     """Prior means, and for every run the best of a grid of shapes with the prior as penalty."""
     priors = options.priors
-    names = ("a", "c", "b")
-    mean = [getattr(priors, f"mean_{q}") for q in names]
+    mean = [getattr(priors, f"mean_{q}") for q in COORDINATES]
     grid_c, grid_b = (np.linspace(m - 2.5 * s, m + 2.5 * s, 25) for m, s in mean[1:])
     c_K, b_K = (g.ravel() for g in np.meshgrid(grid_c, grid_b))
     R = len(study.recipe_R)
@@ -87,53 +95,13 @@ def first_sites(study: Study, options: Options) -> Sites:
         theta_RQ[r] = theta_KQ[np.argmin(sse_K + penalty_K)]
     J = study.design_JK.shape[0]
     theta_JQ = np.stack([theta_RQ[np.asarray(study.recipe_R) == j].mean(0) for j in range(J)])
-    sites = {
-        "mu": theta_JQ.mean(0),
-        "logit_R0": np.asarray(study.start_mean_S),
-        "log_wander_sd": np.log(priors.wander_sd[0]),
-        "log_wander_length": np.log(priors.wander_length[0]),
-        "theta_recipe": theta_JQ,
-        "theta_run": theta_RQ,
-    }
-    for kind in ("recipe_sd", "seed_sd"):
-        sites[f"log_{kind}"] = np.log([getattr(priors, f"{kind}_{q}")[0] for q in names])
-    if study.design_JK.shape[1]:
-        sites["beta"] = np.zeros((study.design_JK.shape[1], 3))
-    if options.curve == "burr":
-        sites["log_kappa"] = np.float64(priors.log_kappa[0])
-    if options.estimate_noise:
-        sites["log_noise_sd"] = np.log(priors.noise_sd[0])
-    if options.noise == "student":
-        sites["log_weight"] = np.zeros(study.value_RM.shape)
-    if options.noise == "betabinomial":
-        sites["innovation"] = np.zeros(study.value_RM.shape)
-        sites["log_concentration"] = np.log(priors.concentration[0])
-    return {name: jnp.asarray(value, jnp.float64) for name, value in sites.items()}
-
-
-def coordinates_at(sites: Sites) -> Sites:
-    """The coordinates of the point that a reference is made at, to first order: xi = 0."""
-    u = {name: value for name, value in sites.items() if not name.startswith("theta_")}
-    zeros = {f"xi_{kind}": jnp.zeros_like(sites[f"theta_{kind}"]) for kind in ("recipe", "run")}
-    return u | zeros
-
-
-def template(study: Study, options: Options) -> Sites:
-    """Zeros in the shape of the coordinates."""
-    R, J, K = len(study.recipe_R), study.design_JK.shape[0], study.design_JK.shape[1]
-    names = ["log_wander_sd", "log_wander_length"]
-    names += ["log_kappa"] * (options.curve == "burr")
-    names += ["log_noise_sd"] * options.estimate_noise
-    names += ["log_concentration"] * (options.noise == "betabinomial")
-    u = {name: jnp.zeros(()) for name in names}
-    u |= {name: jnp.zeros(3) for name in ("mu", "log_recipe_sd", "log_seed_sd")}
-    u |= {"logit_R0": jnp.zeros(len(study.start_mean_S))}
-    u |= {"xi_recipe": jnp.zeros((J, 3)), "xi_run": jnp.zeros((R, 3))}
-    u |= {"beta": jnp.zeros((K, 3))} if K else {}
-    u |= {"log_weight": jnp.zeros(study.value_RM.shape)} if options.noise == "student" else {}
-    if options.noise == "betabinomial":
-        u["innovation"] = jnp.zeros(study.value_RM.shape)
-    return u
+    known = {"mu": theta_JQ.mean(0), "theta_recipe": theta_JQ, "theta_run": theta_RQ}
+    sites: Sites = {}
+    for site in sites_of(study, options):
+        first = known[site.name] if site.name in known else site.prior(priors, sites, JAX)[0]
+        shape = site_shape(site, study)
+        sites[site.name] = jnp.broadcast_to(jnp.asarray(first, jnp.float64), shape)
+    return sites
 
 
 @partial(jax.jit, static_argnames="options")
@@ -145,7 +113,7 @@ def _value_and_grad(v: Array, study: Study, reference: Reference, options: Optio
 @partial(jax.jit, static_argnames="options")
 def _sites_at(v: Array, study: Study, reference: Reference, options: Options) -> Sites:
     unravel = ravel_pytree(template(study, options))[1]
-    return natural(unravel(v), study, reference, options.curve)[0]
+    return natural(unravel(v), study, reference, options)[0]
 
 
 _reference = partial(jax.jit, static_argnames="curve")(make_reference)
@@ -172,7 +140,7 @@ def find_mode(study: Study, options: Options, sites: Sites | None = None) -> Mod
 
 def _relinearise(study: Study, options: Options, sites: Sites) -> tuple[Reference, Array]:
     reference = _reference(study, sites, curve=options.curve)
-    return reference, ravel_pytree(coordinates_at(sites))[0]
+    return reference, ravel_pytree(coordinates_at(sites, study, options))[0]
 
 
 def _minimise(study: Study, options: Options, reference: Reference, v: Array, n: int) -> Array:
@@ -213,23 +181,24 @@ class Blocks(NamedTuple):
 
 
 def _blocks(study: Study, options: Options) -> tuple[Blocks, NDArray[np.bool_]]:
-    """Of every coordinate: its place in the hierarchy, and whether it is in LATENT."""
+    """Of every coordinate: its place in the hierarchy, and whether it is one of an evaluation."""
     recipe_R, start_R = np.asarray(study.recipe_R), np.asarray(study.start_R)
-    zeros = template(study, options)
-    recipe = {name: np.full(x.shape, -1) for name, x in zeros.items()}
-    run = {name: np.full(x.shape, -1) for name, x in zeros.items()}
-    for name in {"xi_run", *LATENT} & set(zeros):
-        run[name] += 1 + np.arange(len(recipe_R))[:, None]
-        recipe[name] += 1 + recipe_R[:, None]
-    recipe["xi_recipe"] += 1 + np.arange(len(recipe["xi_recipe"]))[:, None]
-    for s in range(len(study.start_mean_S)):
-        owners = np.unique(recipe_R[start_R == s])
-        recipe["logit_R0"][s] = owners[0] if len(owners) == 1 else -1
-    latent = {name: np.full(x.shape, name in LATENT) for name, x in zeros.items()}
-    recipe_D, run_D, latent_D = (ravel_pytree(x)[0] for x in (recipe, run, latent))
-    recipe_D, run_D = np.asarray(recipe_D), np.asarray(run_D)
+    J = study.design_JK.shape[0]
+    owners = [np.unique(recipe_R[start_R == s]) for s in range(len(study.start_mean_S))]
+    recipe_S = [own[0] if len(own) == 1 else -1 for own in owners]
+    recipe_of = {"run": recipe_R, "recipe": np.arange(J), "start": np.array(recipe_S)}
+    run_of = {"run": np.arange(len(recipe_R))}
+    recipe, run, latent = {}, {}, {}
+    for site in sites_of(study, options):
+        shape, name = site_shape(site, study), coordinate(site)
+        axis = site.dims[0] if site.dims else ""
+        for place, of in ((recipe, recipe_of), (run, run_of)):
+            index = np.reshape(of.get(axis, -1), (-1, *[1] * (len(shape) - 1))) if shape else -1
+            place[name] = np.broadcast_to(index, shape)
+        latent[name] = np.full(shape, site.dims == LATENT_DIMS)
+    recipe_D, run_D, latent_D = (np.asarray(ravel_pytree(x)[0]) for x in (recipe, run, latent))
     slots = pd.DataFrame({"recipe": recipe_D, "run": run_D}).groupby(["recipe", "run"]).cumcount()
-    return Blocks(recipe_D, run_D, slots.to_numpy()), np.asarray(latent_D)
+    return Blocks(recipe_D, run_D, slots.to_numpy()), latent_D
 
 
 def _curvature(
@@ -304,13 +273,14 @@ def _round(key: Array, z_XD: Array, study: Study, mode: Mode, accept: Array, opt
 
 @partial(jax.jit, static_argnames="options")
 def _sites_of(z_XND: Array, study: Study, mode: Mode, options: Options) -> Sites:
-    """Sites of draws in z, LATENT ones left out; some draws at a time, to bound the memory."""
+    """Sites of draws in z, but those of evaluations; some draws at a time, to bound the memory."""
     unravel = ravel_pytree(template(study, options))[1]
+    kept = {site.name for site in sites_of(study, options) if site.dims != LATENT_DIMS}
 
     def one(z: Array) -> Sites:
         u = unravel(mode.center + mode.scale @ z)
-        sites = natural(u, study, mode.reference, options.curve)[0]
-        return {name: x for name, x in sites.items() if name not in LATENT}
+        sites = natural(u, study, mode.reference, options)[0]
+        return {name: x for name, x in sites.items() if name in kept}
 
     X, N, D = z_XND.shape
     some = min(X * N, max(1, MAX_CELLS // study.value_RM.size))
@@ -319,9 +289,9 @@ def _sites_of(z_XND: Array, study: Study, mode: Mode, options: Options) -> Sites
 
 
 class Round(NamedTuple):
-    """Draws of all chains, and the sampler's statistics, [chain, draw]."""
+    """SiteDraws of all chains, and the sampler's statistics, [chain, draw]."""
 
-    draws: Draws
+    draws: SiteDraws
     diverging: NDArray[np.bool_]
     energy: Floats
     n_steps: NDArray[np.int64]
@@ -329,7 +299,7 @@ class Round(NamedTuple):
 
 def sample(
     study: Study, options: Options, mode: Mode, *, seed: int, progress: bool = False
-) -> tuple[Draws, Stats]:
+) -> tuple[SiteDraws, Stats]:
     """NUTS in rounds of WARMUP + DRAWS until R-hat, effective samples and energies are good.
 
     A round that only needs to be longer is continued. One with divergences is discarded and taken
@@ -360,7 +330,7 @@ def sample(
     return _joined(kept), Stats(*_statistics(kept), round)
 
 
-def _joined(kept: list[Round]) -> Draws:
+def _joined(kept: list[Round]) -> SiteDraws:
     return {k: np.concatenate([part.draws[k] for part in kept], 1) for k in kept[0].draws}
 
 
@@ -376,7 +346,7 @@ def _rescaled(mode: Mode, z_XND: Array) -> tuple[Mode, Array]:
     return Mode(mode.reference, center, mode.scale * sd_D), (z_XND[:, -1] - mean_D) / sd_D
 
 
-def laplace(study: Study, options: Options, mode: Mode, *, seed: int) -> tuple[Draws, Stats]:
+def laplace(study: Study, options: Options, mode: Mode, *, seed: int) -> tuple[SiteDraws, Stats]:
     """Independent draws of the normal at the mode, a preview; what is not finite is redrawn.
 
     Raises:
@@ -384,7 +354,7 @@ def laplace(study: Study, options: Options, mode: Mode, *, seed: int) -> tuple[D
     """
     shape = (1, 2 * CHAINS * DRAWS, mode.center.size)
     halves = jnp.split(jax.random.normal(jax.random.key(seed), shape), 2, axis=1)
-    draws: Draws = {}
+    draws: SiteDraws = {}
     for z_XND in halves:  # the second only where some of the first are not finite
         sites = _sites_of(z_XND, study, mode, options)
         new = {k: np.asarray(x)[0] for k, x in sites.items()}
@@ -403,7 +373,7 @@ def laplace(study: Study, options: Options, mode: Mode, *, seed: int) -> tuple[D
     return {k: x[kept] for k, x in draws.items()}, stats
 
 
-def convergence(draws: Draws) -> tuple[float, float]:
+def convergence(draws: SiteDraws) -> tuple[float, float]:
     """Largest rank-normalised R-hat and smallest bulk or tail effective sample size of any site."""
     flat = np.concatenate([x.reshape(*x.shape[:2], -1) for x in draws.values()], -1)
     rhat = array_stats.rhat(flat, chain_axis=0, draw_axis=1)

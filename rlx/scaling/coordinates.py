@@ -11,9 +11,10 @@ C_mid, B and kappa. Both go away in coordinates made from what the data determin
    given hyper-parameters the posterior of a recipe, its runs integrated out, is a normal with
    known mean and precision P_j; xi_recipe is its standardised deviation, in psi.
 3. Run. The same, linearised at the *current* theta of the recipe: xi_run.
+4. A family's own parameter of every recipe is xi times its prior sd from its prior mean.
 
-`natural` maps (hyper-parameters, xi_recipe, xi_run) to the sites of the model and returns the log
-of the Jacobian determinant, so the density is exact however poor the approximation; only speed
+`natural` maps (hyper-parameters, xi_recipe, xi_run, ...) to the sites of the model and returns the
+log of the Jacobian determinant, so the density is exact however poor the approximation; only speed
 depends on it.
 """
 
@@ -27,17 +28,23 @@ from jax import Array
 from jax.scipy.special import logit
 from numpyro.infer.util import log_density
 
+from rlx.scaling.families import BURR, FAMILIES, Family
 from rlx.scaling.model import (
+    JAX,
+    LATENT_DIMS,
     Options,
     Study,
-    curve_RM,
-    log_expm1,
+    latent_RM,
+    own_R,
     recipe_mean,
     scaling_model,
     shape,
+    site_shape,
+    sites_of,
     wander_filter,
     whiten,
 )
+from rlx.scaling.priors import Site
 
 Sites = dict[str, Array]
 MOST_AHEAD, MOST_PAST = 30.0, 20.0  # log odds of the share seen; beyond, it rounds to 0 or 1
@@ -47,12 +54,13 @@ EARLY_SHARE = 0.4  # x2 is where the reference curve has made this share of the 
 class Reference(NamedTuple):
     """A point of the sites and the derivatives of every run's curve there."""
 
-    log_kappa: Array
+    own: Sites  # the family's own parameters, of each run or of all
+    log_kappa: Array  # of the level coordinates: Burr's, of each recipe or of all, or 0
     logit_R0_S: Array
     theta_RQ: Array
     information_RQQ: Array  # F = J' Sigma^-1 J of every run
     score_RQ: Array  # J' Sigma^-1 (value - mean)
-    cross_RQ2: Array  # J' Sigma^-1 d mean / d (log kappa, logit R0)
+    cross_RQe: Array  # J' Sigma^-1 d mean / d (each own parameter, logit R0)
     theta_JQ: Array
     psi_JQ: Array
     psi_of_theta_JQQ: Array  # d psi / d theta
@@ -105,8 +113,13 @@ def log_det3(D: Array) -> Array:
 
 def log_odds_of(log_left: Array, log_kappa: Array) -> Array:
     """u with s(u) = 1 - exp(log_left), the inverse of the Burr shape."""
-    kappa = jnp.exp(log_kappa)
-    return log_expm1(-log_left / kappa) - log_expm1(jnp.log(2.0) / kappa)
+    return BURR.inverse(log_left, JAX, B=1.0, kappa=jnp.exp(log_kappa))
+
+
+def level_kappa(u: Sites, family: Family) -> Array:
+    """log kappa of the level coordinates: the family's where it has one, of each recipe or of all,
+    else 0."""
+    return u[family.own["kappa"].site] if "kappa" in family.own else jnp.zeros(())
 
 
 def theta_of(psi: Array, log_kappa: Array, x1: Array, x2: Array) -> Array:
@@ -129,7 +142,7 @@ def theta_of(psi: Array, log_kappa: Array, x1: Array, x2: Array) -> Array:
 def psi_of(theta: Array, log_kappa: Array, x1: Array, x2: Array) -> Array:
     """The inverse of `theta_of`."""
     a, c, b = theta[..., 0], theta[..., 1], theta[..., 2]
-    s1, s2 = (shape(x, c, b, log_kappa, "burr") for x in (x1, x2))
+    s1, s2 = (shape(x, c, b, {"kappa": log_kappa}, BURR) for x in (x1, x2))
     ceiling = jax.nn.sigmoid(a)
     p1 = ceiling * s1
     return jnp.stack([logit((ceiling - p1) / (1 - p1)), logit(p1), logit(s2 / s1)], -1)
@@ -146,22 +159,23 @@ def jacobian(f, x_JQ: Array) -> Array:
 
 
 def columns_of(study: Study, sites: Sites, theta_RQ: Array, curve: str) -> Array:
-    """d mean / d (a, c, b, log kappa, logit R0) of every evaluation, and value - mean, [M, R, 6].
+    """d mean / d (a, c, b, each of the family's own parameters, logit R0) of every evaluation, and
+    value - mean, [M, R, n].
 
     Derivatives that are not used cost nothing once compiled.
     """
-    log_kappa = sites.get("log_kappa", jnp.zeros(()))
-    shift_R = jnp.zeros(theta_RQ.shape[0])
+    family = FAMILIES[curve]
 
-    def mean_RM(theta_RQ: Array, log_kappa: Array, shift_R: Array) -> Array:
+    def mean_RM(theta_RQ: Array, own: Sites, shift_R: Array) -> Array:
         logit_R0_R = sites["logit_R0"][study.start_R] + shift_R
-        moved = study._replace(start_R=jnp.arange(theta_RQ.shape[0]))
-        return curve_RM(moved, theta_RQ, {"log_kappa": log_kappa, "logit_R0": logit_R0_R}, curve)
+        return latent_RM(study, theta_RQ, logit_R0_R, own, family)
 
-    point = (theta_RQ, log_kappa, shift_R)
-    zero = (jnp.zeros_like(theta_RQ), jnp.zeros(()), jnp.zeros_like(shift_R))
+    own, shift_R = own_R(study, sites, family), jnp.zeros(theta_RQ.shape[0])
+    point = (theta_RQ, own, shift_R)
+    zero = jax.tree.map(jnp.zeros_like, point)
     unit = [(zero[0].at[:, q].set(1.0), *zero[1:]) for q in range(3)]
-    unit += [(zero[0], jnp.ones(()), zero[2]), (*zero[:2], jnp.ones_like(shift_R))]
+    unit += [(zero[0], zero[1] | {k: jnp.ones_like(x)}, zero[2]) for k, x in own.items()]
+    unit += [(*zero[:2], jnp.ones_like(shift_R))]
     columns = [jax.jvp(mean_RM, point, tangent)[1] for tangent in unit]
     return jnp.stack([*columns, study.value_RM - mean_RM(*point)], -1).swapaxes(0, 1)
 
@@ -172,27 +186,29 @@ def make_reference(study: Study, sites: Sites, curve: str) -> Reference:
     A recipe of which nothing, or everything, is seen is linearised where a trace of it is.
     """
     theta_RQ, theta_JQ = sites["theta_run"], sites["theta_recipe"]
-    log_kappa = sites.get("log_kappa", jnp.zeros(()))
+    family = FAMILIES[curve]
+    log_kappa = level_kappa(sites, family)
     last_R = jnp.max(jnp.where(study.seen_RM > 0, study.log_C_RM, -jnp.inf), 1)
     x1_J = jax.ops.segment_max(last_R, study.recipe_R, theta_JQ.shape[0])
     B_J = jnp.exp(theta_JQ[:, 2])
     most_J = MOST_PAST / jnp.maximum(jnp.exp(log_kappa), 1.0) / B_J
     c_J = jnp.clip(theta_JQ[:, 1], x1_J - most_J, x1_J + MOST_AHEAD / B_J)
     theta_JQ = theta_JQ.at[:, 1].set(c_J)
-    left_J = 1 - EARLY_SHARE * shape(x1_J, c_J, theta_JQ[:, 2], log_kappa, "burr")
+    left_J = 1 - EARLY_SHARE * shape(x1_J, c_J, theta_JQ[:, 2], {"kappa": log_kappa}, BURR)
     x2_J = c_J + log_odds_of(jnp.log(left_J), log_kappa) / B_J
     psi_JQ = psi_of(theta_JQ, log_kappa, x1_J, x2_J)
     of_psi = jacobian(lambda psi: theta_of(psi, log_kappa, x1_J, x2_J), psi_JQ)
-    one = jnp.ones(())
+    one = jnp.ones_like(log_kappa)
     of_kappa = jax.jvp(lambda k: theta_of(psi_JQ, k, x1_J, x2_J), (log_kappa,), (one,))[1]
     columns_MRn = columns_of(study, sites, theta_RQ, curve)
     white = whiten(wander_filter(study, sites), columns_MRn)
     return Reference(
+        own_R(study, sites, family),
         log_kappa,
         sites["logit_R0"],
         theta_RQ,
-        *information(white[..., :3], white[..., 5]),
-        jnp.einsum("mrp,mrn->rpn", white[..., :3], white[..., 3:5]),
+        *information(white[..., :3], white[..., -1]),
+        jnp.einsum("mrp,mrn->rpn", white[..., :3], white[..., 3:-1]),
         theta_JQ,
         psi_JQ,
         jnp.linalg.inv(of_psi),
@@ -210,10 +226,13 @@ def information(J_MRQ: Array, residual_MR: Array) -> tuple[Array, Array]:
 
 def recipes(u: Sites, study: Study, reference: Reference, curve: str) -> tuple[Array, Array]:
     """theta of the recipes [J, Q] and log |d theta / d xi|, with the runs integrated out."""
-    F_R, eta_R, cross_R = reference.information_RQQ, reference.score_RQ, reference.cross_RQ2
-    d_kappa = u.get("log_kappa", reference.log_kappa) - reference.log_kappa
+    family = FAMILIES[curve]
+    F_R, eta_R, cross_R = reference.information_RQQ, reference.score_RQ, reference.cross_RQe
+    for e, (name, x) in enumerate(own_R(study, u, family).items()):
+        moved = x - reference.own[name]
+        eta_R = eta_R - cross_R[..., e] * (moved[:, None] if moved.ndim else moved)
     d_R0_R = (u["logit_R0"] - reference.logit_R0_S)[study.start_R]
-    eta_R = eta_R - cross_R[..., 0] * d_kappa - cross_R[..., 1] * d_R0_R[:, None]
+    eta_R = eta_R - cross_R[..., -1] * d_R0_R[:, None]
     eta_R = eta_R + jnp.einsum("rpq,rq->rp", F_R, reference.theta_RQ)
     S, T = jnp.exp(-2 * u["log_seed_sd"]), jnp.exp(-2 * u["log_recipe_sd"])  # precisions
     L_R = cholesky3(F_R + jnp.diag(S)[None])
@@ -227,11 +246,13 @@ def recipes(u: Sites, study: Study, reference: Reference, curve: str) -> tuple[A
     L_J = cholesky3(P_J)
     linear_JQ = backward3(L_J, forward3(L_J, b_J) + u["xi_recipe"])
     log_det = -half_log_det3(L_J).sum()
-    if curve == "power":  # no closed form of theta_of
+    if not family.leveled:
         return linear_JQ, log_det
+    log_kappa = level_kappa(u, family)
+    d_kappa = log_kappa - reference.log_kappa
+    d_kappa = d_kappa[:, None] if d_kappa.ndim else d_kappa
     deviation = linear_JQ - reference.theta_JQ - reference.theta_of_kappa_JQ * d_kappa
     psi_JQ = reference.psi_JQ + jnp.einsum("jpq,jq->jp", reference.psi_of_theta_JQQ, deviation)
-    log_kappa = u.get("log_kappa", reference.log_kappa)
 
     def back(psi_JQ: Array) -> Array:
         return theta_of(psi_JQ, log_kappa, reference.x1_J, reference.x2_J)
@@ -240,24 +261,61 @@ def recipes(u: Sites, study: Study, reference: Reference, curve: str) -> tuple[A
     return back(psi_JQ), log_det
 
 
-def natural(u: Sites, study: Study, reference: Reference, curve: str) -> tuple[Sites, Array]:
+def coordinate(site: Site) -> str:
+    """The name of a site's coordinate: that of its standardised deviation, where it is a recipe's
+    or a run's own, else its own name."""
+    whitened = site.dims[:1] in (("recipe",), ("run",)) and site.dims != LATENT_DIMS
+    return f"xi_{site.name.removeprefix('theta_')}" if whitened else site.name
+
+
+def natural(u: Sites, study: Study, reference: Reference, options: Options) -> tuple[Sites, Array]:
     """Sites of the model at the coordinates u, and log |d sites / d u|.
 
-    u holds the model's global sites under their own names, xi_recipe [J, Q] and xi_run [R, Q].
+    u holds the model's global sites under their own names, xi_recipe [J, Q] and xi_run [R, Q], and
+    an xi [J] of every parameter that the family has for each recipe.
     """
-    theta_JQ, log_det = recipes(u, study, reference, curve)
+    log_det_own = jnp.zeros(())
+    for site in FAMILIES[options.curve].sites:
+        if not site.dims:
+            continue
+        mean, sd = site.prior(options.priors, u, JAX)
+        xi_J = u[coordinate(site)]
+        u = u | {site.name: mean + sd * xi_J}
+        log_det_own += jnp.log(jnp.broadcast_to(sd, xi_J.shape)).sum()
+    theta_JQ, log_det = recipes(u, study, reference, options.curve)
     base_RQ = theta_JQ[study.recipe_R]
-    columns_MRn = columns_of(study, u, base_RQ, curve)[..., jnp.array([0, 1, 2, 5])]
+    columns_MRn = columns_of(study, u, base_RQ, options.curve)[..., jnp.array([0, 1, 2, -1])]
     white = whiten(wander_filter(study, u), columns_MRn)
     F_R, eta_R = information(white[..., :3], white[..., 3])
     L_R = cholesky3(F_R + jnp.diag(jnp.exp(-2 * u["log_seed_sd"]))[None])
     theta_RQ = base_RQ + backward3(L_R, forward3(L_R, eta_R) + u["xi_run"])
     log_det -= half_log_det3(L_R).sum()
     sites = {name: value for name, value in u.items() if not name.startswith("xi_")}
-    return sites | {"theta_recipe": theta_JQ, "theta_run": theta_RQ}, log_det
+    sites |= {"theta_recipe": theta_JQ, "theta_run": theta_RQ}
+    return sites, log_det + log_det_own
+
+
+def coordinates_at(sites: Sites, study: Study, options: Options) -> Sites:
+    """The coordinates of the point that a reference is made at; xi of theta to first order, 0."""
+    u = {}
+    for site in sites_of(study, options):
+        x = sites[site.name]
+        if site.name.startswith("theta_"):
+            x = jnp.zeros_like(x)
+        elif coordinate(site) != site.name:
+            mean, sd = site.prior(options.priors, sites, JAX)
+            x = (x - mean) / sd
+        u[coordinate(site)] = x
+    return u
+
+
+def template(study: Study, options: Options) -> Sites:
+    """Zeros in the shape of the coordinates."""
+    sites = sites_of(study, options)
+    return {coordinate(site): jnp.zeros(site_shape(site, study)) for site in sites}
 
 
 def potential(u: Sites, study: Study, reference: Reference, options: Options) -> Array:
     """-log density of the coordinates, up to the evidence."""
-    sites, log_det = natural(u, study, reference, options.curve)
+    sites, log_det = natural(u, study, reference, options)
     return -log_density(scaling_model, (study, options), {}, sites)[0] - log_det

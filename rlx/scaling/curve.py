@@ -2,15 +2,16 @@
 
 `sigmoid` is the curve of "The Art of Scaling Reinforcement Learning Compute for LLMs" (arXiv
 2510.13786, Eq. 1); `burr` adds one parameter for the speed of the final approach and `lomax` is
-its power-law end; `power` is the paper's alternative. Written in log C, none overflows, and the
-first three give exactly R0 at C = 0.
+its power-law end: three families of rlx.scaling.families by their parameters. `power` is the
+paper's alternative. Written in log C, none overflows, and the first three give exactly R0 at C = 0.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit
+
+from rlx.scaling.families import BURR, POWER, SIGMOID, log_compute
 
 Floats = NDArray[np.float64]
 
@@ -37,7 +38,7 @@ def sigmoid(
 
     Source: arXiv 2510.13786, Eq. 1.
     """
-    return R0 + (np.asarray(A) - R0) * expit(B * (_log(compute_C) - np.log(C_mid)))
+    return SIGMOID.at(compute_C, A=A, B=B, C_mid=C_mid, R0=R0)
 
 
 def burr(
@@ -70,9 +71,7 @@ def burr(
     Source: the Burr type XII distribution of C (Burr 1942, Ann. Math. Stat. 13:215), scaled to its
     median.
     """
-    u = B * (_log(compute_C) - np.log(C_mid))
-    softplus = np.logaddexp(0.0, u + _log_expm1(np.log(2.0) / np.asarray(kappa)))
-    return R0 + (np.asarray(A) - R0) * -np.expm1(-np.asarray(kappa) * softplus)
+    return BURR.at(compute_C, A=A, B=B, C_mid=C_mid, R0=R0, kappa=kappa)
 
 
 def lomax(
@@ -98,7 +97,7 @@ def lomax(
     Source: the Lomax distribution of C (Lomax 1954, J. Am. Stat. Assoc. 49:847), scaled to its
     median.
     """
-    return burr(compute_C, A=A, B=1.0, C_mid=C_mid, R0=R0, kappa=B)
+    return POWER.at(compute_C, A=A, B=B, C_mid=C_mid, R0=R0)
 
 
 def power(compute_C: ArrayLike, *, A: ArrayLike, B: ArrayLike, D: ArrayLike) -> Floats:
@@ -123,7 +122,7 @@ def power(compute_C: ArrayLike, *, A: ArrayLike, B: ArrayLike, D: ArrayLike) -> 
 
     Source: arXiv 2510.13786, A.4.
     """
-    log_C = _log(compute_C)
+    log_C = log_compute(compute_C)
     if np.any(np.isneginf(log_C)):
         raise ValueError("compute_C=0: the power law has no value there; drop that point")
     return np.asarray(A) - D * np.exp(-np.asarray(B) * log_C)
@@ -153,25 +152,4 @@ def compute_to(
 
     Source: arXiv 2510.13786, Eq. 1, solved for C, with the shape of `burr`.
     """
-    target, A, R0 = (np.asarray(x, dtype=np.float64) for x in (target, A, R0))
-    B, kappa = np.asarray(B, dtype=np.float64), np.asarray(kappa, dtype=np.float64)
-    gained, left = np.broadcast_arrays(np.maximum(target - R0, 0.0), A - target)
-    odds = np.divide(gained, left, out=np.full(left.shape, np.inf), where=left > 0)
-    u = _log_expm1(np.log1p(odds) / kappa) - _log_expm1(np.log(2.0) / kappa)
-    with np.errstate(over="ignore"):  # beyond 1e308 is inf
-        return np.asarray(C_mid * np.exp(u / B))
-
-
-def _log(compute_C: ArrayLike) -> Floats:
-    """log C; -inf at C = 0."""
-    compute_C = np.asarray(compute_C, dtype=np.float64)
-    if np.any(compute_C < 0):
-        raise ValueError(f"compute_C={compute_C.min():g}: negative; compute starts at 0")
-    with np.errstate(divide="ignore"):
-        return np.log(compute_C)
-
-
-def _log_expm1(x: Floats) -> Floats:
-    """log(e^x - 1) for x >= 0, without overflow; -inf at 0."""
-    with np.errstate(divide="ignore"):
-        return x + np.log(-np.expm1(-x))
+    return BURR.compute_to(target, A=A, B=B, C_mid=C_mid, R0=R0, kappa=kappa)

@@ -44,7 +44,7 @@ def _scores(study: Study, sites: Sites, curve: str) -> Array:
     columns_MRn = columns_of(study, sites, sites["theta_run"], curve)
     C_MR = jnp.exp(study.log_C_RM.T)
     ramp_MRk = jnp.maximum(C_MR[..., None] - C_MR.T[None], 0.0)
-    columns_MRn = jnp.concatenate([columns_MRn[..., jnp.array([0, 1, 2, 5])], ramp_MRk], -1)
+    columns_MRn = jnp.concatenate([columns_MRn[..., jnp.array([0, 1, 2, -1])], ramp_MRk], -1)
     white = whiten(wander_filter(study, sites), columns_MRn)
     J, residual, ramp = white[..., :3], white[..., 3], white[..., 4:]
     seen_MR = study.seen_RM.T > 0

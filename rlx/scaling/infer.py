@@ -1,9 +1,9 @@
-"""`fit`: evaluations in, posterior out.
+"""`posterior_of`: evaluations in, posterior out.
 
 The order of things: arrays (`arrays`), the mode in whitened coordinates (`coordinates`, `bayes`),
 runs that fall off their curve are cut there (`departure`), NUTS or a normal at the mode, and one
 `xarray.DataTree` in ArviZ's layout with the data, the labels, the priors and the versions, which is
-all that `posterior.ScalingFit` needs to answer.
+all that `draws.Draws` needs to answer.
 """
 
 from __future__ import annotations
@@ -21,27 +21,18 @@ from numpy.typing import NDArray
 
 from rlx.errors import InputError
 from rlx.scaling.data import Evals
-from rlx.scaling.posterior import ScalingFit
+from rlx.scaling.families import FAMILIES
 from rlx.scaling.priors import Priors
 
 if TYPE_CHECKING:
     from rlx.scaling.arrays import Labels
-    from rlx.scaling.bayes import Draws, Stats
+    from rlx.scaling.bayes import SiteDraws, Stats
 
 METHODS = ("nuts", "laplace")
-DIMS = {
-    "mu": ["coordinate"],
-    "log_recipe_sd": ["coordinate"],
-    "log_seed_sd": ["coordinate"],
-    "beta": ["effect", "coordinate"],
-    "logit_R0": ["start"],
-    "theta_recipe": ["recipe", "coordinate"],
-    "theta_run": ["run", "coordinate"],
-}
 MAX_CUTS = 4  # rounds of finding runs that fall off their curve
 
 
-def fit(
+def posterior_of(
     data: Evals,
     *,
     curve: str = "burr",
@@ -53,7 +44,7 @@ def fit(
     seed: int = 0,
     progress: bool = False,
     pad_to: int = 0,
-) -> ScalingFit:
+) -> xr.DataTree:
     """Posterior of the hierarchical model of `rlx.scaling.model` given a study's evaluations.
 
     Args:
@@ -77,9 +68,13 @@ def fit(
     from rlx.scaling import bayes
     from rlx.scaling.arrays import assemble, make_options
     from rlx.scaling.departure import departures, without_falls
-    from rlx.scaling.model import CURVES, NOISES
+    from rlx.scaling.model import NOISES
 
-    allowed = (("curve", curve, CURVES), ("noise", noise, NOISES), ("method", method, METHODS))
+    allowed = (
+        ("curve", curve, tuple(FAMILIES)),
+        ("noise", noise, NOISES),
+        ("method", method, METHODS),
+    )
     for key, value, known in allowed:
         if value not in known:
             raise InputError(key, value, "not available", f"use {key}={'|'.join(known)}")
@@ -133,11 +128,11 @@ def fit(
             | {name: version(name) for name in ("jax", "numpyro", "numpy", "xarray")}
         ),
     }
-    return ScalingFit(make_tree(draws, stats, study, labels, data, attrs))
+    return make_tree(draws, stats, study, labels, data, attrs)
 
 
 def make_tree(
-    draws: Draws,
+    draws: SiteDraws,
     stats: Stats,
     study: dict[str, NDArray[np.float64]],
     labels: Labels,
@@ -146,6 +141,8 @@ def make_tree(
 ) -> xr.DataTree:
     """The posterior, the sampler's statistics, the data and the labels in ArviZ's layout."""
     from arviz_base import from_dict
+
+    from rlx.scaling.model import Options, Study, sites_of
 
     coords = {
         "coordinate": ["a", "c", "b"],
@@ -173,7 +170,8 @@ def make_tree(
         "start_sd": study["start_sd_S"],
     }
     point = ["run", "evaluation"]
-    dims = DIMS | {
+    sites = sites_of(Study(**study), Options(attrs["curve"], attrs["noise"]))
+    dims = {site.name: list(site.dims) for site in sites if site.name in draws} | {
         "value": point,
         "compute": point,
         "stderr": point,

@@ -1,6 +1,6 @@
 """The hierarchical model of a study's scaling curves, as a NumPyro program.
 
-    R_r(C)  = R0 + (A_r - R0) * s(B_r * log(C / C_mid_r))             the curve of run r
+    R_r(C)  = R0 + (A_r - R0) * s(log(C / C_mid_r))                   the curve of run r
     A_r     = R0 + (1 - R0) * logistic(a_r)
     C_mid_r = C_ref * exp(c_r),   B_r = exp(b_r),   theta_r = (a_r, c_r, b_r)
 
@@ -11,33 +11,31 @@
     w       Ornstein-Uhlenbeck: sd sigma_w, correlation exp(-gap / length)      policy wander
     e       normal, with the known sampling variance of the evaluation
 
-Three shapes s, each 0 at C = 0, 1/2 at C_mid and 1 in the limit:
-
-    sigmoid  s(u) = 1 / (1 + exp(-u))                                 arXiv 2510.13786, Eq. 1
-    burr     s(u) = 1 - (1 + (2^(1/kappa) - 1) exp(u))^(-kappa)       kappa shared by all runs
-    power    s = 1 - (1 + (2^(1/B) - 1) C / C_mid)^(-B)               a power law that starts at R0
-
-kappa = 1 is the sigmoid. The tail of `burr` falls as C^-(B kappa), of the others as C^-B. The
-wander is integrated out exactly by a Kalman filter. Evaluations at C = 0 inform R0 alone, once for
-all runs of a start that share them.
+The share s, its own parameters and their priors are those of a family (rlx.scaling.families);
+`sites_of` lists every unknown with its prior. The wander is integrated out exactly by a Kalman
+filter. Evaluations at C = 0 inform R0 alone, once for all runs of a start that share them.
 
 Letters: R runs, M measurements, J recipes, S starts, K effects, Q = 3 coordinates of theta.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from jax import Array
 
-from rlx.scaling.priors import COORDINATES, Priors
+from rlx.scaling.families import FAMILIES, Family
+from rlx.scaling.kalman import drift, update, variances
+from rlx.scaling.priors import COORDINATES, Ops, Priors, Site
 
-CURVES = ("burr", "sigmoid", "power")
 NOISES = ("normal", "student", "betabinomial")
+JAX = Ops(jnp.sqrt, jnp.exp, jnp.log, jnp.expm1, jax.nn.softplus, jax.nn.sigmoid)
 FIRST_GAP = 1e6  # of a run's first evaluation: nothing to be correlated with
 
 
@@ -67,26 +65,33 @@ class Study(NamedTuple):
     start_sd_S: Array
 
 
-def log_expm1(x: Array) -> Array:
-    """log(exp(x) - 1) for x > 0, without overflow."""
-    return x + jnp.log(-jnp.expm1(-x))
-
-
-def shape(log_C: Array, c: Array, b: Array, log_kappa: Array | float, curve: str) -> Array:
+def shape(log_C: Array, c: Array, b: Array, own: dict[str, Array], family: Family) -> Array:
     """Share s of the gain made at C, in [0, 1]; arguments broadcast."""
-    if curve == "sigmoid":
-        return jax.nn.sigmoid(jnp.exp(b) * (log_C - c))
-    steepness, kappa = (1.0, jnp.exp(b)) if curve == "power" else (jnp.exp(b), jnp.exp(log_kappa))
-    half = log_expm1(jnp.log(2.0) / kappa)
-    return -jnp.expm1(-kappa * jax.nn.softplus(steepness * (log_C - c) + half))
+    return family.share(log_C - c, JAX, B=jnp.exp(b), **family.of_sites(own, JAX))
+
+
+def own_R(study: Study, sites: dict[str, Array], family: Family) -> dict[str, Array]:
+    """The family's own parameters as the sites hold them: of each run [R], or one number."""
+    values = {name: sites[own.site] for name, own in family.own.items()}
+    return {name: x[study.recipe_R] if x.ndim else x for name, x in values.items()}
+
+
+def latent_RM(
+    study: Study, theta_RQ: Array, logit_R0_R: Array, own: dict[str, Array], family: Family
+) -> Array:
+    """Pass rate R_r(C) of every run at its evaluations."""
+    a_R1, c_R1, b_R1 = (theta_RQ[:, q, None] for q in range(3))
+    R0_R1 = jax.nn.sigmoid(logit_R0_R)[:, None]
+    own_R1 = {name: x[:, None] if x.ndim else x for name, x in own.items()}
+    share_RM = shape(study.log_C_RM, c_R1, b_R1, own_R1, family)
+    return R0_R1 + (1 - R0_R1) * jax.nn.sigmoid(a_R1) * share_RM
 
 
 def curve_RM(study: Study, theta_RQ: Array, sites: dict[str, Array], curve: str) -> Array:
-    """Pass rate R_r(C) of every run at its evaluations."""
-    a_R1, c_R1, b_R1 = (theta_RQ[:, q, None] for q in range(3))
-    R0_R1 = jax.nn.sigmoid(sites["logit_R0"][study.start_R])[:, None]
-    share_RM = shape(study.log_C_RM, c_R1, b_R1, sites.get("log_kappa", 0.0), curve)
-    return R0_R1 + (1 - R0_R1) * jax.nn.sigmoid(a_R1) * share_RM
+    """The same at the values of the sites."""
+    family = FAMILIES[curve]
+    logit_R0_R = sites["logit_R0"][study.start_R]
+    return latent_RM(study, theta_RQ, logit_R0_R, own_R(study, sites, family), family)
 
 
 class Filter(NamedTuple):
@@ -106,10 +111,8 @@ def make_filter(
 
     def step(P_R: Array, x: tuple[Array, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
         decay_R, var_R, seen_R = x
-        P_R = sigma_w**2 + decay_R**2 * (P_R - sigma_w**2)
-        S_R = P_R + var_R
-        gain_R = seen_R * P_R / S_R
-        return P_R * (1 - gain_R), (gain_R, S_R)
+        P_R, gain_R, S_R = variances(P_R, decay_R, sigma_w, var_R, seen_R)
+        return P_R, (gain_R, S_R)
 
     P_R = jnp.full(var_RM.shape[0], sigma_w**2)
     _, (gain_MR, S_MR) = jax.lax.scan(step, P_R, (decay_MR, var_RM.T, seen_RM.T))
@@ -121,10 +124,8 @@ def whiten(filter: Filter, residual_MRn: Array) -> Array:
 
     def step(mean_Rn: Array, x: tuple[Array, ...]) -> tuple[Array, Array]:
         decay_R, gain_R, S_R, seen_R, residual_Rn = x
-        mean_Rn = decay_R[:, None] * mean_Rn
-        error_Rn = residual_Rn - mean_Rn
-        scale_R = seen_R / jnp.sqrt(S_R)
-        return mean_Rn + gain_R[:, None] * error_Rn, scale_R[:, None] * error_Rn
+        mean_Rn, error_Rn = update(mean_Rn, decay_R[:, None], gain_R[:, None], residual_Rn)
+        return mean_Rn, (seen_R / jnp.sqrt(S_R))[:, None] * error_Rn
 
     start = jnp.zeros(residual_MRn.shape[1:])
     return jax.lax.scan(step, start, (*filter, residual_MRn))[1]
@@ -152,61 +153,104 @@ def wander_filter(study: Study, sites: dict[str, Array]) -> Filter:
     )
 
 
-def sample(name: str, prior: dist.Distribution) -> Array:
-    return jnp.asarray(numpyro.sample(name, prior))
+LATENT_DIMS = ("run", "evaluation")  # of sites with a value per evaluation, whitened by their prior
 
 
-def global_sites(study: Study, options: Options) -> dict[str, Array]:
-    """Everything that is not a recipe's or a run's own. All sites are unconstrained."""
-    priors = options.priors
+class LogGamma(Site):
+    """The log of a gamma(df / 2, df / 2); its `prior` is (0, df)."""
 
-    def three(kind: str, log: bool) -> dist.Distribution:
-        pairs = [getattr(priors, f"{kind}_{q}") for q in COORDINATES]
-        loc, scale = jnp.array([p[0] for p in pairs]), jnp.array([p[1] for p in pairs])
-        return dist.Normal(jnp.log(loc) if log else loc, scale).to_event(1)
 
-    def log_normal(pair: tuple[float, float]) -> dist.Distribution:
-        return dist.Normal(jnp.log(pair[0]), pair[1])
+def _pairs(kind: str) -> Callable:
+    """The normal prior of (a, c, b) of the fields `kind`_a, ..."""
 
-    sites = {
-        "mu": sample("mu", three("mean", False)),
-        "log_recipe_sd": sample("log_recipe_sd", three("recipe_sd", True)),
-        "log_seed_sd": sample("log_seed_sd", three("seed_sd", True)),
-    }
+    def prior(priors: Priors, *_) -> tuple[np.ndarray, np.ndarray]:
+        mean, sd = np.array([getattr(priors, f"{kind}_{q}") for q in COORDINATES]).T
+        return mean, sd
+
+    return prior
+
+
+def _log(prior: Callable) -> Callable:
+    """The prior of the log of a log-normal (median, sd of the log)."""
+
+    def of_log(*known) -> tuple:
+        median, sd = prior(*known)
+        return np.log(median), sd
+
+    return of_log
+
+
+def _field(name: str) -> Callable:
+    return lambda priors, *_: getattr(priors, name)
+
+
+def sites_of(study: Study, options: Options) -> list[Site]:
+    """Every site of the model in the order in which they depend on each other."""
     K = study.design_JK.shape[1]
-    if K:
-        scale_Q = jnp.array([priors.effect_a, priors.effect_c, priors.effect_b])
-        prior = dist.Normal(0.0, jnp.broadcast_to(scale_Q, (K, 3))).to_event(2)
-        sites["beta"] = sample("beta", prior)
-    start = dist.Normal(study.start_mean_S, study.start_sd_S).to_event(1)
-    sites["logit_R0"] = sample("logit_R0", start)
-    for name in ("wander_sd", "wander_length"):
-        sites[f"log_{name}"] = sample(f"log_{name}", log_normal(getattr(priors, name)))
-    if options.curve == "burr":
-        sites["log_kappa"] = sample("log_kappa", dist.Normal(*priors.log_kappa))
+
+    def effect(priors: Priors, *_) -> tuple:
+        scale_Q = np.array([getattr(priors, f"effect_{q}") for q in COORDINATES])
+        return 0.0, np.broadcast_to(scale_Q, (K, 3))
+
+    def recipe(_, sites: dict[str, Array], ops: Ops) -> tuple:
+        return recipe_mean(study, sites), ops.exp(sites["log_recipe_sd"])[None]
+
+    def run(_, sites: dict[str, Array], ops: Ops) -> tuple:
+        return sites["theta_recipe"][study.recipe_R], ops.exp(sites["log_seed_sd"])[None]
+
+    sites = [
+        Site("mu", ("coordinate",), _pairs("mean")),
+        Site("log_recipe_sd", ("coordinate",), _log(_pairs("recipe_sd"))),
+        Site("log_seed_sd", ("coordinate",), _log(_pairs("seed_sd"))),
+        *([Site("beta", ("effect", "coordinate"), effect)] if K else []),
+        Site("logit_R0", ("start",), lambda *_: (study.start_mean_S, study.start_sd_S)),
+        Site("log_wander_sd", (), _log(_field("wander_sd"))),
+        Site("log_wander_length", (), _log(_field("wander_length"))),
+        *FAMILIES[options.curve].sites,
+    ]
     if options.estimate_noise:
-        sites["log_noise_sd"] = sample("log_noise_sd", log_normal(priors.noise_sd))
+        sites.append(Site("log_noise_sd", (), _log(_field("noise_sd"))))
     if options.noise == "student":
-        half = 0.5 * priors.student_df
-        gamma = dist.TransformedDistribution(
-            dist.Gamma(half, half), dist.transforms.ExpTransform().inv
-        )
-        shape_RM = study.value_RM.shape
-        sites["log_weight"] = sample("log_weight", gamma.expand(shape_RM).to_event(2))
+        df = options.priors.student_df
+        sites.append(LogGamma("log_weight", LATENT_DIMS, lambda *_: (0.0, df)))
+    sites.append(Site("theta_recipe", ("recipe", "coordinate"), recipe))
+    sites.append(Site("theta_run", ("run", "coordinate"), run))
+    if options.noise == "betabinomial":
+        sites.append(Site("innovation", LATENT_DIMS, lambda *_: (0.0, 1.0)))
+        sites.append(Site("log_concentration", (), _log(_field("concentration"))))
     return sites
+
+
+def site_shape(site: Site, study: Study) -> tuple[int, ...]:
+    """The lengths of a site's axes."""
+    R, M = study.value_RM.shape
+    J, K = study.design_JK.shape
+    sizes = {"coordinate": len(COORDINATES), "effect": K, "start": len(study.start_mean_S)}
+    sizes |= {"recipe": J, "run": R, "evaluation": M}
+    return tuple(sizes[dim] for dim in site.dims)
+
+
+def prior_of(
+    site: Site, study: Study, priors: Priors, sites: dict[str, Array]
+) -> dist.Distribution:
+    """Of a site, given those before it."""
+    mean, sd = site.prior(priors, sites, JAX)
+    law: dist.Distribution = dist.Normal(mean, sd)
+    if isinstance(site, LogGamma):
+        gamma, log = dist.Gamma(0.5 * sd, 0.5 * sd), dist.transforms.ExpTransform().inv
+        law = dist.TransformedDistribution(gamma, log)
+    return law.expand(site_shape(site, study)).to_event(len(site.dims))
 
 
 def scaling_model(study: Study, options: Options) -> None:
     """The joint density of the module's docstring, in the coordinates a user would write."""
-    sites = global_sites(study, options)
-    mean_JQ = recipe_mean(study, sites)
-    recipe = dist.Normal(mean_JQ, jnp.exp(sites["log_recipe_sd"])[None]).to_event(2)
-    theta_JQ = sample("theta_recipe", recipe)
-    run = dist.Normal(theta_JQ[study.recipe_R], jnp.exp(sites["log_seed_sd"])[None]).to_event(2)
-    theta_RQ = sample("theta_run", run)
-    mean_RM = curve_RM(study, theta_RQ, sites, options.curve)
+    sites: dict[str, Array] = {}
+    for site in sites_of(study, options):
+        prior = prior_of(site, study, options.priors, sites)
+        sites[site.name] = jnp.asarray(numpyro.sample(site.name, prior))
+    mean_RM = curve_RM(study, sites["theta_run"], sites, options.curve)
     if options.noise == "betabinomial":
-        log_lik = beta_binomial(study, sites, mean_RM, options.priors)
+        log_lik = beta_binomial(study, sites, mean_RM)
     else:
         log_lik = normal(study, sites, mean_RM)
     numpyro.factor("evaluations", log_lik)
@@ -225,26 +269,22 @@ def normal(study: Study, sites: dict[str, Array], mean_RM: Array) -> Array:
     return -0.5 * (filter.seen_MR * (error_MR**2 + jnp.log(2 * jnp.pi * filter.var_MR))).sum()
 
 
-def beta_binomial(study: Study, sites: dict[str, Array], mean_RM: Array, priors: Priors) -> Array:
+def beta_binomial(study: Study, sites: dict[str, Array], mean_RM: Array) -> Array:
     """log-likelihood of passes ~ BetaBinomial(trials, mean p, concentration), wander sampled.
 
     logit p = logit R(C) + 4 w,   so that w is a change of pass rate at R = 1/2
     """
-    innovation = dist.Normal(0.0, 1.0).expand(mean_RM.shape).to_event(2)
-    z_RM = sample("innovation", innovation)
-    median, sd = priors.concentration
-    log_concentration = sample("log_concentration", dist.Normal(jnp.log(median), sd))
     sigma_w, length = jnp.exp(sites["log_wander_sd"]), jnp.exp(sites["log_wander_length"])
     decay_MR = jnp.exp(-study.gap_RM.T / length)
 
     def step(w_R: Array, x: tuple[Array, Array]) -> tuple[Array, Array]:
         decay_R, z_R = x
-        w_R = decay_R * w_R + sigma_w * jnp.sqrt(1 - decay_R**2) * z_R
+        w_R = drift(w_R, decay_R, sigma_w, z_R, JAX)
         return w_R, w_R
 
-    w_MR = jax.lax.scan(step, jnp.zeros(mean_RM.shape[0]), (decay_MR, z_RM.T))[1]
+    w_MR = jax.lax.scan(step, jnp.zeros(mean_RM.shape[0]), (decay_MR, sites["innovation"].T))[1]
     p_RM = jax.nn.sigmoid(jax.scipy.special.logit(mean_RM) + 4 * w_MR.T)
-    concentration = jnp.exp(log_concentration)
+    concentration = jnp.exp(sites["log_concentration"])
     count = dist.BetaBinomial(
         p_RM * concentration, (1 - p_RM) * concentration, total_count=study.trials_RM
     )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 Floats = NDArray[np.float64]
 
@@ -42,8 +45,38 @@ class Priors:
     concentration: tuple[float, float] = (300.0, 1.0)  # log-normal, of the beta-binomial
 
 
-def prior_theta(priors: Priors, design_JK: Floats, seed: int = 0) -> dict[str, Floats]:
-    """Prior draws of a recipe's and a run's (a, c, b), [X, J, 3] each, and of log kappa, [X]."""
+class Ops(NamedTuple):
+    """The functions that curves and priors are written with, of NumPy or of JAX."""
+
+    sqrt: Callable[..., Any]
+    exp: Callable[..., Any]
+    log: Callable[..., Any]
+    expm1: Callable[..., Any]
+    softplus: Callable[..., Any]
+    logistic: Callable[..., Any]
+
+
+NUMPY = Ops(np.sqrt, np.exp, np.log, np.expm1, lambda u: np.logaddexp(0.0, u), expit)
+
+
+class Site(NamedTuple):
+    """An unknown of the model, on the real line, and its normal prior.
+
+    dims: axes of its values: "coordinate" (a, c, b), "effect", "start", "recipe", "run",
+        "evaluation"; none of a single number.
+    prior: (mean, sd) from the priors, the values of the sites before it, and `Ops`.
+    """
+
+    name: str
+    dims: tuple[str, ...]
+    prior: Callable[[Priors, dict[str, Any], Ops], tuple[Any, Any]]
+
+
+def prior_theta(
+    priors: Priors, design_JK: Floats, sites: Sequence[Site] = (), seed: int = 0
+) -> dict[str, Floats]:
+    """Prior draws of a recipe's and a run's (a, c, b), [X, J, 3] each, under "recipe" and "run",
+    and of a family's own `sites`, [X] of a single number, [X, J] of one per recipe."""
     rng = np.random.default_rng(seed)
     X, (J, K) = PRIOR_DRAWS, design_JK.shape
 
@@ -61,5 +94,9 @@ def prior_theta(priors: Priors, design_JK: Floats, seed: int = 0) -> dict[str, F
     z_recipe, z_run = rng.normal(size=(2, X, J, 3))
     recipe = mu[:, None] + effect + log_normal("recipe_sd")[:, None] * z_recipe
     run = recipe + log_normal("seed_sd")[:, None] * z_run
-    log_kappa = priors.log_kappa[0] + priors.log_kappa[1] * rng.normal(size=X)
-    return {"recipe": recipe, "run": run, "log_kappa": log_kappa}
+    drawn: dict[str, Floats] = {}
+    for site in sites:
+        above = {name: x[:, None] if site.dims and x.ndim == 1 else x for name, x in drawn.items()}
+        mean, sd = site.prior(priors, above, NUMPY)
+        drawn[site.name] = mean + sd * rng.normal(size=(X, J) if site.dims else X)
+    return {"recipe": recipe, "run": run} | drawn

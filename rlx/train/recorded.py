@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing, nullcontext
-from typing import NamedTuple
 
 from rlx import processes
 from rlx.config import Config, another
@@ -13,35 +12,8 @@ from rlx.mesh import make_mesh
 from rlx.record import Busy, RunRecord
 from rlx.train import start
 from rlx.train.clock import Clock
+from rlx.train.loop import ROWS, Ended, Stop
 from rlx.train.report import describe
-
-ROWS = ("evals.jsonl", "metrics.jsonl", "clock.jsonl")
-Stop = Callable[[], bool]
-Forecast = Callable[[], "Outlook"]  # asked after every evaluation
-
-
-def never() -> bool:
-    return False
-
-
-class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop and has written a checkpoint."""
-
-
-class Ended(Exception):
-    """The run ends before its last update, with this status, and has written a checkpoint."""
-
-
-class Outlook(NamedTuple):
-    """What a run expects of itself: in words, for the dashboard, and why it should end now."""
-
-    text: str = ""  # ends with ", ", for the pass rate stands before it and the speed behind
-    numbers: dict[str, float] = {}
-    stop: str = ""
-
-
-def no_outlook() -> Outlook:
-    return Outlook()
 
 
 def stopped_so(before: dict, config: Config) -> bool:

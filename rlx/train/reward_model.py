@@ -31,10 +31,13 @@ from rlx.models import lora, reward
 from rlx.objectives.preference import bradley_terry
 from rlx.record import RunRecord
 from rlx.train import start
+from rlx.train.batch import in_slices, on_mesh
 from rlx.train.clock import Clock
-from rlx.train.recorded import Stop, never, recorded
-from rlx.train.step import Hyper, ascend, init_state, numbers
-from rlx.train.supervised import drawn, supervise
+from rlx.train.loop import Stop, drawn, never, supervise
+from rlx.train.recipe import Hyper
+from rlx.train.recorded import recorded
+from rlx.train.spec import Spec, names, numbers
+from rlx.train.state import ascend, init_state, optimizer, placed
 from rlx.types import Problem, TrainState
 
 
@@ -43,14 +46,6 @@ class Pair(NamedTuple):
 
     prompt: list[int]
     completions: tuple[list[int], list[int]]
-
-
-class Spec(NamedTuple):
-    """The static half of a step."""
-
-    model: ModelConfig
-    microbatches: int
-    mesh: Mesh
 
 
 def train(
@@ -111,11 +106,9 @@ def run(
         vocabulary=start.vocabulary(env.tokenizer),
     )  # fmt: skip
     params, _ = start.load(config, env, mesh, record.path, progress)
-    state = init_state(config, mesh, params, value_head=True)
-    layout = meshes.of_params(mesh, params, lora.logical_axes(params))
-    base = jax.device_put(params, layout) if config.optim.lora_rank else None
-    hyper = numbers(config)
-    spec = Spec(config.model, config.optim.microbatches, mesh)
+    spec, hyper = names(config, mesh), numbers(config)
+    state = init_state(spec, params, config.seed, value_head=True)
+    base = placed(params, mesh) if spec.lora_rank else None
     ledger, P = flops.Ledger(), config.rollout.prompts_per_step
     U = max(len(pair.prompt) for pair in [*learned, *heldout])
     shape = {"U": U, "T": config.rollout.max_new_tokens, "pad_id": env.tokenizer.pad_id}
@@ -168,7 +161,7 @@ def _texts(pairs: Sequence[Pair], mesh: Mesh, shape: dict[str, int], rows: int =
     texts = reward.padded(
         [p.prompt for p in pairs], [p.completions for p in pairs], **shape, rows=rows
     )
-    return jax.tree.map(lambda x: jax.device_put(x, meshes.along(mesh, "prompts", x)), texts)
+    return on_mesh(texts, mesh)
 
 
 def _forward_flops(model: ModelConfig, pairs: Sequence[Pair]) -> float:
@@ -185,10 +178,6 @@ def _step(state: TrainState, texts: reward.Texts, base, hyper: Hyper, *, spec: S
     whole = lambda params: lora.merged(base, params, hyper.lora_scale) if base else params  # noqa: E731
     pairs = len(texts.prompt_length_P)
 
-    def in_slices(x):
-        rows = x.reshape(spec.microbatches, -1, *x.shape[1:])
-        return jax.lax.with_sharding_constraint(rows, meshes.along(spec.mesh, "prompts", rows, 1))
-
     def objective(params, part):
         scores = meshes.visible(spec.mesh, reward.scores)
         score_P2 = scores(whole(params), spec.model, part).reshape(-1, 2)
@@ -200,9 +189,12 @@ def _step(state: TrainState, texts: reward.Texts, base, hyper: Hyper, *, spec: S
         return jax.tree.map(jnp.add, total, grads), told
 
     zeros = jax.tree.map(jnp.zeros_like, state.params)
-    grads, told = jax.lax.scan(add_slice, zeros, jax.tree.map(in_slices, texts))
+    grads, told = jax.lax.scan(
+        add_slice, zeros, in_slices(texts, pairs, spec.microbatches, spec.mesh)
+    )
     objective_sum, margin, right = map(jnp.sum, told)
-    state, grad_norm, finite = ascend(state, grads, objective_sum, hyper, spec.mesh)
+    moving = optimizer(hyper, state.version)
+    state, grad_norm, finite = ascend(state, grads, objective_sum, moving, spec.mesh)
     skipped = 1 - finite.astype(jnp.float32)
     metrics = {"nll": -objective_sum, "accuracy": right, "margin_mean": margin}
     return state, metrics | {"grad_norm": grad_norm, "update/skipped": skipped}

@@ -28,11 +28,14 @@ from rlx.record import RunRecord, said_of
 from rlx.rollout.engine import make_generator
 from rlx.rollout.generator import Weights, published
 from rlx.train import start
+from rlx.train.batch import demonstrated
 from rlx.train.clock import Clock
-from rlx.train.recorded import Stop, never, recorded
-from rlx.train.step import init_state, make_train_step
-from rlx.train.supervised import drawn, supervise
-from rlx.types import Batch, TrainState, right_padded
+from rlx.train.loop import Stop, drawn, never, supervise
+from rlx.train.recorded import recorded
+from rlx.train.spec import names, numbers
+from rlx.train.state import init_state
+from rlx.train.step import make_train_step
+from rlx.types import TrainState
 
 
 class Trace(NamedTuple):
@@ -89,26 +92,6 @@ def demonstrations(config: SftConfig, env: Env) -> tuple[list[Trace], int]:
     return traces, len(everything) - len(traces)
 
 
-def as_batch(traces: Sequence[Trace], prompt_tokens: int, T: int, pad_id: int) -> Batch:
-    """One sample per prompt, with the reward 1; behaviour policies are 0, since none sampled."""
-    prompt_PU, length_P = right_padded([t.prompt for t in traces], prompt_tokens, pad_id)
-    completion_BT = np.full((len(traces), T), pad_id, np.int32)
-    for row_T, trace in zip(completion_BT, traces, strict=True):
-        row_T[: len(trace.completion)] = trace.completion
-    length_B1 = np.array([[len(trace.completion)] for trace in traces])
-    nothing_BT = np.zeros(completion_BT.shape, np.float32)
-    return Batch(
-        prompt_PU=prompt_PU,
-        prompt_length_P=length_P,
-        completion_BT=completion_BT,
-        mask_BT=(np.arange(T)[None] < length_B1).astype(np.float32),
-        behavior_logp_BT=nothing_BT,
-        behavior_value_BT=nothing_BT,
-        reward_PG=np.ones((len(traces), 1), np.float32),
-        keep_P=np.ones(len(traces), np.float32),
-    )
-
-
 def sft(config: SftConfig, *, progress: bool = True, stop: Stop = never) -> dict[str, Any]:
     """Fine-tune to the end (or find it ended) and return the manifest; raises as `recorded`."""
     return recorded(run, config, progress, stop)
@@ -123,14 +106,16 @@ def run(
     traces, too_long = demonstrations(config, env)
     record.update_manifest(traces=len(traces), traces_too_long=too_long)
     params, _ = start.load(config, env, mesh, record.path, progress)
-    state, step = init_state(config, mesh, params), make_train_step(config, mesh, params)
+    spec = names(config, mesh)
+    state = init_state(spec, params, config.seed)
+    step = make_train_step(spec, numbers(config), params)
     ledger, T, pad_id = flops.Ledger(), config.rollout.max_new_tokens, env.tokenizer.pad_id
     U = max(env.max_prompt_tokens, *(len(trace.prompt) for trace in traces))
 
     def update(state: TrainState, version: int):
         indices = drawn(len(traces), config.rollout.prompts_per_step, config.seed, version)
         some = [traces[i] for i in indices]
-        state, metrics = step(state, as_batch(some, U, T, pad_id))
+        state, metrics = step(state, demonstrated(*zip(*some, strict=True), U, T, pad_id))
         metrics = {name: float(x) for name, x in jax.device_get(metrics).items()}
         spend(ledger, config, env, some)
         return state, described(metrics)

@@ -10,7 +10,7 @@ from rlx.config import MeshConfig
 from rlx.mesh import make_mesh, of_params
 from rlx.models import lora, transformer
 from rlx.record import read_rows
-from rlx.train import loop
+from rlx.train import loop, rl
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +68,12 @@ def test_the_rank_is_not_split(adapters):
 def test_a_run_trains_adapters_alone_and_goes_on_where_it_stopped(easy, tmp_path):
     config = replace(easy, optim=replace(easy.optim, lora_rank=2, learning_rate=0.03))
     whole = replace(config, out=str(tmp_path / "whole"))
-    loop.train(whole, progress=False)
+    rl.train(whole, progress=False)
     parts = replace(config, out=str(tmp_path / "parts"))
     left = iter((False, False, True))
     with pytest.raises(loop.Interrupted):
-        loop.train(parts, progress=False, stop=lambda: next(left))
-    loop.train(parts, progress=False)
+        rl.train(parts, progress=False, stop=lambda: next(left))
+    rl.train(parts, progress=False)
     for name in ("evals.jsonl", "metrics.jsonl"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
     rows = read_rows(tmp_path / "whole" / "metrics.jsonl")

@@ -15,7 +15,9 @@ from rlx.config import Config, MeshConfig, ModelConfig, OptimConfig, RolloutConf
 from rlx.errors import InputError
 from rlx.mesh import make_mesh
 from rlx.models import lora, moe, transformer
-from rlx.train.step import init_state, make_train_step
+from rlx.train.spec import names, numbers
+from rlx.train.state import init_state
+from rlx.train.step import make_train_step
 from rlx.types import Batch
 
 SOFTMAX = ModelConfig(
@@ -176,7 +178,8 @@ def updated(config: Config, batch: Batch):
     params = transformer.init(jax.random.key(0), replace(config.model, scan_layers=False), V)
     if config.model.scan_layers:
         params["layers"] = transformer.stack_layers(params["layers"])
-    state, metrics = make_train_step(config, mesh)(init_state(config, mesh, params), batch)
+    spec = names(config, mesh)
+    state, metrics = make_train_step(spec, numbers(config))(init_state(spec, params), batch)
     moments = [s.mu for s in jax.tree.leaves(state.opt_state, is_leaf=_has_mu) if _has_mu(s)][0]
     if config.model.scan_layers:
         layers = [jax.tree.map(lambda x, i=i: x[i], moments["layers"]) for i in range(2)]

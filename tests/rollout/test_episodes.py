@@ -37,9 +37,9 @@ from rlx.rollout.buffer import Buffer
 from rlx.rollout.engine import Engine, make_generator
 from rlx.rollout.episodes import Episodes
 from rlx.rollout.generator import Request, Weights
-from rlx.train import loop
+from rlx.train import loop, rl
+from rlx.train.batch import collate
 from rlx.train.forward import completion_hidden, completion_logprobs
-from rlx.train.step import collate
 from rlx.types import INJECTED, Problem
 
 CHARS = "0123456789?<>!"
@@ -397,7 +397,7 @@ def game(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(game, tmp_path_factory):
     path = tmp_path_factory.mktemp("whole")
-    loop.train(replace(game, out=str(path)), progress=False)
+    rl.train(replace(game, out=str(path)), progress=False)
     return path
 
 
@@ -415,8 +415,8 @@ def test_a_run_of_episodes_is_stale_within_its_bound_and_stops_and_goes_on(game,
     again = replace(game, out=str(tmp_path / "again"))
     asked = iter([False, False, True])
     with pytest.raises(loop.Interrupted):
-        loop.train(again, progress=False, stop=lambda: next(asked))
-    loop.train(again, progress=False)
+        rl.train(again, progress=False, stop=lambda: next(asked))
+    rl.train(again, progress=False)
     same(whole, tmp_path / "again")
     clock = read_rows(tmp_path / "again" / "clock.jsonl")
     assert np.all(np.diff([row["reply_s"] for row in clock]) > 0)
@@ -424,7 +424,7 @@ def test_a_run_of_episodes_is_stale_within_its_bound_and_stops_and_goes_on(game,
 
 def test_a_recorded_schedule_of_episodes_replays(game, whole, tmp_path):
     pipeline = replace(game.pipeline, replay=str(whole))
-    loop.train(replace(game, pipeline=pipeline, out=str(tmp_path)), progress=False)
+    rl.train(replace(game, pipeline=pipeline, out=str(tmp_path)), progress=False)
     same(whole, tmp_path)
 
 

@@ -7,6 +7,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from rlx.scaling import bayes, coordinates
+from rlx.scaling.families import BURR
 from rlx.scaling.model import Options, shape
 from tests.scaling.test_model import J, R, make_sites, make_study
 
@@ -28,8 +29,8 @@ def test_level_coordinates_and_their_inverse(log_kappa):
         np.asarray(theta), abs=1e-9
     )
     gain = 1 / (1 + np.exp(-theta[:, 0]))  # the levels that psi names, by hand
-    level = gain * shape(x1, theta[:, 1], theta[:, 2], k, "burr")
-    early = gain * shape(x2, theta[:, 1], theta[:, 2], k, "burr")
+    level = gain * shape(x1, theta[:, 1], theta[:, 2], {"kappa": k}, BURR)
+    early = gain * shape(x2, theta[:, 1], theta[:, 2], {"kappa": k}, BURR)
     assert 1 / (1 + np.exp(-psi[:, 1])) == pytest.approx(np.asarray(level), rel=1e-9)
     assert 1 / (1 + np.exp(-psi[:, 2])) == pytest.approx(np.asarray(early / level), rel=1e-9)
 
@@ -54,7 +55,7 @@ def test_log_determinant_is_that_of_the_whole_map(curve):
     sites = make_sites(study, options)
     reference = coordinates.make_reference(study, sites, curve)
     rng = np.random.default_rng(2)
-    u = bayes.coordinates_at(sites)
+    u = coordinates.coordinates_at(sites, study, options)
     u |= {"xi_recipe": jnp.asarray(rng.normal(0, 0.5, (J, 3)))}
     u |= {"xi_run": jnp.asarray(rng.normal(0, 0.5, (R, 3)))}
     u["log_wander_sd"] += 0.3  # away from the reference in what the whitening depends on
@@ -63,7 +64,7 @@ def test_log_determinant_is_that_of_the_whole_map(curve):
 
     @jax.jit
     def whole(v):
-        sites, log_det = coordinates.natural(unravel(v), study, reference, curve)
+        sites, log_det = coordinates.natural(unravel(v), study, reference, options)
         return ravel_pytree(sites)[0], log_det
 
     columns = []
@@ -78,7 +79,7 @@ def test_log_determinant_is_that_of_the_whole_map(curve):
 def test_at_a_mode_the_posterior_is_nearly_a_unit_normal():
     study, options = make_study(), Options("sigmoid")
     mode = bayes.find_mode(study, options)
-    template = bayes.template(study, options)
+    template = coordinates.template(study, options)
     marks = {k: np.full(x.shape, k.startswith("xi_")) for k, x in template.items()}
     xi = np.asarray(ravel_pytree(marks)[0])
     curvature = np.linalg.inv(np.asarray(mode.scale @ mode.scale.T))[np.ix_(xi, xi)]

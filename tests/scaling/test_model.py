@@ -10,6 +10,7 @@ from scipy.special import expit
 
 from rlx.scaling import curve as curves
 from rlx.scaling import model
+from rlx.scaling.families import FAMILIES
 from rlx.scaling.model import FIRST_GAP, Options, Study
 from rlx.scaling.priors import COORDINATES, Priors, prior_theta
 
@@ -130,6 +131,10 @@ def priors_of_theta(study, s) -> float:
 
 
 def dense_likelihood(study, s, options) -> float:
+    return dense_normal(study, s, [latent(study, s, options.curve, r) for r in range(R)])
+
+
+def dense_normal(study, s, mean_RM) -> float:
     """Multivariate normal with the whole covariance of w + e, run by run."""
     total = 0.0
     for r in range(R):
@@ -142,9 +147,8 @@ def dense_likelihood(study, s, options) -> float:
             var = var + np.asarray(study.unknown_RM[r, :n]) * np.exp(2 * s["log_noise_sd"])
         if "log_weight" in s:
             var = var / np.exp(s["log_weight"][r, :n])
-        mean = latent(study, s, options.curve, r)
         value = np.asarray(study.value_RM[r, :n])
-        total += stats.multivariate_normal.logpdf(value, mean, cov + np.diag(var))
+        total += stats.multivariate_normal.logpdf(value, mean_RM[r][:n], cov + np.diag(var))
     return total
 
 
@@ -200,14 +204,13 @@ def test_replaced_priors_enter_the_density():
 
 @pytest.mark.parametrize("curve", ["burr", "sigmoid", "power"])
 def test_shape_is_half_at_C_mid_and_finite_far_away(curve):
-    log_kappa = jnp.asarray(0.7)
+    family = FAMILIES[curve]
+    own = {name: jnp.asarray(0.7) for name in family.own}
     s = model.shape(
-        jnp.array([-800.0, 0.3, 800.0]), jnp.asarray(0.3), jnp.asarray(0.5), log_kappa, curve
+        jnp.array([-800.0, 0.3, 800.0]), jnp.asarray(0.3), jnp.asarray(0.5), own, family
     )
     assert np.asarray(s) == pytest.approx([0.0, 0.5, 1.0], abs=1e-12)
-    grad = jax.grad(
-        lambda b: model.shape(jnp.asarray(900.0), jnp.asarray(0.0), b, log_kappa, curve)
-    )
+    grad = jax.grad(lambda b: model.shape(jnp.asarray(900.0), jnp.asarray(0.0), b, own, family))
     assert np.isfinite(grad(jnp.asarray(1.0)))
 
 

@@ -14,9 +14,10 @@ from rlx.models import transformer
 from rlx.record import RunRecord, read_rows
 from rlx.rollout import engine
 from rlx.rollout.buffer import Buffer
-from rlx.train import loop, schedule, start, warm_start
+from rlx.train import loop, rl, schedule, start, warm_start
 from rlx.train.health import Health
-from rlx.train.step import ascend, init_state, numbers
+from rlx.train.spec import names, numbers
+from rlx.train.state import ascend, init_state, optimizer
 from rlx.train.warm_start import load_or_make
 from rlx.types import Group, NotFinite
 
@@ -35,7 +36,7 @@ def test_weights_that_an_update_spoils_end_the_run_at_once(easy, tmp_path):
     optim = replace(easy.optim, learning_rate=1e38, weight_decay=1e38, warmup_steps=0)
     config = replace(easy, out=str(tmp_path), optim=optim)
     with pytest.raises(NotFinite, match="update 1 made weights or moments that are not finite"):
-        loop.train(config, progress=False)
+        rl.train(config, progress=False)
     manifest = RunRecord(tmp_path).manifest
     assert manifest["status"] == "failed" and "NotFinite" in manifest["error"]
     (row,) = read_rows(tmp_path / "metrics.jsonl")
@@ -50,10 +51,12 @@ def test_weights_that_an_update_spoils_end_the_run_at_once(easy, tmp_path):
 def test_the_flag_of_an_update_covers_what_it_makes(tiny, bad, learns):
     """Also where every group was dropped."""
     mesh = make_mesh(MeshConfig(data=1))
-    state = init_state(tiny, mesh, transformer.init(jax.random.key(0), tiny.model, 16))
+    state = init_state(names(tiny, mesh), transformer.init(jax.random.key(0), tiny.model, 16))
     grads = jax.tree.map(lambda x: 1e-3 * jnp.ones_like(x) * learns, state.params)
     for hyper, want in [(numbers(tiny), True), (numbers(tiny)._replace(**bad), False)]:
-        new, norm, finite = ascend(state, grads, jnp.float32(0), hyper, mesh, learns)
+        new, norm, finite = ascend(
+            state, grads, jnp.float32(0), optimizer(hyper, state.version, learns), mesh
+        )
         whole = all(np.isfinite(x).all() for x in jax.tree.leaves(new))
         assert bool(finite) is whole is want and np.isfinite(norm)
 
@@ -108,7 +111,7 @@ def test_a_note_comes_at_first_and_when_it_is_ten_times_as_much(capsys):
 
 
 def test_rewards_that_never_vary_are_counted_and_said(easy, tmp_path, never_varies, capsys):
-    manifest = loop.train(replace(easy, out=str(tmp_path)), progress=False)
+    manifest = rl.train(replace(easy, out=str(tmp_path)), progress=False)
     said = capsys.readouterr().err
     line = "in 1 of 1 updates every group was rewarded alike: there was nothing to learn"
     assert f"note: {tmp_path}: {line} (rollout/score_mean=0)" in said
@@ -120,7 +123,7 @@ def test_a_grader_that_always_fails_is_counted_and_said(easy, tmp_path, capsys, 
         raise RuntimeError("no")
 
     monkeypatch.setattr("rlx.envs.digit_chain.DigitChain.grade", fails)
-    manifest = loop.train(replace(easy, out=str(tmp_path)), progress=False)
+    manifest = rl.train(replace(easy, out=str(tmp_path)), progress=False)
     said = capsys.readouterr().err
     assert "step 0: 32 of 32 answers to heldout have no score; they count as 0" in said
     assert "16 of 16 answers so far have no score (16 errors, 0 timeouts)" in said
@@ -142,7 +145,7 @@ def test_refilling_that_finds_nothing_is_said(easy, tmp_path, never_varies, caps
     monkeypatch.setattr(engine.Engine, "begin", begin)
     algo = replace(easy.algo, zero_variance="refill")
     with pytest.raises(EnoughOfIt):
-        loop.train(replace(easy, out=str(tmp_path), algo=algo), progress=False)
+        rl.train(replace(easy, out=str(tmp_path), algo=algo), progress=False)
     said = capsys.readouterr().err
     assert "4 groups in a row were refilled: each was rewarded alike" in said
     assert "40 groups in a row were refilled" in said
@@ -152,9 +155,9 @@ def test_what_was_counted_goes_on_after_an_interruption(easy, tmp_path, never_va
     stops = iter([False, True])
     config = replace(easy, out=str(tmp_path), eval=EvalConfig(every_steps=20))
     with pytest.raises(loop.Interrupted):
-        loop.train(config, progress=False, stop=lambda: next(stops))
+        rl.train(config, progress=False, stop=lambda: next(stops))
     capsys.readouterr()
-    loop.train(config, progress=False)
+    rl.train(config, progress=False)
     assert "in 3 of 3 updates every group was rewarded alike" in capsys.readouterr().err
 
 

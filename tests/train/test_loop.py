@@ -23,9 +23,11 @@ from rlx.rollout import sampler
 from rlx.rollout.engine import make_generator
 from rlx.rollout.generator import Weights
 from rlx.rollout.prompts import epoch_order
-from rlx.train import loop, warm_start
+from rlx.train import rl, warm_start
+from rlx.train.spec import names, numbers
 from rlx.train.start import make_env
-from rlx.train.step import init_state, make_train_step
+from rlx.train.state import init_state
+from rlx.train.step import make_train_step
 from rlx.types import Batch
 
 
@@ -50,14 +52,14 @@ def run(config, path):
 
         return train_step
 
-    def watched_collate(groups, *args, collate=loop.collate):
+    def watched_collate(groups, *args, collate=rl.collate):
         batches.append(groups)
         return collate(groups, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "make_train_step", watched_step)
-        patch.setattr(loop, "collate", watched_collate)
-        manifest = loop.train(config, progress=False)
+        patch.setattr(rl, "make_train_step", watched_step)
+        patch.setattr(rl, "collate", watched_collate)
+        manifest = rl.train(config, progress=False)
     evals, metrics, clock = (
         read_rows(path / f"{name}.jsonl") for name in ("evals", "metrics", "clock")
     )
@@ -94,7 +96,8 @@ def synchronous(config, params):
     mesh, ids, graders = make_mesh(config.mesh), env.tokenizer, Graders(env, {})
     P, G, U, T = rollout.prompts_per_step, rollout.group_size, env.max_prompt_tokens, 6
     static = {"config": config.model, "rules": sampler.Rules(), "mesh": mesh}
-    state, step = init_state(config, mesh, params), make_train_step(config, mesh)
+    spec = names(config, mesh)
+    state, step = init_state(spec, params), make_train_step(spec, numbers(config))
     weights, rows, evals = [copy(state.params)], [], []
 
     def measured(params, version):
@@ -184,9 +187,9 @@ def test_an_interrupted_run_ends_as_if_it_was_not(make_run, easy, tmp_path, monk
         return evaluate(generator, weights, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "evaluate", interrupted)
+        patch.setattr(rl, "evaluate", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            loop.train(config, progress=False)
+            rl.train(config, progress=False)
     assert json.loads((tmp_path / "manifest.json").read_text())["status"] == "interrupted"
     lost = read_rows(tmp_path / "evals.jsonl")[-1]
     got = run(easy, tmp_path)
@@ -200,7 +203,7 @@ def test_an_interrupted_run_ends_as_if_it_was_not(make_run, easy, tmp_path, monk
 def test_a_run_that_pauses_goes_on_to_the_same_curve(make_run, easy, tmp_path):
     """Between two evaluations, where it is already, and past its end."""
     for until, updates in ((3, 3), (2, 3), (5, 5)):
-        manifest = loop.train(replace(easy, out=str(tmp_path), until=until), progress=False)
+        manifest = rl.train(replace(easy, out=str(tmp_path), until=until), progress=False)
         assert manifest["status"] == "paused"
         assert len(read_rows(tmp_path / "metrics.jsonl")) == updates
     got = run(replace(easy, until=99), tmp_path)
@@ -211,8 +214,8 @@ def test_a_run_that_pauses_goes_on_to_the_same_curve(make_run, easy, tmp_path):
 def test_a_finished_run_is_left_as_it_is(make_run, monkeypatch):
     done = make_run()
     before = {file: file.stat().st_mtime_ns for file in done.path.iterdir()}
-    monkeypatch.setattr(loop.start, "make_env", None)  # nothing is even begun
-    assert loop.train(done.config, progress=False) == done.manifest
+    monkeypatch.setattr(rl.start, "make_env", None)  # nothing is even begun
+    assert rl.train(done.config, progress=False) == done.manifest
     assert {file: file.stat().st_mtime_ns for file in done.path.iterdir()} == before
 
 
@@ -220,7 +223,7 @@ def test_a_directory_holds_one_configuration(make_run):
     with pytest.raises(
         InputError, match="^out=.*: holds a run of another configuration: steps=6, not 7; choose"
     ):
-        loop.train(replace(make_run().config, steps=7), progress=False)
+        rl.train(replace(make_run().config, steps=7), progress=False)
 
 
 # Weights that change in flight

@@ -12,7 +12,9 @@ from rlx.config import AlgoConfig, MeshConfig, ModelConfig, OptimConfig
 from rlx.mesh import make_mesh
 from rlx.models import transformer
 from rlx.train import packing
-from rlx.train.step import init_state, make_train_step
+from rlx.train.spec import names, numbers
+from rlx.train.state import init_state
+from rlx.train.step import make_train_step
 from rlx.types import Batch
 
 P, G, U, T, V, PAD = 4, 8, 5, 9, 14, 13
@@ -98,9 +100,10 @@ def moved(tiny, model, algo, mesh, microbatches, packed):
     config = replace(tiny, model=model, algo=ALGOS[algo], optim=optim, rollout=rollout, mesh=mesh)
     params = transformer.init(jax.random.key(0), model, V)
     where = make_mesh(mesh)
-    state = init_state(config, where, params)
+    spec = names(config, where)
+    state = init_state(spec, params)
     data = batch() if packed else batch().replace(packed_PRW=None)
-    state, metrics = make_train_step(config, where, params)(state, data)
+    state, metrics = make_train_step(spec, numbers(config), params)(state, data)
     return jax.device_get(state.opt_state[1][0].mu), jax.device_get(metrics)
 
 

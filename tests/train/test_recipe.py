@@ -10,7 +10,7 @@ from rlx.config import AlgoConfig, Config
 from rlx.errors import InputError
 from rlx.objectives.losses import LOSSES, cispo, policy_objective
 from rlx.train import recipe, start
-from rlx.train.step import names, numbers
+from rlx.train.spec import names, numbers
 
 HERE = f"{__name__}:mine"
 

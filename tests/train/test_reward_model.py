@@ -31,7 +31,7 @@ from rlx.models import reward, transformer
 from rlx.record import read_rows
 from rlx.rollout.grades import grades, said
 from rlx.rollout.scorer import Scorer
-from rlx.train import loop, reward_model, start
+from rlx.train import loop, reward_model, rl, start
 
 ROWS = ("evals.jsonl", "metrics.jsonl")
 TRAIN, HELDOUT = 160, 40
@@ -154,7 +154,7 @@ def test_slices_and_adapters_of_a_batch(judge, tmp_path, changes):
 
 
 def test_a_policy_learns_to_please_the_model(pleasing, tmp_path):
-    loop.train(pleasing, progress=False)
+    rl.train(pleasing, progress=False)
     evals = read_rows(Path(pleasing.out) / "evals.jsonl")
     assert evals[-1]["mean"] > evals[0]["mean"] + 0.2, [row["mean"] for row in evals]
     assert evals[-1]["reward_mean"] > evals[0]["reward_mean"] + 1
@@ -166,7 +166,7 @@ def test_a_policy_learns_to_please_the_model(pleasing, tmp_path):
     assert abs(rows[0]["policy/kl"]) < 1e-6 and rows[-1]["policy/kl"] > 0.01
     scores = [row["rollout/score_mean"] for row in rows]  # the verdict, not the reward
     assert 0 <= min(scores) and max(scores) <= 1
-    interrupted(loop.train, pleasing, 5, tmp_path / "again")
+    interrupted(rl.train, pleasing, 5, tmp_path / "again")
     same(Path(pleasing.out), tmp_path / "again")
 
 
@@ -255,7 +255,7 @@ def test_other_tokens_are_refused(judge, tmp_path):
     algo = AlgoConfig(reward="model", reward_model=judge.out)
     config = Config(**shared(judge) | {"env": env}, algo=algo, out=str(tmp_path / "run"))
     with pytest.raises(InputError, match="its tokens are not those of env.name=digit_chain"):
-        loop.train(config, progress=False)
+        rl.train(config, progress=False)
     assert not (tmp_path / "run" / "manifest.json").exists()
 
 
@@ -263,7 +263,7 @@ def test_a_run_that_is_no_reward_model_is_refused(judge, tmp_path):
     (tmp_path / "manifest.json").write_text(json.dumps({"config": asdict(judge)}))
     config = Config(**shared(judge), algo=AlgoConfig(reward_model=str(tmp_path)))
     with pytest.raises(InputError, match="algo.reward_model=.*: no reward model there; train"):
-        loop.train(replace(config, out=str(tmp_path / "run")), progress=False)
+        rl.train(replace(config, out=str(tmp_path / "run")), progress=False)
 
 
 def test_pairs_that_cannot_be_read_are_named(judge, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from rlx.config import AlgoConfig, EvalConfig, MeshConfig, PipelineConfig
 from rlx.errors import InputError
 from rlx.record import read_rows
-from rlx.train import loop, recipe
+from rlx.train import recipe, rl
 from rlx.train.start import make_env
 from rlx.types import NotFinite
 
@@ -24,7 +24,7 @@ def make_run(easy, tmp_path_factory):
     @functools.cache
     def cached(**changes):
         path = tmp_path_factory.mktemp("run")
-        loop.train(replace(easy, out=str(path), **changes), progress=False)
+        rl.train(replace(easy, out=str(path), **changes), progress=False)
         return path
 
     return cached
@@ -48,7 +48,7 @@ def test_a_recorded_schedule_replays_to_the_same_bits(make_run, easy, tmp_path, 
         easy, out=str(tmp_path), **threads(kind, k) | {"pipeline": PipelineConfig(kind, k)}
     )
     again = replace(again, pipeline=replace(again.pipeline, replay=str(recorded)))
-    loop.train(again, progress=False)
+    rl.train(again, progress=False)
     for name in LOGS:
         assert (tmp_path / name).read_bytes() == (recorded / name).read_bytes(), name
 
@@ -80,14 +80,14 @@ def test_an_error_of_the_generator_ends_the_run(easy, tmp_path, monkeypatch):
 
     monkeypatch.setattr("rlx.rollout.engine.Engine.begin", broken)
     with pytest.raises(OSError, match="out of order"):
-        loop.train(replace(easy, out=str(tmp_path), **threads()), progress=False)
+        rl.train(replace(easy, out=str(tmp_path), **threads()), progress=False)
     assert json.loads((tmp_path / "manifest.json").read_text())["status"] == "failed"
 
 
 def test_replay_of_nothing_is_refused(easy, tmp_path):
     pipeline = PipelineConfig("pipeline", 1, replay=str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match="pipeline.replay=.*nowhere: no metrics.jsonl"):
-        loop.train(replace(easy, out=str(tmp_path / "run"), pipeline=pipeline), progress=False)
+        rl.train(replace(easy, out=str(tmp_path / "run"), pipeline=pipeline), progress=False)
 
 
 # Prompts, interruptions and what a run says about itself
@@ -96,7 +96,7 @@ def test_replay_of_nothing_is_refused(easy, tmp_path):
 def test_a_run_ends_when_every_prompt_is_retired(easy, tmp_path):
     algo = AlgoConfig(no_positive_resampling=True, retire_pass_rate=0.0)
     config = replace(easy, out=str(tmp_path), algo=algo, steps=50)
-    manifest = loop.train(config, progress=False)
+    manifest = rl.train(config, progress=False)
     rows = read_rows(tmp_path / "metrics.jsonl")
     assert len(rows) == 4  # 16 prompts, 4 at a time, once each
     assert manifest["status"] == "done" and manifest["steps_done"] == 4
@@ -121,7 +121,7 @@ def test_an_interrupted_run_counts_its_interruptions(easy, tmp_path):
     rollout = replace(easy.rollout, think_tokens_min=1, think_tokens_max=2, answer_tokens=2)
     algo = AlgoConfig(length_control="interruption")
     config = replace(easy, out=str(tmp_path), algo=algo, rollout=rollout)
-    manifest = loop.train(config, progress=False)
+    manifest = rl.train(config, progress=False)
     rows = read_rows(tmp_path / "metrics.jsonl")
     assert manifest["fired"]["interruption"] > 0
     assert np.mean([row["rollout/interrupted_share"] for row in rows]) > 0.2
@@ -141,14 +141,14 @@ def test_a_switch_that_never_fired_is_named(make_run, easy):
 
 
 def test_updates_that_are_not_finite_stop_the_run(easy, tmp_path, monkeypatch):
-    def poisoned(groups, *args, collate=loop.collate):
+    def poisoned(groups, *args, collate=rl.collate):
         batch = collate(groups, *args)
         return batch.replace(behavior_logp_BT=batch.behavior_logp_BT * np.float32(np.nan))
 
-    monkeypatch.setattr(loop, "collate", poisoned)
+    monkeypatch.setattr(rl, "collate", poisoned)
     optim = replace(easy.optim, max_skipped_updates=2)
     with pytest.raises(NotFinite, match="optim.max_skipped_updates=2: so many updates in a row"):
-        loop.train(replace(easy, out=str(tmp_path), optim=optim), progress=False)
+        rl.train(replace(easy, out=str(tmp_path), optim=optim), progress=False)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["status"] == "failed" and "NotFinite" in manifest["error"]
     assert len(read_rows(tmp_path / "metrics.jsonl")) == 2

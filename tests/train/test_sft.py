@@ -12,9 +12,12 @@ from rlx.errors import InputError
 from rlx.mesh import make_mesh
 from rlx.record import read_rows
 from rlx.train import loop, sft, start
+from rlx.train.batch import demonstrated
 from rlx.train.forward import completion_hidden, completion_logprobs
-from rlx.train.step import init_state, make_train_step
-from rlx.train.supervised import drawn
+from rlx.train.loop import drawn
+from rlx.train.spec import names, numbers
+from rlx.train.state import init_state
+from rlx.train.step import make_train_step
 
 LIKELIHOOD = AlgoConfig(
     loss="reinforce", advantage="none", aggregation="token_mean", zero_variance="keep"
@@ -40,7 +43,9 @@ def test_the_objective_and_its_gradient_are_those_of_the_mean_log_likelihood(con
     env, mesh = start.make_env(config), make_mesh(config.mesh)
     traces, _ = sft.demonstrations(config, env)
     params, _ = start.load(config, env, mesh, config.warm_start_dir)
-    batch = sft.as_batch(traces[:4], env.max_prompt_tokens, 8, env.tokenizer.pad_id)
+    batch = demonstrated(
+        *zip(*traces[:4], strict=True), env.max_prompt_tokens, 8, env.tokenizer.pad_id
+    )
 
     def mean_logp(params):
         hidden_BTD = completion_hidden(params, batch, model=config.model)
@@ -51,7 +56,8 @@ def test_the_objective_and_its_gradient_are_those_of_the_mean_log_likelihood(con
         return total / sum(len(trace.completion) for trace in traces[:4])
 
     value, grads = jax.jit(jax.value_and_grad(mean_logp))(params)
-    state, metrics = make_train_step(config, mesh)(init_state(config, mesh, params), batch)
+    spec = names(config, mesh)
+    state, metrics = make_train_step(spec, numbers(config))(init_state(spec, params), batch)
     assert float(metrics["objective"]) == pytest.approx(float(value), rel=1e-5)
     mu = state.opt_state[1][0].mu
     jax.tree.map(lambda m, g: np.testing.assert_allclose(-10 * m, g, atol=1e-5), mu, grads)

@@ -21,7 +21,9 @@ from jax.flatten_util import ravel_pytree
 from rlx.config import AlgoConfig, Config, MeshConfig, OptimConfig
 from rlx.mesh import make_mesh
 from rlx.models import lora, transformer
-from rlx.train.step import init_state, jitted_step, make_train_step, numbers, optimizer
+from rlx.train.spec import names, numbers
+from rlx.train.state import init_state, optimizer
+from rlx.train.step import jitted_step, make_train_step
 from rlx.types import Batch
 
 P, G, U, T, V, PAD = 8, 4, 5, 6, 14, 13
@@ -79,10 +81,10 @@ def batch() -> Batch:
 
 def one_step(config: Config, params, batch: Batch, version: int = 0):
     """The gradient (of the objective, ascending), the new parameters and the metrics of a step."""
-    mesh = make_mesh(config.mesh)
-    state = init_state(config, mesh, params)
+    spec = names(config, make_mesh(config.mesh))
+    state = init_state(spec, params)
     state = state.replace(version=jax.device_put(np.int32(version), state.version.sharding))
-    state, metrics = make_train_step(config, mesh)(state, batch)
+    state, metrics = make_train_step(spec, numbers(config))(state, batch)
     mu = ravel_pytree(jax.device_get(optax.tree_utils.tree_get(state.opt_state, "mu")))[0]
     return SimpleNamespace(
         grad=-np.asarray(mu) / (1 - config.optim.beta1),
@@ -216,9 +218,9 @@ def test_prompts_without_variance_are_as_if_not_there(config, params, batch, bas
 
 def test_a_batch_without_variance_moves_nothing(config, params, batch, base):
     """Not even by the momentum of the updates before it; the version counts all the same."""
-    mesh = make_mesh(config.mesh)
-    step = make_train_step(config, mesh)
-    state, _ = step(init_state(config, mesh, params), batch)
+    spec = names(config, make_mesh(config.mesh))
+    step = make_train_step(spec, numbers(config))
+    state, _ = step(init_state(spec, params), batch)
     state, metrics = step(state, batch.replace(reward_PG=np.ones((P, G), np.float32)))
     np.testing.assert_array_equal(ravel_pytree(state.params)[0], base.params)
     assert int(state.version) == 2 and metrics["prompts_kept"] == metrics["objective"] == 0
@@ -253,8 +255,8 @@ def test_neither_numbers_nor_further_updates_compile_again(config, params, batch
         optim=replace(config.optim, learning_rate=0.5, weight_decay=0.1, max_grad_norm=2.0),
         rollout=replace(config.rollout, temperature=1.1),
     )
-    mesh = make_mesh(config.mesh)
-    step, state = make_train_step(other, mesh), init_state(other, mesh, params)
+    spec = names(other, make_mesh(config.mesh))
+    step, state = make_train_step(spec, numbers(other)), init_state(spec, params)
     for _ in range(3):
         state, _ = step(state, batch)
     assert jitted_step._cache_size() == before
@@ -264,10 +266,11 @@ def test_neither_numbers_nor_further_updates_compile_again(config, params, batch
 def test_adapters_learn_from_the_gradient_of_their_matrices(config, params, batch, base):
     """dB = (alpha / r) A^T dW where B = 0; A does not move yet, and nothing else has a gradient."""
     optim = replace(config.optim, lora_rank=2, lora_alpha=3.0)
-    changed, mesh = replace(config, optim=optim), make_mesh(config.mesh)
-    state = init_state(changed, mesh, params)
+    changed = replace(config, optim=optim)
+    spec = names(changed, make_mesh(config.mesh))
+    state = init_state(spec, params)
     first = jax.device_get(state.params["layers"])
-    state, metrics = make_train_step(changed, mesh, params)(state, batch)
+    state, metrics = make_train_step(spec, numbers(changed), params)(state, batch)
     mu = optax.tree_utils.tree_get(state.opt_state, "mu")["layers"]
     whole = ravel_pytree(params)[1](base.grad)["layers"]
     for got, dW, start in zip(mu, whole, first, strict=True):

@@ -31,7 +31,9 @@ from test_step import (
 from rlx.config import AlgoConfig
 from rlx.mesh import make_mesh
 from rlx.models import transformer
-from rlx.train.step import init_state, make_train_step
+from rlx.train.spec import names, numbers
+from rlx.train.state import init_state
+from rlx.train.step import make_train_step
 
 CAP, COEF, BETA, GAMMA, LAM, EPS = 1.5, 0.3, 0.4, 0.9, 0.8, 1e-6
 KEEP = {"zero_variance": "keep", "aggregation": "token_mean", "advantage_eps": EPS}
@@ -69,9 +71,9 @@ def prefixes(config, batch):
 def one_step(config, params, batch, reference=None, **algo):
     """Gradient by parameter (of the objective, ascending), and the metrics."""
     config = replace(config, algo=AlgoConfig(**algo))
-    mesh = make_mesh(config.mesh)
-    state = init_state(config, mesh, params)
-    state, metrics = make_train_step(config, mesh, reference)(state, batch)
+    spec = names(config, make_mesh(config.mesh))
+    state = init_state(spec, params)
+    state, metrics = make_train_step(spec, numbers(config), reference)(state, batch)
     mu = jax.device_get(optax.tree_utils.tree_get(state.opt_state, "mu"))
     grads = jax.tree.map(lambda x: -np.asarray(x) / (1 - config.optim.beta1), mu)
     value = grads.pop("value", None)
@@ -261,9 +263,8 @@ def test_slices_change_nothing(config, params, critic_batch, reference, algo):
 
 def test_an_update_that_is_not_finite_is_skipped(config, params, batch):
     """Parameters and moments stay; the version goes on, and the next batch is learned from."""
-    mesh = make_mesh(config.mesh)
-    step = make_train_step(config, mesh)
-    state = init_state(config, mesh, params)
+    spec = names(config, make_mesh(config.mesh))
+    step, state = make_train_step(spec, numbers(config)), init_state(spec, params)
     state, good = step(state, batch)
     before = jax.device_get((state.params, state.opt_state))
     poisoned = batch.replace(behavior_logp_BT=np.full((P * G, T), np.nan, np.float32))
@@ -280,7 +281,7 @@ def test_an_update_that_is_not_finite_is_skipped(config, params, batch):
 def test_a_missing_reference_is_refused(config):
     kl = replace(config, algo=AlgoConfig(kl="k3", kl_coef=0.1))
     with pytest.raises(ValueError, match="start=None: algo.kl=k3"):
-        make_train_step(kl, make_mesh(kl.mesh))
+        make_train_step(names(kl, make_mesh(kl.mesh)), numbers(kl))
 
 
 @pytest.mark.parametrize("head_dtype", ["float32", "bfloat16"])

@@ -1,0 +1,191 @@
+"""Families of scaling curves: one object each, and whatever fits or answers reads that alone.
+
+    R(C) = R0 + (A - R0) * s(x),   x = log(C / C_mid),   s from 0 at C = 0 to 1 in the limit
+
+    sigmoid  s = 1 / (1 + exp(-B x))                                 arXiv 2510.13786, Eq. 1
+    burr     s = 1 - (1 + (2^(1/kappa) - 1) exp(B x))^-kappa         kappa shared by all runs
+    power    s = 1 - (1 + (2^(1/B) - 1) exp(x))^-B                   a power law that starts at R0
+
+All three make half of the gain at C_mid. kappa = 1 is the sigmoid. The gap to the ceiling closes as
+C^-(B kappa) under burr, as C^-B under the others.
+
+A family is a class with a name, its share and, where it has any, the parameters that it adds to A,
+B, C_mid and R0, the sites of the model that hold them, with their priors, and the inverse of its
+share in closed form; it is entered in FAMILIES. The model, the sampler and its coordinates, the
+saved file and every question follow from that.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize.elementwise import find_root
+
+from rlx.scaling.priors import NUMPY, Ops, Site
+
+Floats = NDArray[np.float64]
+
+FARTHEST_X = 700.0  # of |log(C / C_mid)|, beyond which exp would overflow
+
+
+class Own(NamedTuple):
+    """A parameter of a family's own: the site that holds it, and the function that undoes its log
+    or logit, a field of `Ops`."""
+
+    site: str
+    link: str
+
+
+class Family:
+    """A family of curves. Its share and tail take B and its own parameters by name."""
+
+    name: ClassVar[str]
+    own: ClassVar[dict[str, Own]] = {}  # parameters besides A, B, C_mid and R0
+    sites: ClassVar[tuple[Site, ...]] = ()  # of the model, of one value or of one per recipe
+    leveled: ClassVar[bool] = True  # Burr's level coordinates suit it, with its kappa or 1
+
+    def share(self, x: Any, ops: Ops, *, B: Any, **own: Any) -> Any:
+        """s at x = log(C / C_mid), rising in x."""
+        raise NotImplementedError
+
+    def tail(self, *, B: Any, **own: Any) -> Any:
+        """B_tail, the exponent with which the gap to the ceiling closes."""
+        return B
+
+    def inverse(self, log_left: Any, ops: Ops, *, B: Any, **own: Any) -> Any:
+        """x at which 1 - s = exp(log_left): by bracketing, unless a family knows better.
+
+        -inf and inf where it lies beyond FARTHEST_X.
+        """
+        args = np.broadcast_arrays(log_left, B, *own.values())
+
+        def above(x: Floats, log_left: Floats, B: Floats, *rest: Floats) -> Floats:
+            held = dict(zip(own, rest, strict=True))
+            return self.share(x, ops, B=B, **held) + np.expm1(log_left)
+
+        ends = np.full(args[0].shape, FARTHEST_X)
+        early, late = above(-ends, *args) >= 0, above(ends, *args) <= 0
+        found = find_root(above, (-ends, ends), args=tuple(args))
+        return np.select([early, late], [-np.inf, np.inf], found.x)
+
+    def of_sites(self, values: dict[str, Any], ops: Ops) -> dict[str, Any]:
+        """The family's own parameters at values of them as the sites hold them."""
+        return {name: getattr(ops, own.link)(values[name]) for name, own in self.own.items()}
+
+    def at(
+        self,
+        compute_C: ArrayLike,
+        *,
+        A: ArrayLike,
+        B: ArrayLike,
+        C_mid: ArrayLike,
+        R0: ArrayLike,
+        **own: ArrayLike,
+    ) -> Floats:
+        """Pass rate after compute C; the arguments broadcast.
+
+        Args:
+            compute_C: training compute, >= 0, in any unit; exactly 0 gives exactly R0.
+            A: ceiling, a fraction in [0, 1].
+            B: steepness, > 0, no unit.
+            C_mid: compute where half of A - R0 is gained, > 0, in the unit of compute_C.
+            R0: pass rate at C = 0, a fraction in [0, 1].
+            own: the family's own parameters.
+
+        Raises:
+            ValueError: some compute is negative.
+        """
+        with np.errstate(divide="ignore"):
+            x = log_compute(compute_C) - np.log(C_mid)
+            held = {name: np.asarray(value) for name, value in own.items()}
+            return R0 + (np.asarray(A) - R0) * self.share(x, NUMPY, B=B, **held)
+
+    def compute_to(
+        self,
+        target: ArrayLike,
+        *,
+        A: ArrayLike,
+        B: ArrayLike,
+        C_mid: ArrayLike,
+        R0: ArrayLike,
+        **own: ArrayLike,
+    ) -> Floats:
+        """Compute at which the curve reaches the pass rate `target`, in the unit of C_mid.
+
+        inf where A <= target (never reached), 0 where target <= R0 (reached before training).
+        The other arguments are those of `at`.
+        """
+        target, A, R0, B = (np.asarray(x, dtype=np.float64) for x in (target, A, R0, B))
+        held = {name: np.asarray(x, dtype=np.float64) for name, x in own.items()}
+        gained, left = np.broadcast_arrays(np.maximum(target - R0, 0.0), A - target)
+        odds = np.divide(gained, left, out=np.full(left.shape, np.inf), where=left > 0)
+        with np.errstate(divide="ignore", over="ignore"):  # beyond 1e308 is inf
+            x = self.inverse(-np.log1p(odds), NUMPY, B=B, **held)
+            return np.asarray(C_mid * np.exp(x))
+
+
+class Burr(Family):
+    """The Burr type XII distribution of C (Burr 1942, Ann. Math. Stat. 13:215), scaled to its
+    median."""
+
+    name = "burr"
+    own: ClassVar = {"kappa": Own("log_kappa", "exp")}
+    sites = (Site("log_kappa", (), lambda priors, *_: priors.log_kappa),)
+
+    def share(self, x: Any, ops: Ops, *, B: Any, kappa: Any) -> Any:
+        half = log_expm1(math.log(2.0) / kappa, ops)
+        return -ops.expm1(-kappa * ops.softplus(B * x + half))
+
+    def inverse(self, log_left: Any, ops: Ops, *, B: Any, kappa: Any) -> Any:
+        u = log_expm1(-log_left / kappa, ops) - log_expm1(math.log(2.0) / kappa, ops)
+        return u / B
+
+    def tail(self, *, B: Any, kappa: Any) -> Any:
+        return B * kappa
+
+
+class Sigmoid(Family):
+    """arXiv 2510.13786, Eq. 1."""
+
+    name = "sigmoid"
+
+    def share(self, x: Any, ops: Ops, *, B: Any) -> Any:
+        return ops.logistic(B * x)
+
+    def inverse(self, log_left: Any, ops: Ops, *, B: Any) -> Any:
+        return log_expm1(-log_left, ops) / B
+
+
+class Power(Family):
+    """The Lomax distribution of C (Lomax 1954, J. Am. Stat. Assoc. 49:847), scaled to its median:
+    Burr with steepness 1 and kappa = B."""
+
+    name = "power"
+    leveled = False
+
+    def share(self, x: Any, ops: Ops, *, B: Any) -> Any:
+        return BURR.share(x, ops, B=1.0, kappa=B)
+
+    def inverse(self, log_left: Any, ops: Ops, *, B: Any) -> Any:
+        return BURR.inverse(log_left, ops, B=1.0, kappa=B)
+
+
+BURR, SIGMOID, POWER = Burr(), Sigmoid(), Power()
+FAMILIES: dict[str, Family] = {family.name: family for family in (BURR, SIGMOID, POWER)}
+
+
+def log_expm1(x: Any, ops: Ops) -> Any:
+    """log(exp(x) - 1) for x >= 0, without overflow; -inf at 0."""
+    return x + ops.log(-ops.expm1(-x))
+
+
+def log_compute(compute_C: ArrayLike) -> Floats:
+    """log C; -inf at C = 0. Raises ValueError where it is negative."""
+    compute_C = np.asarray(compute_C, dtype=np.float64)
+    if np.any(compute_C < 0):
+        raise ValueError(f"compute_C={compute_C.min():g}: negative; compute starts at 0")
+    with np.errstate(divide="ignore"):
+        return np.log(compute_C)

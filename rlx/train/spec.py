@@ -1,0 +1,58 @@
+"""A configuration as an update takes it: what is compiled, and the numbers that are not."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from jax.sharding import Mesh
+
+from rlx.config import Config, ModelConfig
+from rlx.models import attention
+from rlx.train import recipe
+from rlx.train.recipe import Hyper
+
+
+class Spec(NamedTuple):
+    """The static half of a step: names and shapes. Runs that share it share a compilation."""
+
+    model: ModelConfig
+    loss: str
+    advantage: str
+    critic: bool
+    reference: bool
+    aggregation: str
+    correction: str
+    kl: str
+    entropy_bonus: bool
+    drop_zero_variance: bool
+    microbatches: int
+    group_slices: int
+    lora_rank: int
+    vocab_chunk: int
+    head_dtype: str
+    mesh: Mesh
+
+    @property
+    def forward(self) -> dict[str, Any]:
+        """Of rlx.train.forward.policy."""
+        names = ("model", "mesh", "vocab_chunk", "head_dtype")
+        return {name: getattr(self, name) for name in names}
+
+
+def names(config: Config, mesh: Mesh) -> Spec:
+    algo = config.algo
+    fields = {**vars(config.optim), **vars(algo), "mesh": mesh}
+    fields["model"] = attention.chosen(config.model, mesh)
+    fields["critic"] = recipe.has_critic(algo)
+    fields["reference"] = recipe.needs_reference(algo)
+    fields["entropy_bonus"] = algo.entropy_coef > 0
+    fields["drop_zero_variance"] = algo.zero_variance == "drop"
+    return Spec(**{name: fields[name] for name in Spec._fields})
+
+
+def numbers(config: Config) -> Hyper:
+    """The traced half."""
+    optim = config.optim
+    fields = {**vars(config.algo), **vars(optim), **vars(config.rollout)}
+    fields["lora_scale"] = optim.lora_alpha / max(optim.lora_rank, 1)
+    return Hyper(**{name: float(fields[name]) for name in Hyper._fields})

@@ -1,0 +1,102 @@
+"""What a learner holds, laid out on its mesh, and how a gradient moves it: clipping, then AdamW.
+
+An update whose objective or gradient is not finite leaves parameters and moments as they are.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from rlx import mesh as meshes
+from rlx.models import lora, transformer
+from rlx.train.recipe import Hyper
+from rlx.train.spec import Spec
+from rlx.types import Params, TrainState
+
+
+def optimizer(hyper: Hyper, version, learns=True) -> optax.GradientTransformation:
+    """Clip the global norm, then AdamW; rate = learning_rate * min(1, (version + 1) / warmup).
+
+    The rate is 0 where there is nothing to learn from: momentum alone moves nothing.
+    """
+    warmup = jnp.maximum(hyper.warmup_steps, 1)
+    rate = hyper.learning_rate * jnp.minimum(1.0, (version + 1) / warmup) * learns
+    adamw = optax.adamw(
+        rate, b1=hyper.beta1, b2=hyper.beta2, eps=hyper.eps, weight_decay=hyper.weight_decay
+    )
+    return optax.chain(optax.clip_by_global_norm(hyper.max_grad_norm), adamw)
+
+
+def _layout(state: TrainState, mesh: Mesh) -> TrainState:
+    """Shardings of a state: moments like their parameters, scalars everywhere."""
+    axes = lora.logical_axes(state.params)
+    like_params = jax.tree.structure(state.params)
+
+    def place(tree):
+        if jax.tree.structure(tree) == like_params:
+            return meshes.of_params(mesh, tree, axes)
+        return jax.tree.map(lambda x: meshes.sharding(mesh, (), ()), tree)
+
+    is_params = lambda tree: jax.tree.structure(tree) == like_params  # noqa: E731
+    return jax.tree.map(place, state, is_leaf=is_params)
+
+
+def placed(params: Params, mesh: Mesh, may_alias: bool | None = None) -> Params:
+    """Parameters, or adapters to them, on the mesh."""
+    layout = meshes.of_params(mesh, params, lora.logical_axes(params))
+    return jax.device_put(params, layout, may_alias=may_alias)
+
+
+def init_state(spec: Spec, params: Params, seed: int = 0, value_head: bool = False) -> TrainState:
+    """Version 0, laid out on the mesh; the caller's arrays are copied, since the step donates.
+
+    `state.params` is what is trained: all of `params`, or adapters to them, and a critic or
+    another `value_head`. seed: of the adapters.
+    """
+    params = placed(params, spec.mesh, may_alias=False)
+    like = state_like(spec, params, value_head)
+    begin = jax.jit(
+        functools.partial(_begin, spec, seed, value_head),
+        out_shardings=jax.tree.map(lambda x: x.sharding, like),
+    )
+    return begin(params)
+
+
+def _begin(spec: Spec, seed: int, value_head: bool, params: Params) -> TrainState:
+    trained = lora.init(jax.random.key(seed), params, spec.lora_rank) if spec.lora_rank else params
+    if value_head or spec.critic:
+        trained = {**trained, "value": transformer.with_critic(params)["value"]}
+    any_numbers = Hyper(*[0.0] * len(Hyper._fields))  # moments start at 0
+    opt_state = optimizer(any_numbers, 0).init(trained)
+    return TrainState(params=trained, opt_state=opt_state, version=jnp.zeros((), jnp.int32))
+
+
+def state_like(spec: Spec, params: Params, value_head: bool = False) -> TrainState:
+    """Shapes and shardings of `init_state`, of parameters that may be shapes too."""
+    state = jax.eval_shape(functools.partial(_begin, spec, 0, value_head), params)
+    return meshes.shapes(state, _layout(state, spec.mesh))
+
+
+def ascend(state: TrainState, grads, objective, moving: optax.GradientTransformation, mesh: Mesh):
+    """(state, norm of the gradient, whether all is finite): the next version.
+
+    It is moved if objective and gradient are finite. If they are and it says no all the same, the
+    move itself has spoilt parameters or moments, for good.
+    """
+    descent = jax.tree.map(jnp.negative, grads)  # the objective is maximised
+    updates, opt_state = moving.update(descent, state.opt_state, state.params)
+    grad_norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(objective) & jnp.isfinite(grad_norm)
+    moved = (optax.apply_updates(state.params, updates), opt_state)
+    params, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old), moved, (state.params, state.opt_state)
+    )
+    parts = jax.tree.leaves((params, opt_state))  # NaN and infinity survive a sum
+    finite &= jnp.isfinite(sum(jnp.sum(x, dtype=jnp.float32) for x in parts))
+    state = TrainState(params=params, opt_state=opt_state, version=state.version + 1)
+    return jax.lax.with_sharding_constraint(state, _layout(state, mesh)), grad_norm, finite
