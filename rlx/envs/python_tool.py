@@ -12,7 +12,9 @@ its place.
 from __future__ import annotations
 
 import json
+import string
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,18 @@ from rlx.errors import InputError
 from rlx.problem import Problem
 
 CONSOLE = Path(__file__).with_name("console.py")
+HINT = (
+    "You may compute: write a block of Python between ```python and ``` and end your turn, and you "
+    "are shown what it prints. Give the answer in \\boxed{}.\n"
+)
 LOST = "[the interpreter was ended: "
 SILENT = "[no output]"
 CPU_S = 60  # of a whole session
 
 
 class PythonTool(Math):
-    """`wall_s` bounds a cell, `memory_mb` an interpreter, `output_chars` what is shown of a cell.
+    """`wall_s` bounds a cell, `memory_mb` an interpreter, `output_chars` what is shown of a cell;
+    `hint` is put behind every question.
 
     The rest are those of rlx.envs.math. Raises InputError as that does, and where programs cannot
     be isolated; `unsafe=True` runs them without isolation, with limits on their resources alone.
@@ -43,6 +50,7 @@ class PythonTool(Math):
         memory_mb: int = 256,
         output_chars: int = 1000,
         unsafe: bool = False,
+        hint: str = HINT,
         **rows: Any,
     ):
         given = {"train_prompts", "heldout_prompts", "seed"}
@@ -62,6 +70,13 @@ class PythonTool(Math):
                 "env.kwargs.unsafe=true",
             )
         super().__init__(**rows)
+        self.train, self.heldout = (
+            [replace(problem, prompt=problem.prompt + hint) for problem in problems]
+            for problems in (self.train, self.heldout)
+        )
+        seen = (self.tokenizer.chars, hint, string.printable)
+        self.tokenizer = base.characters(seen)
+        self.max_prompt_tokens += len(hint)
         self.limits = sandbox.Limits(wall_s=wall_s, cpu_s=CPU_S, memory_mb=memory_mb)
         self.isolate, self.output_chars = not unsafe, output_chars
         self.sessions = Sessions(sandbox.Session.end)
