@@ -82,6 +82,9 @@ def demonstrations(config: SftConfig, env: Env) -> tuple[list[Trace], int]:
     else:
         rng = np.random.default_rng(config.env.seed)
         solutions = [(p.prompt, env.solution(p, rng, worked=True)) for p in env.train]
+        if not all(isinstance(solution, str) for _, solution in solutions):
+            reason = "its solutions are episodes, which only the warm start of a run learns"
+            raise InputError("env.name", config.env.name, reason, "give a file of single answers")
         everything = [tokenized(env, *pair) for pair in solutions]
     limit, batch = config.rollout.max_new_tokens, config.rollout.prompts_per_step
     traces = [trace for trace in everything if len(trace.completion) <= limit]
