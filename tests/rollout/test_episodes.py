@@ -428,6 +428,16 @@ def test_a_recorded_schedule_of_episodes_replays(game, whole, tmp_path):
     same(whole, tmp_path)
 
 
+def test_threads_take_turns_and_one_thread_replays_them(game, tmp_path):
+    mesh, recorded = MeshConfig(data=1, generators=1), tmp_path / "recorded"
+    pipeline = replace(game.pipeline, schedule="threads")
+    rl.train(replace(game, pipeline=pipeline, mesh=mesh, out=str(recorded)), progress=False)
+    pipeline = replace(game.pipeline, replay=str(recorded))
+    again = replace(game, pipeline=pipeline, mesh=mesh, out=str(tmp_path / "again"))
+    rl.train(again, progress=False)
+    same(recorded, tmp_path / "again")
+
+
 WORDS = (
     "env=guess env.kwargs.numbers=6 env.train_prompts=24 env.heldout_prompts=12 mesh=one steps=60 "
     "episode.max_turns=4 rollout.max_new_tokens=15 rollout.prompts_per_step=2 rollout.group_size=4 "
