@@ -1,6 +1,7 @@
 """Pass rate against compute by number of turns, beside the exact ceiling of each.
 
     python -m analysis.turns [study=runs/turns] [out=analysis/results/turns]
+                             [compute=compute|samples|tokens_generated|modelled_device_s]
 
 For studies whose cells differ in `episode.max_turns`, such as `sweep=turns` and `sweep=tool`. Into
 `out` go
@@ -23,12 +24,13 @@ from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from experiments.options import exit_status, read_options
 from rlx.errors import InputError
 from rlx.record import runs
 from rlx.scaling import Evals
-from rlx.scaling.style import COLORS, DASHES, INK, shade, tidy
+from rlx.scaling.style import COLORS, DASHES, INK, shade, tick, tidy
 
 TURNS = "episode.max_turns"
 LAST = 3  # evaluations whose mean is where a run ends
@@ -38,6 +40,7 @@ LAST = 3  # evaluations whose mean is where a run ends
 class Options:
     study: Path = Path("runs/turns")
     out: Path = Path("analysis/results/turns")
+    compute: str = "compute"
 
 
 def ends(evals: pd.DataFrame) -> pd.DataFrame:
@@ -50,7 +53,8 @@ def ends(evals: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values([TURNS, "seed"], ignore_index=True)
 
 
-def draw(evals: pd.DataFrame) -> Figure:
+def draw(evals: pd.DataFrame, label: str) -> Figure:
+    """label: of the axis of compute."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained", dpi=150)
     ax = figure.subplots()
     cells = sorted(evals.groupby(evals[TURNS].astype(int)), key=lambda cell: -cell[0])
@@ -69,8 +73,9 @@ def draw(evals: pd.DataFrame) -> Figure:
                 ha="right", va="bottom", fontsize=8, color=color,
             )  # fmt: skip
     ax.set_xlim(left=0)
-    ax.set_ylim(0, 1.07)
-    ax.set_xlabel("training compute (FLOPs)", fontsize=9)
+    ax.xaxis.set_major_formatter(FuncFormatter(tick))
+    ax.set_ylim(-0.02, 1.07)
+    ax.set_xlabel(label, fontsize=9)
     ax.set_ylabel("pass rate (held-out)", fontsize=9)
     tidy(ax)
     key = ax.legend(
@@ -88,13 +93,14 @@ def main(argv: Sequence[str]) -> None:
     if not runs(options.study):
         remedy = "python -m experiments.study sweep=turns"
         raise InputError("study", options.study, "no runs of this study", remedy)
-    evals = Evals.read(options.study).frame
+    read = Evals.read(options.study, compute=options.compute)
+    evals = read.frame
     if TURNS not in evals:
         reason, remedy = f"its runs do not differ in {TURNS}", "give one of sweep=turns or tool"
         raise InputError("study", options.study, reason, remedy)
     table = ends(evals)
     options.out.mkdir(parents=True, exist_ok=True)
-    draw(evals).savefig(options.out / "turns.png")
+    draw(evals, read.compute_label).savefig(options.out / "turns.png")
     table.round(4).to_csv(options.out / "ends.csv", index=False)
     evals.to_csv(options.out / "evals.csv", index=False)
     print(table.round(3).to_string(index=False))
