@@ -39,7 +39,7 @@ from rlx.rollout.episodes import Episodes
 from rlx.rollout.generator import Request, Weights
 from rlx.train import loop, rl
 from rlx.train.batch import collate
-from rlx.train.forward import completion_hidden, completion_logprobs
+from rlx.train.forward import policy
 from rlx.types import INJECTED, Problem
 
 CHARS = "0123456789?<>!"
@@ -141,8 +141,8 @@ def check_tokens(groups, env):
 def learner_logp(params, group, model):
     """Of a group's samples, by the learner's forward pass."""
     batch = collate([group], len(group.prompt_U), 0)
-    hidden_BTD = completion_hidden(params, batch, model=model)
-    return np.asarray(completion_logprobs(params, hidden_BTD, batch, 1.0)[0]), batch.mask_BT
+    options = {"model": model, "mesh": MESH, "vocab_chunk": 0, "head_dtype": "float32"}
+    return np.asarray(policy(params, batch, 1.0, **options)[0]), batch.mask_BT
 
 
 def test_the_learner_has_the_samplers_tokens_over_eight_turns():
