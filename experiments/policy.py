@@ -59,7 +59,9 @@ def main(look: Callable[[Policy, dict[str, Any]], None], own: dict[str, Any]) ->
     try:
         options, rest = own_options(kind, sys.argv[1:])
         config = composed(rest)
-        train.use_every_core()
+        from rlx import compilation
+
+        compilation.prepare(config)
         from rlx.mesh import make_mesh
         from rlx.train import start
 

@@ -22,7 +22,7 @@ BASE = (
     *("rlx.errors", "rlx.jsonfile", "rlx.problem", "rlx.types", "rlx.config", "rlx.checksum"),
     *("rlx.record", "rlx.objectives", "rlx.envs"),
 )
-MIDDLE = (*BASE, "rlx.mesh", "rlx.flops", "rlx.processes")
+MIDDLE = (*BASE, "rlx.mesh", "rlx.flops", "rlx.processes", "rlx.compilation")
 LEARNER = ("rlx.train.recipe", "rlx.train.spec", "rlx.train.batch", "rlx.train.forward")
 LOOP = ("rlx.train.clock", "rlx.train.health", "rlx.train.loop")
 TASK = (
@@ -43,6 +43,7 @@ LAYERS = {
     "rlx.scaling.runs": ("rlx.errors", "rlx.scaling", "rlx.record", "rlx.config"),
     "rlx.mesh": BASE,
     "rlx.processes": ("rlx.config", "rlx.errors"),
+    "rlx.compilation": ("rlx.config", "rlx.errors"),
     "rlx.flops": BASE,
     "rlx.checkpoint": BASE,
     "rlx.track": BASE,

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlx import flops
+from rlx import compilation, flops
 from rlx.config import Config, identity
 from rlx.envs.base import Env, eval_sets
 from rlx.rollout.buffer import Buffer
@@ -64,6 +64,7 @@ def describe(config: Config, env: Env) -> dict[str, Any]:
         "git": commit(),
         "versions": {"python": platform.python_version()} | {p: version_of(p) for p in packages},
         "devices": [str(device) for device in jax.devices()],
+        "kernels": compilation.said(config),
         "ceiling": best["heldout"],
         "ceilings": best,
         "status": "running",
