@@ -68,7 +68,7 @@ def fit(
 
     from rlx.scaling import bayes
     from rlx.scaling.arrays import assemble, make_options
-    from rlx.scaling.departure import departures, without_falls
+    from rlx.scaling.departure import departures, drops, without_falls
     from rlx.scaling.model import NOISES
 
     allowed = (
@@ -84,8 +84,9 @@ def fit(
     with jax.enable_x64(True):
         study, labels, notes = assemble(data, axes=axes, r0=r0, priors=priors, pad_to=pad_to)
         study = jax.tree.map(jax.numpy.asarray, study)
+        departed = drops(study)
+        study, _ = without_falls(study, departed)
         mode = bayes.find_mode(study, options)
-        departed = {}
         for _ in range(MAX_CUTS):
             found = departures(study, bayes.sites_at(study, options, mode), curve)
             new = {r: x for r, x in found.items() if r not in departed}
