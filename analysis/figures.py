@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from rlx.scaling.data import Evals, short_names
-from rlx.scaling.point import RunFit
+from rlx.scaling.run_fits import RunFit
 from rlx.scaling.style import COLORS, DASHES, FAINT, INK, natural, shade, tick, tidy
 
 CROWDED_POINTS = 400  # a panel with more points is split into one panel per recipe
@@ -34,7 +34,7 @@ def report(evals: Evals, fits: Sequence[RunFit], path: Path | str, *, holdout: f
 
     Args:
         evals: the evaluations.
-        fits: rlx.scaling.point.fit_study of their frame.
+        fits: rlx.scaling.run_fits.fit_study of their frame.
         path: where the PNG goes.
         holdout: share of compute held out, for the key.
     """

@@ -42,7 +42,8 @@ from rlx.scaling import Evals, ScalingFit, fit, fit_paper, fit_point
 from rlx.scaling.backtest import score
 from rlx.scaling.curve import sigmoid
 from rlx.scaling.data import short_names
-from rlx.scaling.point import fit_robust, profile_A
+from rlx.scaling.profile import profile_A
+from rlx.scaling.robust import fit_robust
 from rlx.scaling.style import COLORS, FAINT, INK
 
 Floats = NDArray[np.float64]

@@ -25,7 +25,9 @@ from analysis.figures import STYLE
 from experiments.options import exit_status, read_options
 from rlx.errors import InputError
 from rlx.scaling.curve import sigmoid
-from rlx.scaling.point import PAPER_C_MID_LONG, fit_paper, fit_point, fit_power, profile_A
+from rlx.scaling.paper import PAPER_C_MID_LONG, fit_paper, fit_power
+from rlx.scaling.point import fit_point
+from rlx.scaling.profile import profile_A
 from rlx.scaling.style import COLORS, FAINT, INK
 
 ROOT = Path(__file__).parents[1]

@@ -47,7 +47,7 @@ from experiments.options import read_options
 from rlx.errors import InputError
 from rlx.scaling.data import Evals, short_names
 from rlx.scaling.families import FAMILIES
-from rlx.scaling.point import RunFit, fit_study
+from rlx.scaling.run_fits import RunFit, fit_study
 from rlx.scaling.source import Options, r0_column
 
 CHOICES = {
@@ -172,7 +172,7 @@ def run(
     Args:
         data: path of a study, run directory or log, or evaluations.
         out: directory of the results, made if missing.
-        holdout, r0: as in rlx.scaling.point.fit_study.
+        holdout, r0: as in rlx.scaling.run_fits.fit_study.
         method: "nuts", "laplace" or "point".
         curve, noise, sampler_seed: of rlx.scaling.fit, there seed.
         horizon: of forecasts, over the last fitted compute.

@@ -1,6 +1,7 @@
 """Who may import whom, read from the source: the layers of the code are a test."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -113,7 +114,7 @@ def test_a_module_imports_only_the_layers_below_it(name):
     assert {other for other in ours if not within(other, allowed)} == set()
 
 
-@pytest.mark.parametrize("folder", ["rlx.rollout", "rlx.models", "rlx.train"])
+@pytest.mark.parametrize("folder", ["rlx.rollout", "rlx.models", "rlx.train", "rlx.scaling"])
 def test_no_module_imports_itself_by_way_of_others(folder):
     def reached(name, seen=()):
         for other in IMPORTS[name] & set(FILES):
@@ -124,6 +125,17 @@ def test_no_module_imports_itself_by_way_of_others(folder):
     modules = [name for name in RLX if within(name, [folder])]
     assert len(modules) > 5
     assert [name for name in modules if name in reached(name)] == []
+
+
+def test_modules_of_scaling_import_those_above_them_alone():
+    """In the table of its docstring, which names every module once."""
+    doc = ast.get_docstring(ast.parse((ROOT / "rlx/scaling/__init__.py").read_text())) or ""
+    rows = re.findall(r"^    (\w+(?:, \w+)*)  ", doc, re.MULTILINE)
+    names = [f"rlx.scaling.{name}" for row in rows for name in row.split(", ")]
+    assert sorted(names) == [name for name in RLX if within(name, ["rlx.scaling"])]
+    for i, name in enumerate(names):
+        ours = {other for other in IMPORTS[name] if within(other, ["rlx.scaling"])}
+        assert ours <= set(names[:i]), name
 
 
 def test_objectives_import_jax_alone():

@@ -1,19 +1,38 @@
 """Scaling curves of RL runs: read them, fit them, forecast, decide. See README.
 
 import rlx.scaling as sc
-
 evals = sc.Evals.read("runs/default")
 fit = sc.fit(evals)
+
+Modules, each importing only those above it:
+
+    source, files, columns, runs, readers, data      any source of evaluations -> `Evals`
+    priors, families, curve, kalman                  priors, the families of curves, the wander
+    point, profile, paper, robust, run_fits          least squares of one run, without a posterior
+    model, coordinates, bayes, departure, arrays     the model in JAX and its sampler
+    infer                                            `Evals` -> a posterior as an xarray.DataTree
+    draws                                            `Draws`: that tree as named arrays
+    paths, parameters                                the pass rate at any compute; A, B, C_mid
+    forecast, compare, effects, worth, allocate      questions, each a function over `Draws`
+    check, stopping, backtest                        may it be believed; may a cell stop; trust
+    saved, posterior                                 the file; `ScalingFit`, questions as methods
+    style, plot                                      pictures of a posterior
+
+A family of curves is a class in `families`. A question is a function over `Draws` in a module of
+its own, bound in `posterior`; it asks `paths` for pass rates, computes and ceilings, so that a
+discrepancy of the curves is added there, once. A reader is a function of `readers`.
 """
 
 from rlx.errors import InputError
 from rlx.scaling.backtest import Backtest, backtest
 from rlx.scaling.check import Check
 from rlx.scaling.data import Evals
-from rlx.scaling.infer import fit
-from rlx.scaling.point import PointFit, fit_paper, fit_point, fit_study
-from rlx.scaling.posterior import NotConverged, ScalingFit, load
+from rlx.scaling.draws import NotConverged
+from rlx.scaling.paper import fit_paper
+from rlx.scaling.point import PointFit, fit_point
+from rlx.scaling.posterior import ScalingFit, fit, load
 from rlx.scaling.priors import Priors
+from rlx.scaling.run_fits import fit_study
 
 DataError = InputError  # the name that notebooks of earlier versions import
 

@@ -27,8 +27,9 @@ from tqdm import tqdm
 
 from rlx.errors import InputError
 from rlx.scaling.data import Evals
-from rlx.scaling.infer import fit
-from rlx.scaling.posterior import ScalingFit
+from rlx.scaling.draws import Draws
+from rlx.scaling.forecast import predictive
+from rlx.scaling.infer import posterior_of
 
 Floats = NDArray[np.float64]
 
@@ -128,8 +129,8 @@ def backtest(
     for curve, origin in tqdm(jobs, desc="backtest", unit="fit", disable=not progress):
         seen, later = data.until(share=origin), data.after(share=origin)
         seen = _with_first(data, seen)
-        posterior = fit(seen, curve=curve, method=method, pad_to=widest, **options)
-        scored, banded = score(posterior.unsafe(), later)
+        tree = posterior_of(seen, curve=curve, method=method, pad_to=widest, **options)
+        scored, banded = score(Draws(tree, unsafe=True), later)
         points.append(scored.assign(curve=curve, origin=origin))
         bands.append(banded.assign(curve=curve, origin=origin))
     return Backtest(pd.concat(points, ignore_index=True), pd.concat(bands, ignore_index=True))
@@ -155,15 +156,18 @@ def _with_first(data: Evals, seen: Evals) -> Evals:
     return Evals(frame, axes=data.axes)
 
 
-def score(posterior: ScalingFit, later: Evals) -> tuple[pd.DataFrame, pd.DataFrame]:
+def score(posterior: Draws, later: Evals) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Points and bands (see Backtest) of a fit's forecasts of later evaluations."""
     vouched = [run for run in posterior.runs if run not in posterior.departed]
     frame = later.frame[later.frame["run"].isin(vouched)]
     groups = dict(list(frame.groupby("run", sort=False)))
     index = [i for i, run in enumerate(posterior.runs) if run in groups]
     rows = [groups[posterior.runs[i]] for i in index]
-    drawn, mean, sd = posterior.predictive(
-        [r["compute"].to_numpy() for r in rows], [r["stderr"].to_numpy() for r in rows], index
+    drawn, mean, sd = predictive(
+        posterior,
+        [r["compute"].to_numpy() for r in rows],
+        [r["stderr"].to_numpy() for r in rows],
+        index,
     )
     last = posterior.last_compute("run")
     table = pd.concat(rows, ignore_index=True)[["run", "recipe", "compute", "value"]]

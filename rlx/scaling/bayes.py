@@ -42,7 +42,7 @@ from rlx.scaling.point import best_levels
 from rlx.scaling.priors import COORDINATES
 
 Floats = NDArray[np.float64]
-Draws = dict[str, Floats]  # [chain, draw, ...]
+SiteDraws = dict[str, Floats]  # [chain, draw, ...]
 
 CHAINS, WARMUP, DRAWS, MAX_ROUNDS = 4, 100, 450, 8
 ACCEPTS = (0.9, 0.97, 0.99)  # targets of the acceptance, the next after a divergence
@@ -289,9 +289,9 @@ def _sites_of(z_XND: Array, study: Study, mode: Mode, options: Options) -> Sites
 
 
 class Round(NamedTuple):
-    """Draws of all chains, and the sampler's statistics, [chain, draw]."""
+    """SiteDraws of all chains, and the sampler's statistics, [chain, draw]."""
 
-    draws: Draws
+    draws: SiteDraws
     diverging: NDArray[np.bool_]
     energy: Floats
     n_steps: NDArray[np.int64]
@@ -299,7 +299,7 @@ class Round(NamedTuple):
 
 def sample(
     study: Study, options: Options, mode: Mode, *, seed: int, progress: bool = False
-) -> tuple[Draws, Stats]:
+) -> tuple[SiteDraws, Stats]:
     """NUTS in rounds of WARMUP + DRAWS until R-hat, effective samples and energies are good.
 
     A round that only needs to be longer is continued. One with divergences is discarded and taken
@@ -330,7 +330,7 @@ def sample(
     return _joined(kept), Stats(*_statistics(kept), round)
 
 
-def _joined(kept: list[Round]) -> Draws:
+def _joined(kept: list[Round]) -> SiteDraws:
     return {k: np.concatenate([part.draws[k] for part in kept], 1) for k in kept[0].draws}
 
 
@@ -346,7 +346,7 @@ def _rescaled(mode: Mode, z_XND: Array) -> tuple[Mode, Array]:
     return Mode(mode.reference, center, mode.scale * sd_D), (z_XND[:, -1] - mean_D) / sd_D
 
 
-def laplace(study: Study, options: Options, mode: Mode, *, seed: int) -> tuple[Draws, Stats]:
+def laplace(study: Study, options: Options, mode: Mode, *, seed: int) -> tuple[SiteDraws, Stats]:
     """Independent draws of the normal at the mode, a preview; what is not finite is redrawn.
 
     Raises:
@@ -354,7 +354,7 @@ def laplace(study: Study, options: Options, mode: Mode, *, seed: int) -> tuple[D
     """
     shape = (1, 2 * CHAINS * DRAWS, mode.center.size)
     halves = jnp.split(jax.random.normal(jax.random.key(seed), shape), 2, axis=1)
-    draws: Draws = {}
+    draws: SiteDraws = {}
     for z_XND in halves:  # the second only where some of the first are not finite
         sites = _sites_of(z_XND, study, mode, options)
         new = {k: np.asarray(x)[0] for k, x in sites.items()}
@@ -373,7 +373,7 @@ def laplace(study: Study, options: Options, mode: Mode, *, seed: int) -> tuple[D
     return {k: x[kept] for k, x in draws.items()}, stats
 
 
-def convergence(draws: Draws) -> tuple[float, float]:
+def convergence(draws: SiteDraws) -> tuple[float, float]:
     """Largest rank-normalised R-hat and smallest bulk or tail effective sample size of any site."""
     flat = np.concatenate([x.reshape(*x.shape[:2], -1) for x in draws.values()], -1)
     rhat = array_stats.rhat(flat, chain_axis=0, draw_axis=1)

@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from rlx.scaling.posterior import LAST, ScalingFit
+from rlx.scaling.draws import Draws
+from rlx.scaling.parameters import prior_share
+from rlx.scaling.paths import LAST, fallen
 
 RISE = 2.0  # standard errors
 
@@ -45,7 +47,7 @@ class Check:
         return "\n\n".join([*lines, "\n".join(self.problems) or "no problems"])
 
 
-def check(fit: ScalingFit) -> Check:
+def check(fit: Draws) -> Check:
     """All diagnostics of a fit."""
     sampler = sampler_table(fit)
     runs = run_table(fit)
@@ -82,18 +84,18 @@ def _named(names: list[str]) -> str:
     return f"{_few(names)} {'has' if len(names) == 1 else 'have'}"
 
 
-def _fall(fit: ScalingFit, run: str) -> str:
+def _fall(fit: Draws, run: str) -> str:
     """What a fall is, in words."""
     value = fit.evals.frame.query("run == @run")["value"]
-    level, _ = fit._fallen[fit.runs.index(run)]
+    level, _ = fallen(fit)[fit.runs.index(run)]
     top = value.rolling(min(LAST, len(value))).mean().max()
     return f"fell from {top:.2f} to {level:.2f}: what follows is not fitted, it is forecast to stay"
 
 
-def has_risen(fit: ScalingFit) -> NDArray[np.bool_]:
+def has_risen(fit: Draws) -> NDArray[np.bool_]:
     """Whether a run's last third lies above its first, or above R0, by RISE standard errors."""
-    value_RM, sd_RM = np.asarray(fit.tree["observed_data"]["value"]), fit._constant("stderr")
-    R0_XR = fit._R0("run")
+    value_RM, sd_RM = np.asarray(fit.tree["observed_data"]["value"]), fit.constant("stderr")
+    R0_XR = fit.R0("run")
     risen = []
     for r, (value, sd) in enumerate(zip(value_RM, sd_RM, strict=True)):
         seen = np.isfinite(value)
@@ -106,7 +108,7 @@ def has_risen(fit: ScalingFit) -> NDArray[np.bool_]:
     return np.array(risen)
 
 
-def sampler_table(fit: ScalingFit) -> pd.DataFrame:
+def sampler_table(fit: Draws) -> pd.DataFrame:
     """R-hat, effective samples, divergences, E-BFMI, with bounds and remedies."""
     a = fit.attrs
     if a["method"] == "laplace":
@@ -120,14 +122,13 @@ def sampler_table(fit: ScalingFit) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["diagnostic", "value", "bound", "ok", "remedy"])
 
 
-def run_table(fit: ScalingFit) -> pd.DataFrame:
+def run_table(fit: Draws) -> pd.DataFrame:
     """Per run: share of the gain seen, prior share of the ceiling, departure."""
-    p, last = fit._parameters("run"), fit.last_compute("run")
-    gained = (fit.family.at(last[None], **p) - p["R0"]) / np.maximum(p["A"] - p["R0"], 1e-9)
-    q05, q50, q95 = np.quantile(gained, [0.05, 0.5, 0.95], axis=0)
+    curves, last = fit.curves("run"), fit.last_compute("run")
+    q05, q50, q95 = np.quantile(curves.gained(last), [0.05, 0.5, 0.95], axis=0)
     table = pd.DataFrame({"run": fit.runs, "seen_q05": q05, "seen_q50": q50, "seen_q95": q95})
-    table["past_C_mid"] = (last > p["C_mid"]).mean(0)
-    table["prior_share"] = fit.prior_share("A", "run")
+    table["past_C_mid"] = (last > curves["C_mid"]).mean(0)
+    table["prior_share"] = prior_share(fit, "A", "run")
     table["risen"] = has_risen(fit)
     table["departure"] = [fit.departed.get(run, np.nan) for run in fit.runs]
     return table

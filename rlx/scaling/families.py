@@ -56,17 +56,20 @@ class Family:
         return B
 
     def inverse(self, log_left: Any, ops: Ops, *, B: Any, **own: Any) -> Any:
-        """x at which 1 - s = exp(log_left): by bracketing, unless a family knows better."""
-        log_left, B, *rest = np.broadcast_arrays(log_left, B, *own.values())
+        """x at which 1 - s = exp(log_left): by bracketing, unless a family knows better.
+
+        -inf and inf where it lies beyond FARTHEST_X.
+        """
+        args = np.broadcast_arrays(log_left, B, *own.values())
 
         def above(x: Floats, log_left: Floats, B: Floats, *rest: Floats) -> Floats:
             held = dict(zip(own, rest, strict=True))
             return self.share(x, ops, B=B, **held) + np.expm1(log_left)
 
-        ends = np.full(log_left.shape, FARTHEST_X)
-        known = (log_left < 0) & np.isfinite(log_left)
-        found = find_root(above, (-ends, ends), args=(np.where(known, log_left, -1.0), B, *rest))
-        return np.where(known, found.x, np.where(log_left < 0, np.inf, -np.inf))
+        ends = np.full(args[0].shape, FARTHEST_X)
+        early, late = above(-ends, *args) >= 0, above(ends, *args) <= 0
+        found = find_root(above, (-ends, ends), args=tuple(args))
+        return np.select([early, late], [-np.inf, np.inf], found.x)
 
     def of_sites(self, values: dict[str, Any], ops: Ops) -> dict[str, Any]:
         """The family's own parameters at values of them as the sites hold them."""

@@ -1,9 +1,9 @@
-"""`fit`: evaluations in, posterior out.
+"""`posterior_of`: evaluations in, posterior out.
 
 The order of things: arrays (`arrays`), the mode in whitened coordinates (`coordinates`, `bayes`),
 runs that fall off their curve are cut there (`departure`), NUTS or a normal at the mode, and one
 `xarray.DataTree` in ArviZ's layout with the data, the labels, the priors and the versions, which is
-all that `posterior.ScalingFit` needs to answer.
+all that `draws.Draws` needs to answer.
 """
 
 from __future__ import annotations
@@ -22,18 +22,17 @@ from numpy.typing import NDArray
 from rlx.errors import InputError
 from rlx.scaling.data import Evals
 from rlx.scaling.families import FAMILIES
-from rlx.scaling.posterior import ScalingFit
 from rlx.scaling.priors import Priors
 
 if TYPE_CHECKING:
     from rlx.scaling.arrays import Labels
-    from rlx.scaling.bayes import Draws, Stats
+    from rlx.scaling.bayes import SiteDraws, Stats
 
 METHODS = ("nuts", "laplace")
 MAX_CUTS = 4  # rounds of finding runs that fall off their curve
 
 
-def fit(
+def posterior_of(
     data: Evals,
     *,
     curve: str = "burr",
@@ -45,7 +44,7 @@ def fit(
     seed: int = 0,
     progress: bool = False,
     pad_to: int = 0,
-) -> ScalingFit:
+) -> xr.DataTree:
     """Posterior of the hierarchical model of `rlx.scaling.model` given a study's evaluations.
 
     Args:
@@ -130,11 +129,11 @@ def fit(
             | {name: version(name) for name in ("jax", "numpyro", "numpy", "xarray")}
         ),
     }
-    return ScalingFit(make_tree(draws, stats, study, labels, data, attrs))
+    return make_tree(draws, stats, study, labels, data, attrs)
 
 
 def make_tree(
-    draws: Draws,
+    draws: SiteDraws,
     stats: Stats,
     study: dict[str, NDArray[np.float64]],
     labels: Labels,

@@ -31,10 +31,11 @@ import numpyro.distributions as dist
 from jax import Array
 
 from rlx.scaling.families import FAMILIES, Family
+from rlx.scaling.kalman import drift, update, variances
 from rlx.scaling.priors import COORDINATES, Ops, Priors, Site
 
 NOISES = ("normal", "student", "betabinomial")
-JAX = Ops(jnp.exp, jnp.log, jnp.expm1, jax.nn.softplus, jax.nn.sigmoid)
+JAX = Ops(jnp.sqrt, jnp.exp, jnp.log, jnp.expm1, jax.nn.softplus, jax.nn.sigmoid)
 FIRST_GAP = 1e6  # of a run's first evaluation: nothing to be correlated with
 
 
@@ -110,10 +111,8 @@ def make_filter(
 
     def step(P_R: Array, x: tuple[Array, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
         decay_R, var_R, seen_R = x
-        P_R = sigma_w**2 + decay_R**2 * (P_R - sigma_w**2)
-        S_R = P_R + var_R
-        gain_R = seen_R * P_R / S_R
-        return P_R * (1 - gain_R), (gain_R, S_R)
+        P_R, gain_R, S_R = variances(P_R, decay_R, sigma_w, var_R, seen_R)
+        return P_R, (gain_R, S_R)
 
     P_R = jnp.full(var_RM.shape[0], sigma_w**2)
     _, (gain_MR, S_MR) = jax.lax.scan(step, P_R, (decay_MR, var_RM.T, seen_RM.T))
@@ -125,10 +124,8 @@ def whiten(filter: Filter, residual_MRn: Array) -> Array:
 
     def step(mean_Rn: Array, x: tuple[Array, ...]) -> tuple[Array, Array]:
         decay_R, gain_R, S_R, seen_R, residual_Rn = x
-        mean_Rn = decay_R[:, None] * mean_Rn
-        error_Rn = residual_Rn - mean_Rn
-        scale_R = seen_R / jnp.sqrt(S_R)
-        return mean_Rn + gain_R[:, None] * error_Rn, scale_R[:, None] * error_Rn
+        mean_Rn, error_Rn = update(mean_Rn, decay_R[:, None], gain_R[:, None], residual_Rn)
+        return mean_Rn, (seen_R / jnp.sqrt(S_R))[:, None] * error_Rn
 
     start = jnp.zeros(residual_MRn.shape[1:])
     return jax.lax.scan(step, start, (*filter, residual_MRn))[1]
@@ -282,7 +279,7 @@ def beta_binomial(study: Study, sites: dict[str, Array], mean_RM: Array) -> Arra
 
     def step(w_R: Array, x: tuple[Array, Array]) -> tuple[Array, Array]:
         decay_R, z_R = x
-        w_R = decay_R * w_R + sigma_w * jnp.sqrt(1 - decay_R**2) * z_R
+        w_R = drift(w_R, decay_R, sigma_w, z_R, JAX)
         return w_R, w_R
 
     w_MR = jax.lax.scan(step, jnp.zeros(mean_RM.shape[0]), (decay_MR, sites["innovation"].T))[1]

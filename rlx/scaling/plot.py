@@ -138,7 +138,7 @@ class _Scene:
 
 
 def _scene(fit: ScalingFit, held_out: Evals | None, horizon: float, by: str, prob: float) -> _Scene:
-    names, last_N = fit._names(by), fit.last_compute(by)
+    names, last_N = fit.names(by), fit.last_compute(by)
     positive = fit.evals.frame["compute"].loc[lambda C: C > 0]
     ends = (positive.min(), horizon * last_N.max())
     compute_C = np.unique(np.r_[np.geomspace(*ends, GRID_POINTS), last_N, horizon * last_N])
@@ -169,11 +169,9 @@ def _scene(fit: ScalingFit, held_out: Evals | None, horizon: float, by: str, pro
 
 def _cells(fit: ScalingFit) -> tuple[list[str], list[str]]:
     """Of each recipe: its short name, and the levels of its axes, "key=value, key=value"."""
-    levels = fit.tree["levels"].to_dataset()
-    base = [str(x) for x in levels["axis_recipe"].values]
-    axes = [
-        [f"{axis}={level}" for level in levels[f"axis_{axis}"].values] for axis in fit.evals.axes
-    ]
+    levels = fit.levels
+    base = levels["recipe"].tolist()
+    axes = [[f"{axis}={level}" for level in levels[axis]] for axis in fit.evals.axes]
     level = [", ".join(of_recipe) for of_recipe in zip(*axes, strict=True)] or [""] * len(base)
     return [short_names(base)[name] for name in base], level
 
@@ -217,7 +215,7 @@ def _curve_panel(ax: Axes, scene: _Scene, name: str, recipes: list[int]) -> None
     every = list(dict.fromkeys(scene.base))
     for i, j in enumerate(recipes):
         color = COLORS[every.index(scene.base[j]) if len(every) <= len(COLORS) else i]
-        runs = scene.fit._runs_of(j)
+        runs = scene.fit.runs_of(j)
         shades = [shade(color, k, len(runs)) for k in range(len(runs))]
         own = {j: color}
         if scene.by == "run":
@@ -299,7 +297,7 @@ def _points(ax: Axes, scene: _Scene, run: str, color: Color) -> None:
 
 def _warnings(scene: _Scene, j: int) -> list[str]:
     """Lines on what a recipe's curves may not be used for."""
-    runs = scene.fit._runs_of(j)
+    runs = scene.fit.runs_of(j)
     gone = [run for run in runs if run in scene.fit.departed]
     lines = [f"departed: {_seeds(scene, gone)}"] if gone else []
     if scene.by == "recipe":
@@ -370,7 +368,7 @@ def ceilings(fit: ScalingFit, *, prob: float = 0.9) -> Figure:
         lo, mid, hi = A_QJ[:, j]
         ax.plot([lo, hi], [y, y], color=color, linewidth=2.4, solid_capstyle="butt", zorder=2)
         ax.plot(mid, y, "o", color=color, markersize=6.5, zorder=3)
-        runs = [fit.runs.index(run) for run in fit._runs_of(j)]
+        runs = [fit.runs.index(run) for run in fit.runs_of(j)]
         if len(runs) > 1:
             ax.plot(A_R[runs], np.full(len(runs), y - 0.24), "|", color=color, ms=5, mew=1.2)
         for truth in _truths(fit, [int(j)]):
@@ -434,7 +432,7 @@ def ridge(
         names = [fit.recipes[j] for j in np.argsort(-_interval(A.values, prob)[1])[: len(COLORS)]]
     if not 0 < len(names) <= len(COLORS):
         raise InputError("recipes", len(names), "cannot be told apart", "name one to six")
-    index = [fit._index("recipe", name) for name in names]
+    index = [fit.index("recipe", name) for name in names]
     figure = Figure(figsize=(6.4, 5.0), layout="constrained", dpi=150)
     ax = figure.subplots()
     last_J, labels, handles = fit.last_compute("recipe"), _labels(fit), []
@@ -683,9 +681,9 @@ def _check_prob(prob: float) -> None:
 
 def _truths(fit: ScalingFit, recipes: Sequence[int] | None = None) -> list[float]:
     """Exact ceilings that are known, of all runs or of those of some recipes."""
-    truth_R = fit.tree["constant_data"].to_dataset()["truth"].values
+    truth_R = fit.constant("truth")
     if recipes is not None:
-        truth_R = truth_R[np.isin(fit._recipe_of_run, recipes)]
+        truth_R = truth_R[np.isin(fit.recipe_of_run, recipes)]
     return sorted({round(float(x), 6) for x in truth_R[np.isfinite(truth_R)]})
 
 

@@ -48,6 +48,7 @@ class Priors:
 class Ops(NamedTuple):
     """The functions that curves and priors are written with, of NumPy or of JAX."""
 
+    sqrt: Callable[..., Any]
     exp: Callable[..., Any]
     log: Callable[..., Any]
     expm1: Callable[..., Any]
@@ -55,7 +56,7 @@ class Ops(NamedTuple):
     logistic: Callable[..., Any]
 
 
-NUMPY = Ops(np.exp, np.log, np.expm1, lambda u: np.logaddexp(0.0, u), expit)
+NUMPY = Ops(np.sqrt, np.exp, np.log, np.expm1, lambda u: np.logaddexp(0.0, u), expit)
 
 
 class Site(NamedTuple):

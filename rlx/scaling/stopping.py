@@ -36,7 +36,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlx.errors import InputError
-from rlx.scaling.posterior import ScalingFit
+from rlx.scaling.draws import Draws
+from rlx.scaling.paths import paths, reach
 
 Floats = NDArray[np.float64]
 Cells = Mapping[str, Sequence[str]]  # runs of each cell
@@ -86,22 +87,17 @@ class Answer(NamedTuple):
         return next((word for word, p in named.items() if p >= decide), OPEN)
 
 
-def ahead(fit: ScalingFit, full: Mapping[str, float], baseline: Sequence[str]) -> Ahead:
+def ahead(fit: Draws, full: Mapping[str, float], baseline: Sequence[str]) -> Ahead:
     """Pass rate at the full compute of every run, and compute to the level of the baseline's runs.
 
     full: the full compute of each run, in the unit of the fit.
     """
     full_R = np.array([full[run] for run in fit.runs])
-    value_XR = fit._at(full_R[:, None], "run")[..., 0]
-    p = fit._parameters("run")
+    value_XR = paths(fit, full_R[:, None])[..., 0]
+    R0_XR = fit.curves("run")["R0"]
     base = [fit.runs.index(run) for run in baseline]
-    gain_XR = LEVEL * (value_XR - p["R0"])
-    level_X = (p["R0"] + gain_XR)[:, base].mean(1)
-    columns = [
-        fit.family.compute_to(level_X, **{name: x[:, r] for name, x in p.items()})
-        for r in range(len(full_R))
-    ]
-    C_XR = np.minimum(np.stack(columns, 1), full_R)
+    level_X = (R0_XR + LEVEL * (value_XR - R0_XR))[:, base].mean(1)
+    C_XR = np.minimum(reach(fit, level_X[:, None], "run"), full_R)
     with np.errstate(divide="ignore"):
         log_XR = np.where(C_XR > 0, np.log(C_XR), np.nan)
     return Ahead(list(fit.runs), value_XR, log_XR)

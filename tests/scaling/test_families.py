@@ -12,7 +12,7 @@ from scipy.special import expit
 
 import rlx.scaling as sc
 from rlx.scaling import bayes, coordinates, model
-from rlx.scaling.families import FAMILIES, Family, Own
+from rlx.scaling.families import FAMILIES, Burr, Family, Own
 from rlx.scaling.model import Options
 from rlx.scaling.priors import NUMPY, Priors, Site, prior_theta
 from tests.scaling.test_model import RECIPE_R, J, R, dense_normal, make_sites, make_study
@@ -39,9 +39,21 @@ class Late(Family):
         return (1 - omega) * burr + omega * ops.logistic(0.8 * (x - np.log(4.0)))
 
 
+class Kappas(Burr):
+    """Burr with a kappa of every recipe's own, which its level coordinates follow."""
+
+    name = "kappas"
+    own = {"kappa": Own("log_kappa_recipe", "exp")}
+    sites = (
+        *Burr.sites,
+        Site("log_kappa_recipe", ("recipe",), lambda _, sites, ops: (sites["log_kappa"], 0.3)),
+    )
+
+
 @pytest.fixture
 def late(monkeypatch):
     monkeypatch.setitem(FAMILIES, "late", Late())
+    monkeypatch.setitem(FAMILIES, "kappas", Kappas())
     with jax.enable_x64(True):
         yield FAMILIES["late"]
 
@@ -83,10 +95,17 @@ def test_compute_to_of_a_family_without_a_closed_inverse(late):
     ]
 
 
-def late_sites(study):
+def test_a_level_beyond_all_computes_is_never_reached(late):
+    p = {"A": 0.8, "C_mid": 7.0, "R0": 0.2, "kappa": 1.0, "omega": 0.0}
+    C = late.compute_to([0.3, 0.5, 0.7], B=1e-3, **p)  # the odds move by e in e^1000
+    assert C[1] == pytest.approx(7.0) and (C[0], C[2]) == (0.0, np.inf)
+
+
+def late_sites(study, curve="late"):
     sites = make_sites(study, Options("burr"))
-    omega = np.random.default_rng(5).normal(-1.0, 0.5, J)
-    more = {"logit_omega": -1.5, "log_omega_sd": 0.2, "logit_omega_recipe": omega}
+    own_J = np.random.default_rng(5).normal(-1.0, 0.5, J)
+    more = {"logit_omega": -1.5, "log_omega_sd": 0.2, "logit_omega_recipe": own_J}
+    more = more if curve == "late" else {"log_kappa_recipe": own_J}
     return sites | {name: jnp.asarray(x) for name, x in more.items()}
 
 
@@ -112,20 +131,24 @@ def test_density_of_a_family_with_a_parameter_per_recipe(late):
     )
 
 
-def test_coordinates_of_a_family_with_a_parameter_per_recipe(late):
-    study, options = make_study(effects=1), Options("late")
-    sites = late_sites(study)
-    reference = coordinates.make_reference(study, sites, "late")
+@pytest.mark.parametrize(
+    ("curve", "site"), [("late", "logit_omega_recipe"), ("kappas", "log_kappa_recipe")]
+)
+def test_coordinates_of_a_family_with_a_parameter_per_recipe(curve, site, late):
+    study, options = make_study(effects=1), Options(curve)
+    sites = late_sites(study, curve)
+    reference = coordinates.make_reference(study, sites, curve)
     u = coordinates.coordinates_at(sites, study, options)
     assert u.keys() == coordinates.template(study, options).keys()
     back = coordinates.natural(u, study, reference, options)[0]
     assert back.keys() == sites.keys()
-    got, want = (np.asarray(x["logit_omega_recipe"]) for x in (back, sites))
+    got, want = (np.asarray(x[site]) for x in (back, sites))
     assert got == pytest.approx(want)
     rng = np.random.default_rng(2)
     u |= {"xi_recipe": jnp.asarray(rng.normal(0, 0.5, (J, 3)))}
     u |= {"xi_run": jnp.asarray(rng.normal(0, 0.5, (R, 3)))}
-    u["xi_logit_omega_recipe"] += 0.4
+    u[f"xi_{site}"] += 0.4
+    u["log_kappa"] += 0.2
     flat, unravel = ravel_pytree(u)
 
     @jax.jit
@@ -138,7 +161,7 @@ def test_coordinates_of_a_family_with_a_parameter_per_recipe(late):
     _, log_det = np.linalg.slogdet(np.stack(columns, -1))
     assert float(whole(flat)[1]) == pytest.approx(log_det, abs=1e-6)
     blocks, _ = bayes._blocks(study, options)
-    marks = {k: np.full(x.shape, k == "xi_logit_omega_recipe") for k, x in u.items()}
+    marks = {k: np.full(x.shape, k == f"xi_{site}") for k, x in u.items()}
     assert blocks.recipe_D[ravel_pytree(marks)[0]].tolist() == list(range(J))
 
 

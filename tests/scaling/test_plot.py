@@ -20,8 +20,9 @@ from rlx.scaling import plot
 from rlx.scaling.arrays import assemble
 from rlx.scaling.backtest import Backtest
 from rlx.scaling.bayes import Stats
+from rlx.scaling.draws import NotConverged
 from rlx.scaling.infer import make_tree
-from rlx.scaling.posterior import NotConverged, ScalingFit
+from rlx.scaling.posterior import ScalingFit
 from rlx.scaling.style import log_ticks, shade, tick
 
 R0, N, CHAINS, DRAWS = 0.2, 4000, 2, 150

@@ -13,20 +13,19 @@ from scipy.stats import f as f_distribution
 from rlx.errors import InputError
 from rlx.scaling.curve import power, sigmoid
 from rlx.scaling.data import Evals
-from rlx.scaling.point import (
+from rlx.scaling.paper import (
     PAPER_A,
     PAPER_C_MID,
     PAPER_C_MID_LONG,
     PAPER_C_MID_SHORT,
-    best_levels,
     compare_efficiency,
     fit_paper,
-    fit_point,
     fit_power,
-    fit_robust,
-    fit_study,
-    profile_A,
 )
+from rlx.scaling.point import best_levels, fit_point
+from rlx.scaling.profile import profile_A
+from rlx.scaling.robust import fit_robust
+from rlx.scaling.run_fits import fit_study
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data"

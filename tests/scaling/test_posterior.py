@@ -12,7 +12,7 @@ from scipy import stats
 
 import rlx.scaling as sc
 from rlx.scaling.curve import compute_to, sigmoid
-from rlx.scaling.posterior import Kalman
+from rlx.scaling.kalman import Kalman
 from tests.scaling.hand import R0, hand_fit
 
 LOW = [(0.5, 2.0, 1.0), (0.6, 2.0, 1.0), (0.7, 2.0, 1.0), (0.8, 2.0, 1.0)]

@@ -1,0 +1,145 @@
+"""Comparisons: which is higher, and what compute a pass rate takes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from numpy.typing import NDArray
+
+from rlx.errors import InputError
+from rlx.scaling.draws import Draws, quantiles
+from rlx.scaling.forecast import curve, curve_prior_share
+from rlx.scaling.parameters import param as draws_of
+from rlx.scaling.parameters import prior_share
+from rlx.scaling.paths import ceiling, reach
+
+Floats = NDArray[np.float64]
+
+SHARE = 0.8  # of the gain to the lower ceiling, where compute is compared
+
+
+def prob(
+    fit: Draws,
+    param: str,
+    left: str,
+    sign: str,
+    right: str,
+    *,
+    margin: float = 0.0,
+    at: float | None = None,
+    by: str = "recipe",
+) -> pd.Series:
+    """P(param of `left` > that of `right` + margin), or < with margin below.
+
+    Args:
+        param: A, C_mid, B, B_tail, or "curve" for the pass rate at compute `at`.
+        left, right: recipes (or runs).
+        sign: ">" or "<".
+        margin: by how much.
+
+    Returns:
+        prob, mcse (Monte Carlo standard error), extrapolation and prior_share.
+    """
+    fit.guard()
+    if sign not in (">", "<"):
+        raise InputError("sign", sign, "unknown", "use > or <")
+    i, j = fit.index(by, left), fit.index(by, right)
+    if param == "curve":
+        if at is None:
+            raise InputError("at", at, "no compute", "give at=COMPUTE")
+        x = curve(fit, at, by).values[..., 0]
+        far = float(at / min(fit.last_compute(by)[[i, j]]))
+        share = float(curve_prior_share(fit, np.array([at]), by)[[i, j], 0].max())
+    else:
+        x, far = draws_of(fit, param, by).values, np.nan
+        share = float(prior_share(fit, param, by)[[i, j]].max())
+    difference = x[..., i] - x[..., j]
+    true = (difference > margin) if sign == ">" else (difference < -margin)
+    return pd.Series(_probability(true) | {"extrapolation": far, "prior_share": share})
+
+
+def prob_best(fit: Draws, at: str | float = "ceiling", by: str = "recipe") -> xr.DataArray:
+    """P(highest ceiling), or P(highest pass rate at a compute), per recipe."""
+    x = draws_of(fit, "A", by) if at == "ceiling" else curve(fit, float(at), by)[..., 0]
+    best = x.values.reshape(-1, x.sizes[by]).argmax(-1)
+    share = np.bincount(best, minlength=x.sizes[by]) / len(best)
+    return xr.DataArray(share, dims=(by,), coords={by: fit.names(by)}, name="prob_best")
+
+
+def compute_to(fit: Draws, target: float, prob: float = 0.9, by: str = "recipe") -> pd.DataFrame:
+    """Compute at which the curve reaches `target`, inf where it never does.
+
+    Columns: prob_reachable = P(A > target); quantiles of the compute; budget, the compute that
+    reaches the target with probability `prob`; extrapolation of the median; prior_share of A.
+    """
+    fit.guard()
+    C = reach(fit, target, by)
+    table = pd.DataFrame({"name": fit.names(by), "target": target})
+    table["prob_reachable"] = np.isfinite(C).mean(0)
+    table = table.join(quantiles(C, prob))
+    table["budget"] = np.quantile(C, prob, axis=0, method="inverted_cdf")
+    table["extrapolation"] = np.quantile(C, 0.5, axis=0, method="inverted_cdf") / fit.last_compute(
+        by
+    )
+    table["prior_share"] = prior_share(fit, "A", by)
+    return table
+
+
+def efficiency(
+    fit: Draws,
+    left: str,
+    right: str,
+    target: float | None = None,
+    *,
+    prob: float = 0.9,
+    by: str = "recipe",
+) -> pd.Series:
+    """Compute that `left` needs over what `right` needs for the same pass rate.
+
+    target: pass rate; default, draw by draw, R0 + 0.8 (min(A_left, A_right) - R0).
+
+    Returns:
+        Quantiles of the ratio over the draws in which both arrive, prob_both of those,
+        prob_cheaper = P(left needs less, or right never arrives), target (mean), extrapolation.
+    """
+    fit.guard()
+    i, j = fit.index(by, left), fit.index(by, right)
+    ratio, y, C = compute_ratio(fit, i, j, target, by)
+    both = np.isfinite(ratio)
+    cheaper = np.where(np.isfinite(C[0]) | np.isfinite(C[1]), C[0] < C[1], False)
+    row = quantiles(ratio[both][:, None] if both.any() else np.full((1, 1), np.nan), prob)
+    far = np.median(np.maximum(C[0] / fit.last_compute(by)[i], C[1] / fit.last_compute(by)[j]))
+    return pd.Series(
+        row.iloc[0].to_dict()
+        | {"prob_both": both.mean(), "prob_cheaper": cheaper.mean(), "target": y.mean()}
+        | {"extrapolation": far, "prior_share": prior_share(fit, "C_mid", by)[[i, j]].max()}
+    )
+
+
+def compute_ratio(
+    fit: Draws, i: int, j: int, target: float | None, by: str
+) -> tuple[Floats, Floats, Floats]:
+    """Of one pair: ratio of compute-to-target [X] (NaN unless both arrive), the target [X], see
+    `efficiency`, and both computes [2, X]."""
+    A, R0 = ceiling(fit, by), fit.curves(by)["R0"]
+    if target is None:
+        low = np.maximum(R0[:, i], R0[:, j])
+        y = low + SHARE * (np.minimum(A[:, i], A[:, j]) - low)
+    else:
+        y = np.full(len(A), float(target))
+    C = reach(fit, y[:, None], by, only=(i, j)).T
+    both = np.isfinite(C[0]) & np.isfinite(C[1]) & (C[1] > 0) & (C[0] > 0)
+    with np.errstate(all="ignore"):
+        return np.where(both, C[0] / C[1], np.nan), y, C
+
+
+def _probability(true: NDArray[np.bool_]) -> dict[str, float]:
+    """Frequency of [chain, draw] events and its Monte Carlo standard error."""
+    from arviz_stats.base import array_stats
+
+    p = float(true.mean())
+    if p in (0.0, 1.0):
+        return {"prob": p, "mcse": 1 / true.size}
+    ess = float(array_stats.ess(true.astype(float), chain_axis=0, draw_axis=1, method="mean"))
+    return {"prob": p, "mcse": float(np.sqrt(p * (1 - p) / ess))}

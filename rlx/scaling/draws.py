@@ -1,0 +1,315 @@
+"""`Draws`: a posterior over the curves of a study, as named arrays. The core that questions ask.
+
+A fit is an `xarray.DataTree` in ArviZ's layout and this class reads nothing else, so a loaded fit
+answers as the fitted one does. Needs no JAX. What follows from the draws is a function over them in
+a module of its own (see rlx.scaling).
+
+Letters: X draws, chains joined; N runs or recipes; R runs, J recipes, S starts, M evaluations of a
+run, C computes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
+
+from rlx.errors import InputError
+from rlx.scaling.data import Evals
+from rlx.scaling.families import FAMILIES, Family
+from rlx.scaling.kalman import Kalman
+from rlx.scaling.priors import NUMPY, Priors, prior_theta
+
+Floats = NDArray[np.float64]
+
+FARTHEST = 30.0  # bound of a, c and b, beyond which exp would overflow
+DRAWS_SEED = 0  # of whatever is simulated: equal questions get equal answers
+
+
+class NotConverged(RuntimeError):
+    """The sampler has not converged: answers would not mean what they say."""
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Draws of curves: the parameters of a family by name, [X, N] each."""
+
+    family: Family
+    parameters: dict[str, Floats]
+
+    def __getitem__(self, name: str) -> Floats:
+        """A, C_mid, B, R0, one of the family's own, or B_tail, see `Family.tail`."""
+        if name == "B_tail":
+            own = {k: self.parameters[k] for k in self.family.own}
+            return self.family.tail(B=self.parameters["B"], **own)
+        return self.parameters[name]
+
+    def at(self, compute: Floats) -> Floats:
+        """Pass rate [X, N, C] at computes [C] or [N, C]."""
+        return self.family.at(compute, **{k: x[..., None] for k, x in self.parameters.items()})
+
+    def compute_to(self, target: ArrayLike) -> Floats:
+        """Compute [X, N] at which the curve reaches a pass rate, inf where it never does."""
+        return self.family.compute_to(target, **self.parameters)
+
+    def gained(self, compute_N: Floats) -> Floats:
+        """Share [X, N] of the gain A - R0 made at a compute of each curve."""
+        p = self.parameters
+        at_N = self.family.at(compute_N[None], **p)
+        return (at_N - p["R0"]) / np.maximum(p["A"] - p["R0"], 1e-9)
+
+    def only(self, index: Sequence[int] | None) -> Curves:
+        """Some of the N; all where None."""
+        if index is None:
+            return self
+        some = list(index)
+        return Curves(self.family, {k: x[:, some] for k, x in self.parameters.items()})
+
+
+class Draws:
+    """A posterior over scaling curves. `unsafe` answers even when the sampler did not converge."""
+
+    def __init__(self, tree: xr.DataTree, *, unsafe: bool = False):
+        self.tree, self.is_unsafe = tree, unsafe
+
+    # ------------------------------------------------------------ what it is
+
+    def __repr__(self) -> str:
+        a = self.attrs
+        state = (
+            a["method"]
+            if a["method"] != "nuts"
+            else "converged"
+            if self.converged
+            else "NOT CONVERGED"
+        )
+        return (
+            f"{type(self).__name__}({a['curve']}, {len(self.runs)} runs of {len(self.recipes)} "
+            f"recipes, {state}: rhat {a['rhat']:.3f}, ess {a['ess']:.0f}, "
+            f"{a['divergences']} divergences)"
+        )
+
+    @property
+    def attrs(self) -> dict:
+        return self.tree.attrs
+
+    @property
+    def family(self) -> Family:
+        """The family of its curves."""
+        return FAMILIES[self.attrs["curve"]]
+
+    @property
+    def runs(self) -> list[str]:
+        return [str(x) for x in self.group("posterior")["run"].values]
+
+    @property
+    def recipes(self) -> list[str]:
+        return [str(x) for x in self.group("posterior")["recipe"].values]
+
+    @property
+    def levels(self) -> pd.DataFrame:
+        """Level of every recipe (rows) on every axis (columns), as text."""
+        levels = self.group("levels")
+        columns = {str(k).removeprefix("axis_"): levels[k].values for k in levels.data_vars}
+        return pd.DataFrame(columns).astype(str)
+
+    @property
+    def axes(self) -> list[str]:
+        """Columns that `effects` can compare: design choices with two levels or more."""
+        return [axis for axis, levels in self.levels.items() if levels.nunique() > 1]
+
+    @property
+    def priors(self) -> Priors:
+        stored: dict[str, Any] = json.loads(self.attrs["priors"])
+        fields: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()
+        }
+        return Priors(**fields)
+
+    @cached_property
+    def evals(self) -> Evals:
+        """The evaluations that were fitted."""
+        stored = self.group("evals")
+        frame = pd.DataFrame({name: stored[name].values for name in stored.data_vars})
+        axes = tuple(json.loads(stored.attrs["axes"]))
+        labels = {k: stored.attrs[k] for k in ("compute_label", "value_label", "title")}
+        return Evals(frame, axes=axes, **labels)
+
+    @property
+    def departed(self) -> dict[str, float]:
+        """Runs that left their curve, with the z of the departure, see rlx.scaling.departure.
+
+        What follows a fall (z < 0) was not fitted.
+        """
+        return json.loads(self.attrs["departed"])
+
+    @property
+    def converged(self) -> bool:
+        """R-hat <= 1.01, bulk and tail effective samples >= 400, no divergence, E-BFMI > 0.3."""
+        a = self.attrs
+        good = a["rhat"] <= 1.01 and a["ess"] >= 400 and a["bfmi"] > 0.3
+        return bool(good and a["divergences"] == 0)
+
+    def unsafe(self) -> Self:
+        """The same posterior, answering although it has not converged."""
+        return type(self)(self.tree, unsafe=True)
+
+    def thinned(self, most: int) -> Self:
+        """Every so many draws, so that about `most` remain."""
+        every = -(-len(self.site("theta_run")) // most)
+        tree = self.tree.copy()
+        tree["posterior"] = self.group("posterior").isel(draw=slice(None, None, every))
+        return type(self)(tree, unsafe=self.is_unsafe)
+
+    def guard(self) -> None:
+        """Raises NotConverged unless the sampler converged, or the fit answers all the same."""
+        if self.attrs["method"] == "nuts" and not self.converged and not self.is_unsafe:
+            a = self.attrs
+            raise NotConverged(
+                f"rhat={a['rhat']:.3f}: the sampler has not converged (ess {a['ess']:.0f}, "
+                f"{a['divergences']} divergences, bfmi {a['bfmi']:.2f}); see fit.check(), or ask "
+                "fit.unsafe()"
+            )
+
+    # ------------------------------------------------------------ arrays by name
+
+    def group(self, name: str) -> xr.Dataset:
+        return self.tree[name].to_dataset()
+
+    def constant(self, name: str) -> NDArray[Any]:
+        return np.asarray(self.group("constant_data")[name])
+
+    def site(self, name: str) -> Floats:
+        """[X, ...] draws of a site, chains joined."""
+        x = np.asarray(self.group("posterior")[name])
+        return x.reshape(-1, *x.shape[2:])
+
+    @cached_property
+    def recipe_of_run(self) -> NDArray[np.int64]:
+        return self.constant("recipe_of_run").astype(int)
+
+    def runs_of(self, recipe: int) -> list[str]:
+        return [run for run, j in zip(self.runs, self.recipe_of_run, strict=True) if j == recipe]
+
+    def names(self, by: str) -> list[str]:
+        """The recipes, or the runs. Raises InputError for another level."""
+        if by not in ("recipe", "run"):
+            raise InputError("by", by, "unknown level", "use recipe or run")
+        return self.recipes if by == "recipe" else self.runs
+
+    def index(self, by: str, name: str) -> int:
+        """The place of a recipe, or a run. Raises InputError for a name it lacks."""
+        names = self.names(by)
+        if name not in names:
+            raise InputError(by, name, "not in this fit", f"use one of {', '.join(names)}")
+        return names.index(name)
+
+    def label(self, x: Floats, by: str, **coords: ArrayLike) -> xr.DataArray:
+        """[X, N, ...] as (chain, draw, recipe|run, ...)."""
+        chains = self.group("posterior").sizes["chain"]
+        dims = ("chain", "draw", by, *coords)
+        named = {by: self.names(by), **{k: np.asarray(v) for k, v in coords.items()}}
+        return xr.DataArray(x.reshape(chains, -1, *x.shape[1:]), dims=dims, coords=named)
+
+    def last_compute(self, by: str) -> Floats:
+        """Last fitted compute [N]."""
+        C_R = self.constant("C_max")
+        if by == "run":
+            return C_R
+        return np.array([C_R[self.recipe_of_run == j].max() for j in range(len(self.recipes))])
+
+    # ------------------------------------------------------------ curves
+
+    def theta(self, by: str, seeds: str = "typical") -> Floats:
+        """(a, c, b) [X, N, 3]; seeds="new" adds a new seed's deviation to a recipe's."""
+        theta = self.site(f"theta_{by}")
+        if seeds not in ("typical", "new") or (seeds == "new" and by == "run"):
+            raise InputError(
+                "seeds", seeds, f"unknown for by={by}", "use typical or new, by=recipe"
+            )
+        if seeds == "new":
+            z = np.random.default_rng(DRAWS_SEED).normal(size=theta.shape)
+            theta = theta + np.exp(self.site("log_seed_sd"))[:, None] * z
+        return theta
+
+    def R0(self, by: str) -> Floats:
+        """[X, N]; a recipe whose runs have several starts gets the mean of their logits."""
+        logit_R0_XS = self.site("logit_R0")
+        logit_R0_XR = logit_R0_XS[:, self.constant("start_of_run").astype(int)]
+        if by == "run":
+            return expit(logit_R0_XR)
+        members = self.recipe_of_run[None] == np.arange(len(self.recipes))[:, None]
+        return expit(logit_R0_XR @ (members / members.sum(1, keepdims=True)).T)
+
+    def curves(self, by: str, seeds: str = "typical") -> Curves:
+        """The fitted curves; those of recipes are of their typical seed, or of a "new" one."""
+        held = self._curves
+        if (by, seeds) not in held:
+            theta = np.clip(self.theta(by, seeds), -FARTHEST, FARTHEST)
+            held[by, seeds] = self.curves_of(theta, self.R0(by), self.site, by)
+        return held[by, seeds]
+
+    @cached_property
+    def _curves(self) -> dict[tuple[str, str], Curves]:
+        return {}
+
+    def curves_of(
+        self, theta: Floats, R0: Floats, site: Callable[[str], Floats], by: str
+    ) -> Curves:
+        """The curves of theta [X, N, 3], R0 [X, N], and the draws that `site` gives of a site."""
+        a, c, b = np.moveaxis(theta, -1, 0)
+        A, B = R0 + (1 - R0) * expit(a), np.exp(b)
+        p = {"A": A, "B": B, "C_mid": self.attrs["C_ref"] * np.exp(c)}
+        p["R0"] = np.broadcast_to(R0, A.shape)
+        own = {}
+        for name, (held, _) in self.family.own.items():
+            x = site(held)
+            x_XN = x[:, None] if x.ndim == 1 else x[:, self.recipe_of_run] if by == "run" else x
+            own[name] = np.broadcast_to(x_XN, A.shape)
+        return Curves(self.family, p | self.family.of_sites(own, NUMPY))
+
+    @cached_property
+    def _prior(self) -> dict[str, Floats]:
+        return prior_theta(self.priors, self.constant("design"), self.family.sites)
+
+    def prior_curves(self, by: str) -> Curves:
+        """Curves that the prior alone would draw, with the R0 of the posterior's mean."""
+        theta = self._prior[by]
+        if by == "run":
+            theta = theta[:, self.recipe_of_run]
+        return self.curves_of(theta, self.R0(by).mean(0)[None], self._prior.__getitem__, by)
+
+    @cached_property
+    def wander(self) -> tuple[Floats, Floats, Floats]:
+        """Wander at each run's last evaluation: mean and variance [X, R]; median gap [R]."""
+        compute_RM = self.constant("compute")
+        sd_X, length_X = (np.exp(self.site(f"log_wander_{name}")) for name in ("sd", "length"))
+        kalman = Kalman(compute_RM, sd_X, length_X)
+        latent_XRM = self.curves("run").at(np.nan_to_num(compute_RM, nan=1.0))
+        residual_XRM = np.asarray(self.group("observed_data")["value"]) - latent_XRM
+        _, mean_XR, P_XR = kalman.run(residual_XRM, self.noise_variance())
+        return mean_XR, P_XR, kalman.gap_R
+
+    def noise_variance(self) -> Floats:
+        """Sampling variance of the fitted evaluations [X or 1, R, M]; 1 where there is none."""
+        sd_RM = self.constant("stderr")
+        known = np.nan_to_num(sd_RM, nan=0.0) ** 2
+        if "log_noise_sd" not in self.tree["posterior"]:
+            return np.where(known > 0, known, 1.0)[None]
+        var = np.exp(2 * self.site("log_noise_sd"))[:, None, None] * self.constant("unknown")
+        return np.where(known + var > 0, known + var, 1.0)
+
+
+def quantiles(x_XN: Floats, prob: float) -> pd.DataFrame:
+    """Equal-tailed interval and median of [X, N]; inf where that many draws are infinite."""
+    points = ((1 - prob) / 2, 0.5, (1 + prob) / 2)
+    q = np.quantile(x_XN, points, axis=0, method="inverted_cdf")
+    return pd.DataFrame({f"q{100 * p:02.0f}": row for p, row in zip(points, q, strict=True)})

@@ -1,0 +1,121 @@
+"""Forecasts: the curve, the next evaluation, and what more compute buys."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+
+from rlx.scaling.draws import DRAWS_SEED, Draws, quantiles
+from rlx.scaling.parameters import prior_share
+from rlx.scaling.paths import paths
+
+Floats = NDArray[np.float64]
+
+
+def curve(
+    fit: Draws, compute: ArrayLike, by: str = "recipe", seeds: str = "typical"
+) -> xr.DataArray:
+    """Latent pass rate at `compute`: draws (chain, draw, recipe|run, compute).
+
+    seeds: of a recipe, its "typical" seed or a "new" one.
+    """
+    fit.guard()
+    compute_C = np.atleast_1d(np.asarray(compute, float))
+    x = fit.label(paths(fit, compute_C, by, seeds), by, compute=compute_C)
+    return x.assign_coords(
+        extrapolation=((by, "compute"), compute_C / fit.last_compute(by)[:, None]),
+        prior_share=((by, "compute"), curve_prior_share(fit, compute_C, by)),
+    )
+
+
+def curve_prior_share(fit: Draws, compute_C: Floats, by: str) -> Floats:
+    """sd of the pass rate at C over that of the prior [N, C]."""
+    sd_NC = fit.prior_curves(by).at(compute_C).std(0)
+    return paths(fit, compute_C, by).std(0) / np.maximum(sd_NC, 1e-9)
+
+
+def predict(
+    fit: Draws, compute: ArrayLike, by: str = "run", trials: float | None = None
+) -> xr.DataArray:
+    """A new evaluation at `compute`: draws of curve + wander + sampling noise.
+
+    The wander of a run carries over from its last evaluation, and fades with the gap; of a
+    recipe it is that of a new seed. `trials`: graded samples, default those of the fitted
+    evaluations (with neither, the noise is that of the fit).
+    """
+    fit.guard()
+    compute_C = np.atleast_1d(np.asarray(compute, float))
+    rng = np.random.default_rng(DRAWS_SEED)
+    latent = paths(fit, compute_C, by, "new" if by == "recipe" else "typical")
+    mean, var = wander_at(fit, compute_C, by)
+    p = np.clip(latent + mean + np.sqrt(var) * rng.normal(size=latent.shape), 0, 1)
+    x = p + noise_sd(fit, p, by, trials) * rng.normal(size=p.shape)
+    return fit.label(np.clip(x, 0, 1), by, compute=compute_C).assign_coords(
+        extrapolation=((by, "compute"), compute_C / fit.last_compute(by)[:, None])
+    )
+
+
+def predictive(
+    fit: Draws, compute: list[Floats], stderr: list[Floats], runs: list[int]
+) -> tuple[Floats, Floats, Floats]:
+    """Draws, and mean and sd given theta, [X, P], of given evaluations of given runs.
+
+    Points of all runs stand one after another. A NaN in stderr takes the noise of the fit.
+    """
+    fit.guard()
+    width = max(map(len, compute))
+    compute_RC = np.ones((len(fit.runs), width))
+    use = np.zeros(compute_RC.shape, bool)
+    sd_RC = np.zeros(compute_RC.shape)
+    for i, C, sd in zip(runs, compute, stderr, strict=True):
+        compute_RC[i, : len(C)], sd_RC[i, : len(C)], use[i, : len(C)] = C, sd, True
+    wander, var = wander_at(fit, compute_RC, "run")
+    mean = np.clip(paths(fit, compute_RC, "run") + wander, 0, 1)
+    fitted = noise_sd(fit, mean, "run", None)
+    sd = np.sqrt(var + np.where(np.isnan(sd_RC), fitted, sd_RC) ** 2)
+    mean, sd = mean[:, use], np.broadcast_to(sd, mean.shape)[:, use]
+    z = np.random.default_rng(DRAWS_SEED).normal(size=mean.shape)
+    return mean + sd * z, mean, sd
+
+
+def wander_at(fit: Draws, compute_C: Floats, by: str) -> tuple[Floats, Floats]:
+    """Mean and variance [X, N, C] of the wander at computes [C] or [N, C], beyond the last
+    evaluation."""
+    var_X = np.exp(2 * fit.site("log_wander_sd"))[:, None, None]
+    if by == "recipe" or fit.attrs["noise"] == "betabinomial":
+        shape = (len(var_X), len(fit.names(by)), compute_C.shape[-1])
+        return np.zeros(shape), np.broadcast_to(var_X, shape)
+    mean_XR, P_XR, gap_R = fit.wander
+    ahead = np.maximum(compute_C - fit.last_compute("run")[:, None], 0) / gap_R[:, None]
+    decay = np.exp(-ahead[None] / np.exp(fit.site("log_wander_length"))[:, None, None])
+    return decay * mean_XR[..., None], var_X + decay**2 * (P_XR[..., None] - var_X)
+
+
+def noise_sd(fit: Draws, p: Floats, by: str, trials: float | None) -> Floats:
+    """sd of the sampling noise of a new evaluation with pass rates p [X, N, C]."""
+    if trials is None and "log_noise_sd" in fit.tree["posterior"]:
+        return np.exp(fit.site("log_noise_sd"))[:, None, None]
+    if trials is not None:
+        return np.sqrt(p * (1 - p) / trials)
+    later = fit.evals.frame[fit.evals.frame["compute"] > 0]  # as given, nothing pooled
+    sd_R = later.groupby("run")["stderr"].median().loc[fit.runs].to_numpy()
+    if by == "recipe":
+        recipe_R = fit.recipe_of_run
+        sd_R = np.array([sd_R[recipe_R == j].mean() for j in range(len(fit.recipes))])
+    return sd_R[None, :, None]
+
+
+def gain(fit: Draws, extra: float, by: str = "run", prob: float = 0.9) -> pd.DataFrame:
+    """Pass rate that `extra` compute buys beyond the last evaluation: R(C + extra) - R(C)."""
+    fit.guard()
+    last = fit.last_compute(by)
+    ends_N2 = np.stack([np.nextafter(last, np.inf), last + extra], 1)  # after a fall
+    more = np.diff(paths(fit, ends_N2, by))[..., 0]
+    table = pd.DataFrame({"name": fit.names(by), "compute": last, "extra": extra})
+    table["mean"] = more.mean(0)
+    table = table.join(quantiles(more, prob))
+    table["per_compute"], table["extrapolation"] = more.mean(0) / extra, (last + extra) / last
+    table["prior_share"] = prior_share(fit, "A", by)
+    return table

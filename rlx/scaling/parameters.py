@@ -1,0 +1,89 @@
+"""What a posterior says of its parameters: draws, tables, and whether a ceiling may be trusted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from numpy.typing import NDArray
+
+from rlx.errors import InputError
+from rlx.scaling.draws import Draws, quantiles
+from rlx.scaling.paths import ceiling
+
+Floats = NDArray[np.float64]
+
+PARAMS = ("A", "C_mid", "B", "R0", "B_tail")
+
+
+def param(fit: Draws, name: str, by: str = "recipe") -> xr.DataArray:
+    """Draws of A, C_mid, B, R0, or of B_tail, the exponent that the gap to the ceiling has.
+
+    A recipe's parameters are those of its typical seed. B_tail = B kappa under burr.
+    """
+    fit.guard()
+    if name not in PARAMS:
+        raise InputError("param", name, "unknown", f"use {', '.join(PARAMS)}")
+    return fit.label(ceiling(fit, by) if name == "A" else fit.curves(by)[name], by)
+
+
+def prior_share(fit: Draws, param: str, by: str = "recipe") -> Floats:
+    """sd of the posterior over sd of the prior [N]; C_mid and B on a log scale, B for B_tail."""
+    param = "B" if param == "B_tail" else param
+    if param == "R0":
+        sd_S = fit.constant("start_sd")
+        start_R = fit.constant("start_of_run").astype(int)
+        share_S = fit.site("logit_R0").std(0) / sd_S
+        if by == "run":
+            return share_S[start_R]
+        first = [int(np.argmax(fit.recipe_of_run == j)) for j in range(len(fit.recipes))]
+        return share_S[start_R[first]]
+    link = (lambda x: x) if param == "A" else np.log
+    posterior, prior = fit.curves(by)[param], fit.prior_curves(by)[param]
+    return link(posterior).std(0) / link(prior).std(0)
+
+
+def summary(fit: Draws, by: str = "recipe", prob: float = 0.9) -> pd.DataFrame:
+    """Mean, interval, contraction, phase and status of A, C_mid, B, B_tail and R0.
+
+    Columns: level, name, param, mean, quantiles, contraction (1 - prior share), phase (last
+    compute / C_mid, median), gained (share of A - R0 made at the last compute, median) and
+    status: "ok", or why the ceiling is not to be trusted.
+    """
+    fit.guard()
+    names, last, curves = fit.names(by), fit.last_compute(by), fit.curves(by)
+    gained, phase = curves.gained(last), np.median(last / curves["C_mid"], 0)
+    said = status(fit, by)
+    parts = []
+    for name in ("A", "C_mid", "B", "B_tail", "R0"):
+        x = param(fit, name, by).values.reshape(-1, len(names))
+        part = pd.DataFrame({"level": by, "name": names, "param": name, "mean": x.mean(0)})
+        part = part.join(quantiles(x, prob))
+        part["contraction"], part["phase"] = 1 - prior_share(fit, name, by), phase
+        part["gained"], part["status"] = np.median(gained, 0), said
+        parts.append(part)
+    order = {name: i for i, name in enumerate(names)}
+    table = pd.concat(parts, ignore_index=True)
+    return table.sort_values("name", key=lambda s: s.map(order), kind="stable", ignore_index=True)
+
+
+def status(fit: Draws, by: str = "recipe") -> list[str]:
+    """Per recipe or run: "ok", "departed", or "ceiling not identified" with the reason."""
+    curves, last = fit.curves(by), fit.last_compute(by)
+    lo, hi = np.quantile(curves.gained(last), [0.05, 0.95], axis=0)
+    share = prior_share(fit, "A", by)
+    gone, past = fit.departed, (last > curves["C_mid"]).mean(0)
+    out = []
+    for i, name in enumerate(fit.names(by)):
+        mine = [name] if by == "run" else fit.runs_of(i)
+        if any(run in gone for run in mine):
+            out.append("departed")
+        elif past[i] < 0.5:
+            out.append(f"ceiling not identified: P(C_mid reached) = {past[i]:.2f}")
+        elif share[i] > 0.5:
+            out.append(f"ceiling not identified: prior share {share[i]:.2f}")
+        elif hi[i] - lo[i] > 0.3:
+            out.append(f"ceiling not identified: {lo[i]:.0%} to {hi[i]:.0%} of the gain seen")
+        else:
+            out.append("ok")
+    return out
