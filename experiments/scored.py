@@ -249,7 +249,9 @@ def score_set(evals: Evals, share: float, method: str) -> Iterator[dict]:
         "posterior": posterior.predictive(*asked)[0],
         "curve": posterior.with_doubt(None).predictive(*asked)[0],
     }
-    windows = [_seen(seen, posterior.runs[i], r["compute"]) for i, r in zip(index, rows, strict=True)]
+    windows = [
+        _seen(seen, posterior.runs[i], r["compute"]) for i, r in zip(index, rows, strict=True)
+    ]
     for rule, ask in SIMPLE.items():
         drawn[rule] = np.concatenate([ask(window) for window in windows], axis=1)
     table = pd.concat(rows, ignore_index=True)[["run", "compute", "value"]]
@@ -270,7 +272,10 @@ def scores(x_XP: Floats, table: pd.DataFrame) -> dict:
     value = table["value"].to_numpy()
     lo, mid, hi = np.quantile(x_XP, [(1 - PROB) / 2, 0.5, (1 + PROB) / 2], axis=0)
     weight = 1 / table.groupby("run")["run"].transform("size").to_numpy()
-    inside, outside = (lo <= value) & (value <= hi), np.maximum(lo - value, 0) + np.maximum(value - hi, 0)
+    inside, outside = (
+        (lo <= value) & (value <= hi),
+        np.maximum(lo - value, 0) + np.maximum(value - hi, 0),
+    )
     per_P = {
         "coverage": inside,
         "width": hi - lo,
@@ -284,7 +289,9 @@ def scores(x_XP: Floats, table: pd.DataFrame) -> dict:
     band_P = np.digitize(table["horizon"], edges[1:-1], right=True)
     for b, band in enumerate(BANDS):
         if (band_P == b).any():
-            out[f"coverage {band:g}x"] = float(np.average(inside[band_P == b], weights=weight[band_P == b]))
+            out[f"coverage {band:g}x"] = float(
+                np.average(inside[band_P == b], weights=weight[band_P == b])
+            )
     return out | {"n": len(value), "runs": int(table["run"].nunique())}
 
 
@@ -295,7 +302,10 @@ def simulations(studies: int) -> Iterator[tuple[Curves, Truth]]:
     for seed in range(studies):
         for variant in VARIANTS:
             evals, truth = simulate(variant, seed)
-            yield Curves(f"{variant} {seed}", f"simulated {variant}", lambda evals=evals: evals), truth
+            yield (
+                Curves(f"{variant} {seed}", f"simulated {variant}", lambda evals=evals: evals),
+                truth,
+            )
 
 
 def score_simulation(evals: Evals, truth: Truth, method: str) -> Iterator[dict]:
@@ -335,12 +345,18 @@ def work(out: Path, data: Path, studies: int, method: str) -> pd.DataFrame:
         labels = {"set": curves.name, "group": curves.group, "share": share, "method": method}
         for row in found:
             log.append(name, labels | row)
-        print(f"{curves.name}, {share:g}: " + ", ".join(f"{r['rule']} {r['coverage']:.2f}" for r in found))
+        print(
+            f"{curves.name}, {share:g}: "
+            + ", ".join(f"{r['rule']} {r['coverage']:.2f}" for r in found)
+        )
     return pd.DataFrame(read_rows(out / name))
 
 
 def _jobs(data: Path, studies: int, method: str):
-    for curves in (*own_studies(ROOT / "analysis" / "results"), *others(data, ROOT / "tests" / "data")):
+    for curves in (
+        *own_studies(ROOT / "analysis" / "results"),
+        *others(data, ROOT / "tests" / "data"),
+    ):
         try:
             evals = curves.read()
         except (InputError, FileNotFoundError) as error:
@@ -383,7 +399,13 @@ def draw(means: pd.DataFrame, path: Path) -> None:
     right.set_xlabel("interval score (pass rate; lower is better)", fontsize=9)
     right.set_xscale("log")
     log_ticks(right)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False, fontsize=8)
+    figure.legend(
+        *left.get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=6,
+        frameon=False,
+        fontsize=8,
+    )
     for ax in (left, right):
         tidy(ax, rules="y")
     figure.savefig(path)

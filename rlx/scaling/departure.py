@@ -13,16 +13,16 @@ is below 1.
 A pass rate that has plainly fallen needs no curve to be told from. Before anything is fitted, the
 best mean of w evaluations in a row is compared with the mean of all that came later,
 
-    z = (best - later) / sqrt(v / w + v' / min(n', MOST_LATER)),   over all w in WIDTHS and all turns
+    z = (best - later) / sqrt(v / w + v' / min(n', MOST_LATER))     all w in WIDTHS, all turns
 
 with v the sampling variance or, where it is larger, that of the run's own steps. A run with z >
 Z_DROP whose last evaluations lie LEAST_DROP below the best is cut at the best, so that neither its
 own curve nor its siblings' wander has to explain the fall. A dip that a run came back from is none:
 the mean of all that came later holds it too.
 
-Two things that the score test cannot know are asked of the pass rates themselves. What lies below its
-curve has fallen only if it lies below what the run had reached; a run that never began to rise has
-not. And a run that falls from the start on has no curve that a fall could be measured against: its
+Two things that the score test cannot know are asked of the pass rates themselves. What lies below
+its curve has fallen only if it lies below what the run had reached; a run that never began to rise
+has not. And a run that falls from the start on has no curve that a fall could be measured against: its
 last third is compared with its first.
 """
 

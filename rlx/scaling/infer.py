@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from rlx.errors import InputError
 from rlx.scaling.data import Evals
+from rlx.scaling.doubt import Doubt
 from rlx.scaling.families import FAMILIES
 from rlx.scaling.priors import Priors
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from rlx.scaling.arrays import Labels
     from rlx.scaling.bayes import SiteDraws, Stats
 
+DOUBT = Doubt()
 METHODS = ("nuts", "laplace")
 MAX_CUTS = 4  # rounds of finding runs that fall off their curve
 
@@ -40,6 +42,7 @@ def posterior_of(
     axes: tuple[str, ...] | None = None,
     r0: float | str | None = None,
     priors: Priors | None = None,
+    doubt: Doubt | None = DOUBT,
     method: str = "nuts",
     seed: int = 0,
     progress: bool = False,
@@ -55,6 +58,7 @@ def posterior_of(
         axes: columns whose levels have effects; default those of the study.
         r0: pass rate at C = 0, a number or a column; default what the evaluations say.
         priors: default Priors().
+        doubt: what is added to the curves beyond the data; None: nothing.
         method: "nuts", or "laplace": a normal at the mode, in a second, as a preview.
         seed: of the sampler.
         progress: show a progress bar.
@@ -113,6 +117,7 @@ def posterior_of(
         "method": method,
         "seed": seed,
         "priors": json.dumps(asdict(priors)),
+        "doubt": Doubt.text(doubt),
         "axes": json.dumps(axes),
         "r0": json.dumps(r0),
         "C_ref": labels.C_ref,
