@@ -204,7 +204,7 @@ class Source:
 
         A step of several gaps pools as many evaluations: the sd of e falls with the root.
         """
-        C_T = start + step * np.arange(1, T + 1)
+        C_T = np.asarray(start + step * np.arange(1, T + 1), float)
         y_XT = self.latent(n, C_T)
         z_TX, e_TX = rng.normal(size=(2, T, len(y_XT)))
         rho = np.exp(-step / gap / self.length_X)

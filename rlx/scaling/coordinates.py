@@ -174,7 +174,8 @@ def columns_of(study: Study, sites: Sites, theta_RQ: Array, curve: str) -> Array
     point = (theta_RQ, own, shift_R)
     zero = jax.tree.map(jnp.zeros_like, point)
     unit = [(zero[0].at[:, q].set(1.0), *zero[1:]) for q in range(3)]
-    unit += [(zero[0], zero[1] | {k: jnp.ones_like(x)}, zero[2]) for k, x in own.items()]
+    of_own = [(zero[0], zero[1] | {k: jnp.ones_like(x)}, zero[2]) for k, x in own.items()]
+    unit += of_own or [zero]  # in any case a column: how many there are decides how sums round
     unit += [(*zero[:2], jnp.ones_like(shift_R))]
     columns = [jax.jvp(mean_RM, point, tangent)[1] for tangent in unit]
     return jnp.stack([*columns, study.value_RM - mean_RM(*point)], -1).swapaxes(0, 1)

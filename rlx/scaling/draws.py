@@ -119,7 +119,7 @@ class Draws:
     @property
     def axes(self) -> list[str]:
         """Columns that `effects` can compare: design choices with two levels or more."""
-        return [axis for axis, levels in self.levels.items() if levels.nunique() > 1]
+        return [str(axis) for axis, levels in self.levels.items() if levels.nunique() > 1]
 
     @property
     def priors(self) -> Priors:

@@ -40,31 +40,31 @@ class Own(NamedTuple):
 
 
 class Family:
-    """A family of curves. Its share and tail take B and its own parameters by name."""
+    """A family of curves. Share, tail and inverse take B and the family's own parameters, p, by
+    name."""
 
     name: ClassVar[str]
     own: ClassVar[dict[str, Own]] = {}  # parameters besides A, B, C_mid and R0
     sites: ClassVar[tuple[Site, ...]] = ()  # of the model, of one value or of one per recipe
     leveled: ClassVar[bool] = True  # Burr's level coordinates suit it, with its kappa or 1
 
-    def share(self, x: Any, ops: Ops, *, B: Any, **own: Any) -> Any:
+    def share(self, x: Any, ops: Ops, *_: Any, **p: Any) -> Any:
         """s at x = log(C / C_mid), rising in x."""
         raise NotImplementedError
 
-    def tail(self, *, B: Any, **own: Any) -> Any:
+    def tail(self, *_: Any, **p: Any) -> Any:
         """B_tail, the exponent with which the gap to the ceiling closes."""
-        return B
+        return p["B"]
 
-    def inverse(self, log_left: Any, ops: Ops, *, B: Any, **own: Any) -> Any:
+    def inverse(self, log_left: Any, ops: Ops, *_: Any, **p: Any) -> Any:
         """x at which 1 - s = exp(log_left): by bracketing, unless a family knows better.
 
         -inf and inf where it lies beyond FARTHEST_X.
         """
-        args = np.broadcast_arrays(log_left, B, *own.values())
+        args = np.broadcast_arrays(log_left, *p.values())
 
-        def above(x: Floats, log_left: Floats, B: Floats, *rest: Floats) -> Floats:
-            held = dict(zip(own, rest, strict=True))
-            return self.share(x, ops, B=B, **held) + np.expm1(log_left)
+        def above(x: Floats, log_left: Floats, *held: Floats) -> Floats:
+            return self.share(x, ops, **dict(zip(p, held, strict=True))) + np.expm1(log_left)
 
         ends = np.full(args[0].shape, FARTHEST_X)
         early, late = above(-ends, *args) >= 0, above(ends, *args) <= 0

@@ -12,7 +12,7 @@ import json
 import platform
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -176,7 +176,8 @@ def make_tree(
         "start_sd": study["start_sd_S"],
     }
     point = ["run", "evaluation"]
-    sites = sites_of(Study(**study), Options(attrs["curve"], attrs["noise"]))
+    arrays: dict[str, Any] = study
+    sites = sites_of(Study(**arrays), Options(attrs["curve"], attrs["noise"]))
     dims = {site.name: list(site.dims) for site in sites if site.name in draws} | {
         "value": point,
         "compute": point,

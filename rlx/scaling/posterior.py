@@ -16,7 +16,6 @@ nothing).
 
 from __future__ import annotations
 
-import functools
 import inspect
 import json
 from pathlib import Path
@@ -85,9 +84,9 @@ def load(path: Path | str) -> ScalingFit:
     return ScalingFit(saved.read(path))
 
 
-@functools.wraps(posterior_of, assigned=("__doc__",))
 def fit(data: Evals, **options) -> ScalingFit:
     return ScalingFit(posterior_of(data, **options))
 
 
-fit.__signature__ = inspect.signature(posterior_of).replace(return_annotation="ScalingFit")
+fit.__doc__ = posterior_of.__doc__
+vars(fit)["__signature__"] = inspect.signature(posterior_of).replace(return_annotation=ScalingFit)
