@@ -7,6 +7,7 @@
     plot.effects([fit.effects("loss")])                      # ceiling movers, efficiency shapers
     plot.ridge(fit)                                          # what the data leave open: A, C_mid
     plot.calibration(fit.backtest())                         # how past forecasts did
+    plot.power(sc.power())                                   # what a study would find
 
 Intervals are equal-tailed. Colours are those of Okabe and Ito, told apart under colour blindness;
 grey is what the data do not say. No figure touches pyplot; none needs JAX.
@@ -654,6 +655,59 @@ def _coverage(ax: Axes, scores: pd.DataFrame, origins: Floats) -> None:
         for rare, fill in ((False, color), (True, "white")):
             own = rows["rare"] == rare
             ax.plot(x[own], rows["coverage"][own], "o", color=color, mfc=fill, ms=5, zorder=3)
+    tidy(ax)
+
+
+def power(table: pd.DataFrame) -> Figure:
+    """Chance of the right verdict against compute per run, from a table of rlx.scaling.power.
+
+    A panel per difference, a line per design of seeds and evaluations: what normal posteriors
+    would give, with the share of the simulated studies (filled, +- one Monte Carlo error) and the
+    share whose verdict is wrong (crosses). Where there is no difference every verdict is wrong.
+
+    Raises:
+        InputError: no row to draw.
+    """
+    if table.empty:
+        raise InputError("table", "", "no design to draw", "give a table of sc.power")
+    panels = list(table.groupby(["quantity", "difference"]))
+    figure, grid = panel_grid(len(panels))
+    designs = list(table.groupby(["seeds", "points"]).groups)
+    several = table["points"].nunique() > 1
+    handles: list[Artist] = []
+    for ax, ((quantity, difference), rows) in zip(grid.flat, panels, strict=False):
+        null = difference == (0 if quantity == "ceiling" else 1)
+        _power_panel(ax, rows, designs, "wrong" if null else "right")
+        apart = f"{difference:g} apart" if quantity == "ceiling" else f"{difference:g}x apart"
+        ax.set_title(f"{quantity}: {'equal' if null else apart}", fontsize=9, loc="left", color=INK)
+        ax.tick_params(labelbottom=True)
+        ax.set_xlabel("compute of a run / horizon", fontsize=9)
+    for (seeds, points), color in zip(designs, COLORS, strict=False):
+        label = f"{seeds} seed{'s' * (seeds > 1)}" + f" x {points} evaluations" * several
+        handles.append(_dot(color, linestyle="-", lw=1.2, label=label))
+    handles.append(_dot(INK, marker="x", label="wrong verdict"))
+    grid.flat[0].set_xscale("log")
+    grid.flat[0].set_ylim(-0.04, 1.04)
+    grid.flat[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+    log_ticks(grid.flat[0])
+    for ax in grid[:, 0]:
+        ax.set_ylabel("studies with a verdict", fontsize=9)
+    _legend_below(figure, handles)
+    return figure
+
+
+def _power_panel(ax: Axes, rows: pd.DataFrame, designs: list[tuple[int, int]], hoped: str) -> None:
+    """One difference; designs stand side by side."""
+    for i, ((seeds, points), color) in enumerate(zip(designs, COLORS, strict=False)):
+        own = rows[(rows["seeds"] == seeds) & (rows["points"] == points)].sort_values("share")
+        x = own["share"] * 1.03 ** (i - (len(designs) - 1) / 2)
+        ax.plot(x, own["expected"], color=color, linewidth=1.2)
+        if hoped == "right":
+            ax.vlines(
+                x, own["right"] - own["mcse"], own["right"] + own["mcse"], color=color, lw=0.9
+            )
+            ax.plot(x, own["right"], "o", color=color, markersize=4, clip_on=False)
+        ax.plot(x, own["wrong"], "x", color=color, markersize=5, clip_on=False)
     tidy(ax)
 
 
