@@ -447,7 +447,8 @@ def test_the_ridge_shows_draws_outlines_and_the_last_compute(two):
     verticals = [line.get_xdata()[0] for line in ax.lines if len(line.get_xdata()) == 2]
     assert verticals == pytest.approx([2.0, 2.0])
     text = figure.legends[0].get_texts()[0].get_text()
-    C, A = (fit.param(k).sel(recipe="slow, tokens=9").values.ravel() for k in ("C_mid", "asymptote"))
+    both = (fit.param(k).sel(recipe="slow, tokens=9") for k in ("C_mid", "asymptote"))
+    C, A = (x.values.ravel() for x in both)
     assert text == f"slow, tokens=9:  correlation {np.corrcoef(np.log(C), A)[0, 1]:.2f}"
 
 
