@@ -420,8 +420,8 @@ def ridge(
     """Draws of the curve's asymptote against C_mid: the ridge along which short runs are undecided.
 
     The outlines hold half and `prob` of the density of (log C_mid, asymptote), by a normal kernel.
-    A vertical line marks each recipe's last fitted compute: left of it half of the gain
-    has been seen.
+    A vertical line marks each recipe's last fitted compute: left of it half of the gain has been
+    seen.
 
     Args:
         fit: a posterior.
@@ -490,10 +490,9 @@ def effects(
     """Forest plot of design choices: what each does to the ceiling and to the compute.
 
     Left, the change of the ceiling at the horizon. Right, on a log axis, the compute to reach the
-    same pass rate
-    over what the reference needs (compute_ratio) and, thin, the compute to reach 80 % of its own
-    gain (pace_ratio). Differences inside the shaded margins do not count; an arrow is an interval
-    that does not end, where a curve never arrives.
+    same pass rate over what the reference needs (compute_ratio) and, thin, the compute to reach
+    80 % of its own gain (pace_ratio). Differences inside the shaded margins do not count; an arrow
+    is an interval that does not end, where a curve never arrives.
 
     Args:
         tables: of fit.effects, one per axis.
