@@ -608,7 +608,13 @@ class CalibrationConfig:
 def parse(argv: list[str]) -> CalibrationConfig:
     """The options; unknown keys, wrong types and unknown names raise InputError."""
     config = read_options(CalibrationConfig, argv)
-    names = {"sets": ("simulated", "all"), "variants": VARIANTS, "curves": CURVES, "method": ("nuts", "laplace"), "size": SIZES}
+    names = {
+        "sets": ("simulated", "all"),
+        "variants": VARIANTS,
+        "curves": CURVES,
+        "method": ("nuts", "laplace"),
+        "size": SIZES,
+    }
     for key, allowed in names.items():
         given = getattr(config, key)
         for name in [given] if isinstance(given, str) else given:

@@ -98,15 +98,17 @@ def committed(path: Path, split: str | None = None, level: object = None) -> Eva
 
 def others(data: Path, tests: Path) -> list[Curves]:
     """Curves that nobody here made; what each is: PROVENANCE.md beside them."""
+    real, deep = data / "real", data / "deep_grpo"
+    smollm2, surrogates = "rlx_smollm2_h200.csv", "qwen35_9b_dapo_six_surrogates.csv"
     return [
         Curves("RETU", "RETU", partial(_retu, data / "retu")),
-        Curves("Deep-GRPO, seconds", "Deep-GRPO", partial(_export, data / "deep_grpo" / "scale_budget.csv")),
-        Curves("Deep-GRPO, steps", "Deep-GRPO", partial(_export, data / "deep_grpo" / "grpo_scale_rollout.csv")),
+        Curves("Deep-GRPO, seconds", "Deep-GRPO", partial(_export, deep / "scale_budget.csv")),
+        Curves("Deep-GRPO, steps", "Deep-GRPO", partial(_export, deep / "grpo_scale_rollout.csv")),
         Curves("ScaleRL Fig. 1a", "Fig. 1a", lambda: Evals.read(tests / "digitized_fig1a.csv")),
-        Curves("OLMo", "OLMo", partial(_olmo, data / "real" / "olmo31_7b_rlzero_math.csv")),
-        Curves("six surrogates", "six surrogates", partial(_surrogates, data / "real" / "qwen35_9b_dapo_six_surrogates.csv")),
-        Curves("SmolLM2", "SmolLM2", partial(_smollm2, data / "real" / "rlx_smollm2_h200.csv")),
-    ]  # fmt: skip
+        Curves("OLMo", "OLMo", partial(_olmo, real / "olmo31_7b_rlzero_math.csv")),
+        Curves("six surrogates", "six surrogates", partial(_surrogates, real / surrogates)),
+        Curves("SmolLM2", "SmolLM2", partial(_smollm2, real / smollm2)),
+    ]
 
 
 def _retu(folder: Path) -> Evals:
@@ -428,7 +430,7 @@ def draw(means: pd.DataFrame, path: Path) -> None:
 
 
 LABELS = {
-    "posterior": "posterior with its doubt", "curve": "posterior without", "grid": "grid fit ± 0.02",
+    "posterior": "posterior with its doubt", "curve": "without", "grid": "grid fit ± 0.02",
     "bootstrap": "bootstrap", "last": "last value, random walk", "line": "line in log C",
 }  # fmt: skip
 

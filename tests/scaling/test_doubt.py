@@ -54,7 +54,7 @@ def test_inside_the_data_nothing_changes(fit):
         assert (paths(fit, seen, by) == fit.curves(by).at(seen)).all()
     alone = fit.with_doubt(None)
     assert (paths(alone, np.array([40.0])) == alone.curves("run").at(np.array([40.0]))).all()
-    assert (paths(fit_of(CERTAIN), seen * 10) == pytest.approx(fit.curves("run").at(seen * 10)))
+    assert paths(fit_of(CERTAIN), seen * 10) == pytest.approx(fit.curves("run").at(seen * 10))
 
 
 def test_doubt_grows_with_log_compute_and_less_in_differences(fit):

@@ -116,7 +116,8 @@ def test_a_fit_that_did_not_converge_answers_only_unsafe(attrs, word):
 
 
 def test_errors_name_key_value_and_remedy(fit):
-    with pytest.raises(sc.InputError, match="param=Z: unknown; use A, asymptote, C_mid, B, B_tail, R0"):
+    known = "A, asymptote, C_mid, B, B_tail, R0"
+    with pytest.raises(sc.InputError, match=f"param=Z: unknown; use {known}"):
         fit.param("Z")
     with pytest.raises(sc.InputError, match="recipe=none: not in this fit; use one of low, high"):
         fit.prob("A", "none", ">", "low")
