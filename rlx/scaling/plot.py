@@ -668,8 +668,9 @@ def power(table: pd.DataFrame) -> Figure:
     """Chance of the right verdict against compute per run, from a table of rlx.scaling.power.
 
     A panel per difference, a line per design of seeds and evaluations: what normal posteriors
-    would give, with the share of the simulated studies (filled, +- one Monte Carlo error) and the
-    share whose verdict is wrong (crosses). Where there is no difference every verdict is wrong.
+    would give, with the share of the simulated studies (points, +- one Monte Carlo error) and the
+    share whose verdict is wrong (crosses, where there are any). Where there is no difference every
+    verdict is wrong.
 
     Raises:
         InputError: no row to draw.
@@ -690,8 +691,9 @@ def power(table: pd.DataFrame) -> Figure:
         ax.set_xlabel("compute of a run / horizon", fontsize=9)
     for (seeds, points), color in zip(designs, COLORS, strict=False):
         label = f"{seeds} seed{'s' * (seeds > 1)}" + f" x {points} evaluations" * several
-        handles.append(_dot(color, linestyle="-", lw=1.2, label=label))
-    handles.append(_dot(INK, marker="x", label="wrong verdict"))
+        handles.append(Line2D([], [], color=color, linewidth=1.2, label=f"expected, {label}"))
+    handles.append(_dot(INK, linestyle="none", label="right in simulated studies, +- 1 s.e."))
+    handles.append(_dot(INK, linestyle="none", marker="x", label="wrong"))
     grid.flat[0].set_xscale("log")
     grid.flat[0].set_ylim(-0.04, 1.04)
     grid.flat[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
@@ -709,11 +711,11 @@ def _power_panel(ax: Axes, rows: pd.DataFrame, designs: list[tuple[int, int]], h
         x = own["share"] * 1.03 ** (i - (len(designs) - 1) / 2)
         ax.plot(x, own["expected"], color=color, linewidth=1.2)
         if hoped == "right":
-            ax.vlines(
-                x, own["right"] - own["mcse"], own["right"] + own["mcse"], color=color, lw=0.9
-            )
+            ends = (own["right"] + sign * own["mcse"] for sign in (-1, 1))
+            ax.vlines(x, *(end.clip(0, 1) for end in ends), color=color, linewidth=0.9)
             ax.plot(x, own["right"], "o", color=color, markersize=4, clip_on=False)
-        ax.plot(x, own["wrong"], "x", color=color, markersize=5, clip_on=False)
+        wrong = own["wrong"].where((own["wrong"] > 0) | (hoped == "wrong"))
+        ax.plot(x, wrong, "x", color=color, markersize=5, clip_on=False)
     tidy(ax)
 
 

@@ -295,7 +295,7 @@ def _solved(
 
 
 class Contrast(NamedTuple):
-    """Draws of x [X], and its variance after the data over that before."""
+    """Draws of x [X], and k: its variance after the data over that before."""
 
     x_X: Floats
     k: float
