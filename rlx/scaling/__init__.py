@@ -10,9 +10,9 @@ Modules, each importing only those above it:
     priors, families, curve, kalman                  priors, the families of curves, the wander
     point, profile, paper, robust, run_fits          least squares of one run, without a posterior
     model, coordinates, bayes, departure, arrays     the model in JAX and its sampler
-    infer                                            `Evals` -> a posterior as an xarray.DataTree
+    doubt, infer                                     `Evals` -> a posterior as an xarray.DataTree
     draws                                            `Draws`: that tree as named arrays
-    paths, parameters                                the pass rate at any compute; A, B, C_mid
+    fate, paths, parameters                          the pass rate at any compute; A, B, C_mid
     forecast, compare, effects, worth, allocate      questions, each a function over `Draws`
     check, stopping, backtest                        may it be believed; may a cell stop; trust
     saved, posterior                                 the file; `ScalingFit`, questions as methods
