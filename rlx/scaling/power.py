@@ -142,7 +142,7 @@ def power(
     noises: dict[str, Any] = {"seed_sd": seed_sd, "wander_sd": wander_sd, "trials": trials}
     noises |= {"wander_length": wander_length}
     _check_lists(shares, seeds, points, ceilings, ratios)
-    _check_rule(margin_A, margin_compute, decide, studies)
+    _check_rule(horizon, margin_A, margin_compute, decide, studies)
     for G, M in product(seeds, points):
         check_design(G, M, horizon, **noises)
     margins = {"ceiling": margin_A, "compute": float(np.log1p(margin_compute))}
@@ -191,7 +191,11 @@ def _check_lists(
             raise InputError("ceilings", f"{x:g}", reason, "give fractions, such as 0.05")
 
 
-def _check_rule(margin_A: float, margin_compute: float, decide: float, studies: int) -> None:
+def _check_rule(
+    horizon: float, margin_A: float, margin_compute: float, decide: float, studies: int
+) -> None:
+    if not (horizon > 0 and np.isfinite(horizon)):
+        raise InputError("horizon", f"{horizon:g}", "not positive", "give a positive compute")
     for key, x in (("margin_A", margin_A), ("margin_compute", margin_compute)):
         if not x >= 0:
             raise InputError(key, f"{x:g}", "negative", "give a margin of 0 or more")

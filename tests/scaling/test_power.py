@@ -173,7 +173,7 @@ def test_more_seeds_never_hurt_and_equal_recipes_get_few_verdicts():
         ({"shares": [0.0]}, "shares=0: not positive"),
         ({"seeds": [0]}, "seeds=0: not a count"),
         ({"points": [1]}, "points=1: not a count"),
-        ({"horizon": -1.0}, "compute=-1: not positive"),
+        ({"horizon": -1.0}, "horizon=-1: not positive"),
         ({"ceilings": [2.0]}, "ceilings=2: not a difference of pass rates"),
         ({"ratios": [-1.0]}, "ratios=-1: not positive"),
         ({"margin_A": -0.1}, "margin_A=-0.1: negative"),
