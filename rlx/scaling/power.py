@@ -148,6 +148,8 @@ def power(
     margins = {"ceiling": margin_A, "compute": float(np.log1p(margin_compute))}
     asked = [Difference("ceiling", x) for x in (0.0, *ceilings)]
     asked += [Difference("compute", x) for x in (1.0, *ratios)]
+    for difference, share in product(asked, shares):  # before anything is fitted
+        rival_of(base, difference, share, horizon, family, None, (seed, 0))
     cells = list(product(seeds, points, shares, dict.fromkeys(asked)))
     options: dict[str, Any] = {"curve": curve, "doubt": doubt, "pad_to": 8 * -(-max(points) // 8)}
     rows = []

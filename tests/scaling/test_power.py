@@ -175,6 +175,7 @@ def test_more_seeds_never_hurt_and_equal_recipes_get_few_verdicts():
         ({"points": [1]}, "points=1: not a count"),
         ({"horizon": -1.0}, "horizon=-1: not positive"),
         ({"ceilings": [2.0]}, "ceilings=2: not a difference of pass rates"),
+        ({"ceilings": [0.5]}, "ceilings=0.5: no curve differs so much from A = 0.65 at C = 10"),
         ({"ratios": [-1.0]}, "ratios=-1: not positive"),
         ({"margin_A": -0.1}, "margin_A=-0.1: negative"),
         ({"decide": 0.5}, "decide=0.5: decides nothing"),
