@@ -128,7 +128,7 @@ def backtest(
     jobs = [(curve, origin) for curve in curves for origin in usable]
     for curve, origin in tqdm(jobs, desc="backtest", unit="fit", disable=not progress):
         seen, later = data.until(share=origin), data.after(share=origin)
-        seen = _with_first(data, seen)
+        seen = with_first(data, seen)
         tree = posterior_of(seen, curve=curve, method=method, pad_to=widest, **options)
         scored, banded = score(Draws(tree, unsafe=True), later)
         points.append(scored.assign(curve=curve, origin=origin))
@@ -142,7 +142,7 @@ def _median_seen(data: Evals, origin: float) -> float:
     return float(n.median())
 
 
-def _with_first(data: Evals, seen: Evals) -> Evals:
+def with_first(data: Evals, seen: Evals) -> Evals:
     """Every run with at least its first evaluation at C > 0."""
     positive = data.frame[data.frame["compute"] > 0]
     first = positive.loc[positive.groupby("run", sort=False)["compute"].idxmin()]

@@ -7,13 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from rlx.scaling.draws import Draws
-from rlx.scaling.parameters import prior_share
-from rlx.scaling.paths import LAST, fallen
-
-RISE = 2.0  # standard errors
+from rlx.scaling.fate import LAST, fallen, has_risen
+from rlx.scaling.parameters import gained, prior_share
 
 
 @dataclass(frozen=True)
@@ -92,22 +89,6 @@ def _fall(fit: Draws, run: str) -> str:
     return f"fell from {top:.2f} to {level:.2f}: what follows is not fitted, it is forecast to stay"
 
 
-def has_risen(fit: Draws) -> NDArray[np.bool_]:
-    """Whether a run's last third lies above its first, or above R0, by RISE standard errors."""
-    value_RM, sd_RM = np.asarray(fit.tree["observed_data"]["value"]), fit.constant("stderr")
-    R0_XR = fit.R0("run")
-    risen = []
-    for r, (value, sd) in enumerate(zip(value_RM, sd_RM, strict=True)):
-        seen = np.isfinite(value)
-        y, m = value[seen], max(int(seen.sum()) // 3, 1)
-        scatter = np.diff(y).std() / 2**0.5 if len(y) > 1 else 0.0
-        var = np.square(np.where(np.isfinite(sd[seen]), sd[seen], scatter)).mean() / m
-        over_first = y[-m:].mean() - y[:m].mean() - RISE * np.sqrt(2 * var)
-        over_R0 = y[-m:].mean() - R0_XR[:, r].mean() - RISE * np.sqrt(var + R0_XR[:, r].var())
-        risen.append(max(over_first, over_R0) > 0)
-    return np.array(risen)
-
-
 def sampler_table(fit: Draws) -> pd.DataFrame:
     """R-hat, effective samples, divergences, E-BFMI, with bounds and remedies."""
     a = fit.attrs
@@ -125,7 +106,7 @@ def sampler_table(fit: Draws) -> pd.DataFrame:
 def run_table(fit: Draws) -> pd.DataFrame:
     """Per run: share of the gain seen, prior share of the ceiling, departure."""
     curves, last = fit.curves("run"), fit.last_compute("run")
-    q05, q50, q95 = np.quantile(curves.gained(last), [0.05, 0.5, 0.95], axis=0)
+    q05, q50, q95 = np.quantile(gained(fit, "run"), [0.05, 0.5, 0.95], axis=0)
     table = pd.DataFrame({"run": fit.runs, "seen_q05": q05, "seen_q50": q50, "seen_q95": q95})
     table["past_C_mid"] = (last > curves["C_mid"]).mean(0)
     table["prior_share"] = prior_share(fit, "A", "run")
