@@ -14,7 +14,7 @@ Modules, each importing only those above it:
     draws                                            `Draws`: that tree as named arrays
     paths, parameters                                the pass rate at any compute; A, B, C_mid
     forecast, compare, effects, worth, allocate      questions, each a function over `Draws`
-    check, stopping, backtest                        may it be believed; may a cell stop; trust
+    residuals, check, stopping, backtest             may it be believed; may a cell stop; trust
     saved, posterior                                 the file; `ScalingFit`, questions as methods
     style, plot                                      pictures of a posterior
 
