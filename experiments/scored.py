@@ -48,6 +48,7 @@ PROB = 0.9
 Z = norm.ppf((1 + PROB) / 2)
 MARGIN = 0.02  # of the grid fit, arXiv 2510.13786, A.5
 REFITS = 40
+ONE_STEP = 0.1  # pass rate per root of log C, of a run with one evaluation
 RULES = ("posterior", "curve", "grid", "bootstrap", "last", "line")
 GRID_C_MID = np.linspace(1 / 80, 5, 100)  # of the fitted compute, as 100 to 40,000 is of 8,000
 GRID_A = 0.005
@@ -97,15 +98,17 @@ def committed(path: Path, split: str | None = None, level: object = None) -> Eva
 
 def others(data: Path, tests: Path) -> list[Curves]:
     """Curves that nobody here made; what each is: PROVENANCE.md beside them."""
+    real, deep = data / "real", data / "deep_grpo"
+    smollm2, surrogates = "rlx_smollm2_h200.csv", "qwen35_9b_dapo_six_surrogates.csv"
     return [
         Curves("RETU", "RETU", partial(_retu, data / "retu")),
-        Curves("Deep-GRPO, seconds", "Deep-GRPO", partial(_export, data / "deep_grpo" / "scale_budget.csv")),
-        Curves("Deep-GRPO, steps", "Deep-GRPO", partial(_export, data / "deep_grpo" / "grpo_scale_rollout.csv")),
+        Curves("Deep-GRPO, seconds", "Deep-GRPO", partial(_export, deep / "scale_budget.csv")),
+        Curves("Deep-GRPO, steps", "Deep-GRPO", partial(_export, deep / "grpo_scale_rollout.csv")),
         Curves("ScaleRL Fig. 1a", "Fig. 1a", lambda: Evals.read(tests / "digitized_fig1a.csv")),
-        Curves("OLMo", "OLMo", partial(_olmo, data / "real" / "olmo31_7b_rlzero_math.csv")),
-        Curves("six surrogates", "six surrogates", partial(_surrogates, data / "real" / "qwen35_9b_dapo_six_surrogates.csv")),
-        Curves("SmolLM2", "SmolLM2", partial(_smollm2, data / "real" / "rlx_smollm2_h200.csv")),
-    ]  # fmt: skip
+        Curves("OLMo", "OLMo", partial(_olmo, real / "olmo31_7b_rlzero_math.csv")),
+        Curves("six surrogates", "six surrogates", partial(_surrogates, real / surrogates)),
+        Curves("SmolLM2", "SmolLM2", partial(_smollm2, real / smollm2)),
+    ]
 
 
 def _retu(folder: Path) -> Evals:
@@ -199,7 +202,8 @@ def bootstrap(seen: Seen) -> Floats:
 def last(seen: Seen) -> Floats:
     C, y = seen.compute_M[seen.compute_M > 0], seen.value_M[seen.compute_M > 0]
     step, noise = np.diff(np.log(C)), seen.noise()
-    walk = max(np.square(np.diff(y)).sum() - 2 * noise**2 * len(step), 0.0) / step.sum()
+    walk = max(np.square(np.diff(y)).sum() - 2 * noise**2 * len(step), 0.0)
+    walk = walk / step.sum() if len(step) else ONE_STEP**2
     ahead_C = np.log(np.maximum(seen.later_C / C[-1], 1.0))
     return normal(y[-1], np.sqrt(walk * ahead_C + 2 * noise**2))
 
@@ -209,6 +213,8 @@ def line(seen: Seen) -> Floats:
     x, y = np.log(seen.compute_M[positive]), seen.value_M[positive]
     x, y = x[len(x) // 2 :], y[len(y) // 2 :]
     if len(x) < 3:
+        if positive.sum() < 3:
+            raise ValueError("too few points for a line with an error")
         x, y = np.log(seen.compute_M[positive])[-3:], seen.value_M[positive][-3:]
     slope, level = np.polyfit(x, y, 1)
     sd = np.sqrt(np.square(y - level - slope * x).sum() / (len(x) - 2))
@@ -253,12 +259,24 @@ def score_set(evals: Evals, share: float, method: str) -> Iterator[dict]:
         _seen(seen, posterior.runs[i], r["compute"]) for i, r in zip(index, rows, strict=True)
     ]
     for rule, ask in SIMPLE.items():
-        drawn[rule] = np.concatenate([ask(window) for window in windows], axis=1)
+        drawn[rule] = _asked(ask, windows)
     table = pd.concat(rows, ignore_index=True)[["run", "compute", "value"]]
     ends = dict(zip(posterior.runs, posterior.last_compute("run"), strict=True))
     table["horizon"] = table["compute"] / table["run"].map(ends)
     for rule, x_XP in drawn.items():
         yield {"rule": rule} | scores(x_XP, table)
+
+
+def _asked(ask: Callable[[Seen], Floats], windows: list[Seen]) -> Floats:
+    """Draws [X, P] of a rule; where a run has too few points for it, those of `last`."""
+    parts = []
+    for window in windows:
+        try:
+            parts.append(ask(window))
+        except ValueError:
+            parts.append(last(window))
+    X = max(map(len, parts))
+    return np.concatenate([part[np.arange(X) % len(part)] for part in parts], axis=1)
 
 
 def _seen(seen: Evals, run: str, later: pd.Series) -> Seen:
@@ -321,7 +339,7 @@ def score_simulation(evals: Evals, truth: Truth, method: str) -> Iterator[dict]:
     }
     windows = [_seen(evals, run, pd.Series(compute)) for run in posterior.runs]
     for rule, ask in SIMPLE.items():
-        drawn[rule] = np.concatenate([ask(window) for window in windows], axis=1)
+        drawn[rule] = _asked(ask, windows)
     table = pd.DataFrame({"run": np.repeat(posterior.runs, H), "horizon": np.tile(HORIZONS, R)})
     table["value"] = truth.fresh_RH[order].ravel()
     for rule, x_XP in drawn.items():
@@ -412,7 +430,7 @@ def draw(means: pd.DataFrame, path: Path) -> None:
 
 
 LABELS = {
-    "posterior": "posterior with its doubt", "curve": "posterior without", "grid": "grid fit ± 0.02",
+    "posterior": "posterior with its doubt", "curve": "without", "grid": "grid fit ± 0.02",
     "bootstrap": "bootstrap", "last": "last value, random walk", "line": "line in log C",
 }  # fmt: skip
 

@@ -151,7 +151,7 @@ def backtest(
     jobs = [(curve, origin) for curve in curves for origin in usable]
     for curve, origin in tqdm(jobs, desc="backtest", unit="fit", disable=not progress):
         seen, later = data.until(share=origin), data.after(share=origin)
-        seen = _with_first(data, seen)
+        seen = with_first(data, seen)
         tree = posterior_of(seen, curve=curve, method=method, pad_to=widest, **options)
         points.append(score(Draws(tree, unsafe=True), later).assign(curve=curve, origin=origin))
     return Backtest(pd.concat([x for x in points if len(x)] or points, ignore_index=True))
@@ -190,7 +190,7 @@ def usable_origins(data: Evals, origins: Sequence[float] = ORIGINS) -> list[floa
     return [origin for origin in origins if seen(origin) >= MIN_SEEN]
 
 
-def _with_first(data: Evals, seen: Evals) -> Evals:
+def with_first(data: Evals, seen: Evals) -> Evals:
     """Every run with at least its first evaluation at C > 0."""
     positive = data.frame[data.frame["compute"] > 0]
     first = positive.loc[positive.groupby("run", sort=False)["compute"].idxmin()]

@@ -22,8 +22,8 @@ the mean of all that came later holds it too.
 
 Two things that the score test cannot know are asked of the pass rates themselves. What lies below
 its curve has fallen only if it lies below what the run had reached; a run that never began to rise
-has not. And a run that falls from the start on has no curve that a fall could be measured against: its
-last third is compared with its first.
+has not. And a run that falls from the start on has no curve that a fall could be measured against:
+its last third is compared with its first.
 """
 
 from __future__ import annotations

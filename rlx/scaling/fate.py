@@ -83,7 +83,7 @@ def fates(fit: Draws, doubt: Doubt | None, by: str) -> Fates | None:
 
 
 def _of_recipes(fit: Draws, runs: Fates, rng: np.random.Generator) -> Fates:
-    """Each draw of a recipe has the fate of one of its runs, at the mean level of those that stay."""
+    """Each draw of a recipe has the fate of one of its runs, at the mean level of those staying."""
     X, J = len(runs.stays_XN), len(fit.recipes)
     stays_XJ, level_J, sd_J = np.zeros((X, J), bool), np.zeros(J), np.zeros(J)
     from_J = fit.last_compute("recipe")

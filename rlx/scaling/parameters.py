@@ -55,7 +55,8 @@ def summary(fit: Draws, by: str = "recipe", prob: float = 0.9) -> pd.DataFrame:
     """Mean, interval, contraction, phase and status of PARAMS, see `param`.
 
     Columns: level, name, param, mean, quantiles, contraction (1 - prior share), phase (last
-    compute / C_mid, median), gained (median, see `gained`) and status: "ok", or why the ceiling is not to be trusted.
+    compute / C_mid, median), gained (median, see `gained`) and status: "ok", or why the ceiling is
+    not to be trusted.
     """
     fit.guard()
     names, last, curves = fit.names(by), fit.last_compute(by), fit.curves(by)
@@ -85,7 +86,10 @@ def gained(fit: Draws, by: str) -> Floats:
 def status(fit: Draws, by: str = "recipe") -> list[str]:
     """Per recipe or run: "ok", "departed", or "ceiling not identified" with the reason."""
     curves, last = fit.curves(by), fit.last_compute(by)
-    lo, hi = np.quantile(gained(fit, by), [0.05, 0.95], axis=0)
+    of_curve = (curves.at(last[:, None])[..., 0] - curves["R0"]) / np.maximum(
+        curves["A"] - curves["R0"], 1e-9
+    )
+    lo, hi = np.quantile(of_curve, [0.05, 0.95], axis=0)
     share = prior_share(fit, "asymptote", by)
     gone, past = fit.departed, (last > curves["C_mid"]).mean(0)
     out = []

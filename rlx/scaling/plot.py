@@ -35,6 +35,7 @@ from scipy.stats import beta, gaussian_kde
 from rlx.errors import InputError
 from rlx.scaling.backtest import LEAST, PROB, Backtest
 from rlx.scaling.data import Evals, short_names
+from rlx.scaling.paths import HORIZON
 from rlx.scaling.posterior import ScalingFit
 from rlx.scaling.style import (
     COLORS,
@@ -53,6 +54,7 @@ Color = str | tuple[float, float, float]
 
 SEEN, AHEAD, NEW = 0.40, 0.22, 0.14  # opacity of the bands
 OVERLAID = 4  # recipes that share a panel; more get panels of their own
+CEILING = f"pass rate at {HORIZON:g}x the compute seen"
 GRID_POINTS = 80  # of a drawn curve
 MAX_CELLS = 10_000_000  # draws x curves x points at once
 MARGIN_A, MARGIN_COMPUTE = 0.02, 0.10  # differences that count, as in fit.effects
@@ -228,7 +230,10 @@ def _curve_panel(ax: Axes, scene: _Scene, name: str, recipes: list[int]) -> None
         handles.append(tuple(_dot(tint) for tint in shades))
         lead = "" if len(recipes) == 1 and scene.base[j] in name else f"{scene.base[j]}:  "
         lo, mid, hi = scene.A_QJ[:, j]
-        lines = [f"{lead}A = {mid:.3f} [{lo:.3f}, {hi:.3f}]", *_warnings(scene, j)]
+        lines = [
+            f"{lead}{mid:.3f} [{lo:.3f}, {hi:.3f}] at {HORIZON:g}x the compute",
+            *_warnings(scene, j),
+        ]
         labels.append("\n".join(lines))
     truths = _truths(scene.fit, recipes)
     for truth in truths:
@@ -347,7 +352,8 @@ def _curve_key(scene: _Scene) -> list[Artist]:
 
 
 def ceilings(fit: ScalingFit, *, prob: float = 0.9) -> Figure:
-    """Recipes ranked by ceiling A: interval, median, seeds, exact ceiling, P(highest).
+    """Recipes ranked by ceiling, the pass rate at the horizon (`parameters.param`): interval,
+    median, seeds, exact ceiling, P(highest).
 
     A recipe whose ceiling the data do not identify, or of which a run departed, is grey, with the
     reason beside it. P(highest) is fit.prob_best().
@@ -382,7 +388,7 @@ def ceilings(fit: ScalingFit, *, prob: float = 0.9) -> Figure:
     tidy(bars, None)
     ax.set_yticks(range(len(order)), [labels[j] for j in order])
     ax.set_ylim(-0.6, len(order) - 0.4)
-    ax.set_xlabel(f"ceiling A, {fit.evals.value_label}", fontsize=9)
+    ax.set_xlabel(f"{CEILING}, {fit.evals.value_label}", fontsize=9)
     bars.set_xlim(0, 1)
     bars.set_xlabel("P(highest ceiling)", fontsize=9)
     bars.tick_params(left=False, labelleft=False)
@@ -411,22 +417,22 @@ def _ceiling_key(fit: ScalingFit, status: list[str], prob: float) -> list[Artist
 def ridge(
     fit: ScalingFit, recipes: str | Sequence[str] | None = None, *, prob: float = 0.9
 ) -> Figure:
-    """Draws of ceiling A against C_mid: the ridge along which short runs are undecided.
+    """Draws of the curve's asymptote against C_mid: the ridge along which short runs are undecided.
 
-    The outlines hold half and `prob` of the density of (log C_mid, A), estimated by a normal
-    kernel. A vertical line marks each recipe's last fitted compute: left of it half of the gain
-    has been seen.
+    The outlines hold half and `prob` of the density of (log C_mid, asymptote), by a normal kernel.
+    A vertical line marks each recipe's last fitted compute: left of it half of the gain has been
+    seen.
 
     Args:
         fit: a posterior.
-        recipes: one name or several, at most six; default the six highest ceilings.
+        recipes: one name or several, at most six; default the six highest asymptotes.
         prob: of the outer outline.
 
     Raises:
         InputError: an unknown recipe, more than six, or prob out of range.
         NotConverged: as every question to the fit.
     """
-    A, C_mid = fit.param("A"), fit.param("C_mid")
+    A, C_mid = fit.param("asymptote"), fit.param("C_mid")
     names = [recipes] if isinstance(recipes, str) else recipes
     if names is None:
         names = [fit.recipes[j] for j in np.argsort(-_interval(A.values, prob)[1])[: len(COLORS)]]
@@ -452,7 +458,7 @@ def ridge(
     tidy(ax)
     log_ticks(ax)
     ax.set_xlabel(rf"$C_\mathrm{{mid}}$, {fit.evals.compute_label}", fontsize=9)
-    ax.set_ylabel(f"ceiling A, {fit.evals.value_label}", fontsize=9)
+    ax.set_ylabel(f"asymptote of the curve, {fit.evals.value_label}", fontsize=9)
     handles += [
         Line2D([], [], color=FAINT, linewidth=1.2, label=f"50 % and {100 * prob:g} % of the draws"),
         Line2D([], [], color=FAINT, linewidth=1.0, linestyle=DASHES, label="last fitted compute"),
@@ -483,10 +489,10 @@ def effects(
 ) -> Figure:
     """Forest plot of design choices: what each does to the ceiling and to the compute.
 
-    Left, the change of ceiling A. Right, on a log axis, the compute to reach the same pass rate
-    over what the reference needs (compute_ratio) and, thin, the compute to reach 80 % of its own
-    gain (pace_ratio). Differences inside the shaded margins do not count; an arrow is an interval
-    that does not end, where a curve never arrives.
+    Left, the change of the ceiling at the horizon. Right, on a log axis, the compute to reach the
+    same pass rate over what the reference needs (compute_ratio) and, thin, the compute to reach
+    80 % of its own gain (pace_ratio). Differences inside the shaded margins do not count; an arrow
+    is an interval that does not end, where a curve never arrives.
 
     Args:
         tables: of fit.effects, one per axis.
@@ -513,7 +519,7 @@ def effects(
     rows = table[["axis", "level", "reference"]].astype(str)
     left.set_yticks(y_N, [f"{r.axis}: {r.level} vs {r.reference}" for r in rows.itertuples()])
     left.set_ylim(y_N[-1] - 0.6, y_N[0] + 0.6)
-    left.set_xlabel("change of ceiling A (pass rate)", fontsize=9)
+    left.set_xlabel(f"change of the {CEILING}", fontsize=9)
     right.set_xlabel("compute, level / reference", fontsize=9)
     edge = right.get_yaxis_transform()
     for y, verdict, color in zip(y_N, table["verdict"], colors, strict=True):
