@@ -77,18 +77,18 @@ def check(fit: Draws) -> Check:
             f"prior_share>0.5: the asymptotes of {_few(weak)} are more prior than data; "
             "ask for ceilings at the horizon, param A, or train on"
         )
-    problems += [*_left_over(residuals), *_spurious(fit)]
+    problems += [*_left_over(fit, residuals), *_spurious(fit)]
     return Check(sampler, runs, residuals, tuple(problems))
 
 
-def _left_over(residuals: pd.DataFrame) -> list[str]:
+def _left_over(fit: Draws, residuals: pd.DataFrame) -> list[str]:
     """A line for each kind of test that finds something, ALPHA shared by all of them."""
     found = residuals[residuals["p_value"] * len(residuals) < ALPHA].sort_values("p_value")
     lines = []
     for test, rows in found.groupby("test", sort=False):
         said = [_finding(row) for row in rows.head(4).itertuples()]
         more = f", and {len(rows) - 4} more" if len(rows) > 4 else ""
-        remedy = "noise=student, or a larger stderr" if test == "scatter" else COMPARE
+        remedy = "noise=student, or a larger stderr" if test == "scatter" else _better(fit)
         lines.append(f"{test}: {', '.join(said)}{more}; {remedy}")
     return lines
 
@@ -106,13 +106,17 @@ def _finding(row) -> str:
     return f"{who} {words[row.test]} (z = {row.z:.1f})"
 
 
+def _better(fit: Draws) -> str:
+    """What helps against curves that do not fit: first of all draws of the posterior itself."""
+    return "fit with method=nuts" if fit.attrs["method"] == "laplace" else COMPARE
+
+
 def _spurious(fit: Draws) -> list[str]:
     """A line for each site far from its prior: of a mode where there should be none, or of curves
     that do not fit."""
-    remedy = "fit with method=nuts" if fit.attrs["method"] == "laplace" else COMPARE
     return [
         f"{row.site}={row.mean:.2f}: {abs(row.sds):.1f} prior sds from its prior's mean, a spurious"
-        f" mode or curves that do not fit; {remedy}"
+        f" mode or curves that do not fit; {_better(fit)}"
         for row in far_from_prior(fit).itertuples()
     ]
 

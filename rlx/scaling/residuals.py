@@ -18,7 +18,9 @@ and of all. With u = L^-1 r the innovations (Sigma = L L'), two more are asked o
     scatter  sum_m u_m^2, a chi^2 with n - trace(Sigma^-1 Cov(m_X)) degrees of freedom
 
 Sigma is that of the median wander and noise. The wander is fitted to the same residuals and hides
-some of what is wrong, so silence proves little; a finding does.
+some of what is wrong, so silence proves little; a finding does. Of a normal at the mode the mean
+curve may itself lie off by a standard error, which all runs together show: there a finding asks for
+method=nuts.
 
 Source: the covariance is that of the normal linear model, r = Sigma (Sigma + P)^-1 (value - prior
 mean) with P the prior covariance of the curves. Robins, van der Vaart and Ventura 2000 (JASA
