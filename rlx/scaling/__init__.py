@@ -7,14 +7,14 @@ fit = sc.fit(evals)
 Modules, each importing only those above it:
 
     source, files, columns, runs, readers, data      any source of evaluations -> `Evals`
-    priors, families, curve, kalman                  priors, the families of curves, the wander
+    priors, families, curve, kalman, doubt           priors, families of curves, wander, doubt
     point, profile, paper, robust, run_fits          least squares of one run, without a posterior
     model, coordinates, bayes, departure, arrays     the model in JAX and its sampler
     doubt, infer                                     `Evals` -> a posterior as an xarray.DataTree
     draws                                            `Draws`: that tree as named arrays
     fate, paths, parameters                          the pass rate at any compute; A, B, C_mid
     forecast, compare, effects, worth, allocate      questions, each a function over `Draws`
-    check, stopping, backtest                        may it be believed; may a cell stop; trust
+    residuals, check, stopping, backtest             may it be believed; may a cell stop; trust
     saved, posterior                                 the file; `ScalingFit`, questions as methods
     simulate, power                                  studies of known truth; plan before you spend
     style, plot                                      pictures of a posterior

@@ -34,7 +34,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import beta, gaussian_kde
 
 from rlx.errors import InputError
-from rlx.scaling.backtest import ALPHA, PROB, Backtest
+from rlx.scaling.backtest import LEAST, PROB, Backtest
 from rlx.scaling.data import Evals, short_names
 from rlx.scaling.paths import HORIZON
 from rlx.scaling.posterior import ScalingFit
@@ -602,8 +602,8 @@ def calibration(backtest: Backtest, *, prob: float = 0.9) -> Figure:
 
     A panel per curve, a line per origin of the forecasts. Runs weigh the same, and the bars are
     `prob` intervals of a share with one trial per run, Beta(1/2 + k, 1/2 + R - k), k = coverage R.
-    Open points are covered more rarely than a true model's would be, by backtest's own test, which
-    knows how the runs depend on each other; the shaded horizons are those that it vouches for.
+    Open points lie below the coverage that `Backtest.evidence` asks for over all origins; the
+    shaded horizons are those that it trusts.
 
     Raises:
         InputError: prob is out of range.
@@ -616,16 +616,15 @@ def calibration(backtest: Backtest, *, prob: float = 0.9) -> Figure:
     R = points.groupby(keys).agg(R=("run", "nunique")).reset_index()
     scores = backtest.scores.merge(R, on=keys)
     scores["lo"], scores["hi"] = jeffreys(scores["coverage"], scores["R"], prob)
-    together = scores.groupby(["curve", "horizon"])["p_value"].transform("size")
-    scores["rare"] = scores["p_value"] * together < ALPHA
+    scores["rare"] = scores["coverage"] < LEAST
     names, origins = scores["curve"].unique(), np.sort(scores["origin"].unique())
     figure = Figure(figsize=(1.6 + 3.4 * len(names), 4.0), layout="constrained", dpi=150)
     grid = figure.subplots(1, len(names), sharex=True, sharey=True, squeeze=False)[0]
     for ax, name in zip(grid, names, strict=True):
         _coverage(ax, scores[scores["curve"] == name], origins)
-        trust = backtest.trust(name)
+        trust, evidence = backtest.trust(name), backtest.evidence(name)
         ax.axvspan(1, trust, color=FAINT, alpha=0.15, linewidth=0, zorder=0)
-        words = f"trusted to {trust:.3g}" if trust > 1 else "no horizon trusted"
+        words = f"trusted to {trust:.3g}" if trust > 1 else evidence["verdict"].iloc[0]
         ax.set_title(f"{name}: {words}", fontsize=9, loc="left", color=INK)
         ax.set_xlabel(r"horizon, $C / C_\mathrm{seen}$", fontsize=9)
     grid[0].set_xlim(1, scores["horizon"].max() * 1.4)
