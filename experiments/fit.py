@@ -256,7 +256,7 @@ def write_posterior(
     for name, figure in figures.items():
         figure.savefig(out / f"{name}.png")
     ceilings = recipes[recipes["param"] == "A"].drop(columns=["level", "param"])
-    print(f"\n{posterior}\nceilings:")
+    print(f"\n{posterior}\nceilings ({plot.CEILING}):")
     print(ceilings.to_string(index=False, float_format="{:.3f}".format))
     for table in effects:
         shown = ["axis", "level", "reference", "dA_q05", "dA_q95", "compute_ratio_q05"]

@@ -13,7 +13,7 @@ from experiments.options import own_options
 from rlx.config import Config
 from rlx.errors import InputError
 
-SECTIONS = ("env", "rollout")  # of a run, unless a word says something else about them
+SECTIONS = ("env", "rollout", "episode")  # of a run, unless a word says something else about them
 
 
 class Policy(NamedTuple):
@@ -29,14 +29,14 @@ class Policy(NamedTuple):
 
         head_dtype = self.config.rollout.head_dtype
         params = published(self.params, self.config.model, head_dtype, self.mesh, self.mesh)
-        return make_generator(self.config, self.graders.env, self.mesh), Weights(params, 0)
+        return make_generator(self.config, self.graders, self.mesh), Weights(params, 0)
 
 
 def composed(words: Sequence[str]) -> Config:
     """The configuration that `experiments.train` would run with these words.
 
-    Where `model.path` is a run, its sections `env` and `rollout` hold, unless a word names them,
-    and so does its `algo.reward_model`, which may be the judge.
+    Where `model.path` is a run, its sections `env`, `rollout` and `episode` hold, unless a word
+    names them, and so does its `algo.reward_model`, which may be the judge.
     """
     config = train.composed(words)
     if not config.model.path:

@@ -95,7 +95,10 @@ DTYPES = ("float32", "bfloat16")
 COMPUTE_DTYPES = (*DTYPES, "float16")
 ATTENTIONS = ("auto", "xla", "cudnn")
 ROPE_SCALINGS = ("none", "linear", "llama3", "yarn")
-ENVS = ("digit_chain", "reasoning_gym", "math", "code", "mixture", "preference")
+ENVS = (
+    *("digit_chain", "reasoning_gym", "math", "code", "mixture", "preference"),
+    *("guess", "calculator", "python_tool", "verifiers"),
+)
 ROUTERS = ("softmax", "sigmoid")
 DISPATCHES = ("sorted", "dense")
 ON_GRADE_ERROR = ("zero", "stop")
@@ -371,6 +374,23 @@ class RolloutConfig(Section):
 
 
 @dataclass(frozen=True)
+class EpisodeConfig(Section):
+    """Answers of several turns: what the environment replies lies between them.
+
+    All tokens of an episode after its prompt, replies too, are at most rollout.max_new_tokens.
+    """
+
+    max_turns: int = 1  # of the policy; 1: no environment is asked for a reply
+    turn_tokens: int = 0  # of one turn; 0: as many as are left
+    reply_s: float = 10.0  # for one reply; without a limit where env.grade_timeout_s=0
+    reply_chars: int = 4096  # a longer one is a failure of the environment
+
+    section = "episode."
+    ranges = {"(0, inf)": "max_turns reply_s reply_chars", "[0, inf)": "turn_tokens"}
+    remedies = {"turn_tokens": "0 sets no limit but rollout.max_new_tokens"}
+
+
+@dataclass(frozen=True)
 class PipelineConfig(Section):
     """Who waits for whom. See rlx.rollout.buffer for the bound that each kind guarantees."""
 
@@ -567,6 +587,7 @@ class Config(Section):
     algo: AlgoConfig = field(default_factory=AlgoConfig)
     env: EnvConfig = field(default_factory=EnvConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    episode: EpisodeConfig = field(default_factory=EpisodeConfig)
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
@@ -642,9 +663,9 @@ class Config(Section):
                 reason = f"below rollout.think_tokens_min={least}"
                 remedy = "the budget is drawn between the two"
                 self.refuse("rollout.think_tokens_max", reason, remedy)
-            if most + answer >= rollout.max_new_tokens:
+            if most + answer >= self.turn_tokens:
                 reason = f"no room for {most} tokens of thinking, an interruption and {answer} of "
-                self.refuse("rollout.max_new_tokens", f"{reason}answer", "raise it")
+                self.refuse(self.turn_limit, f"{reason}answer", "raise it")
         if control.startswith("penalty") and (
             self.algo.length_penalty_tokens >= rollout.max_new_tokens
         ):
@@ -655,6 +676,18 @@ class Config(Section):
     @property
     def needs_reward_model(self) -> bool:
         return self.algo.reward == "model" or self.env.name == "preference"
+
+    @property
+    def turn_tokens(self) -> int:
+        """The most tokens of one turn."""
+        limit = self.rollout.max_new_tokens
+        return min(self.episode.turn_tokens or limit, limit)
+
+    @property
+    def turn_limit(self) -> str:
+        """The option that sets it."""
+        short = self.turn_tokens < self.rollout.max_new_tokens
+        return "episode.turn_tokens" if short else "rollout.max_new_tokens"
 
     @property
     def slots(self) -> int:

@@ -126,6 +126,7 @@ class Ledger:
     eval_flops: float = 0.0
     discarded_flops: float = 0.0
     tokens_generated: int = 0
+    tokens_put_in: int = 0  # replies of environments, which the policy read and did not draw
     tokens_trained: int = 0
     samples: int = 0
 
@@ -145,6 +146,7 @@ class Ledger:
         """The ledger's part of an evaluation row; what this run has no use for is 0."""
         return {
             "tokens_generated": self.tokens_generated,
+            "tokens_put_in": self.tokens_put_in,
             "tokens_trained": self.tokens_trained,
             "samples": self.samples,
             "train_flops": self.train_flops,

@@ -28,7 +28,7 @@ from flax import struct
 
 from rlx.problem import Problem as Problem
 
-INJECTED = -1  # version of a token that no policy drew: an interruption, or padding
+INJECTED = -1  # version of a token that no policy drew: an interruption, a reply, or padding
 Params = Any  # a plain pytree of arrays: nested dicts and lists
 
 
@@ -78,6 +78,7 @@ class Group:
     score_G: np.ndarray  # float32 in [0, 1]; 1 is a pass
     stopped_G: np.ndarray  # bool, False where the length limit cut the sample
     expert_GTLK: np.ndarray | None = None  # int32, that took the token in the sampler's routers
+    turns_G: np.ndarray | None = None  # int32, of the policy; groups of older checkpoints lack it
 
     @property
     def sampled_GT(self) -> np.ndarray:
@@ -101,7 +102,7 @@ class Group:
 
     @property
     def interrupted_G(self) -> np.ndarray:
-        """bool, True where a phrase was put into the completion."""
+        """bool, True where a phrase, or a reply, was put into the completion."""
         within_GT = np.arange(self.version_GT.shape[1]) < self.length_G[:, None]
         return (within_GT & ~self.sampled_GT).any(axis=1)
 

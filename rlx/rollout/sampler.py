@@ -150,8 +150,11 @@ def _stops(stop_WN, token_W):
     return jnp.any(token_W[:, None] == stop_WN, axis=1)
 
 
-def _force(rules: Rules, think_W, answer_W, count_W, token_W):
-    """(token_W, injected_W, answer_W, limit_W) once token `count_W` is drawn or put in."""
+def _force(rules: Rules, think_W, answer_W, count_W, given_W, token_W):
+    """(token_W, injected_W, answer_W, limit_W) once token `count_W` is drawn or put in.
+
+    Thinking ends neither within the tokens before `given_W`, which others said, nor by them.
+    """
     if not rules.phrase:
         return token_W, jnp.zeros(token_W.shape, bool), answer_W, jnp.full_like(count_W, NEVER)
     phrase = jnp.array(rules.phrase, jnp.int32)
@@ -160,7 +163,8 @@ def _force(rules: Rules, think_W, answer_W, count_W, token_W):
     injected_W = (answer_W != NEVER) & (count_W < answer_W)
     place_W = jnp.clip(count_W - (answer_W - len(rules.phrase)), 0, len(rules.phrase) - 1)
     token_W = jnp.where(injected_W, phrase[place_W], token_W)
-    ended_W = (answer_W == NEVER) & (token_W == rules.think_end_id)
+    drawn_W = count_W >= given_W
+    ended_W = (answer_W == NEVER) & (token_W == rules.think_end_id) & drawn_W
     answer_W = jnp.where(ended_W, count_W + 1, answer_W)
     return token_W, injected_W, answer_W, answer_W + rules.answer_tokens
 
@@ -186,7 +190,7 @@ def insert(
     draw = lambda key: jax.random.randint(key, (), rules.think_min, rules.think_max + 1)  # noqa: E731
     think_W = jax.vmap(draw)(budget_key_W) if rules.phrase else jnp.zeros_like(token_W)
     thinks_W, zero_W = jnp.full_like(token_W, NEVER), jnp.zeros_like(token_W)
-    _, _, answer_W, answered_W = _force(rules, think_W, thinks_W, zero_W, token_W)
+    _, _, answer_W, answered_W = _force(rules, think_W, thinks_W, zero_W, zero_W, token_W)
     limit_W = jnp.minimum(answered_W, new.limit_W)
 
     def fill(x, value):
@@ -242,7 +246,7 @@ def decode(
         logits_WV, value_W = _logits_and_values(params, hidden_WD, temperature, rules)
         token_W, logp_W = _draw(logits_WV, key_W)
         token_W, injected_W, answer_W, limit_W = _force(
-            rules, s.think_W, s.answer_W, s.count_W, token_W
+            rules, s.think_W, s.answer_W, s.count_W, s.given_W, token_W
         )
         given_W = s.count_W < s.given_W
         token_W = jnp.where(given_W, at_index(s.token_WT, s.count_W), token_W)
@@ -275,14 +279,18 @@ def decode(
 def resume(slots: Slots, given_WT, n_W, limit_W, *, mesh: Mesh) -> Slots:
     """Sequences go on behind the first n_W tokens of given_WT, which are fed and not drawn.
 
-    Where n_W is 0 a slot keeps what it has. Nothing before is computed again.
+    Where n_W is 0 a slot keeps what it has. Nothing before is computed again. Each turn thinks
+    anew, as long as the first might.
     """
     W, T = slots.token_WT.shape
     on_W, index_WT = n_W > 0, jnp.broadcast_to(jnp.arange(T)[None], (W, T)) - slots.count_W[:, None]
     put_WT = (index_WT >= 0) & (index_WT < n_W[:, None])
     moved_WT = jnp.take_along_axis(given_WT, jnp.clip(index_WT, 0, T - 1), axis=1)
+    given_W = slots.count_W + n_W
     on = slots.replace(
-        given_W=jnp.where(on_W, slots.count_W + n_W, slots.given_W),
+        given_W=jnp.where(on_W, given_W, slots.given_W),
+        think_W=jnp.where(on_W, given_W + slots.think_W - slots.given_W, slots.think_W),
+        answer_W=jnp.where(on_W, NEVER, slots.answer_W),
         limit_W=jnp.where(on_W, limit_W, slots.limit_W),
         active_W=slots.active_W | on_W,
         token_WT=jnp.where(put_WT, moved_WT, slots.token_WT),

@@ -24,6 +24,7 @@ from scipy.special import expit
 
 from rlx.errors import InputError
 from rlx.scaling.data import Evals
+from rlx.scaling.doubt import Doubt
 from rlx.scaling.families import FAMILIES, Family
 from rlx.scaling.kalman import Kalman
 from rlx.scaling.priors import NUMPY, Priors, prior_theta
@@ -59,12 +60,6 @@ class Curves:
     def compute_to(self, target: ArrayLike) -> Floats:
         """Compute [X, N] at which the curve reaches a pass rate, inf where it never does."""
         return self.family.compute_to(target, **self.parameters)
-
-    def gained(self, compute_N: Floats) -> Floats:
-        """Share [X, N] of the gain A - R0 made at a compute of each curve."""
-        p = self.parameters
-        at_N = self.family.at(compute_N[None], **p)
-        return (at_N - p["R0"]) / np.maximum(p["A"] - p["R0"], 1e-9)
 
     def only(self, index: Sequence[int] | None) -> Curves:
         """Some of the N; all where None."""
@@ -161,6 +156,22 @@ class Draws:
     def unsafe(self) -> Self:
         """The same posterior, answering although it has not converged."""
         return type(self)(self.tree, unsafe=True)
+
+    @cached_property
+    def doubt(self) -> Doubt | None:
+        """What lies beyond the data, see rlx.scaling.doubt; files of before had none and get it."""
+        return Doubt.of(self.attrs.get("doubt"))
+
+    def with_doubt(self, doubt: Doubt | None) -> Self:
+        """The same posterior with another doubt beyond the data; None: the curves alone."""
+        tree = self.tree.copy()
+        tree.attrs["doubt"] = Doubt.text(doubt)
+        return type(self)(tree, unsafe=self.is_unsafe)
+
+    @cached_property
+    def kept(self) -> dict[str, Any]:
+        """What questions make once of this posterior."""
+        return {}
 
     def thinned(self, most: int) -> Self:
         """Every so many draws, so that about `most` remain."""

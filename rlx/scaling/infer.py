@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from rlx.errors import InputError
 from rlx.scaling.data import Evals
+from rlx.scaling.doubt import Doubt
 from rlx.scaling.families import FAMILIES
 from rlx.scaling.priors import Priors
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from rlx.scaling.arrays import Labels
     from rlx.scaling.bayes import SiteDraws, Stats
 
+DOUBT = Doubt()
 METHODS = ("nuts", "laplace")
 MAX_CUTS = 4  # rounds of finding runs that fall off their curve
 
@@ -40,6 +42,7 @@ def posterior_of(
     axes: tuple[str, ...] | None = None,
     r0: float | str | None = None,
     priors: Priors | None = None,
+    doubt: Doubt | None = DOUBT,
     method: str = "nuts",
     seed: int = 0,
     progress: bool = False,
@@ -55,6 +58,7 @@ def posterior_of(
         axes: columns whose levels have effects; default those of the study.
         r0: pass rate at C = 0, a number or a column; default what the evaluations say.
         priors: default Priors().
+        doubt: what is added to the curves beyond the data; None: nothing.
         method: "nuts", or "laplace": a normal at the mode, in a second, as a preview.
         seed: of the sampler.
         progress: show a progress bar.
@@ -67,7 +71,7 @@ def posterior_of(
 
     from rlx.scaling import bayes
     from rlx.scaling.arrays import assemble, make_options
-    from rlx.scaling.departure import departures, without_falls
+    from rlx.scaling.departure import departures, drops, without_falls
     from rlx.scaling.model import NOISES
 
     allowed = (
@@ -83,8 +87,9 @@ def posterior_of(
     with jax.enable_x64(True):
         study, labels, notes = assemble(data, axes=axes, r0=r0, priors=priors, pad_to=pad_to)
         study = jax.tree.map(jax.numpy.asarray, study)
+        departed = drops(study)
+        study, _ = without_falls(study, departed)
         mode = bayes.find_mode(study, options)
-        departed = {}
         for _ in range(MAX_CUTS):
             found = departures(study, bayes.sites_at(study, options, mode), curve)
             new = {r: x for r, x in found.items() if r not in departed}
@@ -112,6 +117,7 @@ def posterior_of(
         "method": method,
         "seed": seed,
         "priors": json.dumps(asdict(priors)),
+        "doubt": Doubt.text(doubt),
         "axes": json.dumps(axes),
         "r0": json.dumps(r0),
         "C_ref": labels.C_ref,

@@ -9,22 +9,27 @@ from numpy.typing import NDArray
 
 from rlx.errors import InputError
 from rlx.scaling.draws import Draws, quantiles
-from rlx.scaling.paths import ceiling
+from rlx.scaling.paths import ceiling, horizon, paths
 
 Floats = NDArray[np.float64]
 
-PARAMS = ("A", "C_mid", "B", "R0", "B_tail")
+PARAMS = ("A", "asymptote", "C_mid", "B", "B_tail", "R0")
 
 
 def param(fit: Draws, name: str, by: str = "recipe") -> xr.DataArray:
-    """Draws of A, C_mid, B, R0, or of B_tail, the exponent that the gap to the ceiling has.
+    """Draws of A, asymptote, C_mid, B, R0, or B_tail, the exponent of the gap to the asymptote.
 
-    A recipe's parameters are those of its typical seed. B_tail = B kappa under burr.
+    A is the ceiling at a horizon: the pass rate at 10 times the largest compute of the study, with
+    the doubt beyond the data. `asymptote` is the limit of the fitted curve, which no data show: it
+    is what the family makes of them. A recipe's parameters are those of its typical seed.
+    B_tail = B kappa under burr.
     """
     fit.guard()
     if name not in PARAMS:
         raise InputError("param", name, "unknown", f"use {', '.join(PARAMS)}")
-    return fit.label(ceiling(fit, by) if name == "A" else fit.curves(by)[name], by)
+    if name == "A":
+        return fit.label(ceiling(fit, by), by)
+    return fit.label(fit.curves(by)["A" if name == "asymptote" else name], by)
 
 
 def prior_share(fit: Draws, param: str, by: str = "recipe") -> Floats:
@@ -38,40 +43,54 @@ def prior_share(fit: Draws, param: str, by: str = "recipe") -> Floats:
             return share_S[start_R]
         first = [int(np.argmax(fit.recipe_of_run == j)) for j in range(len(fit.recipes))]
         return share_S[start_R[first]]
-    link = (lambda x: x) if param == "A" else np.log
-    posterior, prior = fit.curves(by)[param], fit.prior_curves(by)[param]
-    return link(posterior).std(0) / link(prior).std(0)
+    if param == "A":
+        there = np.array([horizon(fit)])
+        return ceiling(fit, by).std(0) / fit.prior_curves(by).at(there)[..., 0].std(0)
+    name = "A" if param == "asymptote" else param
+    link = (lambda x: x) if name == "A" else np.log
+    return link(fit.curves(by)[name]).std(0) / link(fit.prior_curves(by)[name]).std(0)
 
 
 def summary(fit: Draws, by: str = "recipe", prob: float = 0.9) -> pd.DataFrame:
-    """Mean, interval, contraction, phase and status of A, C_mid, B, B_tail and R0.
+    """Mean, interval, contraction, phase and status of PARAMS, see `param`.
 
     Columns: level, name, param, mean, quantiles, contraction (1 - prior share), phase (last
-    compute / C_mid, median), gained (share of A - R0 made at the last compute, median) and
-    status: "ok", or why the ceiling is not to be trusted.
+    compute / C_mid, median), gained (median, see `gained`) and status: "ok", or why the ceiling is
+    not to be trusted.
     """
     fit.guard()
     names, last, curves = fit.names(by), fit.last_compute(by), fit.curves(by)
-    gained, phase = curves.gained(last), np.median(last / curves["C_mid"], 0)
+    made, phase = gained(fit, by), np.median(last / curves["C_mid"], 0)
     said = status(fit, by)
     parts = []
-    for name in ("A", "C_mid", "B", "B_tail", "R0"):
+    for name in PARAMS:
         x = param(fit, name, by).values.reshape(-1, len(names))
         part = pd.DataFrame({"level": by, "name": names, "param": name, "mean": x.mean(0)})
         part = part.join(quantiles(x, prob))
         part["contraction"], part["phase"] = 1 - prior_share(fit, name, by), phase
-        part["gained"], part["status"] = np.median(gained, 0), said
+        part["gained"], part["status"] = np.median(made, 0), said
         parts.append(part)
     order = {name: i for i, name in enumerate(names)}
     table = pd.concat(parts, ignore_index=True)
     return table.sort_values("name", key=lambda s: s.map(order), kind="stable", ignore_index=True)
 
 
+def gained(fit: Draws, by: str) -> Floats:
+    """Share [X, N] of the gain up to the ceiling at the horizon that is made at the last compute,
+    (R_T - R0) / (max(A, R_T) - R0)."""
+    now = paths(fit, fit.last_compute(by)[:, None], by)[..., 0]
+    R0 = fit.curves(by)["R0"]
+    return (now - R0) / np.maximum(np.maximum(ceiling(fit, by), now) - R0, 1e-9)
+
+
 def status(fit: Draws, by: str = "recipe") -> list[str]:
     """Per recipe or run: "ok", "departed", or "ceiling not identified" with the reason."""
     curves, last = fit.curves(by), fit.last_compute(by)
-    lo, hi = np.quantile(curves.gained(last), [0.05, 0.95], axis=0)
-    share = prior_share(fit, "A", by)
+    of_curve = (curves.at(last[:, None])[..., 0] - curves["R0"]) / np.maximum(
+        curves["A"] - curves["R0"], 1e-9
+    )
+    lo, hi = np.quantile(of_curve, [0.05, 0.95], axis=0)
+    share = prior_share(fit, "asymptote", by)
     gone, past = fit.departed, (last > curves["C_mid"]).mean(0)
     out = []
     for i, name in enumerate(fit.names(by)):

@@ -2,23 +2,51 @@
 
 Every question about a pass rate at some compute goes through `paths`, every one about the compute
 to a pass rate through `reach` and every one about ceilings through `ceiling`, so that what a
-posterior believes beyond its curves is said here, once for all of them. A draw of a run is one
-path: asked at several computes, or twice, it answers as one.
+posterior believes beyond its curves is said here, once for all of them: its doubt (`doubt`), and
+the runs that have no curve to follow (`fate`). A draw of a run is one path: asked at several
+computes, or twice, it answers as one.
+
+Letters: X draws, N runs or recipes, C computes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rlx.scaling.doubt import PAST, Noise, doubted, noise
 from rlx.scaling.draws import DRAWS_SEED, Draws
+from rlx.scaling.fate import Fates, fates, held
 
 Floats = NDArray[np.float64]
 
-FALLEN_SD = 0.08  # of the pass rate of a run that fell; measured on falls of sweep=hard_mix
-LAST = 3  # evaluations whose mean is the level of such a run
+HORIZON = 10.0  # of the compute seen, where ceilings are compared
+FARTHEST = 1000.0  # of the compute seen, up to which a pass rate may be reached
+STEPS = np.geomspace(1.0, FARTHEST, 64)  # where a path is looked at for a pass rate
+MOST_CELLS = 4_000_000  # of an array at once
+
+
+class Beyond(NamedTuple):
+    """What a fit adds to its curves, of the runs or of the recipes."""
+
+    noise: Noise | None
+    recipe_N: NDArray[np.int64]
+    fates: Fates | None
+    z_X: Floats
+
+
+def beyond(fit: Draws, by: str) -> Beyond:
+    """The same in every question, so kept with the fit."""
+    if by not in fit.kept:
+        X, J = len(fit.site("theta_run")), len(fit.recipes)
+        recipe_N = fit.recipe_of_run if by == "run" else np.arange(J)
+        drawn = None if fit.doubt is None else noise(X, J, fit.doubt)
+        z_X = np.random.default_rng(DRAWS_SEED).normal(size=X)
+        fit.kept[by] = Beyond(drawn, recipe_N, fates(fit, fit.doubt, by), z_X)
+    return fit.kept[by]
 
 
 def paths(
@@ -28,10 +56,7 @@ def paths(
     seeds: str = "typical",
     only: Sequence[int] | None = None,
 ) -> Floats:
-    """Latent pass rates [X, N, C] at computes [C] or [N, C].
-
-    A run that fell has no curve beyond its fall: it stays at its last level, give or take
-    FALLEN_SD sqrt(1 + log(C / last C)), which promises neither recovery nor ruin.
+    """Latent pass rates [X, N, C] at computes [C] or [N, C], with the doubt beyond the data.
 
     Args:
         fit: the posterior.
@@ -40,31 +65,29 @@ def paths(
         seeds: of a recipe, its "typical" seed or a "new" one.
         only: places of the runs or recipes that are asked about, the N; default all.
     """
-    R_XNC = fit.curves(by, seeds).only(only).at(compute)
-    if by == "run":
-        asked = range(len(fit.runs)) if only is None else only
-        z_X1 = np.random.default_rng(DRAWS_SEED).normal(size=(len(R_XNC), 1))
-        C_max_R, fell = fit.constant("C_max"), fallen(fit)
-        C_NC = np.broadcast_to(compute, R_XNC.shape[1:])
-        for n, r in enumerate(asked):
-            if r in fell:
-                level, C_last = fell[r]
-                sd_C = FALLEN_SD * np.sqrt(1 + np.log(np.maximum(C_NC[n] / C_last, 1)))
-                stays_XC = np.clip(level + sd_C * z_X1, 0, 1)
-                R_XNC[:, n] = np.where(C_max_R[r] < C_NC[n], stays_XC, R_XNC[:, n])
+    index = list(range(len(fit.names(by))) if only is None else only)
+    curves = fit.curves(by, seeds).only(only)
+    last_N, more = fit.last_compute(by)[index], beyond(fit, by)
+    R_XNC = curves.at(compute)
+    C_NC = np.broadcast_to(compute, R_XNC.shape[1:])
+    if not (C_NC > last_N[:, None]).any():
+        return R_XNC
+    if more.noise is not None:
+        with np.errstate(divide="ignore"):
+            L_NC = np.log(C_NC / last_N[:, None])
+        now_before = curves.at(last_N[:, None] / np.array([1.0, PAST]))
+        R_XNC = doubted(
+            R_XNC,
+            L_NC,
+            *np.moveaxis(now_before, -1, 0),
+            more.noise,
+            more.recipe_N[index],
+            fit.doubt,
+        )
+    if more.fates is not None:
+        mine = Fates(more.fates.stays_XN[:, index], *(x[index] for x in more.fates[1:]))
+        R_XNC = held(R_XNC, C_NC, last_N, mine, more.z_X)
     return R_XNC
-
-
-def fallen(fit: Draws) -> dict[int, tuple[float, float]]:
-    """Of every run that fell: mean of its last evaluations, also those not fitted, and the compute
-    of the last one."""
-    out = {}
-    for run, z in fit.departed.items():
-        if z < 0:
-            rows = fit.evals.frame.loc[lambda frame, run=run: frame["run"] == run]
-            level = float(rows["value"].iloc[-LAST:].mean())
-            out[fit.runs.index(run)] = (level, float(rows["compute"].iloc[-1]))
-    return out
 
 
 def reach(
@@ -73,11 +96,49 @@ def reach(
     by: str = "recipe",
     only: Sequence[int] | None = None,
 ) -> Floats:
-    """Compute [X, N] at which the curve reaches `target` (one number, or [X, N]), inf where it
-    never does, 0 where it starts above."""
-    return fit.curves(by).only(only).compute_to(target)
+    """Compute [X, N] at which a run first reaches `target` (one number, or [X, N]).
+
+    Up to the last compute by the curve's inverse, 0 where it starts above; beyond, the path is
+    looked at in STEPS, log C between two of them by a line; inf where it is not reached within
+    FARTHEST times the last compute. Without doubt and fates it is the inverse alone, inf where the
+    ceiling is lower.
+    """
+    index = list(range(len(fit.names(by))) if only is None else only)
+    C_XN = fit.curves(by).only(only).compute_to(target)
+    more, last_N = beyond(fit, by), fit.last_compute(by)[index]
+    if more.noise is None and more.fates is None:
+        return C_XN
+    target_XN = np.broadcast_to(target, C_XN.shape)
+    out = np.where(C_XN <= last_N, C_XN, np.inf)
+    some = max(1, MOST_CELLS // (len(C_XN) * len(STEPS)))
+    for start in range(0, len(index), some):
+        part = slice(start, start + some)
+        R_XNC = paths(fit, last_N[part, None] * STEPS, by, only=index[part])
+        later_XN = last_N[part] * first_passage(R_XNC, target_XN[:, part])
+        out[:, part] = np.minimum(out[:, part], later_XN)
+    return out
+
+
+def first_passage(R_XNC: Floats, target_XN: Floats) -> Floats:
+    """Of paths at STEPS, the step at which each first reaches its target, inf where none does."""
+    there_XNC = R_XNC >= target_XN[..., None]
+    k_XN = there_XNC.argmax(-1)
+    before_XN = np.maximum(k_XN - 1, 0)
+    low, high = (np.take_along_axis(R_XNC, k[..., None], -1)[..., 0] for k in (before_XN, k_XN))
+    rise = np.maximum(high - low, 1e-300)
+    part_XN = np.where(k_XN > 0, np.clip((target_XN - low) / rise, 0.0, 1.0), 0.0)
+    log_XN = np.log(STEPS)[before_XN] * (1 - part_XN) + np.log(STEPS)[k_XN] * part_XN
+    return np.where(there_XNC.any(-1), np.exp(log_XN), np.inf)
+
+
+def horizon(fit: Draws) -> float:
+    """HORIZON times the largest compute of the study, where ceilings are compared."""
+    return HORIZON * float(fit.evals.frame["compute"].max())
 
 
 def ceiling(fit: Draws, by: str = "recipe") -> Floats:
-    """Ceilings A [X, N] as questions compare them: the asymptotes of the curves."""
-    return fit.curves(by)["A"]
+    """Ceilings A [X, N] as questions compare them: the pass rate at `horizon`; of curves alone,
+    without doubt, their asymptotes."""
+    if fit.doubt is None:
+        return fit.curves(by)["A"]
+    return paths(fit, np.array([horizon(fit)]), by)[..., 0]

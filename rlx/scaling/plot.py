@@ -7,6 +7,7 @@
     plot.effects([fit.effects("loss")])                      # ceiling movers, efficiency shapers
     plot.ridge(fit)                                          # what the data leave open: A, C_mid
     plot.calibration(fit.backtest())                         # how past forecasts did
+    plot.power(sc.power())                                   # what a study would find
 
 Intervals are equal-tailed. Colours are those of Okabe and Ito, told apart under colour blindness;
 grey is what the data do not say. No figure touches pyplot; none needs JAX.
@@ -33,8 +34,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import beta, gaussian_kde
 
 from rlx.errors import InputError
-from rlx.scaling.backtest import ALPHA, PROB, Backtest
+from rlx.scaling.backtest import LEAST, PROB, Backtest
 from rlx.scaling.data import Evals, short_names
+from rlx.scaling.paths import HORIZON
 from rlx.scaling.posterior import ScalingFit
 from rlx.scaling.style import (
     COLORS,
@@ -53,6 +55,7 @@ Color = str | tuple[float, float, float]
 
 SEEN, AHEAD, NEW = 0.40, 0.22, 0.14  # opacity of the bands
 OVERLAID = 4  # recipes that share a panel; more get panels of their own
+CEILING = f"pass rate at {HORIZON:g}x the compute seen"
 GRID_POINTS = 80  # of a drawn curve
 MAX_CELLS = 10_000_000  # draws x curves x points at once
 MARGIN_A, MARGIN_COMPUTE = 0.02, 0.10  # differences that count, as in fit.effects
@@ -228,7 +231,10 @@ def _curve_panel(ax: Axes, scene: _Scene, name: str, recipes: list[int]) -> None
         handles.append(tuple(_dot(tint) for tint in shades))
         lead = "" if len(recipes) == 1 and scene.base[j] in name else f"{scene.base[j]}:  "
         lo, mid, hi = scene.A_QJ[:, j]
-        lines = [f"{lead}A = {mid:.3f} [{lo:.3f}, {hi:.3f}]", *_warnings(scene, j)]
+        lines = [
+            f"{lead}{mid:.3f} [{lo:.3f}, {hi:.3f}] at {HORIZON:g}x the compute",
+            *_warnings(scene, j),
+        ]
         labels.append("\n".join(lines))
     truths = _truths(scene.fit, recipes)
     for truth in truths:
@@ -347,7 +353,8 @@ def _curve_key(scene: _Scene) -> list[Artist]:
 
 
 def ceilings(fit: ScalingFit, *, prob: float = 0.9) -> Figure:
-    """Recipes ranked by ceiling A: interval, median, seeds, exact ceiling, P(highest).
+    """Recipes ranked by ceiling, the pass rate at the horizon (`parameters.param`): interval,
+    median, seeds, exact ceiling, P(highest).
 
     A recipe whose ceiling the data do not identify, or of which a run departed, is grey, with the
     reason beside it. P(highest) is fit.prob_best().
@@ -382,7 +389,7 @@ def ceilings(fit: ScalingFit, *, prob: float = 0.9) -> Figure:
     tidy(bars, None)
     ax.set_yticks(range(len(order)), [labels[j] for j in order])
     ax.set_ylim(-0.6, len(order) - 0.4)
-    ax.set_xlabel(f"ceiling A, {fit.evals.value_label}", fontsize=9)
+    ax.set_xlabel(f"{CEILING}, {fit.evals.value_label}", fontsize=9)
     bars.set_xlim(0, 1)
     bars.set_xlabel("P(highest ceiling)", fontsize=9)
     bars.tick_params(left=False, labelleft=False)
@@ -411,22 +418,22 @@ def _ceiling_key(fit: ScalingFit, status: list[str], prob: float) -> list[Artist
 def ridge(
     fit: ScalingFit, recipes: str | Sequence[str] | None = None, *, prob: float = 0.9
 ) -> Figure:
-    """Draws of ceiling A against C_mid: the ridge along which short runs are undecided.
+    """Draws of the curve's asymptote against C_mid: the ridge along which short runs are undecided.
 
-    The outlines hold half and `prob` of the density of (log C_mid, A), estimated by a normal
-    kernel. A vertical line marks each recipe's last fitted compute: left of it half of the gain
-    has been seen.
+    The outlines hold half and `prob` of the density of (log C_mid, asymptote), by a normal kernel.
+    A vertical line marks each recipe's last fitted compute: left of it half of the gain has been
+    seen.
 
     Args:
         fit: a posterior.
-        recipes: one name or several, at most six; default the six highest ceilings.
+        recipes: one name or several, at most six; default the six highest asymptotes.
         prob: of the outer outline.
 
     Raises:
         InputError: an unknown recipe, more than six, or prob out of range.
         NotConverged: as every question to the fit.
     """
-    A, C_mid = fit.param("A"), fit.param("C_mid")
+    A, C_mid = fit.param("asymptote"), fit.param("C_mid")
     names = [recipes] if isinstance(recipes, str) else recipes
     if names is None:
         names = [fit.recipes[j] for j in np.argsort(-_interval(A.values, prob)[1])[: len(COLORS)]]
@@ -452,7 +459,7 @@ def ridge(
     tidy(ax)
     log_ticks(ax)
     ax.set_xlabel(rf"$C_\mathrm{{mid}}$, {fit.evals.compute_label}", fontsize=9)
-    ax.set_ylabel(f"ceiling A, {fit.evals.value_label}", fontsize=9)
+    ax.set_ylabel(f"asymptote of the curve, {fit.evals.value_label}", fontsize=9)
     handles += [
         Line2D([], [], color=FAINT, linewidth=1.2, label=f"50 % and {100 * prob:g} % of the draws"),
         Line2D([], [], color=FAINT, linewidth=1.0, linestyle=DASHES, label="last fitted compute"),
@@ -483,10 +490,10 @@ def effects(
 ) -> Figure:
     """Forest plot of design choices: what each does to the ceiling and to the compute.
 
-    Left, the change of ceiling A. Right, on a log axis, the compute to reach the same pass rate
-    over what the reference needs (compute_ratio) and, thin, the compute to reach 80 % of its own
-    gain (pace_ratio). Differences inside the shaded margins do not count; an arrow is an interval
-    that does not end, where a curve never arrives.
+    Left, the change of the ceiling at the horizon. Right, on a log axis, the compute to reach the
+    same pass rate over what the reference needs (compute_ratio) and, thin, the compute to reach
+    80 % of its own gain (pace_ratio). Differences inside the shaded margins do not count; an arrow
+    is an interval that does not end, where a curve never arrives.
 
     Args:
         tables: of fit.effects, one per axis.
@@ -513,7 +520,7 @@ def effects(
     rows = table[["axis", "level", "reference"]].astype(str)
     left.set_yticks(y_N, [f"{r.axis}: {r.level} vs {r.reference}" for r in rows.itertuples()])
     left.set_ylim(y_N[-1] - 0.6, y_N[0] + 0.6)
-    left.set_xlabel("change of ceiling A (pass rate)", fontsize=9)
+    left.set_xlabel(f"change of the {CEILING}", fontsize=9)
     right.set_xlabel("compute, level / reference", fontsize=9)
     edge = right.get_yaxis_transform()
     for y, verdict, color in zip(y_N, table["verdict"], colors, strict=True):
@@ -595,8 +602,8 @@ def calibration(backtest: Backtest, *, prob: float = 0.9) -> Figure:
 
     A panel per curve, a line per origin of the forecasts. Runs weigh the same, and the bars are
     `prob` intervals of a share with one trial per run, Beta(1/2 + k, 1/2 + R - k), k = coverage R.
-    Open points are covered more rarely than a true model's would be, by backtest's own test, which
-    knows how the runs depend on each other; the shaded horizons are those that it vouches for.
+    Open points lie below the coverage that `Backtest.evidence` asks for over all origins; the
+    shaded horizons are those that it trusts.
 
     Raises:
         InputError: prob is out of range.
@@ -609,16 +616,15 @@ def calibration(backtest: Backtest, *, prob: float = 0.9) -> Figure:
     R = points.groupby(keys).agg(R=("run", "nunique")).reset_index()
     scores = backtest.scores.merge(R, on=keys)
     scores["lo"], scores["hi"] = jeffreys(scores["coverage"], scores["R"], prob)
-    together = scores.groupby(["curve", "horizon"])["p_value"].transform("size")
-    scores["rare"] = scores["p_value"] * together < ALPHA
+    scores["rare"] = scores["coverage"] < LEAST
     names, origins = scores["curve"].unique(), np.sort(scores["origin"].unique())
     figure = Figure(figsize=(1.6 + 3.4 * len(names), 4.0), layout="constrained", dpi=150)
     grid = figure.subplots(1, len(names), sharex=True, sharey=True, squeeze=False)[0]
     for ax, name in zip(grid, names, strict=True):
         _coverage(ax, scores[scores["curve"] == name], origins)
-        trust = backtest.trust(name)
+        trust, evidence = backtest.trust(name), backtest.evidence(name)
         ax.axvspan(1, trust, color=FAINT, alpha=0.15, linewidth=0, zorder=0)
-        words = f"trusted to {trust:.3g}" if trust > 1 else "no horizon trusted"
+        words = f"trusted to {trust:.3g}" if trust > 1 else evidence["verdict"].iloc[0]
         ax.set_title(f"{name}: {words}", fontsize=9, loc="left", color=INK)
         ax.set_xlabel(r"horizon, $C / C_\mathrm{seen}$", fontsize=9)
     grid[0].set_xlim(1, scores["horizon"].max() * 1.4)
@@ -654,6 +660,61 @@ def _coverage(ax: Axes, scores: pd.DataFrame, origins: Floats) -> None:
         for rare, fill in ((False, color), (True, "white")):
             own = rows["rare"] == rare
             ax.plot(x[own], rows["coverage"][own], "o", color=color, mfc=fill, ms=5, zorder=3)
+    tidy(ax)
+
+
+def power(table: pd.DataFrame) -> Figure:
+    """Chance of the right verdict against compute per run, from a table of rlx.scaling.power.
+
+    A panel per difference, a line per design of seeds and evaluations: what normal posteriors
+    would give, with the share of the simulated studies (points, +- one Monte Carlo error) and the
+    share whose verdict is wrong (crosses, where there are any). Where there is no difference every
+    verdict is wrong.
+
+    Raises:
+        InputError: no row to draw.
+    """
+    if table.empty:
+        raise InputError("table", "", "no design to draw", "give a table of sc.power")
+    panels = list(table.groupby(["quantity", "difference"]))
+    figure, grid = panel_grid(len(panels))
+    designs = list(table.groupby(["seeds", "points"]).groups)
+    several = table["points"].nunique() > 1
+    handles: list[Artist] = []
+    for ax, ((quantity, difference), rows) in zip(grid.flat, panels, strict=False):
+        null = difference == (0 if quantity == "ceiling" else 1)
+        _power_panel(ax, rows, designs, "wrong" if null else "right")
+        apart = f"{difference:g} apart" if quantity == "ceiling" else f"{difference:g}x apart"
+        ax.set_title(f"{quantity}: {'equal' if null else apart}", fontsize=9, loc="left", color=INK)
+        ax.tick_params(labelbottom=True)
+        ax.set_xlabel("compute of a run / horizon", fontsize=9)
+    for (seeds, points), color in zip(designs, COLORS, strict=False):
+        label = f"{seeds} seed{'s' * (seeds > 1)}" + f" x {points} evaluations" * several
+        handles.append(Line2D([], [], color=color, linewidth=1.2, label=f"expected, {label}"))
+    handles.append(_dot(INK, linestyle="none", label="right in simulated studies, +- 1 s.e."))
+    handles.append(_dot(INK, linestyle="none", marker="x", label="wrong"))
+    grid.flat[0].set_xscale("log")
+    grid.flat[0].set_ylim(-0.04, 1.04)
+    grid.flat[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+    log_ticks(grid.flat[0])
+    for ax in grid[:, 0]:
+        ax.set_ylabel("studies with a verdict", fontsize=9)
+    _legend_below(figure, handles)
+    return figure
+
+
+def _power_panel(ax: Axes, rows: pd.DataFrame, designs: list[tuple[int, int]], hoped: str) -> None:
+    """One difference; designs stand side by side."""
+    for i, ((seeds, points), color) in enumerate(zip(designs, COLORS, strict=False)):
+        own = rows[(rows["seeds"] == seeds) & (rows["points"] == points)].sort_values("share")
+        x = own["share"] * 1.03 ** (i - (len(designs) - 1) / 2)
+        ax.plot(x, own["expected"], color=color, linewidth=1.2)
+        if hoped == "right":
+            ends = (own["right"] + sign * own["mcse"] for sign in (-1, 1))
+            ax.vlines(x, *(end.clip(0, 1) for end in ends), color=color, linewidth=0.9)
+            ax.plot(x, own["right"], "o", color=color, markersize=4, clip_on=False)
+        wrong = own["wrong"].where((own["wrong"] > 0) | (hoped == "wrong"))
+        ax.plot(x, wrong, "x", color=color, markersize=5, clip_on=False)
     tidy(ax)
 
 

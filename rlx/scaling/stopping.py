@@ -91,7 +91,12 @@ def ahead(fit: Draws, full: Mapping[str, float], baseline: Sequence[str]) -> Ahe
     """Pass rate at the full compute of every run, and compute to the level of the baseline's runs.
 
     full: the full compute of each run, in the unit of the fit.
+
+    The curves alone speak, without the doubt beyond the data: what replays of whole studies showed
+    of this rule they showed of those (README of analysis/results/budget), and the baseline's own
+    forecast, compared with what came, is the guard against curves that are wrong.
     """
+    fit = fit.with_doubt(None)
     full_R = np.array([full[run] for run in fit.runs])
     value_XR = paths(fit, full_R[:, None])[..., 0]
     R0_XR = fit.curves("run")["R0"]

@@ -107,6 +107,10 @@ class Task(ABC):
         """The compute of the updates made, as evaluation rows say it."""
         return self.ledger.row()
 
+    def clocks(self) -> Row:
+        """Seconds of its own, for the rows of clocks."""
+        return {}
+
     def working(self) -> AbstractContextManager:
         """A context in which `batch` is asked."""
         return nullcontext()
@@ -209,7 +213,7 @@ class Loop:
         named = {"eval" if row is rows[0] else f"eval_{row['eval_set']}": row for row in rows}
         self.outlook = watch.forecast()
         watch.track(self.version, {**named, "spent": spent, "forecast": self.outlook.numbers})
-        record.append("clock.jsonl", clock.row(self.version))
+        record.append("clock.jsonl", clock.row(self.version) | task.clocks())
         self.measured = self.version
         busy_s = clock.device_s["generate"] + clock.device_s["train"]
         tokens = task.ledger.tokens_generated or task.ledger.tokens_trained

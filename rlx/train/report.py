@@ -31,8 +31,10 @@ def ceilings(config: Config, env: Env) -> dict[str, float | None]:
         said = len(env.tokenizer.encode(rollout.interruption)) + rollout.answer_tokens
         budgets = range(rollout.think_tokens_min, rollout.think_tokens_max + 1)
         lengths = [budget + said for budget in budgets]
+    turns = {"max_turns": config.episode.max_turns, "turn_tokens": config.turn_tokens}
+    turns = turns if hasattr(env, "reply") else {}
     bounds = {
-        name: [env.ceiling(problems, length) for length in lengths]
+        name: [env.ceiling(problems, length, **turns) for length in lengths]
         for name, problems in eval_sets(env).items()
     }
     return {name: None if None in each else float(np.mean(each)) for name, each in bounds.items()}
@@ -70,6 +72,10 @@ def describe(config: Config, env: Env) -> dict[str, Any]:
     }
 
 
+def _turns(group: Group) -> np.ndarray:
+    return np.ones(len(group.length_G)) if group.turns_G is None else group.turns_G
+
+
 def rollout_metrics(groups: list[Group], version: int) -> dict[str, float]:
     """What the batch of update `version` looks like before it is learned from."""
     sampled = [group.sampled_GT for group in groups]
@@ -83,6 +89,7 @@ def rollout_metrics(groups: list[Group], version: int) -> dict[str, float]:
         "rollout/reward_mean": float(np.mean([g.reward_G.mean() for g in groups])),
         "rollout/length_mean": float(length_B.mean()),
         "rollout/truncated_share": float(1 - np.mean([g.stopped_G.mean() for g in groups])),
+        "rollout/turns_mean": float(np.mean([_turns(g).mean() for g in groups])),
         "rollout/interrupted_share": float(np.mean([g.interrupted_G.mean() for g in groups])),
         "rollout/zero_variance_share": float(np.mean([g.zero_variance for g in groups])),
         "rollout/staleness_mean": float(np.mean(version - oldest_B)),

@@ -101,6 +101,9 @@ class ReinforcementLearning(Task):
         generator, where = self.engine.generator, self.generators
         return evaluate(generator, self.weights, self.config, self.graders, self.ledger, where)
 
+    def clocks(self) -> Row:
+        return {"reply_s": self.engine.generator.reply_s}
+
     def verdict(self, rows: list[Row]) -> Row:
         return report.verdict(self.config, rows)
 

@@ -69,6 +69,9 @@ def demonstrations(config: SftConfig, env: Env) -> tuple[list[Trace], int]:
     else:
         rng = np.random.default_rng(config.env.seed)
         solutions = [(p.prompt, env.solution(p, rng, worked=True)) for p in env.train]
+        if not all(isinstance(solution, str) for _, solution in solutions):
+            reason = "its solutions are episodes, which only the warm start of a run learns"
+            raise InputError("env.name", config.env.name, reason, "give a file of single answers")
         everything = [tokenized(env, *pair) for pair in solutions]
     limit, batch = config.rollout.max_new_tokens, config.rollout.prompts_per_step
     traces = [trace for trace in everything if len(trace.completion) <= limit]
@@ -143,7 +146,7 @@ class SupervisedFineTuning(Supervised):
     def measure(self, version: int) -> list[Row]:
         config, mesh = self.config, self.mesh
         said = published(self.policy, config.model, config.rollout.head_dtype, mesh, mesh)
-        generator = make_generator(config, self.env, mesh)
+        generator = make_generator(config, self.graders, mesh)
         weights = Weights(said, version)
         return evaluate(generator, weights, config, self.graders, self.ledger, mesh)
 

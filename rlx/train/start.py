@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from rlx import mesh as meshes
 from rlx.checkpoint import load_params
-from rlx.config import Config, EnvConfig, ModelConfig, OptimConfig, RolloutConfig
+from rlx.config import Config, EnvConfig, EpisodeConfig, ModelConfig, OptimConfig, RolloutConfig
 from rlx.envs import base, text
 from rlx.envs.base import Env, TextTokenizer
 from rlx.envs.grading import Graders
@@ -44,13 +44,15 @@ def is_run(path: str | Path) -> bool:
 
 
 def of_run(path: str | Path) -> dict[str, Any]:
-    """The manifest of a run, its sections `model`, `env`, `optim`, `rollout` as dataclasses.
+    """The manifest of a run, with the sections named below as dataclasses.
 
     Raises InputError if it lacks them.
     """
     directory = _located(path)[0]
     manifest = RunRecord(directory, writes=False).manifest
-    kinds, made = (ModelConfig, EnvConfig, OptimConfig, RolloutConfig), {}
+    kinds, made = [ModelConfig, EnvConfig, OptimConfig, RolloutConfig], {"episode": EpisodeConfig()}
+    if "episode" in manifest.get("config", {}):  # of a younger one than episodes are
+        kinds.append(EpisodeConfig)
     for section in kinds:
         name = section.section.rstrip(".")
         known = {field.name for field in fields(section)}
@@ -98,6 +100,9 @@ def make_env(config: Config) -> Env:
         rows = config.model.vocab_size
         tokenizer = text.load(c.tokenizer, chat=c.chat, rows=rows, **how)
     env = base.make(**arguments(config.env), tokenizer=tokenizer)
+    if config.episode.max_turns > 1 and not hasattr(env, "reply"):
+        turns, reason = config.episode.max_turns, f"env.name={c.name} never replies"
+        raise InputError("episode.max_turns", turns, reason, "set it to 1")
     _check_sizes(config, env)
     return env
 

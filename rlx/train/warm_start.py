@@ -25,7 +25,7 @@ from rlx import flops, processes, record
 from rlx import mesh as meshes
 from rlx.checkpoint import Checkpoints, load_params
 from rlx.config import Config, MeshConfig, ModelConfig, WarmStartConfig, config_sha
-from rlx.envs.base import Env
+from rlx.envs.base import Env, tokens_of
 from rlx.errors import InputError
 from rlx.models import transformer
 from rlx.train.batch import demonstrated
@@ -51,17 +51,18 @@ def solutions(env: Env, config: WarmStartConfig, step: int, T: int) -> Batch:
         problem = env.train[rng.integers(len(env.train))]
         worked = bool(rng.random() < worked_share(step, config))
         prompts.append(ids.encode_prompt(problem.prompt))
-        targets.append([*ids.encode(env.solution(problem, rng, worked)), ids.stop_id])
-    return demonstrated(prompts, targets, env.max_prompt_tokens, T, ids.pad_id)
+        targets.append(tokens_of(ids, env.solution(problem, rng, worked)))
+    completions, own = zip(*targets, strict=True)
+    return demonstrated(prompts, completions, env.max_prompt_tokens, T, ids.pad_id, own)
 
 
 def _longest_solution(env: Env, rng: np.random.Generator) -> int:
     lengths = [
-        len(env.tokenizer.encode(env.solution(problem, rng, worked)))
+        len(tokens_of(env.tokenizer, env.solution(problem, rng, worked))[0])
         for problem in env.train
         for worked in (False, True)
     ]
-    return max(lengths) + 1
+    return max(lengths)
 
 
 def fresh(model: ModelConfig, env: Env, seed: int = 0) -> Params:
@@ -99,7 +100,8 @@ class WarmStart(Task):
     def _drawn(self, version: int) -> tuple[int, Batch, float]:
         """(version, batch, FLOPs to learn from it)."""
         batch, vocab = solutions(self.env, self.config, version, self.T), self.vocab
-        lengths = zip(batch.prompt_length_P, batch.mask_BT.sum(1), strict=True)
+        length_B = self.T - np.argmax(batch.mask_BT[:, ::-1], axis=1)  # the policy's is the last
+        lengths = zip(batch.prompt_length_P, length_B, strict=True)
         spent = sum(flops.train_flops(self.model, vocab, n, [m]) for n, m in lengths)
         return version, batch, spent
 

@@ -267,7 +267,7 @@ def test_panels_say_ceilings_and_truth(two):
         for recipe, text in zip(("fast", "slow"), words(ax), strict=False):
             A = fit.param("A").sel(recipe=f"{recipe}, tokens={level}").values
             lo, mid, hi = np.quantile(A, (LO, 0.5, HI))
-            assert text == f"{recipe}:  A = {mid:.3f} [{lo:.3f}, {hi:.3f}]"
+            assert text == f"{recipe}:  {mid:.3f} [{lo:.3f}, {hi:.3f}] at 10x the compute"
         assert words(ax)[2] == f"exact ceiling {truth:.3f}"
         assert [
             line.get_ydata()[0]
@@ -438,7 +438,7 @@ def test_the_ridge_shows_draws_outlines_and_the_last_compute(two):
         ("slow, tokens=9", "fast, tokens=11"), the_lines(ax, "None"), ax.collections, strict=True
     ):
         C = fit.param("C_mid").sel(recipe=name).values.ravel()
-        A = fit.param("A").sel(recipe=name).values.ravel()
+        A = fit.param("asymptote").sel(recipe=name).values.ravel()
         np.testing.assert_allclose(line.get_data(), [C, A])
         outer, inner = outline.get_paths()
         points = np.stack([C, A], 1)
@@ -447,7 +447,8 @@ def test_the_ridge_shows_draws_outlines_and_the_last_compute(two):
     verticals = [line.get_xdata()[0] for line in ax.lines if len(line.get_xdata()) == 2]
     assert verticals == pytest.approx([2.0, 2.0])
     text = figure.legends[0].get_texts()[0].get_text()
-    C, A = (fit.param(k).sel(recipe="slow, tokens=9").values.ravel() for k in ("C_mid", "A"))
+    both = (fit.param(k).sel(recipe="slow, tokens=9") for k in ("C_mid", "asymptote"))
+    C, A = (x.values.ravel() for x in both)
     assert text == f"slow, tokens=9:  correlation {np.corrcoef(np.log(C), A)[0, 1]:.2f}"
 
 
@@ -455,7 +456,7 @@ def test_the_ridge_takes_one_name_or_the_highest_six(eight):
     fit, _ = eight
     assert len(plot.ridge(fit, "recipe_a").axes[0].collections) == 1
     names = [t.get_text().split(":")[0] for t in plot.ridge(fit).legends[0].get_texts()[:6]]
-    A = np.median(fit.param("A").values, axis=(0, 1))
+    A = np.median(fit.param("asymptote").values, axis=(0, 1))
     assert names == [fit.recipes[j] for j in np.argsort(-A)[:6]]
     with pytest.raises(sc.InputError, match="recipe=x: not in this fit"):
         plot.ridge(fit, "x")
@@ -529,22 +530,16 @@ def test_no_effects_are_refused():
 
 
 def a_backtest():
-    """Two curves; `burr` is covered well, `power` too rarely from a quarter of the compute at 4.
-
-    p = 0.03 in one of two origins is no reason to doubt; alone, it is.
-    """
-    rows, bands = [], []
+    """Two curves of ten runs; `power` is covered too rarely from a quarter of the compute at 4."""
+    rows = []
     for name in ("burr", "power"):
-        for origin, horizon, coverage in ((0.5, 2.0, 0.9), (0.25, 2.0, 1.0), (0.25, 4.0, 0.8)):
-            rare = name == "power" and horizon == 4
-            cover = 0.3 if rare else coverage
-            key = {"curve": name, "origin": origin}
-            band = {"horizon": horizon, "n": 20, "coverage": cover, "reach": horizon * 1.1}
-            bands.append(key | band | {"p_value": 0.001 if rare else 0.03 if horizon == 2 else 0.5})
+        for origin, horizon, coverage in ((0.5, 2.0, 9), (0.25, 2.0, 10), (0.25, 4.0, 8)):
+            cover = 3 if name == "power" and horizon == 4 else coverage
+            key = {"curve": name, "origin": origin, "band": horizon, "horizon": horizon * 1.1}
             for run in range(10):
-                point = {"run": f"r{run}", "horizon": horizon, "band": horizon, "observed": 0.5}
+                point = {"run": f"r{run}", "inside": run < cover, "observed": 0.5}
                 rows += [key | point | {"mean": 0.5, "log_score": 1.0, "crps": 0.01}] * 2
-    return Backtest(pd.DataFrame(rows), pd.DataFrame(bands))
+    return Backtest(pd.DataFrame(rows))
 
 
 def test_calibration_shows_coverage_and_trust():
