@@ -5,10 +5,10 @@ token that meets it (of a mixture: the router and the experts that a token takes
 layer for every key that a query attends to (q k^T and the weighted sum of v), in local layers those
 of the window or chunk. The head is counted where it is computed:
 once per token drawn or learned, not over the prompt. Training costs 3 forward passes (what `remat`
-computes again is not counted), a reference one; a critic is a head of one word on the policy's
-trunk. Only real tokens count, no padding; a group's prompt is run once by the sampler, and once for
-each of `optim.group_slices` by learner and reference. Left out (below 2 % at d_model = 64, less
-above): norms, RoPE, softmax, activations, the embedding's look-up, the optimiser.
+computes again is not counted), a reference one, and so does a teacher; a critic is a head of one
+word on the policy's trunk. Only real tokens count, no padding; a group's prompt is run once by the
+sampler, and once for each of `optim.group_slices` by learner and reference. Left out (below 2 % at
+d_model = 64, less above): norms, RoPE, softmax, activations, the embedding's look-up, AdamW.
 """
 
 from __future__ import annotations

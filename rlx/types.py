@@ -58,6 +58,7 @@ class Batch:
     behavior_value_BT: Any  # float32, of the critic that sampled; 0 without one
     reward_PG: Any  # float32
     keep_P: Any  # float32, 0 for prompts that do not count (filtered, or padding of the batch)
+    expert_BTLK: Any = None  # int32, that took the token in the sampler; None: nobody is told
     packed_PRW: Any = None  # int32, see rlx.train.packing; None where every sample has its own row
 
 
@@ -76,6 +77,7 @@ class Group:
     reward_G: np.ndarray  # float32, what the policy is trained on
     score_G: np.ndarray  # float32 in [0, 1]; 1 is a pass
     stopped_G: np.ndarray  # bool, False where the length limit cut the sample
+    expert_GTLK: np.ndarray | None = None  # int32, that took the token in the sampler's routers
     turns_G: np.ndarray | None = None  # int32, of the policy; groups of older checkpoints lack it
 
     @property

@@ -53,6 +53,7 @@ class _Running:
     logp_GT: np.ndarray
     value_GT: np.ndarray
     version_GT: np.ndarray
+    expert_GTLK: np.ndarray | None = None
     said_G: list[Said | None] = field(default_factory=list)  # of episodes
 
     def take(self, sample: Finished) -> None:
@@ -60,6 +61,11 @@ class _Running:
         self.length_G[g] = n
         self.token_GT[g, :n], self.logp_GT[g, :n] = sample.token_T, sample.logp_T
         self.value_GT[g, :n], self.version_GT[g, :n] = sample.value_T, sample.version_T
+        if sample.expert_TLK is not None:
+            if self.expert_GTLK is None:
+                shape = (*self.token_GT.shape, *sample.expert_TLK.shape[1:])
+                self.expert_GTLK = np.zeros(shape, np.int32)
+            self.expert_GTLK[g, :n] = sample.expert_TLK
         if sample.said:
             self.said_G = self.said_G or [None] * len(self.length_G)
             self.said_G[g] = sample.said
@@ -68,8 +74,9 @@ class _Running:
 def rules(config: Config, env: Env) -> sampler.Rules:
     """When samples end, in token ids. InputError where the interruption cannot be said."""
     rollout, ids = config.rollout, env.tokenizer
+    always = {"head_dtype": rollout.head_dtype, "routing": config.algo.replay_routing}
     if config.algo.length_control != "interruption":
-        return sampler.Rules(head_dtype=rollout.head_dtype)
+        return sampler.Rules(**always)
     try:
         phrase, (think_end_id,) = ids.encode(rollout.interruption), ids.encode(rollout.think_end)
     except ValueError as error:
@@ -90,7 +97,7 @@ def rules(config: Config, env: Env) -> sampler.Rules:
         think_min=rollout.think_tokens_min,
         think_max=rollout.think_tokens_max,
         answer_tokens=rollout.answer_tokens,
-        head_dtype=rollout.head_dtype,
+        **always,
     )
 
 
@@ -257,6 +264,7 @@ class Engine:
             reward_G=self._rewards(serial, answer, score_G, model_G),
             score_G=score_G,
             stopped_G=np.array([stopped for _, stopped in answer.said_G]),
+            expert_GTLK=group.expert_GTLK,
             turns_G=np.array([_turns(text) for text, _ in answer.said_G], np.int32),
         )
 

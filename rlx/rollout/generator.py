@@ -57,6 +57,7 @@ class Finished(NamedTuple):
     logp_T: np.ndarray  # float32, of the distribution that was sampled
     value_T: np.ndarray  # float32, of the critic before the token
     version_T: np.ndarray  # int32, of the weights that drew the token; INJECTED if none did
+    expert_TLK: np.ndarray | None = None  # int32, that took it, if that is asked for
     said: Said | None = None  # of an episode
 
 
@@ -150,7 +151,8 @@ class SlotGenerator:
 
     def _empty(self) -> sampler.Slots:
         model = self.static["config"]
-        return sampler.empty(model, self.W, self.U, self.T, self.N, self.mesh)
+        routing = self.static["rules"].routing
+        return sampler.empty(model, self.W, self.U, self.T, self.N, self.mesh, routing)
 
     def _clear(self, slots: sampler.Slots) -> None:
         self.slots = slots
@@ -260,10 +262,8 @@ class SlotGenerator:
             padded_N = np.pad(slot_N, (0, n - len(slot_N)))
             rows = processes.to_host(sampler.rows(self.slots, padded_N))
         return [
-            Finished(key, token_T[:n], logp_T[:n], value_T[:n], version_T[:n])
-            for (key, _), n, token_T, logp_T, value_T, version_T in zip(
-                over, self.count_W[slot_N].tolist(), *rows, strict=False
-            )
+            Finished(key, *(x_T[:n] for x_T in row))
+            for (key, _), n, *row in zip(over, self.count_W[slot_N].tolist(), *rows, strict=False)
         ]
 
     def release(self, keys: Sequence[Key]) -> None:

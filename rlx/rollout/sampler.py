@@ -41,6 +41,7 @@ class Rules(NamedTuple):
     think_max: int = 0
     answer_tokens: int = 0
     head_dtype: str = "float32"
+    routing: bool = False  # note which experts a token that is fed takes
 
 
 class New(NamedTuple):
@@ -74,6 +75,7 @@ class Slots:
     logp_WT: jax.Array  # float32, of the distribution that was sampled
     value_WT: jax.Array  # float32, of the critic before the token; 0 without one
     version_WT: jax.Array  # int32, of the weights that drew the token
+    expert_WTLK: jax.Array | None = None  # int32, that took the token, of those fed; with `routing`
 
 
 def shardings(slots: Slots, mesh: Mesh) -> Slots:
@@ -88,13 +90,14 @@ def shardings(slots: Slots, mesh: Mesh) -> Slots:
 
 def empty(
     config: ModelConfig, slots: int, prompt_tokens: int, max_new_tokens: int, stop_ids: int,
-    mesh: Mesh,
+    mesh: Mesh, routing: bool = False,
 ) -> Slots:  # fmt: skip
     """No sequence in flight. The last token drawn is never fed back, so S = U + T - 1.
 
     stop_ids: how many tokens may end a sample.
     """
     shape, columns = (slots, max_new_tokens), prompt_tokens + max_new_tokens - 1
+    chosen = (*shape, len(config.sparse_layers), config.experts_per_token)
     integers_W = functools.partial(jnp.zeros, slots, jnp.int32)
 
     def nothing() -> Slots:
@@ -113,6 +116,7 @@ def empty(
             logp_WT=jnp.zeros(shape, jnp.float32),
             value_WT=jnp.zeros(shape, jnp.float32),
             version_WT=jnp.zeros(shape, jnp.int32),
+            expert_WTLK=jnp.zeros(chosen, jnp.int32) if routing else None,
         )
 
     layout = shardings(jax.eval_shape(nothing), mesh)
@@ -213,6 +217,7 @@ def insert(
         logp_WT=fill_first(slots.logp_WT, logp_W),
         value_WT=fill_first(slots.value_WT, value_P[p_W]),
         version_WT=fill_first(slots.version_WT, jnp.full(len(new_W), version, jnp.int32)),
+        expert_WTLK=slots.expert_WTLK,
     )
     return jax.lax.with_sharding_constraint(started, shardings(slots, mesh))
 
@@ -235,7 +240,8 @@ def decode(
         position_W = s.prompt_W + s.count_W - 1  # where there is no column for it, it is dropped
         run = meshes.visible(mesh, transformer.decode)
         last_W = at_index(s.token_WT, s.count_W - 1)
-        hidden_WD, cache = run(params, config, s.cache, last_W, position_W)
+        at = (s.cache, last_W, position_W, rules.routing)
+        hidden_WD, cache, *expert_WLK = run(params, config, *at)
         key_W = jax.vmap(jax.random.fold_in)(s.key_W, s.count_W)
         logits_WV, value_W = _logits_and_values(params, hidden_WD, temperature, rules)
         token_W, logp_W = _draw(logits_WV, key_W)
@@ -246,6 +252,7 @@ def decode(
         token_W = jnp.where(given_W, at_index(s.token_WT, s.count_W), token_W)
         injected_W |= given_W
         at_W = jnp.where(s.active_W, s.count_W, T)  # T is outside: idle slots keep what they have
+        fed_W = jnp.where(s.active_W, s.count_W - 1, T)
         count_W = s.count_W + s.active_W
         goes_on_W = ~_stops(s.stop_WN, token_W) | injected_W
         return step + 1, s.replace(
@@ -257,6 +264,7 @@ def decode(
             logp_WT=write(s.logp_WT, at_W, jnp.where(injected_W, 0, logp_W)),
             value_WT=write(s.value_WT, at_W, jnp.where(injected_W, 0, value_W)),
             version_WT=write(s.version_WT, at_W, jnp.where(injected_W, INJECTED, version_W)),
+            expert_WTLK=write(s.expert_WTLK, fed_W, *expert_WLK) if rules.routing else None,
         )
 
     def work_left(carry):
@@ -291,11 +299,12 @@ def resume(slots: Slots, given_WT, n_W, limit_W, *, mesh: Mesh) -> Slots:
 
 
 def arrays(slots: Slots) -> tuple[jax.Array, ...]:
-    """(tokens, log-probabilities, values, versions), [W, T] each."""
-    return slots.token_WT, slots.logp_WT, slots.value_WT, slots.version_WT
+    """(tokens, log-probabilities, values, versions), [W, T] each, and the experts if noted."""
+    always = slots.token_WT, slots.logp_WT, slots.value_WT, slots.version_WT
+    return always if slots.expert_WTLK is None else (*always, slots.expert_WTLK)
 
 
 @jax.jit
 def rows(slots: Slots, slot_N) -> tuple[jax.Array, ...]:
-    """The same of some slots, [N, T] each."""
+    """The same of some slots, [N, T, ...] each."""
     return tuple(x_WT[slot_N] for x_WT in arrays(slots))

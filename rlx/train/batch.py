@@ -29,7 +29,13 @@ def collate(groups: Sequence[Group], prompt_tokens: int, pad_id: int, pack=False
         behavior_value_BT=np.concatenate([group.behavior_value_GT for group in groups]),
         reward_PG=np.stack([group.reward_G for group in groups]).astype(np.float32),
         keep_P=np.ones(len(groups), np.float32),
+        expert_BTLK=_experts(groups),
     )
+
+
+def _experts(groups: Sequence[Group]) -> np.ndarray | None:
+    told = [group.expert_GTLK for group in groups if group.expert_GTLK is not None]
+    return np.concatenate(told) if told else None
 
 
 def demonstrated(

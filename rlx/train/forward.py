@@ -28,8 +28,10 @@ def completion_hidden(params, batch: Batch, model: ModelConfig):
     if T == 1:
         return hidden_BTD, None
     tokens_BT = batch.completion_BT[:, :-1]
+    told = batch.expert_BTLK
+    told_LBTK = None if told is None else jnp.moveaxis(told[:, :-1], 2, 0)
     later_BTD, routed = transformer.extend(
-        params, model, context, length_P, tokens_BT, routing=True
+        params, model, context, length_P, tokens_BT, routing=True, told_LBTK=told_LBTK
     )
     return jnp.concatenate([hidden_BTD, later_BTD], axis=1), routed
 

@@ -24,6 +24,7 @@ from rlx.checkpoint import Checkpoints
 from rlx.errors import InputError
 from rlx.record import Busy, RunRecord
 from rlx.train.clock import Clock
+from rlx.train.guard import Guard
 from rlx.train.health import Health
 from rlx.types import TrainState
 
@@ -84,7 +85,7 @@ class Task(ABC):
     """What is learned, and from what. `health` may be told more than the loop tells it."""
 
     def __init__(self, state: TrainState):
-        self.state, self.ledger = state, flops.Ledger()
+        self.state, self.ledger, self.guard = state, flops.Ledger(), Guard()
 
     @abstractmethod
     def batch(self, version: int) -> Any:
@@ -157,7 +158,7 @@ class Loop:
                 bar.set_postfix_str(self.measure(), refresh=False)
             bar.update(self.version)
             with task.working():
-                while self.version < last and not self.outlook.stop:
+                while self.version < last and not self.stopped:
                     if (batch := task.batch(self.version)) is None:
                         break
                     self.update(batch)
@@ -166,18 +167,23 @@ class Loop:
                     bar.update()
                     flags = watch.stop(), self.checkpoints.due(self.version)
                     stopping, due = flags if self.place.alone else processes.any_of(*flags)
-                    ends = self.version == last or bool(self.outlook.stop)
+                    ends = self.version == last or bool(self.stopped)
                     if (stopping or due or ends) and self.version < self.steps:
                         self.save()
                         if stopping:
                             reason = f"after update {self.version}; the same command goes on"
                             raise Interrupted(reason)
-            if (self.outlook.stop or self.version >= last) and self.version < self.steps:
-                raise Ended(f"stopped: {self.outlook.stop}" if self.outlook.stop else "paused")
+            if (self.stopped or self.version >= last) and self.version < self.steps:
+                raise Ended(f"stopped: {self.stopped}" if self.stopped else "paused")
             if self.measured < self.version:
                 self.measure()  # the last of a run that has nothing left to learn from
         record = self.place.record
         record.update_manifest(**task.verdict(record.rows("metrics.jsonl")))
+
+    @property
+    def stopped(self) -> str:
+        """Why the run ends before its last update; empty if it does not."""
+        return self.outlook.stop or self.task.guard.stop
 
     def update(self, batch: Any) -> None:
         task, place, version = self.task, self.place, self.version
@@ -186,6 +192,9 @@ class Loop:
             numbers = map(float, jax.device_get([*metrics.values()]))
         row = {"step": version, **dict(zip(metrics, numbers, strict=True))}
         row |= task.spend(version, batch)
+        row |= (guarded := task.guard.after(row))
+        if event := guarded.get("guard/event"):
+            place.health.note(f"guard {version}", 1, f"update {version}: {event}")
         place.record.append("metrics.jsonl", row)
         place.watch.track(version, row)
         self.version += 1
@@ -220,6 +229,7 @@ class Loop:
                 "measured": self.measured,
                 "health": place.health.state_dict(),
                 "ledger": dict(vars(task.ledger)),
+                "guard": task.guard.state_dict(),
                 "clock": place.clock.state_dict(),
                 **task.host(),
                 **place.record.marks(ROWS),
@@ -239,6 +249,7 @@ class Loop:
         self.measured = host.get("measured", self.version)
         health.load(host["health"])
         vars(task.ledger).update(host["ledger"])
+        task.guard.load(host.get("guard", {}))
         clock.load(host["clock"])
         task.load(arrays, host)
         return True

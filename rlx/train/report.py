@@ -116,13 +116,14 @@ def waiting_metrics(engine: Engine, buffer: Buffer) -> dict[str, float]:
 def spend_update(ledger: flops.Ledger, spec: Spec, vocab: int, groups: list[Group]) -> None:
     """Enter one update: its own FLOPs, and what the prompts it passed over had cost."""
     model = spec.model
+    compared = [model] * spec.reference + [spec.teacher] * bool(spec.teacher)
     for group in groups:
         length, length_G = len(group.prompt_U), group.length_G
         parts = np.split(length_G, spec.group_slices)  # each runs the prompt
         ledger.samples += len(length_G)
-        if spec.reference:
+        for other in compared:
             for part in parts:
-                ledger.reference_flops += flops.reference_flops(model, vocab, length, part)
+                ledger.reference_flops += flops.reference_flops(other, vocab, length, part)
         if spec.critic:
             ledger.critic_flops += flops.critic_flops(model, length_G)
         if spec.drop_zero_variance and group.zero_variance:
@@ -170,6 +171,7 @@ def verdict(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "steps_done": steps,
         "ended": "all steps" if steps == config.steps else early,
         "fired": {name: fired for name, (on, fired) in switches.items() if on},
+        "guard": {str(row["step"]): row["guard/event"] for row in rows if row.get("guard/event")},
         "updates_skipped": int(total("update/skipped")),
         "updates_unvaried": sum(row["rollout/zero_variance_share"] == 1 for row in rows),
         "ungraded": int(at_end("grading/errors") + at_end("grading/timeouts")),

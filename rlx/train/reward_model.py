@@ -36,7 +36,7 @@ from rlx.train.recipe import Hyper
 from rlx.train.recorded import recorded
 from rlx.train.sft import Supervised
 from rlx.train.spec import Spec
-from rlx.train.state import ascend, optimizer, placed
+from rlx.train.state import ascend, loss_scale, optimizer, placed
 from rlx.types import Problem, TrainState
 
 
@@ -149,13 +149,13 @@ _scores = jax.jit(reward.scores, static_argnames="config")
 def _step(state: TrainState, texts: reward.Texts, base, hyper: Hyper, *, spec: Spec):
     """(state, pairs) -> (state, metrics), pure; slices of the batch add up."""
     whole = lambda params: lora.merged(base, params, hyper.lora_scale) if base else params  # noqa: E731
-    pairs = len(texts.prompt_length_P)
+    pairs, scale = len(texts.prompt_length_P), loss_scale(state)
 
     def objective(params, part):
         scores = meshes.visible(spec.mesh, reward.scores)
         score_P2 = scores(whole(params), spec.model, part).reshape(-1, 2)
         value, margin_P = jnp.sum(bradley_terry(score_P2)) / pairs, score_P2[:, 0] - score_P2[:, 1]
-        return value, (value, jnp.sum(margin_P) / pairs, jnp.sum(margin_P > 0) / pairs)
+        return scale * value, (value, jnp.sum(margin_P) / pairs, jnp.sum(margin_P > 0) / pairs)
 
     def add_slice(total, part):
         grads, told = jax.grad(objective, has_aux=True)(state.params, part)
@@ -166,7 +166,7 @@ def _step(state: TrainState, texts: reward.Texts, base, hyper: Hyper, *, spec: S
         add_slice, zeros, in_slices(texts, pairs, spec.microbatches, spec.mesh)
     )
     objective_sum, margin, right = map(jnp.sum, told)
-    moving = optimizer(hyper, state.version)
+    moving = optimizer(hyper, state.version, half=spec.half)
     state, grad_norm, finite = ascend(state, grads, objective_sum, moving, spec.mesh)
     skipped = 1 - finite.astype(jnp.float32)
     metrics = {"nll": -objective_sum, "accuracy": right, "margin_mean": margin}

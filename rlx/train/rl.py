@@ -20,8 +20,9 @@ from rlx.models import lora
 from rlx.rollout.buffer import Buffer
 from rlx.rollout.engine import Engine
 from rlx.rollout.generator import Weights, published
-from rlx.train import report, schedule, start
+from rlx.train import report, schedule, start, teacher
 from rlx.train.batch import collate
+from rlx.train.guard import Guard
 from rlx.train.loop import Place, Row, Task
 from rlx.train.recorded import recorded
 from rlx.train.spec import names, numbers
@@ -37,12 +38,16 @@ class ReinforcementLearning(Task):
         record.update_manifest(warm_start_flops=spent)
         if graders.scorer:
             record.update_manifest(reward_model_flops=graders.scorer.spent)
+        if taught := teacher.load(config, graders.env, mesh):
+            record.update_manifest(teacher_flops=taught.spent)
         self.config, self.mesh, self.graders, self.env = config, mesh, graders, graders.env
-        self.spec = names(config, mesh)
+        self.spec = names(config, mesh, taught and taught.model)
         super().__init__(init_state(self.spec, params, config.seed))
+        self.guard = Guard(config.guard)
         needed = self.spec.reference or self.spec.lora_rank
         self.start = placed(params, mesh) if needed else None
-        self.train_step = make_train_step(self.spec, numbers(config), self.start)
+        theirs = taught and taught.params
+        self.train_step = make_train_step(self.spec, numbers(config), self.start, theirs)
         pipeline, refill = config.pipeline, config.algo.zero_variance == "refill"
         prompts = config.rollout.prompts_per_step
         self.buffer = Buffer(pipeline.kind, pipeline.k, prompts, refill, self.health.note)
@@ -70,7 +75,7 @@ class ReinforcementLearning(Task):
     def step(self, groups: list[Group]) -> Row:
         ids, pack = self.env.tokenizer, self.config.optim.pack
         batch = collate(groups, self.env.max_prompt_tokens, ids.pad_id, pack)
-        self.state, metrics = self.train_step(self.state, batch)
+        self.state, metrics = self.train_step(self.state, batch, self.guard.rate)
         self.made = self._published()
         return metrics
 

@@ -72,9 +72,15 @@ def resolve(config: Config) -> Config:
     Raises InputError if nothing is there, or if a field that was set says something else.
     """
     recipe.check(config.algo)
+    config = _adopted(config) if config.model.path else config
+    if config.algo.replay_routing and not config.model.n_experts:
+        reason = "the model has no experts"
+        raise InputError("algo.replay_routing", True, reason, "leave it out")
+    return config
+
+
+def _adopted(config: Config) -> Config:
     path = config.model.path
-    if not path:
-        return config
     if not is_run(path):
         tokenizer = config.env.tokenizer or str(hf.locate(path))
         model = hf.resolve(config.model)
