@@ -389,7 +389,7 @@ def ceilings(fit: ScalingFit, *, prob: float = 0.9) -> Figure:
     tidy(bars, None)
     ax.set_yticks(range(len(order)), [labels[j] for j in order])
     ax.set_ylim(-0.6, len(order) - 0.4)
-    ax.set_xlabel(f"{CEILING}, {fit.evals.value_label}", fontsize=9)
+    ax.set_xlabel(f"{fit.evals.value_label} at {HORIZON:g}x the compute seen", fontsize=9)
     bars.set_xlim(0, 1)
     bars.set_xlabel("P(highest ceiling)", fontsize=9)
     bars.tick_params(left=False, labelleft=False)
