@@ -22,10 +22,10 @@ from rlx.objectives.weights import AGGREGATIONS
 HEAD = """# Options
 
 Every option of a run, written by `python -m experiments.options_page > docs/options.md` from
-[rlx/config.py](../rlx/config.py). Give any of them on the command line (`optim.learning_rate=1e-4`)
-or in a file of [conf](../conf). The defaults are those of the class; groups such as `model=tiny` and
-`optim=tiny`, which `experiments.train` composes first, may set others. A meaning that begins with
-"..." goes on from the row above.
+[rlx/config.py](../rlx/config.py). Give any of them on the command line, `optim.learning_rate=1e-4`,
+or in a file of [conf](../conf). The defaults are those of the class; groups such as `model=tiny`
+and `optim=tiny`, which `experiments.train` composes first, may set others. A meaning that begins
+with "..." continues the row above.
 """
 MORE = {  # experiments whose configuration has options besides
     "`experiments.sft`": config.SftConfig,
@@ -77,7 +77,9 @@ def comments_of(kind: type) -> dict[str, str]:
     """What stands behind a field on its line, by the field's name."""
     source = inspect.getsource(kind)
     lines = StringIO(source).readline
-    said = {t.start[0]: t.string for t in tokenize.generate_tokens(lines) if t.type == tokenize.COMMENT}
+    said = {
+        t.start[0]: t.string for t in tokenize.generate_tokens(lines) if t.type == tokenize.COMMENT
+    }
     body = ast.parse(source).body[0].body  # ty: ignore[unresolved-attribute]
     found = {n.target.id: said.get(n.end_lineno, "") for n in body if isinstance(n, ast.AnnAssign)}
     return {name: text.lstrip("# ").replace("|", "\\|") for name, text in found.items() if text}
