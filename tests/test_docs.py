@@ -18,8 +18,8 @@ from rlx.config import Config
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
-FENCE = re.compile(r"^(.*)\n```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-MARK = re.compile(r"<!-- (ci|slow|test command.*|hardware: .+) -->")
+FENCE = re.compile(r"^([^\n]*)\n```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+MARK = re.compile(r"<!-- (ci|slow|test command.*|hardware: .+|file: .+) -->")
 FOLDERS = ("rlx", "experiments", "analysis", "conf", "tests", "docs")
 GROUPS = {folder.name for folder in (ROOT / "conf").iterdir() if folder.is_dir()} - {"hydra"}
 KEYS = {f.name for f in fields(Config)}
@@ -71,8 +71,7 @@ def test_modules_and_paths_exist(text):
 
 def test_every_command_is_marked():
     for page, mark, command in [*blocks("bash"), *blocks("python")]:
-        if page.name != "tasks.md" or "def problems" not in command:
-            assert MARK.fullmatch(mark), (page.name, command)
+        assert MARK.fullmatch(mark), (page.name, command)
 
 
 def test_options_of_commands_exist():
