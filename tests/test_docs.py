@@ -148,6 +148,14 @@ from rlx.rollout.counted import CountedGenerator
 from rlx.scaling.families import FAMILIES, NUMPY
 from rlx.train import recipe
 import rlx.scaling as sc
+from experiments import train
+from hydra import compose, initialize_config_dir
+
+with initialize_config_dir(str(pathlib.Path("conf").resolve()), version_base="1.3"):
+    named = compose("config", ["env=parity", "algo=tempered"])
+    study = compose("config", ["+sweep=my_study"], return_hydra_config=True)
+assert (named.env.name, named.algo.loss) == ("tasks/parity.py", "tempered")
+assert dict(study.hydra.sweeper.params)["optim.learning_rate"] == "1e-4,2e-4"
 
 recipe.check(AlgoConfig(loss="tempered", advantage="range_norm"))
 half, one = jnp.full((1, 2), -0.5), jnp.ones((1, 2))
@@ -186,7 +194,7 @@ assert frame["value"].tolist()[-4:] == values[1:] and frame["compute"].max() == 
 
 
 def test_the_worked_diffs_apply_and_do_what_they_say(tmp_path):
-    for name in ("rlx", "conf"):
+    for name in ("rlx", "conf", "experiments", "hydra_plugins"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     diffs = [text for _, text in fences(ROOT / "docs" / "extending.md", "diff")]
     assert len(diffs) == 7
@@ -194,4 +202,6 @@ def test_the_worked_diffs_apply_and_do_what_they_say(tmp_path):
     run(["git", "apply", "all.diff"], tmp_path)
     added = set(re.findall(r"^\+\+\+ b/(.+)$", "".join(diffs), re.MULTILINE))
     assert all((tmp_path / file).exists() for file in added)
+    (study,) = [text for _, text in fences(ROOT / "docs" / "sweeps.md", "yaml")]
+    (tmp_path / "conf" / "sweep" / "my_study.yaml").write_text(study)
     run([sys.executable, "-c", USES], tmp_path)

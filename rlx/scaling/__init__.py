@@ -1,4 +1,4 @@
-"""Scaling curves of RL runs: read them, fit them, forecast, decide. See README.
+"""Scaling curves of RL runs: read them, fit them, forecast, decide. See docs/posterior.md.
 
 import rlx.scaling as sc
 evals = sc.Evals.read("runs/default")
