@@ -59,6 +59,7 @@ from experiments.options import read_options
 from rlx.errors import InputError
 from rlx.record import RunRecord, read_rows
 from rlx.scaling.data import Evals
+from rlx.scaling.simulate import as_evals, evaluate, of_seeds, wander
 from rlx.scaling.style import COLORS, FAINT, INK
 
 Floats = NDArray[np.float64]
@@ -153,7 +154,7 @@ def simulate_size(
     J, G, M = size
     rng = np.random.default_rng(seed)
     theta_JQ = rng.normal(*POPULATION) + (not equal) * RECIPE_SD * rng.normal(size=(J, 3))
-    theta_RQ = np.repeat(theta_JQ, G, axis=0) + SEED_SD * rng.normal(size=(J * G, 3))
+    theta_RQ = of_seeds(rng, theta_JQ, G, SEED_SD)
     turn_R, slope_R = _declines(rng, J * G, C_max, declining=variant == "late_collapse")
     truth = Truth(
         variant=variant,
@@ -168,11 +169,21 @@ def simulate_size(
         fresh_RH=np.empty((J * G, len(HORIZONS))),
     )
     compute_M = C_max / M * np.arange(1, M + 1)
-    wander_RM = _wander(rng, J * G, M)
-    value_RM = _evaluate(rng, truth.curve(compute_M) + wander_RM)
+    wander_RM = wander(rng, J * G, M, WANDER_SD, WANDER_DECAY)
+    value_RM = evaluate(rng, truth.curve(compute_M) + wander_RM, TRIALS)
     truth.fresh_RH[:] = _fresh(rng, truth, wander_RM[:, -1], M)
-    start = _evaluate(rng, np.array(R0))
-    return _evals(truth, np.r_[0.0, compute_M], np.insert(value_RM, 0, start, axis=1)), truth
+    start = evaluate(rng, np.array(R0), TRIALS)
+    evals = as_evals(
+        np.r_[0.0, compute_M],
+        np.insert(value_RM, 0, start, axis=1),
+        TRIALS,
+        run=truth.runs,
+        recipe=[truth.recipes[j] for j in truth.recipe_R],
+        seed=np.tile(np.arange(G), J),
+        start=["base"] * (J * G),
+        title=variant,
+    )
+    return evals, truth
 
 
 def _declines(
@@ -187,46 +198,12 @@ def _declines(
     return turn_R, slope_R
 
 
-def _wander(rng: np.random.Generator, R: int, M: int) -> Floats:
-    """A stationary AR(1) process per run, [R, M]."""
-    w_RM = WANDER_SD * rng.normal(size=(R, M))
-    for m in range(1, M):
-        w_RM[:, m] = WANDER_DECAY * w_RM[:, m - 1] + np.sqrt(1 - WANDER_DECAY**2) * w_RM[:, m]
-    return w_RM
-
-
-def _evaluate(rng: np.random.Generator, rate: Floats) -> Floats:
-    return rng.binomial(TRIALS, np.clip(rate, 0, 1)) / TRIALS
-
-
 def _fresh(rng: np.random.Generator, truth: Truth, last_R: Floats, M: int) -> Floats:
     """One evaluation per horizon, [R, H]; the wander goes on from each run's last one."""
     decay_H = WANDER_DECAY ** ((HORIZONS - 1) * M)
     w_RH = decay_H * last_R[:, None]
     w_RH = w_RH + WANDER_SD * np.sqrt(1 - decay_H**2) * rng.normal(size=w_RH.shape)
-    return _evaluate(rng, truth.curve(HORIZONS * truth.C_max) + w_RH)
-
-
-def _evals(truth: Truth, compute_M: Floats, value_RM: Floats) -> Evals:
-    R, M = value_RM.shape
-    value = value_RM.ravel()
-    p = (value * TRIALS + 0.5) / (TRIALS + 1)
-    frame = pd.DataFrame(
-        {
-            "run": np.repeat(truth.runs, M),
-            "recipe": np.repeat([truth.recipes[j] for j in truth.recipe_R], M),
-            "seed": np.repeat([int(run.rpartition("s")[2]) for run in truth.runs], M),
-            "axes": "",
-            "compute": np.tile(compute_M, R),
-            "value": value,
-            "stderr": np.sqrt(p * (1 - p) / TRIALS),
-            "passes": value * TRIALS,
-            "trials": float(TRIALS),
-            "truth": np.nan,
-            "start": "base",
-        }
-    )
-    return Evals(frame, title=truth.variant)
+    return evaluate(rng, truth.curve(HORIZONS * truth.C_max) + w_RH, TRIALS)
 
 
 # ------------------------------------------------------------------ one fit, one line

@@ -121,7 +121,7 @@ def traced(config: Config, prompt_tokens: int = 0, devices: Sequence | None = No
     new = ints(n, U), ints(n), sampler.New(*[ints(W)] * 4, ints(W, stops))
     key = jax.eval_shape(lambda: jax.random.key(0))
     programs = {
-        "update": step.jitted_step.trace(learner, batch, base, reference, hyper, spec=spec),
+        "update": step.jitted_step.trace(learner, batch, base, reference, None, hyper, spec=spec),
         "insert": sampler.insert.trace(published, slots, *new, key, 0, 1.0, **static),
         "decode": sampler.decode.trace(published, slots, 0, 1.0, 2, **static),
     }

@@ -13,7 +13,7 @@ from experiments.options import own_options
 from rlx.config import Config
 from rlx.errors import InputError
 
-SECTIONS = ("env", "rollout")  # of a run, unless a word says something else about them
+SECTIONS = ("env", "rollout", "episode")  # of a run, unless a word says something else about them
 
 
 class Policy(NamedTuple):
@@ -29,14 +29,14 @@ class Policy(NamedTuple):
 
         head_dtype = self.config.rollout.head_dtype
         params = published(self.params, self.config.model, head_dtype, self.mesh, self.mesh)
-        return make_generator(self.config, self.graders.env, self.mesh), Weights(params, 0)
+        return make_generator(self.config, self.graders, self.mesh), Weights(params, 0)
 
 
 def composed(words: Sequence[str]) -> Config:
     """The configuration that `experiments.train` would run with these words.
 
-    Where `model.path` is a run, its sections `env` and `rollout` hold, unless a word names them,
-    and so does its `algo.reward_model`, which may be the judge.
+    Where `model.path` is a run, its sections `env`, `rollout` and `episode` hold, unless a word
+    names them, and so does its `algo.reward_model`, which may be the judge.
     """
     config = train.composed(words)
     if not config.model.path:
@@ -59,7 +59,9 @@ def main(look: Callable[[Policy, dict[str, Any]], None], own: dict[str, Any]) ->
     try:
         options, rest = own_options(kind, sys.argv[1:])
         config = composed(rest)
-        train.use_every_core()
+        from rlx import compilation
+
+        compilation.prepare(config)
         from rlx.mesh import make_mesh
         from rlx.train import start
 
@@ -67,7 +69,7 @@ def main(look: Callable[[Policy, dict[str, Any]], None], own: dict[str, Any]) ->
         mesh = make_mesh(config.mesh, config.rollout.prompts_per_step)
         params, _ = start.load(config, env, mesh, config.out)
         scorer = start.load_scorer(config, env, mesh)
-        with closing(start.make_graders(config, env, scorer)) as graders:
+        with closing(start.make_graders(config.env, env, scorer)) as graders:
             look(Policy(config, params, graders, mesh), asdict(options))
     except train.BAD_INPUT as error:
         print(f"error: {train.told(error)}", file=sys.stderr)

@@ -21,20 +21,21 @@ def sample(policy: Policy, options: dict[str, Any]) -> None:
     import jax
 
     from rlx.evaluate import generate
-    from rlx.rollout.grades import grades, said
+    from rlx.rollout.grades import grades
 
     config, graders = policy.config, policy.graders
     env, k = graders.env, options["samples"]
     problems = env.heldout[: options["problems"]]
     key = jax.random.key(config.seed)
     drawn = generate(*policy.sampled(), config, env, problems, k, key)
-    for problem, token_GT, length_G in drawn:
-        answer = said(env, problem, token_GT, length_G)
+    for answer in drawn:
         (score_G,) = grades(graders, [answer], policy.mesh).score_PG
-        print(f"--- problem {problem.id}\n{problem.prompt.rstrip()}")
-        for (text, stopped), score, n in zip(answer.said_G, score_G, length_G, strict=True):
+        print(f"--- problem {answer.problem.id}\n{answer.problem.prompt.rstrip()}")
+        rows = zip(answer.said_G, score_G, answer.length_G, strict=True)
+        for (text, stopped), score, n in rows:
             end = "" if stopped else ", cut"
-            print(f"[score {score:.2f}, {n} tokens{end}] {text}")
+            shown = text if isinstance(text, str) else " | ".join(text)
+            print(f"[score {score:.2f}, {n} tokens{end}] {shown}")
 
 
 if __name__ == "__main__":

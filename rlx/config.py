@@ -81,7 +81,10 @@ def _outside(value: float, interval: str, held: Callable[[float], bool]):
 
 PIPELINES = ("sync", "pipeline", "ppo_off_policy")
 SCHEDULES = ("deterministic", "threads")
-CORRECTIONS = ("none", "truncated", "masked")
+CORRECTIONS = (
+    *("none", "truncated", "masked"),
+    *("sequence_truncated", "sequence_masked", "geometric_truncated", "geometric_masked"),
+)
 KLS = ("none", "k1_reward", "k2", "k3")
 REWARDS = ("score", "format", "random", "model")
 SHAPES = ("linear", "sigmoid")
@@ -89,12 +92,18 @@ LENGTH_CONTROLS = ("none", "interruption", "penalty_passes", "penalty_all")
 ZERO_VARIANCE = ("keep", "drop", "refill")
 TRACKERS = ("none", "tensorboard", "wandb")
 DTYPES = ("float32", "bfloat16")
+COMPUTE_DTYPES = (*DTYPES, "float16")
 ATTENTIONS = ("auto", "xla", "cudnn")
 ROPE_SCALINGS = ("none", "linear", "llama3", "yarn")
-ENVS = ("digit_chain", "reasoning_gym", "math", "code", "mixture", "preference")
+ENVS = (
+    *("digit_chain", "reasoning_gym", "math", "code", "mixture", "preference"),
+    *("guess", "calculator", "python_tool", "verifiers"),
+)
 ROUTERS = ("softmax", "sigmoid")
 DISPATCHES = ("sorted", "dense")
 ON_GRADE_ERROR = ("zero", "stop")
+GUARD_ACTIONS = ("none", "stop", "lower")
+KERNELS = ("auto", "repeatable", "fastest")
 
 
 @dataclass(frozen=True)
@@ -143,7 +152,7 @@ class ModelConfig(Section):
     query_chunk: int = 0  # queries whose attention scores exist at once; 0: all
     attention: str = "auto"  # xla, or cudnn: fused, on NVIDIA GPUs in bfloat16
     param_dtype: str = "float32"  # parameters, and with them the optimiser's moments
-    compute_dtype: str = "float32"  # activations, keys and values
+    compute_dtype: str = "float32"  # activations, keys and values; float16 scales its gradients
 
     section = "model."
     ranges = {
@@ -155,7 +164,7 @@ class ModelConfig(Section):
     }
     names = {
         "rope_scaling": ROPE_SCALINGS, "router": ROUTERS, "moe_dispatch": DISPATCHES,
-        "param_dtype": DTYPES, "compute_dtype": DTYPES, "attention": ATTENTIONS,
+        "param_dtype": DTYPES, "compute_dtype": COMPUTE_DTYPES, "attention": ATTENTIONS,
     }  # fmt: skip
 
     def check(self):
@@ -221,12 +230,18 @@ class AlgoConfig(Section):
     loss: str = "cispo"  # or the import path MODULE:FUNCTION of one
     advantage: str = "batch_norm"
     aggregation: str = "prompt_mean"
-    clip_low: float = 0.2  # ppo_clip, gspo: the ratio is kept above 1 - clip_low
-    clip_high: float = 0.28  # ppo_clip, gspo: and below 1 + clip_high
-    is_cap: float = 5.0  # cispo: absolute bound on the importance ratio
+    clip_low: float = 0.2  # bounds on the importance ratio: 1 - clip_low ...
+    clip_high: float = 0.28  # ... and 1 + clip_high; gmpo: on its log, dppo: on a divergence
+    is_cap: float = 5.0  # cispo, dppo: absolute bound on the importance ratio
+    tau_positive: float = 1.0  # sapo: how soon the gate closes where the advantage is positive
+    tau_negative: float = 1.05  # sapo: and where it is not
     advantage_eps: float = 1e-6  # added to the std that normalises advantages
     correction: str = "none"  # of the sampler's policy, for losses that do not correct themselves
     correction_cap: float = 2.0  # truncated: bound on the weight; masked: [1 / cap, cap] counts
+    covariance_share: float = 0.0  # of the tokens, left out where entropy falls most by them ...
+    covariance_low: float = 1.0  # ... whose covariance of log-prob and advantage is above this
+    covariance_high: float = 5.0  # ... and below this
+    replay_routing: bool = False  # the learner takes the experts that the sampler's routers chose
     # Terms beside it
     kl: str = "none"  # to the warm start: k2 and k3 in the loss, k1_reward in the reward
     kl_coef: float = 0.0
@@ -236,6 +251,9 @@ class AlgoConfig(Section):
     gamma: float = 1.0  # gae: discount per token
     gae_lambda: float = 0.95
     tbrm_beta: float = 0.1  # tbrm: reward per nat
+    # Teacher: the token's log-ratio to it is an advantage, beside the reward's or (distill) alone
+    teacher: str = ""  # run, folder or .gguf file of a policy with the same tokens; empty: none
+    teacher_coef: float = 1.0  # advantage per nat
     # Reward
     reward: str = "score"  # model: reward_model's; format and random know no answer: controls
     reward_model: str = "runs/reward_model"  # run of experiments.reward_model; judge of preference
@@ -257,13 +275,13 @@ class AlgoConfig(Section):
 
     section = "algo."
     ranges = {
-        "(0, inf)": "is_cap advantage_eps tbrm_beta reward_sharpness length_penalty_tokens "
-        "band_retest_epochs",
+        "(0, inf)": "is_cap tau_positive tau_negative teacher_coef advantage_eps tbrm_beta "
+        "reward_sharpness length_penalty_tokens band_retest_epochs",
         "[0, inf)": "clip_high kl_coef entropy_coef value_coef value_clip",
         "[0, 1]": "gamma gae_lambda retire_pass_rate band_low band_high",
-        "[0, 1)": "clip_low",
+        "[0, 1)": "clip_low covariance_share",
         "(1, inf)": "correction_cap",
-        "(-inf, inf)": "reward_pass reward_fail reward_threshold",
+        "(-inf, inf)": "reward_pass reward_fail reward_threshold covariance_low covariance_high",
     }
     names = {
         "correction": CORRECTIONS, "kl": KLS, "reward": REWARDS, "reward_shape": SHAPES,
@@ -275,6 +293,9 @@ class AlgoConfig(Section):
         if self.band_low >= self.band_high:
             reason = f"not below algo.band_high={self.band_high}"
             self.refuse("band_low", reason, "the band must hold some pass rates")
+        if self.covariance_low >= self.covariance_high:
+            reason = f"not below algo.covariance_high={self.covariance_high}"
+            self.refuse("covariance_low", reason, "the band must hold some tokens")
         if self.kl != "none" and not self.kl_coef:
             remedy = "give a coefficient above 0, or set algo.kl=none"
             self.refuse("kl_coef", f"algo.kl={self.kl} would do nothing", remedy)
@@ -350,6 +371,23 @@ class RolloutConfig(Section):
         if self.slots % self.group_size:
             reason = f"not a positive multiple of rollout.group_size={self.group_size}"
             self.refuse("slots", reason, "slots are filled group by group (0 chooses one batch)")
+
+
+@dataclass(frozen=True)
+class EpisodeConfig(Section):
+    """Answers of several turns: what the environment replies lies between them.
+
+    All tokens of an episode after its prompt, replies too, are at most rollout.max_new_tokens.
+    """
+
+    max_turns: int = 1  # of the policy; 1: no environment is asked for a reply
+    turn_tokens: int = 0  # of one turn; 0: as many as are left
+    reply_s: float = 10.0  # for one reply; without a limit where env.grade_timeout_s=0
+    reply_chars: int = 4096  # a longer one is a failure of the environment
+
+    section = "episode."
+    ranges = {"(0, inf)": "max_turns reply_s reply_chars", "[0, inf)": "turn_tokens"}
+    remedies = {"turn_tokens": "0 sets no limit but rollout.max_new_tokens"}
 
 
 @dataclass(frozen=True)
@@ -471,6 +509,34 @@ class ForecastConfig(Section):
 
 
 @dataclass(frozen=True)
+class GuardConfig(Section):
+    """When a run collapses, and what is done about it: see rlx.train.guard."""
+
+    action: str = "none"  # stop the run, or lower its learning rate
+    updates: int = 10  # over which is averaged what is compared
+    ess_min: float = 0.0  # effective sample size, as a share of the tokens; 0: not watched
+    entropy_min: float = 0.0  # nats per token; 0: not watched
+    unvaried_max: float = 1.0  # share of groups whose rewards are all alike; 1: not watched
+    lower_by: float = 0.5  # lower: factor of the learning rate, each time
+
+    section = "guard."
+    ranges = {
+        "(0, inf)": "updates",
+        "[0, inf)": "entropy_min",
+        "[0, 1)": "ess_min",
+        "[0, 1]": "unvaried_max",
+        "(0, 1)": "lower_by",
+    }
+    names = {"action": GUARD_ACTIONS}
+
+    def check(self):
+        watched = self.ess_min or self.entropy_min or self.unvaried_max < 1
+        if self.action != "none" and not watched:
+            remedy = "set guard.ess_min, guard.entropy_min or guard.unvaried_max"
+            self.refuse("action", "nothing is watched", remedy)
+
+
+@dataclass(frozen=True)
 class MeshConfig(Section):
     data: int = 0  # devices that split the prompts of a batch; 0: all that divide it
     fsdp: int = 1  # devices that split the parameters, and the prompts too
@@ -481,6 +547,22 @@ class MeshConfig(Section):
     section = "mesh."
     ranges = {"(0, inf)": "fsdp expert tensor", "[0, inf)": "data generators"}
     remedies = {"data": "0 takes all devices", "generators": "0 shares the learner's"}
+
+
+@dataclass(frozen=True)
+class CompileConfig(Section):
+    """How programs are made and where they are kept; see rlx.compilation. A CPU computes the same
+    bits whatever is chosen."""
+
+    kernels: str = "auto"  # of a GPU: two runs agree, or not; auto: they do unless threads decide
+    cache: str = "auto"  # directory of programs; auto: ~/.cache/rlx (XDG_CACHE_HOME); or none
+
+    section = "compile."
+    names = {"kernels": KERNELS}
+
+    def check(self):
+        if not self.cache.strip():
+            self.refuse("cache", "no name of a directory", "give one, auto or none")
 
 
 @dataclass(frozen=True)
@@ -505,13 +587,16 @@ class Config(Section):
     algo: AlgoConfig = field(default_factory=AlgoConfig)
     env: EnvConfig = field(default_factory=EnvConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    episode: EpisodeConfig = field(default_factory=EpisodeConfig)
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    compile: CompileConfig = field(default_factory=CompileConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     forecast: ForecastConfig = field(default_factory=ForecastConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     steps: int = 200
     until: int = 0  # update after which the run pauses, to be continued; 0: it runs to its end
     seed: int = 0
@@ -555,6 +640,9 @@ class Config(Section):
             if getattr(self.env, key) != plain and not (self.env.tokenizer or self.model.path):
                 remedy = "set env.tokenizer or model.path too"
                 self.refuse(f"env.{key}", "characters are read as they are", remedy)
+        if self.algo.replay_routing and optim.pack:
+            reason = "rows that samples share are routed anew"
+            self.refuse("algo.replay_routing", reason, "set optim.pack=false")
         if self.distributed and self.forecast.every_evals:
             reason = "a run of several processes makes no forecasts"
             self.refuse("forecast.every_evals", reason, "set it to 0")
@@ -575,9 +663,9 @@ class Config(Section):
                 reason = f"below rollout.think_tokens_min={least}"
                 remedy = "the budget is drawn between the two"
                 self.refuse("rollout.think_tokens_max", reason, remedy)
-            if most + answer >= rollout.max_new_tokens:
+            if most + answer >= self.turn_tokens:
                 reason = f"no room for {most} tokens of thinking, an interruption and {answer} of "
-                self.refuse("rollout.max_new_tokens", f"{reason}answer", "raise it")
+                self.refuse(self.turn_limit, f"{reason}answer", "raise it")
         if control.startswith("penalty") and (
             self.algo.length_penalty_tokens >= rollout.max_new_tokens
         ):
@@ -590,6 +678,18 @@ class Config(Section):
         return self.algo.reward == "model" or self.env.name == "preference"
 
     @property
+    def turn_tokens(self) -> int:
+        """The most tokens of one turn."""
+        limit = self.rollout.max_new_tokens
+        return min(self.episode.turn_tokens or limit, limit)
+
+    @property
+    def turn_limit(self) -> str:
+        """The option that sets it."""
+        short = self.turn_tokens < self.rollout.max_new_tokens
+        return "episode.turn_tokens" if short else "rollout.max_new_tokens"
+
+    @property
     def slots(self) -> int:
         return self.rollout.slots or self.rollout.prompts_per_step * self.rollout.group_size
 
@@ -597,8 +697,9 @@ class Config(Section):
 def _supervised(config: Config) -> None:
     if config.optim.group_slices > 1:
         config.refuse("optim.group_slices", "no groups here", "use optim.microbatches")
-    for key in ("until", "forecast.every_evals"):
-        if functools.reduce(getattr, key.split("."), config):
+    of_rl = {"until": 0, "forecast.every_evals": 0, "guard.action": "none"}
+    for key, off in {**of_rl, "algo.replay_routing": False}.items():
+        if functools.reduce(getattr, key.split("."), config) != off:
             config.refuse(key, "for runs of reinforcement learning alone", "leave it out")
 
 
@@ -637,7 +738,7 @@ class RewardModelConfig(Config):
 
 
 WHERE = (
-    *("out", "warm_start_dir", "tracker", "distributed", "checkpoint", "mesh"),
+    *("out", "warm_start_dir", "tracker", "distributed", "checkpoint", "mesh", "compile"),
     *("until", "forecast"),  # how far, not what
 )
 LABELS = ("recipe", "study", "axes")  # what a run is called

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,8 +15,9 @@ from rlx import flops
 from rlx.config import Config
 from rlx.envs.base import Env, eval_sets
 from rlx.envs.grading import Graders
-from rlx.rollout.generator import Generator, Request, Weights
+from rlx.rollout.generator import Generator, Key, Request, Said, Weights
 from rlx.rollout.grades import grades, said
+from rlx.rollout.scorer import Answer
 from rlx.types import Problem
 
 
@@ -43,17 +45,18 @@ def standard_error(trials: int, passes_n: np.ndarray) -> float:
 def generate(
     generator: Generator, weights: Weights, config: Config, env: Env, problems: Sequence[Problem],
     samples: int, key: jax.Array,
-) -> list[tuple[Problem, np.ndarray, np.ndarray]]:  # fmt: skip
-    """(problem, token_GT, length_G) of every problem, `samples` completions each.
+) -> list[Answer]:  # fmt: skip
+    """To every problem, `samples` completions each.
 
     Problem i draws with group serial i, and a place that is free again goes to the next sample.
     """
     T, stop_ids = config.rollout.max_new_tokens, env.tokenizer.stop_ids
     prompts = [env.tokenizer.encode_prompt(problem.prompt) for problem in problems]
     keys = [(i, g) for i in range(len(problems)) for g in range(samples)]
-    waiting = [Request(key, prompts[key[0]], T, stop_ids) for key in keys]
+    waiting = [Request((i, g), prompts[i], T, stop_ids, problem=problems[i]) for i, g in keys]
     token_PGT = np.full((len(problems), samples, T), env.tokenizer.pad_id, np.int32)
     length_PG = np.zeros((len(problems), samples), np.int32)
+    episodes: dict[Key, Said] = {}
     with generator.aside(key):
         while not length_PG.all():
             room = generator.free
@@ -63,7 +66,10 @@ def generate(
             for sample in generator.collect()[0]:
                 n = length_PG[sample.key] = len(sample.token_T)
                 token_PGT[sample.key][:n] = sample.token_T
-    return list(zip(problems, token_PGT, length_PG, strict=True))
+                if sample.said:
+                    episodes[sample.key] = sample.said
+    said_PG = [[episodes[i, g] for g in range(samples) if episodes] for i in range(len(problems))]
+    return list(map(said, itertools.repeat(env), problems, token_PGT, length_PG, said_PG))
 
 
 def evaluate(
@@ -93,22 +99,28 @@ def measure(
     k, vocab = config.eval.samples_per_prompt, env.tokenizer.vocab_size
     problems = eval_sets(env)[eval_set]
     key = jax.random.fold_in(jax.random.key(config.eval.seed), weights.version)
-    answers = []
-    drawn = generate(generator, weights, config, env, problems, k, key)
-    for problem, token_GT, length_G in drawn:
-        answers.append(said(env, problem, token_GT, length_G))
-        length = len(env.tokenizer.encode_prompt(problem.prompt))
+    answers = generate(generator, weights, config, env, problems, k, key)
+    for answer in answers:
+        length = len(env.tokenizer.encode_prompt(answer.problem.prompt))
         ledger.eval_flops += float(flops.prefill_flops(config.model, vocab, length))
         ledger.eval_flops += float(
-            np.sum(flops.decode_flops(config.model, vocab, length, length_G))
+            np.sum(flops.decode_flops(config.model, vocab, length, answer.length_G))
         )
     found = grades(graders, answers, mesh)
     ledger.eval_flops += found.flops
     passes_n = np.array([int(np.sum(score_G == 1)) for score_G in found.score_PG])
     cut = sum(not stopped for answer in answers for _, stopped in answer.said_G)
+    row = counted(eval_set, k, passes_n, cut, sum(found.ungraded.values()))
+    if graders.scorer:
+        row["reward_mean"] = float(np.mean(found.reward_PG))
+    return row
+
+
+def counted(eval_set: str, k: int, passes_n: np.ndarray, cut: int, ungraded: int) -> dict[str, Any]:
+    """The row of an evaluation in which problem n passed c_n of its k trials."""
     trials = k * len(passes_n)
     powers = [2**i for i in range(k.bit_length()) if 2**i <= k]
-    row = {
+    return {
         "eval_set": eval_set,
         "trials": trials,
         "passes": int(passes_n.sum()),
@@ -117,8 +129,5 @@ def measure(
         "stderr": standard_error(k, passes_n),
         "pass_at_k": {str(n): pass_at_k(k, passes_n, n) for n in powers},
         "truncated": cut / trials,
-        "ungraded": sum(found.ungraded.values()),
+        "ungraded": ungraded,
     }
-    if graders.scorer:
-        row["reward_mean"] = float(np.mean(found.reward_PG))
-    return row

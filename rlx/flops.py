@@ -5,14 +5,15 @@ token that meets it (of a mixture: the router and the experts that a token takes
 layer for every key that a query attends to (q k^T and the weighted sum of v), in local layers those
 of the window or chunk. The head is counted where it is computed:
 once per token drawn or learned, not over the prompt. Training costs 3 forward passes (what `remat`
-computes again is not counted), a reference one; a critic is a head of one word on the policy's
-trunk. Only real tokens count, no padding; a group's prompt is run once by the sampler, and once for
-each of `optim.group_slices` by learner and reference. Left out (below 2 % at d_model = 64, less
-above): norms, RoPE, softmax, activations, the embedding's look-up, the optimiser.
+computes again is not counted), a reference one, and so does a teacher; a critic is a head of one
+word on the policy's trunk. Only real tokens count, no padding; a group's prompt is run once by the
+sampler, and once for each of `optim.group_slices` by learner and reference. Left out (below 2 % at
+d_model = 64, less above): norms, RoPE, softmax, activations, the embedding's look-up, AdamW.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,6 +82,12 @@ def decode_flops(config: ModelConfig, vocab_size: int, prompt_length, drawn) -> 
 
 def train_flops(config: ModelConfig, vocab_size: int, prompt_length, length_G) -> float:
     """One update's share of one group: forward and backward, the prompt once."""
+    lengths = tuple(np.asarray(length_G).tolist())
+    return _train_flops(config, vocab_size, float(prompt_length), lengths)
+
+
+@functools.lru_cache(maxsize=4096)  # a warm start asks 40,000 times for a hundred
+def _train_flops(config: ModelConfig, vocab_size: int, prompt_length: float, length_G) -> float:
     forward = prefill_flops(config, vocab_size, prompt_length)
     forward += np.sum(decode_flops(config, vocab_size, prompt_length, length_G))
     extra_heads = head_flops(config, vocab_size, len(length_G) - 1)  # token 0 of every sample
@@ -119,6 +126,7 @@ class Ledger:
     eval_flops: float = 0.0
     discarded_flops: float = 0.0
     tokens_generated: int = 0
+    tokens_put_in: int = 0  # replies of environments, which the policy read and did not draw
     tokens_trained: int = 0
     samples: int = 0
 
@@ -138,6 +146,7 @@ class Ledger:
         """The ledger's part of an evaluation row; what this run has no use for is 0."""
         return {
             "tokens_generated": self.tokens_generated,
+            "tokens_put_in": self.tokens_put_in,
             "tokens_trained": self.tokens_trained,
             "samples": self.samples,
             "train_flops": self.train_flops,

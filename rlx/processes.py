@@ -9,6 +9,7 @@ that all of them see. With one process every function here costs nothing.
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,6 +67,19 @@ def shared(items: Sequence[Any], work) -> np.ndarray:
     mine = items[me::n]
     part[: len(mine)] = work(mine)
     return multihost_utils.process_allgather(part).T.reshape(-1)[: len(items)]
+
+
+def gathered(items: Sequence[Any], work) -> list[Any]:
+    """`work(items)`, one object each that can be pickled, shared out in the same way."""
+    n, me = jax.process_count(), jax.process_index()
+    if n == 1:
+        return work(items)
+    mine = np.frombuffer(pickle.dumps(work(items[me::n])), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(len(mine)))
+    padded = np.pad(mine, (0, int(sizes.max()) - len(mine)))
+    blobs = multihost_utils.process_allgather(padded)
+    parts = [pickle.loads(blob[:size].tobytes()) for blob, size in zip(blobs, sizes, strict=True)]
+    return [parts[i % n][i // n] for i in range(len(items))]
 
 
 def wait(name: str) -> None:

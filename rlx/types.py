@@ -28,12 +28,15 @@ from flax import struct
 
 from rlx.problem import Problem as Problem
 
-INJECTED = -1  # version of a token that no policy drew: an interruption, or padding
+INJECTED = -1  # version of a token that no policy drew: an interruption, a reply, or padding
 Params = Any  # a plain pytree of arrays: nested dicts and lists
 
 
 class NotFinite(RuntimeError):
-    """Numbers of a run are NaN or infinite, and it cannot go on."""
+    """Numbers of a run are NaN or infinite, and it cannot go on: (reason, remedy)."""
+
+    def __str__(self) -> str:
+        return "; ".join(self.args)
 
 
 @struct.dataclass
@@ -55,6 +58,7 @@ class Batch:
     behavior_value_BT: Any  # float32, of the critic that sampled; 0 without one
     reward_PG: Any  # float32
     keep_P: Any  # float32, 0 for prompts that do not count (filtered, or padding of the batch)
+    expert_BTLK: Any = None  # int32, that took the token in the sampler; None: nobody is told
     packed_PRW: Any = None  # int32, see rlx.train.packing; None where every sample has its own row
 
 
@@ -73,6 +77,8 @@ class Group:
     reward_G: np.ndarray  # float32, what the policy is trained on
     score_G: np.ndarray  # float32 in [0, 1]; 1 is a pass
     stopped_G: np.ndarray  # bool, False where the length limit cut the sample
+    expert_GTLK: np.ndarray | None = None  # int32, that took the token in the sampler's routers
+    turns_G: np.ndarray | None = None  # int32, of the policy; groups of older checkpoints lack it
 
     @property
     def sampled_GT(self) -> np.ndarray:
@@ -96,7 +102,7 @@ class Group:
 
     @property
     def interrupted_G(self) -> np.ndarray:
-        """bool, True where a phrase was put into the completion."""
+        """bool, True where a phrase, or a reply, was put into the completion."""
         within_GT = np.arange(self.version_GT.shape[1]) < self.length_G[:, None]
         return (within_GT & ~self.sampled_GT).any(axis=1)
 

@@ -109,10 +109,12 @@ def test_an_option_reaches_its_field(hydra):
 
 def wanting(name: str, kwargs: dict) -> str:
     """What this machine lacks to make an environment; empty if nothing."""
-    needs = {"math": "math_verify", "reasoning_gym": "reasoning_gym"}
+    needs = {"math": "math_verify", "reasoning_gym": "reasoning_gym", "python_tool": "math_verify"}
     if name in needs and find_spec(needs[name]) is None:
         return f"{needs[name]} is not installed"
-    if name in ("math", "code") and kwargs.get("dataset"):
+    if name == "verifiers":
+        return "it is told which package of verifiers"
+    if name in ("math", "code", "python_tool") and kwargs.get("dataset"):
         return f"{kwargs['dataset']} is on a hub"
     if str(kwargs.get("path", "")).startswith("package:"):
         package = kwargs["path"].removeprefix("package:").split("/")[0]

@@ -54,9 +54,12 @@ def drawn(config, start, samples, n):
     """The rows of tokens of every problem, cut at their lengths, by problem."""
     params, env, mesh = start
     problems = (env.heldout + env.train)[:n]
-    policy = (make_generator(config, env, mesh), Weights(params, 0))
+    policy = (make_generator(config, Graders(env, {}), mesh), Weights(params, 0))
     rows = generate(*policy, config, env, problems, samples, jax.random.key(0))
-    got = [(p, [t[:m].tolist() for t, m in zip(*x, strict=True)]) for p, *x in rows]
+    got = [
+        (x.problem, [t[:m].tolist() for t, m in zip(x.token_GT, x.length_G, strict=True)])
+        for x in rows
+    ]
     assert [p for p, _ in got] == problems  # every problem once, in order
     return [texts for _, texts in got]
 
@@ -79,11 +82,11 @@ def test_an_evaluation_counts_what_was_drawn(easy, start):
     params, env, mesh = start
     config = replace(easy, eval=replace(easy.eval, samples_per_prompt=4, seed=9))
     ledger = flops.Ledger()
-    policy = (make_generator(config, env, mesh), Weights(params, 7))
+    policy = (make_generator(config, Graders(env, {}), mesh), Weights(params, 7))
     (row,) = evaluate(*policy, config, Graders(env, {}), ledger, mesh)
     key = jax.random.fold_in(jax.random.key(9), 7)
     passes, cut, spent = [], 0, 0.0
-    for problem, token_GT, length_G in generate(*policy, config, env, env.heldout, 4, key):
+    for problem, token_GT, length_G, *_ in generate(*policy, config, env, env.heldout, 4, key):
         texts = [env.tokenizer.decode(t[:n]) for t, n in zip(token_GT, length_G, strict=True)]
         last_G = token_GT[np.arange(4), length_G - 1]
         stopped_G = last_G == env.tokenizer.stop_id

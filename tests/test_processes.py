@@ -52,9 +52,14 @@ def same(one: Path, two: Path) -> None:
         assert (one / name).read_bytes() == (two / name).read_bytes(), name
 
 
-def test_two_processes_train_to_the_same_bits_as_one(tmp_path):
-    assert statuses(start(tmp_path / "one", 1)) == {0}
-    assert statuses(start(tmp_path / "two", 2)) == {0}
+GAME = ["env=guess", "env.kwargs.numbers=6", "episode.max_turns=3", "env.grade_timeout_s=5"]
+
+
+@pytest.mark.parametrize("words", [[], pytest.param(GAME, marks=pytest.mark.slow)])
+def test_two_processes_train_to_the_same_bits_as_one(tmp_path, words):
+    """Single answers, and episodes whose replies the processes share out."""
+    assert statuses(start(tmp_path / "one", 1, *words)) == {0}
+    assert statuses(start(tmp_path / "two", 2, *words)) == {0}
     assert len(RunRecord(tmp_path / "two").rows("metrics.jsonl")) == 4
     same(tmp_path / "one", tmp_path / "two")
 

@@ -63,6 +63,9 @@ class Tokenizer:
     def encode_prompt(self, text: str) -> list[int]:
         return self.encode(text)
 
+    def encode_reply(self, text: str) -> list[int]:
+        return self.encode(text)
+
     @cached_property
     def _text_of(self) -> list[str]:
         return [*self.chars, "", ""]  # the stop token ends a text, the pad token adds nothing
@@ -102,6 +105,8 @@ class TextTokenizer(Protocol):
 
     def encode_prompt(self, text: str) -> list[int]: ...  # as the policy is to be asked
 
+    def encode_reply(self, text: str) -> list[int]: ...  # from one answer's end to the next's start
+
     def decode(self, ids: Iterable[int]) -> str: ...  # text before the first of `stop_ids`
 
 
@@ -127,6 +132,43 @@ class Env(Protocol):
     def ceiling(self, problems: Sequence[Problem], max_new_tokens: int) -> float | None:
         """Best mean score within the length limit, stop token included; None where unknown."""
         ...
+
+
+class Replying(Env, Protocol):
+    """An environment that may answer back, in episodes of up to `episode.max_turns` turns.
+
+    Where text of a completion belongs elsewhere, it is given the turns: a tuple of what the policy
+    said, what it replied, what the policy said, and so on; of a single answer a tuple of one.
+    """
+
+    def reply(self, problem: Problem, turns: tuple[str, ...]) -> str | None:
+        """What it says to the last turn, which is the policy's; None ends the episode."""
+        ...
+
+    def grade(self, problem: Problem, turns: tuple[str, ...], stopped: bool) -> float: ...
+
+    def well_formed(self, turns: tuple[str, ...], stopped: bool) -> bool: ...
+
+    def solution(
+        self, problem: Problem, rng: np.random.Generator, worked: bool
+    ) -> str | tuple[str, ...]: ...
+
+    def ceiling(
+        self, problems: Sequence[Problem], max_new_tokens: int, *, max_turns: int, turn_tokens: int
+    ) -> float | None: ...
+
+
+def tokens_of(ids: TextTokenizer, solution: str | Sequence[str]) -> tuple[list[int], list[int]]:
+    """Tokens of an answer, or of the turns of an episode, and 1 for those that the policy says.
+
+    Its stop token is the last of each of its turns.
+    """
+    tokens, own = [], []
+    for i, text in enumerate([solution] if isinstance(solution, str) else solution):
+        said = ids.encode_reply(text) if i % 2 else [*ids.encode(text), ids.stop_id]
+        tokens += said
+        own += [1 - i % 2] * len(said)
+    return tokens, own
 
 
 def eval_sets(env: Env) -> dict[str, list[Problem]]:
@@ -167,7 +209,7 @@ def build(name: str, *, seed: int, kwargs: dict[str, Any], **sizes: int) -> Env:
             f"set env.{key}" if key != "size" else f"set {' and '.join(f'env.{k}' for k in sizes)}"
         )
         raise InputError(f"env.kwargs.{key}", kwargs[key], "not set here", remedy)
-    _check_arguments(name, constructor, kwargs, given={"seed", *sizes})
+    check_arguments(name, constructor, kwargs, given={"seed", *sizes})
     return constructor(**sizes, seed=seed, **kwargs)
 
 
@@ -179,6 +221,10 @@ CONSTRUCTORS = {
     "code": "rlx.envs.code:Code",
     "mixture": "rlx.envs.mixture:mixture",
     "preference": "rlx.envs.preference:Preference",
+    "guess": "rlx.envs.guess:Guess",
+    "calculator": "rlx.envs.calculator:Calculator",
+    "python_tool": "rlx.envs.python_tool:PythonTool",
+    "verifiers": "rlx.envs.verifiers:Verifiers",
 }
 
 
@@ -204,7 +250,7 @@ def _read_by(env: Env, tokenizer: TextTokenizer) -> Env:
     return env
 
 
-def _check_arguments(name: str, constructor: Any, kwargs: dict[str, Any], given: set[str]) -> None:
+def check_arguments(name: str, constructor: Any, kwargs: dict[str, Any], given: set[str]) -> None:
     """Raises InputError on the first of `kwargs` that the constructor does not take as it is."""
     for key in kwargs:
         if not isinstance(key, str):

@@ -3,6 +3,10 @@
 Each worker builds the environment from the arguments of `rlx.envs.base.make`, loads no JAX, grades
 in its main thread and dies with the process that started it. A worker that does not answer within
 `timeout_s` is killed and replaced. What has no score counts as 0, with the reason beside it.
+
+Replies of the environment are had in the same way. All that concerns one episode goes to one
+worker, so what the environment keeps there about an episode is found again, unless that worker had
+to be replaced.
 """
 
 from __future__ import annotations
@@ -10,16 +14,19 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import enum
+import functools
 import math
 import os
+import reprlib
 import resource
 import signal
 import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
@@ -33,7 +40,9 @@ MEMORY_BYTES = 8 << 30  # address space of a worker
 START_S = 600  # to import the task and make its problems
 PR_SET_PDEATHSIG = 1
 
-Item = tuple[Problem, str, bool]  # with the completion, and whether it stopped by itself
+# With the completion, or the turns of an episode, and whether it stopped by itself.
+Item = tuple[Problem, str | tuple[str, ...], bool]
+Asked = tuple[Problem, tuple[str, ...], int]  # with the turns, and the most characters of a reply
 
 
 class Failure(enum.IntEnum):
@@ -49,31 +58,69 @@ class Failure(enum.IntEnum):
 
 
 class Outcome(NamedTuple):
-    """A score; or 0, why there is none, and the reason in words."""
+    """A score; or 0, why there is none, and the reason in words. `text` is a reply, if any."""
 
     score: float
     reason: str = ""
     failure: Failure | None = None
+    text: str | None = None
 
 
 def failed(reason: str) -> Outcome:
     return Outcome(0.0, f"error: {reason}"[:300], Failure.ERROR)
 
 
+def guarded(function: Callable[..., Outcome]) -> Callable[..., Outcome]:
+    """Whatever the environment raises is an outcome."""
+
+    @functools.wraps(function)
+    def outcome(*args: Any) -> Outcome:
+        try:
+            return function(*args)
+        except KeyboardInterrupt:  # the user's
+            raise
+        except BaseException as error:  # exit() in a grader does not end the run
+            return failed(f"{type(error).__name__}: {base.first_line(error)}")
+
+    return outcome
+
+
+@guarded
 def judge(env: base.Env, item: Item) -> Outcome:
     """The environment's score, if it is one: a number in [0, 1]."""
-    try:
-        score = env.grade(*item)
-        if isinstance(score, str | bytes):
-            return failed(f"score {score!r} is text, not a number")
-        score = float(score)
-    except KeyboardInterrupt:  # the user's
-        raise
-    except BaseException as error:  # exit() in a grader does not end the run
-        return failed(f"{type(error).__name__}: {base.first_line(error)}")
+    score = env.grade(*item)
+    if isinstance(score, str | bytes):
+        return failed(f"score {score!r} is text, not a number")
+    score = float(score)
     if not (math.isfinite(score) and 0 <= score <= 1):
         return failed(f"score {score} is outside [0, 1]")
     return Outcome(score)
+
+
+@guarded
+def respond(env: base.Env, asked: Asked) -> Outcome:
+    """The environment's reply, if it is one: text of a limited length, or None."""
+    problem, turns, most = asked
+    text = env.reply(problem, turns)
+    if text is None:
+        return Outcome(0.0)
+    if not isinstance(text, str):
+        return failed(f"reply {reprlib.repr(text)} is a {type(text).__name__}, not text")
+    if len(text) > most:
+        return failed(f"a reply of {len(text)} characters, more than episode.reply_chars={most}")
+    text.encode()  # half a character cannot be written
+    return Outcome(0.0, text=str.__str__(text))  # of a subclass, the value
+
+
+WORK = {"grade": judge, "reply": respond}
+
+
+def home(item: Any, workers: int) -> int | None:
+    """The worker of an episode, by what it began with; None for a single answer: any."""
+    problem, turns = item[0], item[1]
+    if isinstance(turns, str):
+        return None
+    return zlib.crc32(f"{problem.id} {turns[0]}".encode(errors="replace")) % workers
 
 
 class _Worker:
@@ -92,10 +139,11 @@ class _Worker:
         self.pipe.send(arguments)
         self.index, self.deadline, self.ready = -1, time.monotonic() + START_S, False
 
-    def give(self, index: int, item: Item, timeout_s: float) -> None:
-        self.index, self.deadline = index, time.monotonic() + timeout_s
+    def give(self, index: int, kind: str, item: Any, timeout_s: float) -> None:
+        self.index, self.timeout_s = index, timeout_s
+        self.deadline = time.monotonic() + timeout_s
         with contextlib.suppress(BrokenPipeError):  # it has died: `wait` says so
-            self.pipe.send(item)
+            self.pipe.send((kind, item))
 
     def kill(self) -> int:
         if self.process.poll() is None:
@@ -105,10 +153,11 @@ class _Worker:
 
 
 class Graders:
-    """`grade` for as many items as come, in their order.
+    """`grade` and `reply` for as many items as come, in their order.
 
     `ungraded` counts the items that had no score since the start, by the kind of failure, and
-    `reasons` holds the last reason of each kind. With `timeout_s=0` the environment itself grades,
+    `reasons` holds the last reason of each kind; an episode whose environment fails to reply has
+    none. With `timeout_s=0` the environment itself grades,
     in this process and without a limit. `on_error="stop"` turns the first item without a score into
     an InputError that names it. `scorer` is a reward model beside them (rlx.rollout.scorer), which
     reads tokens.
@@ -138,18 +187,29 @@ class Graders:
 
     def grade(self, items: Sequence[Item]) -> list[Outcome]:
         """One outcome per item. Raises InputError as said above, or if no worker can start."""
+        return self._settled("grade", items, self.timeout_s, "has no score for")
+
+    def reply(self, asked: Sequence[Asked], timeout_s: float) -> list[Outcome]:
+        """What the environment says to each, in `text`; raises as `grade`."""
+        return self._settled("reply", asked, timeout_s, "does not reply to")
+
+    def _settled(self, kind: str, items: Sequence[Any], timeout_s: float, lacks: str):
         with self._lock:
             if self.timeout_s:
-                outcomes = self._hand_out(items)
+                outcomes = self._hand_out(kind, items, timeout_s)
             else:
-                outcomes = [judge(self.env, item) for item in items]
+                outcomes = [WORK[kind](self.env, item) for item in items]
         for item, outcome in zip(items, outcomes, strict=True):
             if outcome.failure is not None:
-                self.ungraded[outcome.failure.counter] += 1
-                self.reasons[outcome.failure.counter] = outcome.reason
-                if self.on_error == "stop":
-                    raise self._complaint(item[0], outcome.reason)
+                self.note(item[0], lacks, outcome)
         return outcomes
+
+    def note(self, problem: Problem, lacks: str, outcome: Outcome) -> None:
+        """Count a failure, or stop for it; lacks: what the environment does not do."""
+        self.ungraded[outcome.failure.counter] += 1
+        self.reasons[outcome.failure.counter] = outcome.reason
+        if self.on_error == "stop":
+            raise self._complaint(problem, lacks, outcome.reason)
 
     @property
     def timeouts(self) -> int:
@@ -166,25 +226,28 @@ class Graders:
         self._workers = []
         self._starter.shutdown()
 
-    def _complaint(self, problem: Problem, reason: str) -> InputError:
+    def _complaint(self, problem: Problem, lacks: str, reason: str) -> InputError:
         name, prompt = self.arguments["name"], problem.prompt[:60]
         return InputError(
             "env.on_grade_error",
             "stop",
-            f"{name} has no score for an answer to problem {problem.id} ({prompt!r}): {reason}",
+            f"{name} {lacks} an answer to problem {problem.id} ({prompt!r}): {reason}",
             "mend the grader, or set env.on_grade_error=zero",
         )
 
-    def _hand_out(self, items: Sequence[Item]) -> list[Outcome]:
-        """Whoever is free takes the next item."""
+    def _hand_out(self, kind: str, items: Sequence[Any], timeout_s: float) -> list[Outcome]:
+        """Whoever is free takes the next item that is not another's."""
         outcomes: dict[int, Outcome] = {}
-        todo = deque(range(len(items)))
+        todo = deque((i, home(item, len(self._workers))) for i, item in enumerate(items))
         try:
             while len(outcomes) < len(items):
-                for worker in self._workers:
-                    if worker.ready and worker.index < 0 and todo:
-                        index = todo.popleft()
-                        worker.give(index, items[index], self.timeout_s)
+                for n, worker in enumerate(self._workers):
+                    if not worker.ready or worker.index >= 0:
+                        continue
+                    mine = next((job for job in todo if job[1] in (None, n)), None)
+                    if mine is not None:
+                        todo.remove(mine)
+                        worker.give(mine[0], kind, items[mine[0]], timeout_s)
                 outcomes |= self._wait()
         except BaseException:  # workers hold items of this call: no other call may see them
             self.close()
@@ -204,7 +267,7 @@ class Graders:
             elif late and not worker.ready:
                 raise self._no_start(f"no answer for {START_S:g} s")
             elif late:
-                reason = f"timeout after {self.timeout_s:g} s"
+                reason = f"timeout after {worker.timeout_s:g} s"
                 settled[worker.index] = Outcome(0.0, reason, Failure.TIMEOUT)
                 worker.kill()
             if worker.pipe.closed:
@@ -246,10 +309,10 @@ def serve(pipe: Connection, parent: int) -> None:
     pipe.send("ready")
     while True:
         try:
-            item = pipe.recv()
+            kind, item = pipe.recv()
         except EOFError:
             return
-        pipe.send(judge(env, item))
+        pipe.send(WORK[kind](env, item))
 
 
 if __name__ == "__main__":

@@ -50,31 +50,51 @@ class Mixture:
         chars = [getattr(env.tokenizer, "chars", "") for env in parts.values()]
         self.tokenizer: base.TextTokenizer = base.characters(chars)
         self.max_prompt_tokens = max(env.max_prompt_tokens for env in parts.values())
+        if any(hasattr(env, "reply") for env in parts.values()):
+            self.reply = self._reply
 
-    def grade(self, problem: Problem, completion: str, stopped: bool) -> float:
+    def grade(self, problem: Problem, completion: Any, stopped: bool) -> float:
         """The score of the task that the problem comes from."""
         task, inner = problem.answer
-        return self.parts[task].grade(inner, completion, stopped)
+        return self.parts[task].grade(inner, _shown(self.parts[task], completion), stopped)
 
-    def well_formed(self, completion: str, stopped: bool) -> bool:
+    def _reply(self, problem: Problem, turns: tuple[str, ...]) -> str | None:
+        """That task's, if it replies."""
+        task, inner = problem.answer
+        env = self.parts[task]
+        return env.reply(inner, turns) if hasattr(env, "reply") else None
+
+    def well_formed(self, completion: Any, stopped: bool) -> bool:
         """Whether it looks like an answer to any of the tasks."""
-        return any(env.well_formed(completion, stopped) for env in self.parts.values())
+        parts = self.parts.values()
+        return any(env.well_formed(_shown(env, completion), stopped) for env in parts)
 
     def solution(self, problem: Problem, rng: np.random.Generator, worked: bool) -> str:
         """The task's own."""
         task, inner = problem.answer
         return self.parts[task].solution(inner, rng, worked)
 
-    def ceiling(self, problems: Sequence[Problem], max_new_tokens: int) -> float | None:
-        """Mean of the tasks' ceilings over their problems; None if one is unknown."""
+    def ceiling(
+        self, problems: Sequence[Problem], max_new_tokens: int, **turns: int
+    ) -> float | None:
+        """Mean of the tasks' ceilings over their problems; None if one is unknown.
+
+        turns: the limits of an episode, where a task replies.
+        """
         total = 0.0
         for task, env in self.parts.items():
             mine = [p.answer[1] for p in problems if p.answer[0] == task]
-            best = env.ceiling(mine, max_new_tokens) if mine else 0.0
+            more = turns if hasattr(env, "reply") else {}
+            best = env.ceiling(mine, max_new_tokens, **more) if mine else 0.0
             if best is None:
                 return None
             total += best * len(mine)
         return total / len(problems)
+
+
+def _shown(env: base.Env, completion: Any) -> Any:
+    """What an environment that does not reply reads of the turns of an episode: the one."""
+    return completion if hasattr(env, "reply") or isinstance(completion, str) else completion[0]
 
 
 def _tagged(task: str, problems: Sequence[Problem]) -> list[tuple[str, Any]]:

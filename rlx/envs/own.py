@@ -1,4 +1,4 @@
-"""A task of one's own: a Python file with two functions, `env.name=path/to/task.py`.
+"""A task of one's own: a Python file with two functions or three, `env.name=path/to/task.py`.
 
     def problems(seed, **kwargs):             pairs of a prompt and an answer, for as long as asked
         yield "2+3=", "5"
@@ -9,6 +9,14 @@
 `env.kwargs` go to `problems`. The first prompts are held out, duplicates are passed over. A sample
 that the length limit cut scores 0 without being graded. An answer that is text is also the
 reference solution of a warm start.
+
+    def reply(answer, turns):                 optional: text, or None to end the episode
+        return None if turns[-1] == answer else "no"
+
+`turns` is a tuple: what the policy said, the reply, what the policy said next, and so on. A task
+with `reply` is also graded on it: `grade(answer, turns)`. Without env.tokenizer a policy knows the
+characters of prompts and answers, and those of a text CHARACTERS in the file; a reply with others
+is a failure of the task.
 """
 
 from __future__ import annotations
@@ -53,6 +61,10 @@ class OwnTask:
         self.train = data.numbered(pairs[heldout_prompts:])
         self.downstream: dict[str, list[Problem]] = {}
         texts = [text for pair in pairs for text in pair if isinstance(text, str)]
+        texts.append(_characters(file, self.module))
+        if hasattr(self.module, "reply"):
+            _check_call(file, "reply", self.module.reply, "answer", ("turn",))
+            self.reply = self._reply
         self.tokenizer: base.TextTokenizer = base.characters(texts)
         self.max_prompt_tokens = max(len(prompt) for prompt, _ in pairs)
 
@@ -85,13 +97,17 @@ class OwnTask:
         except (Exception, SystemExit) as error:
             raise _fault(self.file, error, "in problems()") from error
 
-    def grade(self, problem: Problem, completion: str, stopped: bool) -> float:
+    def grade(self, problem: Problem, completion: Any, stopped: bool) -> float:
         """The file's score, which may do what it likes with a copy; 0 if the sample was cut."""
         return self.module.grade(copy.deepcopy(problem.answer), completion) if stopped else 0.0
 
-    def well_formed(self, completion: str, stopped: bool) -> bool:
-        """Whether it stopped and says anything."""
-        return stopped and completion.strip() != ""
+    def _reply(self, problem: Problem, turns: tuple[str, ...]) -> str | None:
+        return self.module.reply(copy.deepcopy(problem.answer), turns)
+
+    def well_formed(self, completion: Any, stopped: bool) -> bool:
+        """Whether it stopped and says anything; of an episode, its last turn."""
+        text = completion if isinstance(completion, str) else completion[-1]
+        return stopped and text.strip() != ""
 
     def solution(self, problem: Problem, rng: np.random.Generator, worked: bool) -> str:
         """The answer, where it is text; `rng` and `worked` are not used. InputError otherwise."""
@@ -100,7 +116,7 @@ class OwnTask:
             raise InputError("env.name", self.file, reason, "set warm_start.steps=0")
         return problem.answer
 
-    def ceiling(self, problems: Sequence[Problem], max_new_tokens: int) -> None:
+    def ceiling(self, problems: Sequence[Problem], max_new_tokens: int, **turns: int) -> None:
         """None: the best score within a length limit is unknown."""
         return None
 
@@ -156,7 +172,17 @@ def _check_call(file: str, name: str, function: Callable, *args: Any, **kwargs: 
             remedy = f"give what problems() of {file} takes after the seed: {takes}"
             raise InputError("env.kwargs", kwargs, error, remedy) from None
         remedy = "write problems(seed, ...) and grade(answer, completion)"
+        remedy = "write reply(answer, turns)" if name == "reply" else remedy
         raise InputError("env.name", file, f"{name}(): {error}", remedy) from None
+
+
+def _characters(file: str, module: ModuleType) -> str:
+    """What may be said besides prompts and answers."""
+    more = getattr(module, "CHARACTERS", "")
+    if not isinstance(more, str):
+        reason = f"CHARACTERS is a {type(more).__name__}, not text"
+        raise InputError("env.name", file, reason, 'write CHARACTERS = "..."')
+    return more
 
 
 def _checked(file: str, i: int, pair: Any) -> tuple[str, Any]:

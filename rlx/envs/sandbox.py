@@ -2,6 +2,7 @@
 
     run(source, stdin)             one program, its standard output
     converse(server, client)       two programs, each behind walls of its own, and a socket between
+    Session(source)                one program that answers line by line, for as long as it is asked
 
 What a program did is judged from outside, by what came out of it. Nothing it does can outlive the
 call: the process that holds its namespace is killed, and with it everything inside. Linux only.
@@ -249,6 +250,61 @@ def converse(
             end.close()
         lines = [jail.end() for jail in jails]
     return Result(status or lines[1], b"")
+
+
+class Session:
+    """A program that reads a line from the descriptor in $CHANNEL and writes one back.
+
+    `limits.cpu_s` is for all of it, `wall_s` for each answer. Whoever holds the session ends it.
+    """
+
+    def __init__(self, source: str, limits: Limits, isolate: bool = True):
+        self.channel, theirs = socket.socketpair()
+        quiet = (subprocess.DEVNULL, subprocess.DEVNULL)
+        self.jail = _Jail(source, limits, isolate, theirs.fileno(), *quiet)
+        theirs.close()
+        self.channel.setblocking(False)
+        self.kept = b""
+
+    def ask(self, line: str) -> Result:
+        """`ok` with the answer, or why there is none; then the session is over and is to be ended.
+
+        Raises SandboxError where the program could not be isolated.
+        """
+        data = f"{line}\n".encode(errors="replace")
+        deadline = time.monotonic() + self.jail.limits.wall_s
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.channel, selectors.EVENT_READ | selectors.EVENT_WRITE)
+            while not (why := _exceeded([self.jail], deadline)):
+                answer, found, rest = self.kept.partition(b"\n")
+                if found:
+                    self.kept = rest
+                    return Result("exit 0", answer)
+                if len(self.kept) > self.jail.limits.output_kb * 1024:
+                    return Result("output", b"")
+                for _, event in selector.select(TICK_S):
+                    try:
+                        if event & selectors.EVENT_WRITE:
+                            data = data[self.channel.send(data) :] if data else data
+                        if event & selectors.EVENT_READ:
+                            chunk = self.channel.recv(CHUNK)
+                            if not chunk:
+                                return Result(self.end(), b"")
+                            self.kept += chunk
+                    except BlockingIOError:
+                        pass
+                    except OSError:  # it is gone
+                        return Result(self.end(), b"")
+                    if not data:
+                        selector.modify(self.channel, selectors.EVENT_READ)
+        return Result(why, b"")
+
+    def end(self) -> str:
+        """Kill what is left; may be called again. How it ended; raises SandboxError."""
+        if self.channel.fileno() < 0:
+            return "over"
+        self.channel.close()
+        return self.jail.end()
 
 
 def why_not() -> str:

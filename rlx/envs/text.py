@@ -20,6 +20,7 @@ from rlx.envs.template import Template
 from rlx.errors import InputError
 
 PLAIN = "{prompt}"
+ANSWER = "(an answer)"  # stands for the policy's, whose tokens are never rendered
 STRING, ARRAY = 8, 9  # value types of a GGUF
 CONTROL = 3  # token type of a GGUF: special, no text
 HOW_TO = "give a folder with tokenizer.json, or a .gguf file"
@@ -91,12 +92,32 @@ class TextTokenizer:
         twice = ids[:2] == [bos_id, bos_id] and added[:2] == [True, False]
         return ids[1:] if twice else ids
 
-    def _chat(self, text: str) -> list[int]:
-        messages = [{"role": "user", "content": text}]
-        if self.system_prompt:
-            messages.insert(0, {"role": "system", "content": self.system_prompt})
+    def _rendered(self, *said: tuple[str, str]) -> str:
+        """The chat of (role, content), after the system's words, up to where an answer begins."""
+        said = (("system", self.system_prompt), *said) if self.system_prompt else said
+        messages = [{"role": role, "content": content} for role, content in said]
         values = {"tools": None, "documents": None, "add_generation_prompt": True}
-        ids = self.encode(self.template(messages=messages, **values, **dict(self.special)))
+        return self.template(messages=messages, **values, **dict(self.special))
+
+    def encode_reply(self, text: str) -> list[int]:
+        """From the end of one answer to the beginning of the next; a bare text without a chat.
+
+        In a chat it is a turn of the user, with all that the template writes behind an answer. Its
+        first end token is left out: the policy has drawn its own. InputError if a template does not
+        repeat an answer.
+        """
+        if self.template is None:
+            return self.encode(text)
+        chat = self._rendered(("user", "?"), ("assistant", ANSWER), ("user", text.strip()))
+        _, found, behind = chat.partition(ANSWER)
+        if not found:
+            reason = f"the chat template of {self.path} leaves out what the assistant has said"
+            raise InputError("env.chat", True, reason, "set env.chat=false or episode.max_turns=1")
+        ids = self.encode(behind)
+        return ids[1:] if ids and ids[0] in self.stop_ids else ids
+
+    def _chat(self, text: str) -> list[int]:
+        ids = self.encode(self._rendered(("user", text)))
         if ids and ids[-1] in self.stop_ids and not self.decode_one(ids[-1]):
             reason = f"the chat template of {self.path} ends with the end token {ids[-1]}"
             raise InputError("env.chat", True, reason, "set env.chat=false")

@@ -9,6 +9,9 @@
 matrices (jax.lax.ragged_dot); `dense` runs every expert on every token and adds what counts. On a
 mesh each device does this for its own tokens, experts and columns of F; the sum over devices is the
 layer. A token's output depends on no other token, padding included.
+
+Routing replay: the learner may be told which experts the sampler's router chose (arXiv 2510.11370);
+their weights are still those of its own scores, whose gradient they carry.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ class Routed(NamedTuple):
 
     score_BTE: jax.Array  # float32: softmax or sigmoid
     expert_BTK: jax.Array
+    moved_BT: jax.Array | None = None  # bool: its own choice would be another than it was told
 
 
 def swiglu_shapes(d_model: int, d_ff: int, prefix: str = "") -> dict[str, tuple[int, ...]]:
@@ -51,22 +55,32 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return {"router": (c.d_model, c.n_experts), **stacked, **shared}
 
 
-def route(router_DE, x_BTD, config: ModelConfig) -> tuple[Routed, jax.Array]:
-    """(what was done, the weights or input scales [B, T, K] of the chosen experts), in float32."""
+def route(router_DE, x_BTD, config: ModelConfig, told_BTK=None) -> tuple[Routed, jax.Array]:
+    """(what was done, the weights or input scales [B, T, K] of the chosen experts), in float32.
+
+    told: experts to be taken instead of those of the largest logits.
+    """
     logit_BTE = matmul(x_BTD.astype(jnp.float32), router_DE)
     top_BTK, expert_BTK = jax.lax.top_k(logit_BTE, config.experts_per_token)
+    moved_BT = None
+    if told_BTK is not None:
+        same_BTKK = expert_BTK[..., None] == told_BTK[..., None, :]
+        moved_BT, expert_BTK = ~jnp.all(jnp.any(same_BTKK, axis=-1), axis=-1), told_BTK
+        top_BTK = jnp.take_along_axis(logit_BTE, told_BTK, axis=-1)
     if config.router == "sigmoid":
-        return Routed(jax.nn.sigmoid(logit_BTE), expert_BTK), jax.nn.sigmoid(top_BTK)
+        return Routed(jax.nn.sigmoid(logit_BTE), expert_BTK, moved_BT), jax.nn.sigmoid(top_BTK)
     score_BTE = jax.nn.softmax(logit_BTE, axis=-1)
     weight_BTK = jnp.take_along_axis(score_BTE, expert_BTK, axis=-1)
     if config.norm_topk:
         weight_BTK /= jnp.sum(weight_BTK, axis=-1, keepdims=True)
-    return Routed(score_BTE, expert_BTK), weight_BTK
+    return Routed(score_BTE, expert_BTK, moved_BT), weight_BTK
 
 
-def feed_forward(weights: Params, x_BTD, config: ModelConfig) -> tuple[jax.Array, Routed]:
+def feed_forward(
+    weights: Params, x_BTD, config: ModelConfig, told_BTK=None
+) -> tuple[jax.Array, Routed]:
     """(y [B, T, D], what the router did) of a layer with the parameters of `shapes`."""
-    routed, scale_BTK = route(weights["router"], x_BTD, config)
+    routed, scale_BTK = route(weights["router"], x_BTD, config, told_BTK)
     scale_BTK = scale_BTK.astype(x_BTD.dtype)
     one_BTK = jnp.ones_like(scale_BTK)
     scales = (scale_BTK, one_BTK) if config.router == "sigmoid" else (one_BTK, scale_BTK)
@@ -148,7 +162,7 @@ def balance(routed: Routed, mask_BT) -> tuple[jax.Array, jax.Array]:
     if all take the same experts with certainty, 0 if n = 0. DeepSeek-V3 (arXiv 2412.19437), Eq.
     17-20. It is a sum over sequences, so the gradient is the same for any microbatch.
     """
-    score_LBTE, expert_LBTK = routed
+    score_LBTE, expert_LBTK = routed.score_BTE, routed.expert_BTK
     E, K = score_LBTE.shape[-1], expert_LBTK.shape[-1]
     mask_1BT1 = mask_BT[None, :, :, None]
     chosen_LBTE = jnp.sum(jax.nn.one_hot(expert_LBTK, E), axis=-2) * mask_1BT1
@@ -160,15 +174,30 @@ def balance(routed: Routed, mask_BT) -> tuple[jax.Array, jax.Array]:
     return aux_B, jnp.sum(chosen_LBTE, axis=(1, 2))
 
 
-def zero_balance(config: ModelConfig) -> dict[str, jax.Array]:
+def moved(routed: Routed, mask_BT) -> jax.Array:
+    """[2]: tokens whose own routing would be another in any layer, and in how many layers."""
+    moved_LBT = routed.moved_BT & mask_BT.astype(bool)[None]
+    return jnp.stack([jnp.sum(jnp.any(moved_LBT, axis=0)), jnp.sum(moved_LBT)]).astype(jnp.float32)
+
+
+def zero_balance(config: ModelConfig, told: bool = False) -> dict[str, jax.Array]:
     """Sums to which slices of a batch add."""
     shape = (len(config.sparse_layers), config.n_experts)
-    return {"router/aux": jnp.zeros(()), "router/load": jnp.zeros(shape)}
+    sums = {"router/aux": jnp.zeros(()), "router/load": jnp.zeros(shape)}
+    return sums | ({"router/moved": jnp.zeros(2)} if told else {})
 
 
-def pop_balance(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Metrics of a batch: its mean loss, and E times the largest share that an expert has."""
+def pop_balance(sums: dict[str, jax.Array], experts_per_token: int = 1) -> dict[str, jax.Array]:
+    """Metrics of a batch: its mean loss, and E times the largest share that an expert has; where
+    the experts were told, the shares of tokens, and of choices, that would be others.
+    """
     load_LE = sums.pop("router/load")
     total_L1 = jnp.maximum(jnp.sum(load_LE, axis=1, keepdims=True), 1)
     share = jnp.max(load_LE / total_L1) * load_LE.shape[1]
-    return {"router/aux": sums.pop("router/aux"), "router/load_max": share}
+    metrics = {"router/aux": sums.pop("router/aux"), "router/load_max": share}
+    if "router/moved" in sums:
+        tokens, choices = sums.pop("router/moved")
+        n, layers = total_L1[0, 0] / experts_per_token, len(load_LE)
+        metrics["router/moved_tokens_share"] = tokens / jnp.maximum(n, 1)
+        metrics["router/moved_choices_share"] = choices / jnp.maximum(n * layers, 1)
+    return metrics

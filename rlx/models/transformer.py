@@ -82,15 +82,15 @@ class Block(nnx.Module):
             y_BTNH = rms_norm(y_BTNH, jnp.ones(c.head_dim), c.norm_eps)
         return jnp.where(local, y_BTNH, x_BTNH) if c.no_rope_every else y_BTNH
 
-    def _mlp(self, y_BTD):
+    def _mlp(self, y_BTD, told_BTK):
         """(swiglu [B, T, D], what the router did)."""
         if self.names:
             weights = {name: getattr(self, name)[...] for name in self.names}
-            return moe.feed_forward(weights, y_BTD, self.config)
+            return moe.feed_forward(weights, y_BTD, self.config, told_BTK)
         y_BTF = jax.nn.silu(matmul(y_BTD, self.gate[...])) * matmul(y_BTD, self.up[...])
         return matmul(y_BTF, self.down[...]), None
 
-    def __call__(self, x_BTD, seen: Seen, local, past, attend):
+    def __call__(self, x_BTD, seen: Seen, local, past, attend, told_BTK=None):
         """(x, what `attend` of rlx.models.attention left of the past, what the router did)."""
         c, position_BT = self.config, seen.position_BT
         y_BTD = split(rms_norm(x_BTD, self.attn_norm[...], c.norm_eps), *WHOLE)
@@ -104,7 +104,7 @@ class Block(nnx.Module):
         y_BTD, past = attend(q_BTNH, k_BTKH, v_BTKH, past, seen, local, c)
         x_BTD = split(x_BTD + matmul(y_BTD, self.o[...]), *RESIDUAL)
         y_BTD = split(rms_norm(x_BTD, self.mlp_norm[...], c.norm_eps), *WHOLE)
-        y_BTD, routed = self._mlp(y_BTD)
+        y_BTD, routed = self._mlp(y_BTD, told_BTK)
         return split(x_BTD + y_BTD, *RESIDUAL), (past, routed)
 
 
@@ -184,8 +184,11 @@ def published(params: Params, config: ModelConfig, head_dtype: str) -> Params:
     return narrowed(rest) | {"layers": [narrowed(layer) for layer in layers]}
 
 
-def _forward(params, config: ModelConfig, tokens_BT, seen: Seen, pasts, attend):
-    """Embed, run the blocks, normalise: (hidden_BTD, the layers' pasts, what the routers did)."""
+def _forward(params, config: ModelConfig, tokens_BT, seen: Seen, pasts, attend, told_LBTK=None):
+    """Embed, run the blocks, normalise: (hidden_BTD, the layers' pasts, what the routers did).
+
+    told: the experts of the sparse layers; None: as their routers choose.
+    """
     embed_VD = params["embed"]
     if attend is not attention.cached:  # tokens outnumber words: the table goes to them
         embed_VD = split(embed_VD, None, "residual")
@@ -193,19 +196,21 @@ def _forward(params, config: ModelConfig, tokens_BT, seen: Seen, pasts, attend):
     x_BTD = split(x_BTD, *RESIDUAL)
     local = [np.bool_(i in config.local_layers) for i in range(config.n_layers)]
 
-    def step(x_BTD, layer_past_local):
-        layer, past, local = layer_past_local
+    def step(x_BTD, layer_past_local_told):
+        layer, past, local, told_BTK = layer_past_local_told
         block = nnx.merge(_block(config, "router" in layer), _gathered(layer, config))
-        return block(x_BTD, seen, local, past, attend)
+        return block(x_BTD, seen, local, past, attend, told_BTK)
 
     if config.remat:
         step = jax.checkpoint(step, prevent_cse=not config.scan_layers)
     if isinstance(params["layers"], dict):  # stacked
-        layers = (params["layers"], pasts, jnp.array(local))
+        layers = (params["layers"], pasts, jnp.array(local), told_LBTK)
         x_BTD, (pasts, routed) = jax.lax.scan(step, x_BTD, layers)
     else:
         pasts = pasts or [None] * config.n_layers
-        layers, outputs = zip(params["layers"], pasts, local, strict=True), []
+        told = dict(zip(config.sparse_layers, () if told_LBTK is None else told_LBTK, strict=False))
+        told = map(told.get, range(config.n_layers))
+        layers, outputs = zip(params["layers"], pasts, local, told, strict=True), []
         for layer in layers:
             x_BTD, output = step(x_BTD, layer)
             outputs.append(output)
@@ -240,13 +245,15 @@ def prefill(params, config: ModelConfig, prompt_PU, length_P):
 
 
 def extend(
-    params, config: ModelConfig, context, length_P, tokens_BT, offset_BT=None, routing=False
-):
+    params, config: ModelConfig, context, length_P, tokens_BT, offset_BT=None, routing=False,
+    told_LBTK=None,
+):  # fmt: skip
     """Hidden states [B, T, D] of completions teacher-forced after their prompts' keys/values.
 
     `context` and `length_P` are those of P prompts; row b continues prompt b // (B / P). A row
     may hold several completions: `offset_BT` is then a token's position in its own.
-    routing: give (hidden states, what rlx.models.moe.route did in every layer with experts).
+    routing: give (hidden states, what rlx.models.moe.route did in every layer with experts), who is
+    told what to choose if `told_LBTK` is given.
     """
     B, T = tokens_BT.shape
     column_BT = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
@@ -254,15 +261,20 @@ def extend(
     at_BT = column_BT if offset_BT is None else offset_BT
     seen = Seen(jnp.repeat(length_P, B // len(length_P))[:, None] + at_BT, length_P, start_BT)
     hidden_BTD, _, routed = _forward(
-        params, config, tokens_BT, seen, context, attention.completions
+        params, config, tokens_BT, seen, context, attention.completions, told_LBTK
     )
     return (hidden_BTD, routed) if routing else hidden_BTD
 
 
-def decode(params, config: ModelConfig, caches: list[Cache], token_W, position_W):
-    """Feed one token per slot, at its position in its sequence: (hidden_WD, caches)."""
+def decode(params, config: ModelConfig, caches: list[Cache], token_W, position_W, routing=False):
+    """Feed one token per slot, at its position in its sequence: (hidden_WD, caches).
+
+    routing: and expert_WLK, that the routers of the sparse layers chose for it.
+    """
     seen = Seen(position_W[:, None], position_W)
-    hidden_W1D, caches, _ = _forward(
+    hidden_W1D, caches, routed = _forward(
         params, config, token_W[:, None], seen, caches, attention.cached
     )
+    if routing:
+        return hidden_W1D[:, 0], caches, routed.expert_BTK[:, :, 0].swapaxes(0, 1)
     return hidden_W1D[:, 0], caches

@@ -62,6 +62,48 @@ def none(reward_PG):
     return reward_PG
 
 
+def distill(reward_PG):
+    """A = 0: the reward is only watched, and what `towards_teacher` adds is all"""
+    return jnp.zeros_like(reward_PG)
+
+
+def towards_teacher(teacher_logp_BT, behavior_logp_BT, mask_BT):
+    """A = log pi_teacher - log pi_behavior of the token that was drawn, [B, T]; 0 where masked
+
+    Added to what a reward says, or alone. On-policy its policy gradient is that of
+    -KL(pi || pi_teacher), token by token with discount 0: a token does not answer for those after
+    it. It has to be of the token that was drawn. The KL itself, over all words or over the k
+    likeliest, is the same whatever was drawn, and as an advantage has no gradient in expectation.
+    On-policy distillation: Agarwal et al. 2023 (arXiv 2306.13649); in this form Thinking Machines
+    2025, "On-policy distillation".
+    """
+    return jnp.where(mask_BT.astype(bool), teacher_logp_BT - behavior_logp_BT, 0)
+
+
+def clipped_by_covariance(adv_BT, behavior_logp_BT, mask_BT, key, *, share, low, high):
+    """A, but 0 for max(floor(share N), 1) of the N tokens, drawn from those with low < cov < high
+
+        cov = (logp - mean(logp)) (A - mean(A)),  means over the N tokens that count
+
+    Entropy falls by the covariance of log-probability and advantage, of which few tokens have
+    most; some of them are left out at random, or all if there are fewer. logp is the sampler's, so
+    that the choice is the same for any slices of the batch; the paper has the learner's, which is
+    the same on-policy. Clip-Cov (arXiv 2505.22617); share 2e-4, low 1 and high 5 in its code.
+    """
+    sampled_BT = mask_BT.astype(bool)
+    count = jnp.sum(sampled_BT)
+
+    def centred(x_BT):
+        x_BT = jnp.where(sampled_BT, x_BT, 0)
+        return x_BT - jnp.sum(x_BT) / jnp.maximum(count, 1)
+
+    cov_BT = centred(behavior_logp_BT) * centred(adv_BT)
+    may_BT = sampled_BT & (cov_BT > low) & (cov_BT < high)
+    lot_BT = jnp.where(may_BT, jax.random.uniform(key, mask_BT.shape), 2.0)
+    n = jnp.maximum(jnp.floor(share * count).astype(jnp.int32), 1)
+    return jnp.where(may_BT & (lot_BT <= jnp.sort(lot_BT, axis=None)[n - 1]), 0, adv_BT)
+
+
 def advantages(reward_PG, keep_P, *, kind, eps, ddof=1):
     """The advantage of each sample, [P, G], under the estimator named `kind`; 0 where dropped."""
     if kind not in ADVANTAGES:
@@ -113,4 +155,6 @@ def gae(value_BT, reward_BT, mask_BT, *, gamma, lam):
 
 
 # Those that ask for value_BT need a critic, and are called by the step themselves.
-ADVANTAGES = {f.__name__: f for f in (none, centered, prompt_norm, batch_norm, leave_one_out, gae)}
+ADVANTAGES = {
+    f.__name__: f for f in (none, centered, prompt_norm, batch_norm, leave_one_out, distill, gae)
+}

@@ -36,6 +36,7 @@ import jax.numpy as jnp
 from rlx.objectives import named
 
 MAX_LOG_RATIO = 20.0
+LEAST_OTHER = 1e-8  # probability of all other words together, where float32 makes it 0
 LOSSES: dict[str, Callable] = {}
 
 
@@ -57,6 +58,12 @@ def _zero_masked(mask_BT, *arrays):
 
 def _exp(log_ratio):
     return jnp.exp(jnp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO))
+
+
+def _mean(x_BT, sampled_BT):
+    """Over the tokens of a sequence that count, [B, 1]; x is 0 at the others."""
+    tokens_B1 = jnp.maximum(jnp.sum(sampled_BT, axis=1, keepdims=True), 1).astype(x_BT.dtype)
+    return jnp.sum(x_BT, axis=1, keepdims=True) / tokens_B1
 
 
 def _pessimistic(ratio_BT, adv_BT, clip_low, clip_high):
@@ -119,11 +126,108 @@ def gspo(logp_BT, behavior_logp_BT, adv_BT, mask_BT, *, clip_low, clip_high):
     sampled_BT, logp_BT, behavior_logp_BT, adv_BT = _zero_masked(
         mask_BT, logp_BT, behavior_logp_BT, adv_BT
     )
-    tokens_B1 = jnp.maximum(jnp.sum(sampled_BT, axis=1, keepdims=True), 1).astype(logp_BT.dtype)
-    log_ratio_B1 = jnp.sum(logp_BT - behavior_logp_BT, axis=1, keepdims=True) / tokens_B1
+    log_ratio_B1 = _mean(logp_BT - behavior_logp_BT, sampled_BT)
     ratio_BT = jnp.where(sampled_BT, _exp(log_ratio_B1), 1)
     obj_BT, clipped_BT = _pessimistic(ratio_BT, adv_BT, clip_low, clip_high)
     return obj_BT, {"ratio_BT": ratio_BT, "clipped_BT": clipped_BT}
+
+
+@loss(clips=True)
+def gmpo(logp_BT, behavior_logp_BT, adv_BT, mask_BT, *, clip_low, clip_high):
+    """obj = exp(mean_t(l_t)) mean_t(A_t),  l = min(log rho, clip_high) where A > 0,
+                                         l = max(log rho, -clip_low) where A < 0
+
+    The geometric mean of the ratios of a sequence, each of them held on the side towards which A
+    moves it; the bounds are of log rho. Each unmasked token carries the sequence's objective, and a
+    token whose bound binds has no gradient of its own. GMPO (arXiv 2507.20673).
+    """
+    sampled_BT, logp_BT, behavior_logp_BT, adv_BT = _zero_masked(
+        mask_BT, logp_BT, behavior_logp_BT, adv_BT
+    )
+    log_ratio_BT = logp_BT - behavior_logp_BT
+    high_BT = (adv_BT > 0) & (log_ratio_BT > clip_high)
+    low_BT = (adv_BT < 0) & (log_ratio_BT < -clip_low)
+    held_BT = jnp.where(high_BT, clip_high, jnp.where(low_BT, -clip_low, log_ratio_BT))
+    obj_B1 = _exp(_mean(held_BT, sampled_BT)) * _mean(adv_BT, sampled_BT)
+    clipped_BT = (high_BT | low_BT).astype(logp_BT.dtype)
+    info = {"ratio_BT": _exp(log_ratio_BT), "clipped_BT": clipped_BT}
+    return jnp.where(sampled_BT, obj_B1, 0), info
+
+
+@loss()
+def sapo(logp_BT, behavior_logp_BT, adv_BT, mask_BT, *, tau_positive, tau_negative):
+    """obj = 4 / tau sigmoid(tau (rho - 1)) A,  tau = tau_positive where A > 0, else tau_negative
+
+    A gate that closes smoothly where a clip is hard: d obj / d rho is A at rho = 1 and falls to 0
+    on either side, the sooner the larger tau. SAPO (arXiv 2511.20347).
+    """
+    _, logp_BT, behavior_logp_BT, adv_BT = _zero_masked(mask_BT, logp_BT, behavior_logp_BT, adv_BT)
+    ratio_BT = _exp(logp_BT - behavior_logp_BT)
+    tau_BT = jnp.where(adv_BT > 0, tau_positive, tau_negative)
+    obj_BT = 4 / tau_BT * jax.nn.sigmoid(tau_BT * (ratio_BT - 1)) * adv_BT
+    return obj_BT, {"ratio_BT": ratio_BT, "clipped_BT": jnp.zeros_like(ratio_BT)}
+
+
+def _gated(logp_BT, ratio_BT, weight_BT, adv_BT, shut_BT):
+    """sg(weight) A logp, 0 where the gate is shut."""
+    weight_BT = jax.lax.stop_gradient(jnp.where(shut_BT, 0, weight_BT))
+    info = {"ratio_BT": ratio_BT, "clipped_BT": shut_BT.astype(ratio_BT.dtype)}
+    return weight_BT * adv_BT * logp_BT, info
+
+
+@loss(clips=True)
+def double_sided(logp_BT, behavior_logp_BT, adv_BT, mask_BT, *, clip_low, clip_high):
+    """obj = sg(f(rho)) A logp,  f(rho) = rho inside (1 - clip_low, 1 + clip_high), else 0
+
+    Unlike PPO's clip it drops a token that has left the interval on either side, whatever the sign
+    of A. GLM-5 (arXiv 2602.15763), Eq. 3 to 5.
+    """
+    sampled_BT, logp_BT, behavior_logp_BT, adv_BT = _zero_masked(
+        mask_BT, logp_BT, behavior_logp_BT, adv_BT
+    )
+    ratio_BT = _exp(logp_BT - behavior_logp_BT)
+    shut_BT = (ratio_BT <= 1 - clip_low) | (ratio_BT >= 1 + clip_high)
+    return _gated(logp_BT, ratio_BT, ratio_BT, adv_BT, shut_BT & sampled_BT)
+
+
+@loss(clips=True)
+def dppo_tv(logp_BT, behavior_logp_BT, adv_BT, mask_BT, *, clip_low, clip_high, is_cap):
+    """obj = sg(min(rho, is_cap)) A logp, 0 where A > 0 and p - q > clip_high
+                                       or where A < 0 and q - p > clip_low
+
+    p = exp(logp) and q = exp(behavior_logp) of the sampled token: |p - q| is the total variation
+    between the two policies if all other words are taken as one. A token stops where it has moved
+    too far and A would move it further; a rare one may grow many times over, a common one cannot.
+    DPPO with a binary divergence (arXiv 2602.04879); `is_cap` truncates the ratio, at 20 in verl.
+    """
+    _, logp_BT, behavior_logp_BT, adv_BT = _zero_masked(mask_BT, logp_BT, behavior_logp_BT, adv_BT)
+    ratio_BT = _exp(logp_BT - behavior_logp_BT)
+    rise_BT = jnp.exp(logp_BT) - jnp.exp(behavior_logp_BT)
+    shut_BT = ((adv_BT > 0) & (rise_BT > clip_high)) | ((adv_BT < 0) & (-rise_BT > clip_low))
+    return _gated(logp_BT, ratio_BT, jnp.minimum(ratio_BT, is_cap), adv_BT, shut_BT)
+
+
+@loss(clips=True)
+def dppo_kl(logp_BT, behavior_logp_BT, adv_BT, mask_BT, *, clip_low, clip_high, is_cap):
+    """As dppo_tv, with D in place of |p - q|:  D = q log(q / p) + (1 - q) log((1 - q) / (1 - p))
+
+    The KL divergence of the sampler's policy from the learner's if all other words are taken as
+    one. A token stops where A > 0, p > q and D > clip_high, or where A < 0, p < q and D > clip_low.
+    DPPO (arXiv 2602.04879).
+    """
+    _, logp_BT, behavior_logp_BT, adv_BT = _zero_masked(mask_BT, logp_BT, behavior_logp_BT, adv_BT)
+    ratio_BT = _exp(logp_BT - behavior_logp_BT)
+    q_BT = jnp.exp(behavior_logp_BT)
+    other_p_BT, other_q_BT = (
+        jnp.maximum(-jnp.expm1(x_BT), LEAST_OTHER) for x_BT in (logp_BT, behavior_logp_BT)
+    )
+    divergence_BT = q_BT * (behavior_logp_BT - logp_BT)
+    divergence_BT += other_q_BT * jnp.log(other_q_BT / other_p_BT)
+    rises_BT = logp_BT > behavior_logp_BT
+    high_BT = (adv_BT > 0) & rises_BT & (divergence_BT > clip_high)
+    low_BT = (adv_BT < 0) & ~rises_BT & (divergence_BT > clip_low)
+    shut_BT = high_BT | low_BT
+    return _gated(logp_BT, ratio_BT, jnp.minimum(ratio_BT, is_cap), adv_BT, shut_BT)
 
 
 @loss()

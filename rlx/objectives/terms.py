@@ -10,25 +10,38 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from rlx.objectives.losses import _exp, _zero_masked
+from rlx.objectives.losses import _exp, _mean, _zero_masked
 
 
 def correction(logp_BT, behavior_logp_BT, mask_BT, *, kind, cap):
-    """(weight, clipped): sg(min(rho, cap)), or if masked sg(rho), 0 outside [1/cap, cap]
+    """(weight, clipped): sg(min(s, cap)), or if masked sg(s), 0 outside [1/cap, cap]
+
+        s = rho of each token                     truncated, masked
+        s = prod_t rho_t of its sequence          sequence_truncated, sequence_masked
+        s = (prod_t rho_t)^(1 / tokens)           geometric_truncated, geometric_masked
 
     rho = exp(logp - behavior_logp). For a loss whose own ratio is between the learner's weights
     before and after an update (with one update per batch, between logp and sg(logp)), this is what
-    makes up for the weights that sampled. The weight is 1 where masked. Truncated: Espeholt et al.
-    2018 (arXiv 1802.01561); masked: IcePop (arXiv 2510.18855), section 3.
+    makes up for the weights that sampled: of a sequence's gradient without bias if the whole
+    product counts, whose variance grows with its length. The weight is 1 where masked. Truncated:
+    Espeholt et al. 2018 (arXiv 1802.01561); masked: IcePop (arXiv 2510.18855), section 3; of
+    sequences: Liu, Li et al. 2025, "When speed kills stability", and verl 0.6 (`rollout_is_level`;
+    later versions mask by the geometric mean without weighing by it).
     """
-    _, logp_BT, behavior_logp_BT = _zero_masked(mask_BT, logp_BT, behavior_logp_BT)
-    ratio_BT = jax.lax.stop_gradient(_exp(logp_BT - behavior_logp_BT))
-    if kind == "truncated":
+    level, _, action = kind.rpartition("_")
+    if level not in ("", "sequence", "geometric") or action not in ("truncated", "masked"):
+        raise ValueError(f"kind={kind}: unknown correction")
+    sampled_BT, logp_BT, behavior_logp_BT = _zero_masked(mask_BT, logp_BT, behavior_logp_BT)
+    log_ratio_BT = logp_BT - behavior_logp_BT
+    if level == "sequence":
+        log_ratio_BT = jnp.sum(log_ratio_BT, axis=1, keepdims=True)
+    if level == "geometric":
+        log_ratio_BT = _mean(log_ratio_BT, sampled_BT)
+    ratio_BT = jax.lax.stop_gradient(jnp.where(sampled_BT, _exp(log_ratio_BT), 1))
+    if action == "truncated":
         return jnp.minimum(ratio_BT, cap), (ratio_BT > cap).astype(ratio_BT.dtype)
-    if kind == "masked":
-        outside_BT = (ratio_BT > cap) | (ratio_BT * cap < 1)
-        return jnp.where(outside_BT, 0, ratio_BT), outside_BT.astype(ratio_BT.dtype)
-    raise ValueError(f"kind={kind}: unknown correction")
+    outside_BT = (ratio_BT > cap) | (ratio_BT * cap < 1)
+    return jnp.where(outside_BT, 0, ratio_BT), outside_BT.astype(ratio_BT.dtype)
 
 
 def kl(logp_BT, ref_logp_BT, mask_BT, *, kind):

@@ -10,7 +10,7 @@ short moments on the host, which hold `lock`: `begin` starts groups and picks up
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -24,7 +24,16 @@ from rlx.envs.grading import Graders
 from rlx.errors import InputError
 from rlx.rollout import sampler
 from rlx.rollout.buffer import Buffer
-from rlx.rollout.generator import Drawn, Finished, Generator, Request, SlotGenerator, Weights
+from rlx.rollout.episodes import Episodes
+from rlx.rollout.generator import (
+    Drawn,
+    Finished,
+    Generator,
+    Request,
+    Said,
+    SlotGenerator,
+    Weights,
+)
 from rlx.rollout.grades import grades, said
 from rlx.rollout.prompts import Prompts
 from rlx.rollout.rewards import rewards
@@ -44,32 +53,43 @@ class _Running:
     logp_GT: np.ndarray
     value_GT: np.ndarray
     version_GT: np.ndarray
+    expert_GTLK: np.ndarray | None = None
+    said_G: list[Said | None] = field(default_factory=list)  # of episodes
 
     def take(self, sample: Finished) -> None:
         g, n = sample.key[1], len(sample.token_T)
         self.length_G[g] = n
         self.token_GT[g, :n], self.logp_GT[g, :n] = sample.token_T, sample.logp_T
         self.value_GT[g, :n], self.version_GT[g, :n] = sample.value_T, sample.version_T
+        if sample.expert_TLK is not None:
+            if self.expert_GTLK is None:
+                shape = (*self.token_GT.shape, *sample.expert_TLK.shape[1:])
+                self.expert_GTLK = np.zeros(shape, np.int32)
+            self.expert_GTLK[g, :n] = sample.expert_TLK
+        if sample.said:
+            self.said_G = self.said_G or [None] * len(self.length_G)
+            self.said_G[g] = sample.said
 
 
 def rules(config: Config, env: Env) -> sampler.Rules:
     """When samples end, in token ids. InputError where the interruption cannot be said."""
     rollout, ids = config.rollout, env.tokenizer
+    always = {"head_dtype": rollout.head_dtype, "routing": config.algo.replay_routing}
     if config.algo.length_control != "interruption":
-        return sampler.Rules(head_dtype=rollout.head_dtype)
+        return sampler.Rules(**always)
     try:
         phrase, (think_end_id,) = ids.encode(rollout.interruption), ids.encode(rollout.think_end)
     except ValueError as error:
         said = f"{rollout.interruption!r}, {rollout.think_end!r}"
         remedy = "use words of the environment, think_end a single token"
         raise InputError("rollout.interruption", said, str(error), remedy) from None
-    room = rollout.max_new_tokens - rollout.think_tokens_max - rollout.answer_tokens
+    room = config.turn_tokens - rollout.think_tokens_max - rollout.answer_tokens
     if not 0 < len(phrase) <= room:
         raise InputError(
             "rollout.interruption",
             rollout.interruption,
-            f"{len(phrase)} tokens where 1 to {room} are left of rollout.max_new_tokens",
-            "raise rollout.max_new_tokens",
+            f"{len(phrase)} tokens where 1 to {room} are left of {config.turn_limit}",
+            f"raise {config.turn_limit}",
         )
     return sampler.Rules(
         phrase=tuple(phrase),
@@ -77,17 +97,25 @@ def rules(config: Config, env: Env) -> sampler.Rules:
         think_min=rollout.think_tokens_min,
         think_max=rollout.think_tokens_max,
         answer_tokens=rollout.answer_tokens,
-        head_dtype=rollout.head_dtype,
+        **always,
     )
 
 
-def make_generator(config: Config, env: Env, mesh: Mesh) -> SlotGenerator:
-    """The generator of a run: training and evaluation share it."""
-    ids = env.tokenizer
-    return SlotGenerator(
+def make_generator(config: Config, graders: Graders, mesh: Mesh) -> Generator:
+    """The generator of a run: training and evaluation share it. The environment replies through
+    the graders.
+    """
+    env, ids = graders.env, graders.env.tokenizer
+    single = SlotGenerator(
         config, rules(config, env), env.max_prompt_tokens, len(ids.stop_ids), ids.pad_id, mesh,
         jax.random.key(config.seed),
     )  # fmt: skip
+    return single if config.episode.max_turns == 1 else Episodes(single, config, graders)
+
+
+def _turns(said: str | tuple[str, ...]) -> int:
+    """Of the policy; the environment's lie between them."""
+    return 1 if isinstance(said, str) else len(said) // 2 + 1
 
 
 class Engine:
@@ -100,7 +128,7 @@ class Engine:
         self.env, self.mesh = graders.env, mesh
         self.G, self.T = config.rollout.group_size, config.rollout.max_new_tokens
         self.prompts = Prompts(config.algo, len(self.env.train), config.seed)
-        self.generator: Generator = make_generator(config, self.env, mesh)
+        self.generator: Generator = make_generator(config, graders, mesh)
         self.lock = threading.RLock()
         self.events = ""
         self.ungraded = {"timeouts": 0, "errors": 0}
@@ -123,6 +151,8 @@ class Engine:
             int(serial): _Running(problem=self.env.train[group["problem_index"]], **group)
             for serial, group in state["running"].items()
         }
+        for group in self.running.values():
+            group.said_G = [one and Said(tuple(one[0]), *one[1:]) for one in group.said_G]
         self.generator.load(state["generator"], arrays)
 
     def has_work(self) -> bool:
@@ -177,14 +207,17 @@ class Engine:
             value_GT=nothing_GT.astype(np.float32),
             version_GT=nothing_GT.copy(),
         )
-        return [Request((serial, g), prompt_U, self.T, ids.stop_ids) for g in range(self.G)]
+        return [
+            Request((serial, g), prompt_U, self.T, ids.stop_ids, problem=problem)
+            for g in range(self.G)
+        ]
 
     def _grade(self, complete: dict[int, _Running]) -> tuple[dict[int, Group], float]:
         """Groups, and the FLOPs of a reward model."""
         if not complete:
             return {}, 0.0
         groups = complete.values()
-        answers = [said(self.env, g.problem, g.token_GT, g.length_G) for g in groups]
+        answers = [said(self.env, g.problem, g.token_GT, g.length_G, g.said_G) for g in groups]
         found = grades(self.graders, answers, self.mesh)
         for name, count in found.ungraded.items():
             self.ungraded[name] += count
@@ -201,7 +234,9 @@ class Engine:
         now_and_before = np.stack([drawn.now_W, drawn.before_W])
         spent = flops.decode_flops(model, vocab, drawn.prompt_length_W, now_and_before)
         self.ledger.decode_flops += float(np.sum(spent[0] - spent[1]))
-        self.ledger.tokens_generated += int(np.sum(drawn.now_W - drawn.before_W))
+        put_in = int(np.sum(drawn.put_in_W))
+        self.ledger.tokens_generated += int(np.sum(drawn.now_W - drawn.before_W)) - put_in
+        self.ledger.tokens_put_in += put_in
 
     def _finish(self, group: Group, problem_index: int) -> None:
         """Into the history of its problem and into the buffer; what that drops was for nothing."""
@@ -229,6 +264,8 @@ class Engine:
             reward_G=self._rewards(serial, answer, score_G, model_G),
             score_G=score_G,
             stopped_G=np.array([stopped for _, stopped in answer.said_G]),
+            expert_GTLK=group.expert_GTLK,
+            turns_G=np.array([_turns(text) for text, _ in answer.said_G], np.int32),
         )
 
     def _rewards(self, serial: int, answer: Answer, score_G, model_G) -> np.ndarray:

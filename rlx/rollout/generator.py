@@ -1,11 +1,9 @@
 """The seam between those who want samples and whatever draws them: token ids in, token ids out.
 
 Engine and evaluation know `Generator` alone. Requests go in as far as there is room; `begin` draws
-some tokens of all sequences in flight and `collect` gives those that are finished. A paged kernel,
-an engine of another library, or episodes of several turns (a held sequence, continued behind what
-the environment said) are one more class here.
-
-`SlotGenerator` is the built-in one, on the programs of rlx.rollout.sampler.
+some tokens of all sequences in flight and `collect` gives those that are finished. A paged kernel
+or an engine of another library is one more class here. `SlotGenerator` is the built-in one, on the
+programs of rlx.rollout.sampler; rlx.rollout.episodes makes episodes of several turns out of one.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ from rlx import processes
 from rlx.config import Config, ModelConfig
 from rlx.models import attention, lora, transformer
 from rlx.rollout import sampler
-from rlx.types import Params, right_padded
+from rlx.types import Params, Problem, right_padded
 
 Key = tuple[int, int]  # (serial number of the group, number of the sample in it)
 
@@ -40,6 +38,15 @@ class Request(NamedTuple):
     stop_ids: tuple[int, ...]
     holds: bool = False  # once finished it keeps its place, until it is continued or released
     continues: bool = False  # behind the held sequence of this key
+    problem: Problem | None = None  # of an episode, whose environment is asked
+
+
+class Said(NamedTuple):
+    """An episode in words."""
+
+    turns: tuple[str, ...]  # the policy's, the environment's, and so on
+    stopped: bool  # False where a limit on tokens cut it
+    failure: int = 0  # of the environment (rlx.envs.grading.Failure): it has no score
 
 
 class Finished(NamedTuple):
@@ -50,6 +57,8 @@ class Finished(NamedTuple):
     logp_T: np.ndarray  # float32, of the distribution that was sampled
     value_T: np.ndarray  # float32, of the critic before the token
     version_T: np.ndarray  # int32, of the weights that drew the token; INJECTED if none did
+    expert_TLK: np.ndarray | None = None  # int32, that took it, if that is asked for
+    said: Said | None = None  # of an episode
 
 
 class Drawn(NamedTuple):
@@ -58,6 +67,7 @@ class Drawn(NamedTuple):
     prompt_length_W: np.ndarray
     before_W: np.ndarray  # tokens of its completion
     now_W: np.ndarray
+    put_in_W: np.ndarray  # of those in between, the ones that a continuation brought
 
 
 @dataclass
@@ -70,6 +80,8 @@ class Weights:
 
 class Generator(Protocol):
     """Sequences in flight. What a key samples does not depend on its neighbours."""
+
+    reply_s: float  # seconds that an environment took to reply, evaluations left out
 
     @property
     def free(self) -> int:
@@ -122,6 +134,8 @@ def _published(params, model: ModelConfig, head_dtype: str, mesh: Mesh):
 class SlotGenerator:
     """W slots of one cache; every sequence in flight owns one."""
 
+    reply_s = 0.0
+
     def __init__(
         self, config: Config, rules: sampler.Rules, prompt_tokens: int, stop_ids: int, pad_id: int,
         mesh: Mesh, key: jax.Array,
@@ -137,7 +151,8 @@ class SlotGenerator:
 
     def _empty(self) -> sampler.Slots:
         model = self.static["config"]
-        return sampler.empty(model, self.W, self.U, self.T, self.N, self.mesh)
+        routing = self.static["rules"].routing
+        return sampler.empty(model, self.W, self.U, self.T, self.N, self.mesh, routing)
 
     def _clear(self, slots: sampler.Slots) -> None:
         self.slots = slots
@@ -147,6 +162,7 @@ class SlotGenerator:
         self.idle = list(range(self.W))
         self.prompt_length_W = np.zeros(self.W, np.int64)
         self.count_W = np.zeros(self.W, np.int64)  # as of the last look
+        self.given_W = np.zeros(self.W, np.int64)  # where the last continuation draws again
         self.new: list[tuple[int, Request]] = []  # with their slots
 
     @property
@@ -163,8 +179,11 @@ class SlotGenerator:
             self.slot_of[request.key] = slot
             if request.holds:
                 self.holds.add(request.key)
-            if not request.continues:
+            if request.continues:
+                self.given_W[slot] = self.count_W[slot] + len(request.ids)
+            else:
                 self.prompt_length_W[slot], self.count_W[slot] = len(request.ids), 0
+                self.given_W[slot] = 0
             self.new.append((slot, request))
 
     def begin(self, weights: Weights, tokens: int) -> None:
@@ -226,7 +245,8 @@ class SlotGenerator:
             else:
                 self.idle.append(slot)
         self.idle.sort()
-        return finished, Drawn(self.prompt_length_W.copy(), before_W, self.count_W)
+        put_in_W = np.maximum(np.minimum(self.count_W, self.given_W) - before_W, 0)
+        return finished, Drawn(self.prompt_length_W.copy(), before_W, self.count_W, put_in_W)
 
     def _taken(self, over: list[tuple[Key, int]]) -> list[Finished]:
         """Only these rows leave the device, a power of two of them, so that programs are few; all
@@ -242,10 +262,8 @@ class SlotGenerator:
             padded_N = np.pad(slot_N, (0, n - len(slot_N)))
             rows = processes.to_host(sampler.rows(self.slots, padded_N))
         return [
-            Finished(key, token_T[:n], logp_T[:n], value_T[:n], version_T[:n])
-            for (key, _), n, token_T, logp_T, value_T, version_T in zip(
-                over, self.count_W[slot_N].tolist(), *rows, strict=False
-            )
+            Finished(key, *(x_T[:n] for x_T in row))
+            for (key, _), n, *row in zip(over, self.count_W[slot_N].tolist(), *rows, strict=False)
         ]
 
     def release(self, keys: Sequence[Key]) -> None:
@@ -278,7 +296,7 @@ class SlotGenerator:
         return sampler.from_arrays(jax.device_put(parked, sampler.shardings(parked, self.mesh)))
 
     def state_dict(self) -> dict[str, Any]:
-        names = ("idle", "prompt_length_W", "count_W")
+        names = ("idle", "prompt_length_W", "count_W", "given_W")
         keyed = {name: [[*key, slot] for key, slot in getattr(self, name).items()]
                  for name in ("slot_of", "held")}  # fmt: skip
         return {**{name: getattr(self, name) for name in names}, **keyed,
@@ -291,6 +309,7 @@ class SlotGenerator:
     def load(self, state: dict[str, Any], arrays: sampler.Slots) -> None:
         for name in ("idle", "prompt_length_W", "count_W"):
             setattr(self, name, state[name])
+        self.given_W = state.get("given_W", np.zeros(self.W, np.int64))  # older states lack it
         for name in ("slot_of", "held"):
             setattr(self, name, {(s, g): slot for s, g, slot in state[name]})
         self.holds = {(s, g) for s, g in state["holds"]}

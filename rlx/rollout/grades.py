@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from jax.sharding import Mesh
 from rlx import processes
 from rlx.envs.base import Env
 from rlx.envs.grading import Failure, Graders, Item
+from rlx.rollout.generator import Said
 from rlx.rollout.scorer import Answer
 from rlx.types import Problem
 
@@ -24,11 +26,22 @@ class Grades(NamedTuple):
     flops: float  # of the reward model
 
 
-def said(env: Env, problem: Problem, token_GT: np.ndarray, length_G: np.ndarray) -> Answer:
-    """The samples with their text; one that the length limit cut has not stopped."""
+def said(
+    env: Env, problem: Problem, token_GT: np.ndarray, length_G: np.ndarray,
+    episode_G: Sequence[Said] = (),
+) -> Answer:  # fmt: skip
+    """The samples with their text; one that the length limit cut has not stopped.
+
+    episode_G: what was said in them, where they are episodes. An environment that replies is given
+    the turns, of a single answer too.
+    """
+    if episode_G:
+        said_G = [(episode.turns, episode.stopped) for episode in episode_G]
+        return Answer(problem, token_GT, length_G, said_G, [e.failure for e in episode_G])
     decode, stop_ids = env.tokenizer.decode, env.tokenizer.stop_ids
+    shown = (lambda text: (text,)) if hasattr(env, "reply") else lambda text: text
     rows = zip(token_GT, length_G.tolist(), strict=True)
-    said_G = [(decode(row[:n].tolist()), bool(row[n - 1] in stop_ids)) for row, n in rows]
+    said_G = [(shown(decode(row[:n].tolist())), bool(row[n - 1] in stop_ids)) for row, n in rows]
     return Answer(problem, token_GT, length_G, said_G)
 
 
@@ -45,14 +58,20 @@ def grades(graders: Graders, answers: Sequence[Answer], mesh: Mesh) -> Grades:
 
 
 def graded(graders: Graders, answers: Sequence[Answer]):
-    """(score_PG, ungraded) of the environment. The processes of a run share the work."""
+    """(score_PG, ungraded) of the environment. The processes of a run share the work.
+
+    An episode in which the environment failed is not graded.
+    """
 
     def work(items: Sequence[Item]) -> list[float]:
         outcomes = graders.grade(items)
         return [o.score if o.failure is None else float(o.failure) for o in outcomes]
 
     items = [(answer.problem, *sample) for answer in answers for sample in answer.said_G]
-    score_N = processes.shared(items, work)
+    failures = [answer.failure_G or [0] * len(answer.said_G) for answer in answers]
+    score_N = np.array(list(itertools.chain(*failures)), np.float32)
+    whole_N = score_N == 0
+    score_N[whole_N] = processes.shared(list(itertools.compress(items, whole_N)), work)
     counts = {failure.counter: int(np.sum(score_N == failure)) for failure in Failure}
     ends = np.cumsum([len(answer.said_G) for answer in answers])[:-1]
     return np.split(np.maximum(score_N, 0), ends), counts

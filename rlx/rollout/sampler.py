@@ -41,6 +41,7 @@ class Rules(NamedTuple):
     think_max: int = 0
     answer_tokens: int = 0
     head_dtype: str = "float32"
+    routing: bool = False  # note which experts a token that is fed takes
 
 
 class New(NamedTuple):
@@ -74,6 +75,7 @@ class Slots:
     logp_WT: jax.Array  # float32, of the distribution that was sampled
     value_WT: jax.Array  # float32, of the critic before the token; 0 without one
     version_WT: jax.Array  # int32, of the weights that drew the token
+    expert_WTLK: jax.Array | None = None  # int32, that took the token, of those fed; with `routing`
 
 
 def shardings(slots: Slots, mesh: Mesh) -> Slots:
@@ -88,13 +90,14 @@ def shardings(slots: Slots, mesh: Mesh) -> Slots:
 
 def empty(
     config: ModelConfig, slots: int, prompt_tokens: int, max_new_tokens: int, stop_ids: int,
-    mesh: Mesh,
+    mesh: Mesh, routing: bool = False,
 ) -> Slots:  # fmt: skip
     """No sequence in flight. The last token drawn is never fed back, so S = U + T - 1.
 
     stop_ids: how many tokens may end a sample.
     """
     shape, columns = (slots, max_new_tokens), prompt_tokens + max_new_tokens - 1
+    chosen = (*shape, len(config.sparse_layers), config.experts_per_token)
     integers_W = functools.partial(jnp.zeros, slots, jnp.int32)
 
     def nothing() -> Slots:
@@ -113,6 +116,7 @@ def empty(
             logp_WT=jnp.zeros(shape, jnp.float32),
             value_WT=jnp.zeros(shape, jnp.float32),
             version_WT=jnp.zeros(shape, jnp.int32),
+            expert_WTLK=jnp.zeros(chosen, jnp.int32) if routing else None,
         )
 
     layout = shardings(jax.eval_shape(nothing), mesh)
@@ -146,8 +150,11 @@ def _stops(stop_WN, token_W):
     return jnp.any(token_W[:, None] == stop_WN, axis=1)
 
 
-def _force(rules: Rules, think_W, answer_W, count_W, token_W):
-    """(token_W, injected_W, answer_W, limit_W) once token `count_W` is drawn or put in."""
+def _force(rules: Rules, think_W, answer_W, count_W, given_W, token_W):
+    """(token_W, injected_W, answer_W, limit_W) once token `count_W` is drawn or put in.
+
+    Thinking ends neither within the tokens before `given_W`, which others said, nor by them.
+    """
     if not rules.phrase:
         return token_W, jnp.zeros(token_W.shape, bool), answer_W, jnp.full_like(count_W, NEVER)
     phrase = jnp.array(rules.phrase, jnp.int32)
@@ -156,7 +163,8 @@ def _force(rules: Rules, think_W, answer_W, count_W, token_W):
     injected_W = (answer_W != NEVER) & (count_W < answer_W)
     place_W = jnp.clip(count_W - (answer_W - len(rules.phrase)), 0, len(rules.phrase) - 1)
     token_W = jnp.where(injected_W, phrase[place_W], token_W)
-    ended_W = (answer_W == NEVER) & (token_W == rules.think_end_id)
+    drawn_W = count_W >= given_W
+    ended_W = (answer_W == NEVER) & (token_W == rules.think_end_id) & drawn_W
     answer_W = jnp.where(ended_W, count_W + 1, answer_W)
     return token_W, injected_W, answer_W, answer_W + rules.answer_tokens
 
@@ -182,7 +190,7 @@ def insert(
     draw = lambda key: jax.random.randint(key, (), rules.think_min, rules.think_max + 1)  # noqa: E731
     think_W = jax.vmap(draw)(budget_key_W) if rules.phrase else jnp.zeros_like(token_W)
     thinks_W, zero_W = jnp.full_like(token_W, NEVER), jnp.zeros_like(token_W)
-    _, _, answer_W, answered_W = _force(rules, think_W, thinks_W, zero_W, token_W)
+    _, _, answer_W, answered_W = _force(rules, think_W, thinks_W, zero_W, zero_W, token_W)
     limit_W = jnp.minimum(answered_W, new.limit_W)
 
     def fill(x, value):
@@ -209,6 +217,7 @@ def insert(
         logp_WT=fill_first(slots.logp_WT, logp_W),
         value_WT=fill_first(slots.value_WT, value_P[p_W]),
         version_WT=fill_first(slots.version_WT, jnp.full(len(new_W), version, jnp.int32)),
+        expert_WTLK=slots.expert_WTLK,
     )
     return jax.lax.with_sharding_constraint(started, shardings(slots, mesh))
 
@@ -231,17 +240,19 @@ def decode(
         position_W = s.prompt_W + s.count_W - 1  # where there is no column for it, it is dropped
         run = meshes.visible(mesh, transformer.decode)
         last_W = at_index(s.token_WT, s.count_W - 1)
-        hidden_WD, cache = run(params, config, s.cache, last_W, position_W)
+        at = (s.cache, last_W, position_W, rules.routing)
+        hidden_WD, cache, *expert_WLK = run(params, config, *at)
         key_W = jax.vmap(jax.random.fold_in)(s.key_W, s.count_W)
         logits_WV, value_W = _logits_and_values(params, hidden_WD, temperature, rules)
         token_W, logp_W = _draw(logits_WV, key_W)
         token_W, injected_W, answer_W, limit_W = _force(
-            rules, s.think_W, s.answer_W, s.count_W, token_W
+            rules, s.think_W, s.answer_W, s.count_W, s.given_W, token_W
         )
         given_W = s.count_W < s.given_W
         token_W = jnp.where(given_W, at_index(s.token_WT, s.count_W), token_W)
         injected_W |= given_W
         at_W = jnp.where(s.active_W, s.count_W, T)  # T is outside: idle slots keep what they have
+        fed_W = jnp.where(s.active_W, s.count_W - 1, T)
         count_W = s.count_W + s.active_W
         goes_on_W = ~_stops(s.stop_WN, token_W) | injected_W
         return step + 1, s.replace(
@@ -253,6 +264,7 @@ def decode(
             logp_WT=write(s.logp_WT, at_W, jnp.where(injected_W, 0, logp_W)),
             value_WT=write(s.value_WT, at_W, jnp.where(injected_W, 0, value_W)),
             version_WT=write(s.version_WT, at_W, jnp.where(injected_W, INJECTED, version_W)),
+            expert_WTLK=write(s.expert_WTLK, fed_W, *expert_WLK) if rules.routing else None,
         )
 
     def work_left(carry):
@@ -267,14 +279,18 @@ def decode(
 def resume(slots: Slots, given_WT, n_W, limit_W, *, mesh: Mesh) -> Slots:
     """Sequences go on behind the first n_W tokens of given_WT, which are fed and not drawn.
 
-    Where n_W is 0 a slot keeps what it has. Nothing before is computed again.
+    Where n_W is 0 a slot keeps what it has. Nothing before is computed again. Each turn thinks
+    anew, as long as the first might.
     """
     W, T = slots.token_WT.shape
     on_W, index_WT = n_W > 0, jnp.broadcast_to(jnp.arange(T)[None], (W, T)) - slots.count_W[:, None]
     put_WT = (index_WT >= 0) & (index_WT < n_W[:, None])
     moved_WT = jnp.take_along_axis(given_WT, jnp.clip(index_WT, 0, T - 1), axis=1)
+    given_W = slots.count_W + n_W
     on = slots.replace(
-        given_W=jnp.where(on_W, slots.count_W + n_W, slots.given_W),
+        given_W=jnp.where(on_W, given_W, slots.given_W),
+        think_W=jnp.where(on_W, given_W + slots.think_W - slots.given_W, slots.think_W),
+        answer_W=jnp.where(on_W, NEVER, slots.answer_W),
         limit_W=jnp.where(on_W, limit_W, slots.limit_W),
         active_W=slots.active_W | on_W,
         token_WT=jnp.where(put_WT, moved_WT, slots.token_WT),
@@ -283,11 +299,12 @@ def resume(slots: Slots, given_WT, n_W, limit_W, *, mesh: Mesh) -> Slots:
 
 
 def arrays(slots: Slots) -> tuple[jax.Array, ...]:
-    """(tokens, log-probabilities, values, versions), [W, T] each."""
-    return slots.token_WT, slots.logp_WT, slots.value_WT, slots.version_WT
+    """(tokens, log-probabilities, values, versions), [W, T] each, and the experts if noted."""
+    always = slots.token_WT, slots.logp_WT, slots.value_WT, slots.version_WT
+    return always if slots.expert_WTLK is None else (*always, slots.expert_WTLK)
 
 
 @jax.jit
 def rows(slots: Slots, slot_N) -> tuple[jax.Array, ...]:
-    """The same of some slots, [N, T] each."""
+    """The same of some slots, [N, T, ...] each."""
     return tuple(x_WT[slot_N] for x_WT in arrays(slots))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -33,7 +33,8 @@ class Answer(NamedTuple):
     problem: Problem
     token_GT: np.ndarray
     length_G: np.ndarray
-    said_G: list[tuple[str, bool]]  # with whether it stopped
+    said_G: list[tuple[Any, bool]]  # text, or the turns of an episode; with whether it stopped
+    failure_G: Sequence[int] = ()  # of the environment of an episode, 0 for none
 
 
 class Scores(NamedTuple):

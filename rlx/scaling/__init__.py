@@ -7,15 +7,16 @@ fit = sc.fit(evals)
 Modules, each importing only those above it:
 
     source, files, columns, runs, readers, data      any source of evaluations -> `Evals`
-    priors, families, curve, kalman                  priors, the families of curves, the wander
+    priors, families, curve, kalman, doubt           priors, families of curves, wander, doubt
     point, profile, paper, robust, run_fits          least squares of one run, without a posterior
     model, coordinates, bayes, departure, arrays     the model in JAX and its sampler
-    infer                                            `Evals` -> a posterior as an xarray.DataTree
+    doubt, infer                                     `Evals` -> a posterior as an xarray.DataTree
     draws                                            `Draws`: that tree as named arrays
-    paths, parameters                                the pass rate at any compute; A, B, C_mid
+    fate, paths, parameters                          the pass rate at any compute; A, B, C_mid
     forecast, compare, effects, worth, allocate      questions, each a function over `Draws`
-    check, stopping, backtest                        may it be believed; may a cell stop; trust
+    residuals, check, stopping, backtest             may it be believed; may a cell stop; trust
     saved, posterior                                 the file; `ScalingFit`, questions as methods
+    simulate, power                                  studies of known truth; plan before you spend
     style, plot                                      pictures of a posterior
 
 A family of curves is a class in `families`. A question is a function over `Draws` in a module of
@@ -31,8 +32,10 @@ from rlx.scaling.draws import NotConverged
 from rlx.scaling.paper import fit_paper
 from rlx.scaling.point import PointFit, fit_point
 from rlx.scaling.posterior import ScalingFit, fit, load
+from rlx.scaling.power import power
 from rlx.scaling.priors import Priors
 from rlx.scaling.run_fits import fit_study
+from rlx.scaling.simulate import simulate
 
 DataError = InputError  # the name that notebooks of earlier versions import
 
@@ -52,4 +55,6 @@ __all__ = [
     "fit_point",
     "fit_study",
     "load",
+    "power",
+    "simulate",
 ]

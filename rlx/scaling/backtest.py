@@ -3,20 +3,25 @@
     bt = sc.backtest(evals)
     bt.scores                      # coverage, log score, CRPS, bias, RMSE by curve, origin, horizon
     bt.weights()                   # stacking of the curves by leave-future-out log score
-    bt.trust("burr")               # largest C / C_seen at which forecasts were calibrated
+    bt.evidence("burr")            # by horizon: coverage, and whether forecasts are trusted
+    bt.trust("burr")               # largest C / C_seen up to which they are
 
-A study is refitted on the first 10, 25, 50 and 75 % of every run's compute and scored on all later
-evaluations of runs that had not left their curve by then. An origin that leaves the median run
-fewer than MIN_SEEN evaluations is left out. The runs of a study share kappa, the population and its
-noise, so their hits are far from independent; whether a coverage is too low is therefore asked of
-the posterior predictive itself: each of its draws is a study, and the fraction of that study inside
-the same intervals is a draw of the coverage that a true model would have had.
+A study is refitted on the first 10, 25, 50 and 75 % of every run's compute and scored, with its
+doubt, on all later evaluations of runs that had not left their curve by then. An origin that leaves
+the median run fewer than MIN_SEEN evaluations is left out.
+
+Whether forecasts are trusted is asked of each band of horizons, over all origins: the share of the
+later evaluations that lay inside their 90 % intervals, first of every run from every origin, then
+the mean of these. Trusted is LEAST of it; fewer than LEAST_RUNS runs are too little evidence, which
+is not trust.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,36 +41,36 @@ Floats = NDArray[np.float64]
 ORIGINS = (0.1, 0.25, 0.5, 0.75)  # shares of every run's compute
 BANDS = {1.5: (1.0, 1.5), 2.0: (1.5, 2.5), 4.0: (2.5, 5.0), 10.0: (5.0, 20.0)}  # of C / C_seen
 MIN_SEEN = 3
-ALPHA = 0.05  # a band whose coverage is less likely than this is not vouched for
-FLOOR = 2 / 3  # nor for one with a coverage below this, however few runs there are to judge by
+LEAST, LEAST_RUNS = 0.8, 3  # coverage of trusted forecasts; runs to judge it by
+TRUSTED, NOT_TRUSTED, TOO_LITTLE = "trusted", "not trusted", "too little evidence"
 PROB = 0.9
+SCORED = ("observed", "horizon", "band", "mean", "q05", "q50", "q95", "inside", "log_score", "crps")
 
 
 @dataclass(frozen=True)
 class Backtest:
     """Scores of past forecasts.
 
-    points: one row per curve, origin and later evaluation: horizon = C / C_seen, observed, mean,
-        q05, q50, q95, inside, log_score, crps.
-    bands: one row per curve, origin and band of horizons: n, coverage, p_value = P(a coverage this
-        low | the model is right), reach = largest horizon in it.
+    points: one row per curve, origin and later evaluation: horizon = C / C_seen, its band,
+        observed, mean, q05, q50, q95, inside, log_score, crps.
     """
 
     points: pd.DataFrame
-    bands: pd.DataFrame
 
     @property
     def scores(self) -> pd.DataFrame:
-        """Means by curve, origin and band: n, coverage, p_value, log_score, crps, bias, rmse."""
-        points = self.points.assign(
-            error=self.points["mean"] - self.points["observed"],
-            square=(self.points["mean"] - self.points["observed"]) ** 2,
-        )
+        """By curve, origin and band: n, coverage over runs, each weighing the same, and the means
+        log_score, crps, bias, rmse."""
+        points = self.points.drop(columns="horizon").rename(columns={"band": "horizon"})
+        points["bias"] = points["mean"] - points["observed"]
+        points["rmse"] = points["bias"] ** 2
         keys = ["curve", "origin", "horizon"]
-        points = points.drop(columns="horizon").rename(columns={"band": "horizon"})
-        mean = points.groupby(keys)[["log_score", "crps", "error", "square"]].mean()
-        mean["rmse"] = np.sqrt(mean.pop("square"))
-        return self.bands.merge(mean.rename(columns={"error": "bias"}).reset_index(), on=keys)
+        table = points.groupby(keys)[["log_score", "crps", "bias", "rmse"]].mean()
+        table["rmse"] = np.sqrt(table["rmse"])
+        of_run = points.groupby([*keys, "run"])["inside"].agg(["size", "mean"]).groupby(keys)
+        table.insert(0, "n", of_run["size"].sum())
+        table.insert(1, "coverage", of_run["mean"].mean())
+        return table.reset_index()
 
     def weights(self) -> pd.Series:
         """Stacking weights: argmax_w sum_i log sum_k w_k p_k(y_i | data before the origin).
@@ -82,23 +87,42 @@ class Backtest:
         found = minimize(loss, np.zeros(log_p.shape[1] - 1), method="Nelder-Mead")
         return pd.Series(np.exp(log_softmax(np.r_[found.x, 0.0])), table.columns, name="weight")
 
-    def trust(self, curve: str = "burr", *, level: float = PROB) -> float:
-        """Largest horizon C / C_seen up to which no band of horizons was covered too rarely.
+    def evidence(self, curve: str = "burr") -> pd.DataFrame:
+        """One row per band of horizons, the nearest first.
 
-        Too rarely: less than 2 times in 3, or so seldom that a right model would do it with
-        probability below ALPHA / (number of origins). 1 means that no forecast beyond the data can
-        be vouched for. `level` is the coverage asked of the intervals; only that of the backtest,
-        0.9, has been scored.
+        Columns: horizon, reach (the largest in it), runs, forecasts (runs x origins), coverage
+        (each forecast weighing the same), verdict (TRUSTED, NOT_TRUSTED or TOO_LITTLE).
         """
-        if level != PROB:
-            raise ValueError(f"level={level}: this backtest scored {PROB} intervals")
-        trusted = 1.0
-        for _, rows in self.bands[self.bands["curve"] == curve].groupby("horizon"):
-            rare = rows["p_value"].min() * len(rows) < ALPHA  # Bonferroni over the origins
-            if rare or rows["coverage"].min() < FLOOR:
-                break
-            trusted = float(rows["reach"].max())
-        return trusted
+        rows = []
+        for band, part in self.points[self.points["curve"] == curve].groupby("band"):
+            inside = part.groupby(["run", "origin"])["inside"].mean()
+            runs, coverage = part["run"].nunique(), float(inside.mean())
+            judged = TRUSTED if coverage >= LEAST else NOT_TRUSTED
+            verdict = judged if runs >= LEAST_RUNS else TOO_LITTLE
+            rows.append((band, part["horizon"].max(), runs, len(inside), coverage, verdict))
+        columns = ["horizon", "reach", "runs", "forecasts", "coverage", "verdict"]
+        return pd.DataFrame(rows, columns=columns)
+
+    def trust(self, curve: str = "burr") -> float:
+        """Largest horizon C / C_seen up to which every band of horizons is trusted, see `evidence`.
+
+        1 where forecasts did not hold, and where there is too little evidence: `says` tells which.
+        """
+        table = self.evidence(curve)
+        held = (table["verdict"] == TRUSTED).cumprod().astype(bool)
+        return float(table.loc[held, "reach"].max()) if held.any() else 1.0
+
+    def says(self, curve: str = "burr") -> str:
+        """`trust` and what ends it, in words."""
+        table, trust = self.evidence(curve), self.trust(curve)
+        ends = table[table["verdict"] != TRUSTED].head(1)
+        words = [f"trusted up to {trust:.3g} times the compute seen"] if trust > 1 else []
+        for row in ends.itertuples():
+            words.append(
+                f"{row.verdict} up to {row.reach:.3g} times: {row.coverage:.0%} inside the "
+                f"{PROB:.0%} intervals, {row.runs} runs, {row.forecasts} forecasts"
+            )
+        return f"{curve}: {'; '.join(words) or f'{TOO_LITTLE}: no forecast could be scored'}"
 
 
 def backtest(
@@ -121,8 +145,7 @@ def backtest(
         options: of `rlx.scaling.fit` (noise, axes, r0, priors, seed).
     """
     widest = int(data.frame[data.frame["compute"] > 0].groupby("run").size().max())
-    points, bands = [], []
-    usable = [origin for origin in origins if _median_seen(data, origin) >= MIN_SEEN]
+    points, usable = [], usable_origins(data, origins)
     if not usable:
         raise InputError("origins", origins, f"fewer than {MIN_SEEN} evaluations seen", "use later")
     jobs = [(curve, origin) for curve in curves for origin in usable]
@@ -130,16 +153,41 @@ def backtest(
         seen, later = data.until(share=origin), data.after(share=origin)
         seen = with_first(data, seen)
         tree = posterior_of(seen, curve=curve, method=method, pad_to=widest, **options)
-        scored, banded = score(Draws(tree, unsafe=True), later)
-        points.append(scored.assign(curve=curve, origin=origin))
-        bands.append(banded.assign(curve=curve, origin=origin))
-    return Backtest(pd.concat(points, ignore_index=True), pd.concat(bands, ignore_index=True))
+        points.append(score(Draws(tree, unsafe=True), later).assign(curve=curve, origin=origin))
+    return Backtest(pd.concat([x for x in points if len(x)] or points, ignore_index=True))
 
 
-def _median_seen(data: Evals, origin: float) -> float:
-    seen = data.until(share=origin).frame
-    n = seen[seen["compute"] > 0].groupby("run").size().reindex(data.runs, fill_value=0)
-    return float(n.median())
+def backtest_of(fit: Draws, **options) -> Backtest:
+    """Forecasts from earlier compute of a fit's own study, with its choices, see `backtest`."""
+    same: dict[str, Any] = {"priors": fit.priors, "doubt": fit.doubt, "noise": fit.attrs["noise"]}
+    return backtest(fit.evals, **(same | {"r0": json.loads(fit.attrs["r0"])} | options))
+
+
+def trust_of(fit: Draws, **options) -> float:
+    """Largest C / C_max up to which past forecasts of the study held; prints what it rests on.
+
+    1 where they did not hold, and where there is too little evidence, see `Backtest.evidence`.
+    """
+    curve = fit.attrs["curve"]
+    if not usable_origins(fit.evals, options.get("origins", ORIGINS)):
+        print(f"{curve}: {TOO_LITTLE}: no origin leaves {MIN_SEEN} evaluations to most runs")
+        return 1.0
+    past = backtest_of(fit, **({"curves": (curve,)} | options))
+    print(past.says(curve))
+    return past.trust(curve)
+
+
+def usable_origins(data: Evals, origins: Sequence[float] = ORIGINS) -> list[float]:
+    """Those at which the median run has MIN_SEEN evaluations."""
+
+    def seen(origin: float) -> float:
+        frame = data.frame.merge(
+            data.frame.groupby("run")["compute"].max().rename("last"), on="run"
+        )
+        early = frame[(frame["compute"] > 0) & (frame["compute"] <= origin * frame["last"])]
+        return early.groupby("run").size().reindex(data.runs, fill_value=0).median()
+
+    return [origin for origin in origins if seen(origin) >= MIN_SEEN]
 
 
 def with_first(data: Evals, seen: Evals) -> Evals:
@@ -156,11 +204,13 @@ def with_first(data: Evals, seen: Evals) -> Evals:
     return Evals(frame, axes=data.axes)
 
 
-def score(posterior: Draws, later: Evals) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Points and bands (see Backtest) of a fit's forecasts of later evaluations."""
+def score(posterior: Draws, later: Evals) -> pd.DataFrame:
+    """Points (see Backtest) of a fit's forecasts of later evaluations; none of departed runs."""
     vouched = [run for run in posterior.runs if run not in posterior.departed]
     frame = later.frame[later.frame["run"].isin(vouched)]
     groups = dict(list(frame.groupby("run", sort=False)))
+    if not groups:
+        return pd.DataFrame(columns=["run", *SCORED])
     index = [i for i, run in enumerate(posterior.runs) if run in groups]
     rows = [groups[posterior.runs[i]] for i in index]
     drawn, mean, sd = predictive(
@@ -184,26 +234,7 @@ def score(posterior: Draws, later: Evals) -> tuple[pd.DataFrame, pd.DataFrame]:
     table["crps"] = crps(drawn, observed)
     edges = [lo for lo, _ in BANDS.values()] + [np.inf]
     table["band"] = np.array(list(BANDS))[np.digitize(table["horizon"], edges[1:-1], right=True)]
-    inside_XP = (lo <= drawn) & (drawn <= hi)
-    bands = [_band(band, part, inside_XP[:, part.index]) for band, part in table.groupby("band")]
-    return table, pd.DataFrame(bands)
-
-
-def _band(band: float, part: pd.DataFrame, inside_XP: NDArray[np.bool_]) -> dict[str, float]:
-    """Coverage over runs, each weighing the same, and how often a true model covers no more."""
-    weight = 1 / part.groupby("run")["run"].transform("size").to_numpy()
-    weight = weight / weight.sum()
-    coverage = float(part["inside"].to_numpy() @ weight)
-    simulated_X = inside_XP @ weight
-    p_value = float((simulated_X <= coverage + 1e-12).mean())
-    reach = float(part["horizon"].max())
-    return {
-        "horizon": band,
-        "n": len(part),
-        "coverage": coverage,
-        "p_value": p_value,
-        "reach": reach,
-    }
+    return table
 
 
 def crps(drawn_XP: Floats, observed_P: Floats) -> Floats:

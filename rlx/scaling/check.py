@@ -1,4 +1,5 @@
-"""Whether a fit may be believed: the sampler, the prior's share, and runs that left their curve."""
+"""Whether a fit may be believed: the sampler, the prior's share, runs that left their curve, and
+what the curves leave over of the evaluations that were fitted."""
 
 from __future__ import annotations
 
@@ -11,6 +12,10 @@ import pandas as pd
 from rlx.scaling.draws import Draws
 from rlx.scaling.fate import LAST, fallen, has_risen
 from rlx.scaling.parameters import gained, prior_share
+from rlx.scaling.residuals import far_from_prior, residual_tests
+
+ALPHA = 0.05  # share of studies of a right model with a finding in the residuals
+COMPARE = "compare curves with backtest().weights(), and bet no farther than trust()"
 
 
 @dataclass(frozen=True)
@@ -19,13 +24,15 @@ class Check:
 
     sampler: value and bound of every diagnostic of the sampler.
     runs: one row per run: seen, the share of the gain made so far with its interval; the prior's
-        share of the ceiling; risen, whether it has begun to rise; departure, the z of a run that
-        left its curve (departure.py).
+        share of the fitted asymptote; risen, whether it has begun to rise; departure, the z of a
+        run that left its curve (departure.py).
+    residuals: what the curves leave over, one row per test, `residuals.residual_tests`.
     problems: one line each, with what to do.
     """
 
     sampler: pd.DataFrame
     runs: pd.DataFrame
+    residuals: pd.DataFrame
     problems: tuple[str, ...]
 
     @property
@@ -34,7 +41,7 @@ class Check:
 
     def as_dict(self) -> dict:
         """Everything as numbers and text, for JSON."""
-        tables = {"sampler": self.sampler, "runs": self.runs}
+        tables = {"sampler": self.sampler, "runs": self.runs, "residuals": self.residuals}
         rows = {k: json.loads(str(t.to_json(orient="records"))) for k, t in tables.items()}
         return {"ok": self.ok, "problems": list(self.problems)} | rows
 
@@ -47,7 +54,7 @@ class Check:
 def check(fit: Draws) -> Check:
     """All diagnostics of a fit."""
     sampler = sampler_table(fit)
-    runs = run_table(fit)
+    runs, residuals = run_table(fit), residual_tests(fit)
     problems = []
     for row in sampler[~sampler["ok"]].itertuples():
         problems.append(f"{row.diagnostic}={row.value:.4g}: {row.bound}; {row.remedy}")
@@ -67,10 +74,51 @@ def check(fit: Draws) -> Check:
     weak = runs[runs["prior_share"] > 0.5]["run"].tolist()
     if weak:
         problems.append(
-            f"prior_share>0.5: the ceilings of {_few(weak)} are more prior than data; "
-            "ask for forecasts at a compute instead, or train on"
+            f"prior_share>0.5: the asymptotes of {_few(weak)} are more prior than data; "
+            "ask for ceilings at the horizon, param A, or train on"
         )
-    return Check(sampler, runs, tuple(problems))
+    problems += [*_left_over(fit, residuals), *_spurious(fit)]
+    return Check(sampler, runs, residuals, tuple(problems))
+
+
+def _left_over(fit: Draws, residuals: pd.DataFrame) -> list[str]:
+    """A line for each kind of test that finds something, ALPHA shared by all of them."""
+    found = residuals[residuals["p_value"] * len(residuals) < ALPHA].sort_values("p_value")
+    lines = []
+    for test, rows in found.groupby("test", sort=False):
+        said = [_finding(row) for row in rows.head(4).itertuples()]
+        more = f", and {len(rows) - 4} more" if len(rows) > 4 else ""
+        remedy = "noise=student, or a larger stderr" if test == "scatter" else _better(fit)
+        lines.append(f"{test}: {', '.join(said)}{more}; {remedy}")
+    return lines
+
+
+def _finding(row) -> str:
+    """One finding in words."""
+    up = row.z > 0
+    words = {
+        "late": f"{abs(row.by):.3f} {'above' if up else 'below'} the curve in the last quarter",
+        "slope": f"at the end {'steeper' if up else 'flatter'} than the curve",
+        "memory": "long on one side of the curve",
+        "scatter": f"{row.by:.1f} times as far about the curve as its band says",
+    }
+    who = row.name if row.level == "study" else f"{row.level} {row.name}"
+    return f"{who} {words[row.test]} (z = {row.z:.1f})"
+
+
+def _better(fit: Draws) -> str:
+    """What helps against curves that do not fit: first of all draws of the posterior itself."""
+    return "fit with method=nuts" if fit.attrs["method"] == "laplace" else COMPARE
+
+
+def _spurious(fit: Draws) -> list[str]:
+    """A line for each site far from its prior: of a mode where there should be none, or of curves
+    that do not fit."""
+    return [
+        f"{row.site}={row.mean:.2f}: {abs(row.sds):.1f} prior sds from its prior's mean, a spurious"
+        f" mode or curves that do not fit; {_better(fit)}"
+        for row in far_from_prior(fit).itertuples()
+    ]
 
 
 def _few(names: list[str]) -> str:
@@ -104,12 +152,12 @@ def sampler_table(fit: Draws) -> pd.DataFrame:
 
 
 def run_table(fit: Draws) -> pd.DataFrame:
-    """Per run: share of the gain seen, prior share of the ceiling, departure."""
+    """Per run: share of the gain seen, prior share of the asymptote, departure."""
     curves, last = fit.curves("run"), fit.last_compute("run")
     q05, q50, q95 = np.quantile(gained(fit, "run"), [0.05, 0.5, 0.95], axis=0)
     table = pd.DataFrame({"run": fit.runs, "seen_q05": q05, "seen_q50": q50, "seen_q95": q95})
     table["past_C_mid"] = (last > curves["C_mid"]).mean(0)
-    table["prior_share"] = prior_share(fit, "A", "run")
+    table["prior_share"] = prior_share(fit, "asymptote", "run")
     table["risen"] = has_risen(fit)
     table["departure"] = [fit.departed.get(run, np.nan) for run in fit.runs]
     return table

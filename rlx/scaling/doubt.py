@@ -71,9 +71,9 @@ class Noise:
     W_XJK: Floats  # at KNOTS
 
 
-def noise(X: int, J: int, doubt: Doubt) -> Noise:
+def noise(X: int, J: int, doubt: Doubt, seed: int = DOUBT_SEED) -> Noise:
     """Draws of drift and W, each one part the study's and one part the recipe's."""
-    rng = np.random.default_rng(DOUBT_SEED)
+    rng = np.random.default_rng(seed)
 
     def shared(*shape: int) -> Floats:
         study, recipe = rng.normal(size=(X, 1, *shape)), rng.normal(size=(X, J, *shape))

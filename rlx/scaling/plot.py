@@ -7,6 +7,7 @@
     plot.effects([fit.effects("loss")])                      # ceiling movers, efficiency shapers
     plot.ridge(fit)                                          # what the data leave open: A, C_mid
     plot.calibration(fit.backtest())                         # how past forecasts did
+    plot.power(sc.power())                                   # what a study would find
 
 Intervals are equal-tailed. Colours are those of Okabe and Ito, told apart under colour blindness;
 grey is what the data do not say. No figure touches pyplot; none needs JAX.
@@ -33,7 +34,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import beta, gaussian_kde
 
 from rlx.errors import InputError
-from rlx.scaling.backtest import ALPHA, PROB, Backtest
+from rlx.scaling.backtest import LEAST, PROB, Backtest
 from rlx.scaling.data import Evals, short_names
 from rlx.scaling.paths import HORIZON
 from rlx.scaling.posterior import ScalingFit
@@ -601,8 +602,8 @@ def calibration(backtest: Backtest, *, prob: float = 0.9) -> Figure:
 
     A panel per curve, a line per origin of the forecasts. Runs weigh the same, and the bars are
     `prob` intervals of a share with one trial per run, Beta(1/2 + k, 1/2 + R - k), k = coverage R.
-    Open points are covered more rarely than a true model's would be, by backtest's own test, which
-    knows how the runs depend on each other; the shaded horizons are those that it vouches for.
+    Open points lie below the coverage that `Backtest.evidence` asks for over all origins; the
+    shaded horizons are those that it trusts.
 
     Raises:
         InputError: prob is out of range.
@@ -615,16 +616,15 @@ def calibration(backtest: Backtest, *, prob: float = 0.9) -> Figure:
     R = points.groupby(keys).agg(R=("run", "nunique")).reset_index()
     scores = backtest.scores.merge(R, on=keys)
     scores["lo"], scores["hi"] = jeffreys(scores["coverage"], scores["R"], prob)
-    together = scores.groupby(["curve", "horizon"])["p_value"].transform("size")
-    scores["rare"] = scores["p_value"] * together < ALPHA
+    scores["rare"] = scores["coverage"] < LEAST
     names, origins = scores["curve"].unique(), np.sort(scores["origin"].unique())
     figure = Figure(figsize=(1.6 + 3.4 * len(names), 4.0), layout="constrained", dpi=150)
     grid = figure.subplots(1, len(names), sharex=True, sharey=True, squeeze=False)[0]
     for ax, name in zip(grid, names, strict=True):
         _coverage(ax, scores[scores["curve"] == name], origins)
-        trust = backtest.trust(name)
+        trust, evidence = backtest.trust(name), backtest.evidence(name)
         ax.axvspan(1, trust, color=FAINT, alpha=0.15, linewidth=0, zorder=0)
-        words = f"trusted to {trust:.3g}" if trust > 1 else "no horizon trusted"
+        words = f"trusted to {trust:.3g}" if trust > 1 else evidence["verdict"].iloc[0]
         ax.set_title(f"{name}: {words}", fontsize=9, loc="left", color=INK)
         ax.set_xlabel(r"horizon, $C / C_\mathrm{seen}$", fontsize=9)
     grid[0].set_xlim(1, scores["horizon"].max() * 1.4)
@@ -660,6 +660,61 @@ def _coverage(ax: Axes, scores: pd.DataFrame, origins: Floats) -> None:
         for rare, fill in ((False, color), (True, "white")):
             own = rows["rare"] == rare
             ax.plot(x[own], rows["coverage"][own], "o", color=color, mfc=fill, ms=5, zorder=3)
+    tidy(ax)
+
+
+def power(table: pd.DataFrame) -> Figure:
+    """Chance of the right verdict against compute per run, from a table of rlx.scaling.power.
+
+    A panel per difference, a line per design of seeds and evaluations: what normal posteriors
+    would give, with the share of the simulated studies (points, +- one Monte Carlo error) and the
+    share whose verdict is wrong (crosses, where there are any). Where there is no difference every
+    verdict is wrong.
+
+    Raises:
+        InputError: no row to draw.
+    """
+    if table.empty:
+        raise InputError("table", "", "no design to draw", "give a table of sc.power")
+    panels = list(table.groupby(["quantity", "difference"]))
+    figure, grid = panel_grid(len(panels))
+    designs = list(table.groupby(["seeds", "points"]).groups)
+    several = table["points"].nunique() > 1
+    handles: list[Artist] = []
+    for ax, ((quantity, difference), rows) in zip(grid.flat, panels, strict=False):
+        null = difference == (0 if quantity == "ceiling" else 1)
+        _power_panel(ax, rows, designs, "wrong" if null else "right")
+        apart = f"{difference:g} apart" if quantity == "ceiling" else f"{difference:g}x apart"
+        ax.set_title(f"{quantity}: {'equal' if null else apart}", fontsize=9, loc="left", color=INK)
+        ax.tick_params(labelbottom=True)
+        ax.set_xlabel("compute of a run / horizon", fontsize=9)
+    for (seeds, points), color in zip(designs, COLORS, strict=False):
+        label = f"{seeds} seed{'s' * (seeds > 1)}" + f" x {points} evaluations" * several
+        handles.append(Line2D([], [], color=color, linewidth=1.2, label=f"expected, {label}"))
+    handles.append(_dot(INK, linestyle="none", label="right in simulated studies, +- 1 s.e."))
+    handles.append(_dot(INK, linestyle="none", marker="x", label="wrong"))
+    grid.flat[0].set_xscale("log")
+    grid.flat[0].set_ylim(-0.04, 1.04)
+    grid.flat[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+    log_ticks(grid.flat[0])
+    for ax in grid[:, 0]:
+        ax.set_ylabel("studies with a verdict", fontsize=9)
+    _legend_below(figure, handles)
+    return figure
+
+
+def _power_panel(ax: Axes, rows: pd.DataFrame, designs: list[tuple[int, int]], hoped: str) -> None:
+    """One difference; designs stand side by side."""
+    for i, ((seeds, points), color) in enumerate(zip(designs, COLORS, strict=False)):
+        own = rows[(rows["seeds"] == seeds) & (rows["points"] == points)].sort_values("share")
+        x = own["share"] * 1.03 ** (i - (len(designs) - 1) / 2)
+        ax.plot(x, own["expected"], color=color, linewidth=1.2)
+        if hoped == "right":
+            ends = (own["right"] + sign * own["mcse"] for sign in (-1, 1))
+            ax.vlines(x, *(end.clip(0, 1) for end in ends), color=color, linewidth=0.9)
+            ax.plot(x, own["right"], "o", color=color, markersize=4, clip_on=False)
+        wrong = own["wrong"].where((own["wrong"] > 0) | (hoped == "wrong"))
+        ax.plot(x, wrong, "x", color=color, markersize=5, clip_on=False)
     tidy(ax)
 
 

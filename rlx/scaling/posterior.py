@@ -19,10 +19,9 @@ from __future__ import annotations
 import inspect
 import json
 from pathlib import Path
-from typing import Any
 
 from rlx.scaling import allocate, check, compare, effects, forecast, parameters, saved
-from rlx.scaling.backtest import Backtest, backtest
+from rlx.scaling.backtest import backtest_of, trust_of
 from rlx.scaling.data import Evals
 from rlx.scaling.draws import Draws
 from rlx.scaling.infer import posterior_of
@@ -51,16 +50,8 @@ class ScalingFit(Draws):
     effects = effects.effects
     allocate = allocate.allocate
 
-    def backtest(self, **options) -> Backtest:
-        """Forecasts from earlier compute, scored, see rlx.scaling.backtest."""
-        same: dict[str, Any] = {"priors": self.priors, "noise": self.attrs["noise"]}
-        same |= {"r0": json.loads(self.attrs["r0"])}
-        return backtest(self.evals, **(same | options))
-
-    def trust(self, **options) -> float:
-        """Largest C / C_max to which past forecasts of this study have been calibrated."""
-        level = options.pop("level", 0.9)
-        return self.backtest(**options).trust(self.attrs["curve"], level=level)
+    backtest = backtest_of
+    trust = trust_of
 
     def update(self, data: Evals, **options) -> ScalingFit:
         """The fit of more data with the same choices."""

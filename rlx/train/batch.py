@@ -29,22 +29,32 @@ def collate(groups: Sequence[Group], prompt_tokens: int, pad_id: int, pack=False
         behavior_value_BT=np.concatenate([group.behavior_value_GT for group in groups]),
         reward_PG=np.stack([group.reward_G for group in groups]).astype(np.float32),
         keep_P=np.ones(len(groups), np.float32),
+        expert_BTLK=_experts(groups),
     )
+
+
+def _experts(groups: Sequence[Group]) -> np.ndarray | None:
+    told = [group.expert_GTLK for group in groups if group.expert_GTLK is not None]
+    return np.concatenate(told) if told else None
 
 
 def demonstrated(
     prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], prompt_tokens: int,
-    T: int, pad_id: int,
+    T: int, pad_id: int, own: Sequence[Sequence[int]] | None = None,
 ) -> Batch:  # fmt: skip
-    """One sample per prompt, with the reward 1; behaviour policies are 0, since none sampled."""
+    """One sample per prompt, with the reward 1; behaviour policies are 0, since none sampled.
+
+    own: 1 for the tokens of a completion that are learned, where not all are.
+    """
     prompt_PU, prompt_length_P = right_padded(prompts, prompt_tokens, pad_id)
     completion_BT, length_B = right_padded(completions, T, pad_id)
     nothing_BT = np.zeros(completion_BT.shape, np.float32)
+    mask_BT = np.arange(T)[None] < length_B[:, None]
     return Batch(
         prompt_PU=prompt_PU,
         prompt_length_P=prompt_length_P,
         completion_BT=completion_BT,
-        mask_BT=(np.arange(T)[None] < length_B[:, None]).astype(np.float32),
+        mask_BT=(right_padded(own, T, 0)[0] if own else mask_BT).astype(np.float32),
         behavior_logp_BT=nothing_BT,
         behavior_value_BT=nothing_BT,
         reward_PG=np.ones((len(prompts), 1), np.float32),

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from rlx.models import moe, transformer
+from rlx.objectives import mismatch
 from rlx.objectives.logprobs import log_partition
 from rlx.objectives.losses import policy_objective
 from rlx.objectives.terms import correction, kl, value_loss
@@ -31,6 +32,25 @@ ZERO_SUMS = dict.fromkeys(
 ZERO_MAXIMA = dict.fromkeys(
     ("policy/logp_gap_max", "policy/ratio_max", "policy/inverse_ratio_max"), 0.0
 )
+
+
+def nothing(batch: Batch, spec: Spec):
+    """(sums, maxima) of no slice."""
+    has_routers = spec.model.n_experts and batch.completion_BT.shape[1] > 1
+    told = batch.expert_BTLK is not None
+    balance = moe.zero_balance(spec.model, told) if has_routers else {}
+    return ZERO_SUMS | mismatch.zero_sums() | balance, dict(ZERO_MAXIMA)
+
+
+def metrics_of(sums, maxima, spec: Spec):
+    """Of all slices together; those of tokens are means."""
+    sums = dict(sums)
+    tokens, value = sums.pop("tokens"), sums.pop("objective")
+    metrics = {"objective": value, "tokens_trained": tokens, **mismatch.pop(sums, tokens)}
+    if "router/load" in sums:
+        metrics |= moe.pop_balance(sums, spec.model.experts_per_token)
+    means = {name: total / jnp.maximum(tokens, 1) for name, total in sums.items()}
+    return metrics | means | maxima
 
 
 def _objective_BT(params, batch: Batch, to: Targets, hyper: Hyper, spec: Spec):
@@ -95,6 +115,7 @@ def objective(params, batch: Batch, to: Targets, hyper: Hyper, spec: Spec):
         "policy/clipped_share": jnp.sum(info["clipped_BT"]),
         "policy/kl": jnp.sum(info["kl_BT"]),
         "critic/loss": jnp.sum(info["value_BT"]),
+        **mismatch.sums(info["logp_BT"], batch.behavior_logp_BT, mask_BT),
     }
     maxima = {
         "policy/logp_gap_max": jnp.max(gap_BT),
@@ -105,5 +126,7 @@ def objective(params, batch: Batch, to: Targets, hyper: Hyper, spec: Spec):
     if info["routed"]:  # of the tokens whose successor is learned
         aux_B, load_LE = moe.balance(info["routed"], mask_BT[:, 1:])
         sums |= {"router/aux": jnp.sum(to.share_B * aux_B), "router/load": load_LE}
+        if batch.expert_BTLK is not None:
+            sums["router/moved"] = moe.moved(info["routed"], mask_BT[:, 1:])
         objective -= spec.model.router_aux_coef * sums["router/aux"]
     return objective, ({"objective": objective, **sums}, maxima)

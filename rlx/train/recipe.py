@@ -15,6 +15,13 @@ from rlx.objectives.advantages import ADVANTAGES
 from rlx.objectives.losses import LOSSES
 from rlx.objectives.weights import AGGREGATIONS
 
+REFUSED = {
+    "distill_top_k": (
+        "a KL over the k likeliest words is the same whatever was drawn, and as an advantage has "
+        "no gradient in expectation",
+        "use algo.advantage=distill, of the token that was drawn",
+    )
+}
 ARRAYS = 4  # that every loss takes: logp, behaviour logp, advantage, mask
 
 
@@ -24,6 +31,8 @@ class Hyper(NamedTuple):
     clip_low: float
     clip_high: float
     is_cap: float
+    tau_positive: float
+    tau_negative: float
     advantage_eps: float
     correction_cap: float
     kl_coef: float
@@ -33,6 +42,10 @@ class Hyper(NamedTuple):
     gamma: float
     gae_lambda: float
     tbrm_beta: float
+    teacher_coef: float
+    covariance_share: float
+    covariance_low: float
+    covariance_high: float
     temperature: float
     max_new_tokens: float
     learning_rate: float
@@ -71,6 +84,8 @@ def loss_of(algo: AlgoConfig) -> Callable:
 
 
 def _known(option: str, names: Mapping[str, Callable], kind: str) -> Callable:
+    if kind in REFUSED:
+        raise InputError(f"algo.{option}", kind, *REFUSED[kind])
     if kind not in names:
         remedy = f"use one of {', '.join(names)}"
         remedy += ", or MODULE:FUNCTION" if option == "loss" else ""
@@ -98,8 +113,12 @@ def clips(algo: AlgoConfig) -> bool:
 def check(algo: AlgoConfig) -> None:
     """InputError for a name that nothing has, and for what does not go together."""
     _known("aggregation", AGGREGATIONS, algo.aggregation)
-    if has_critic(algo) and algo.zero_variance != "keep":
-        reason = "a critic learns from prompts without variance too"
+    if algo.advantage == "distill" and not algo.teacher:
+        reason = "algo.advantage=distill learns from a teacher alone"
+        raise InputError("algo.teacher", algo.teacher, reason, "give the path of a policy")
+    if (has_critic(algo) or algo.advantage == "distill") and algo.zero_variance != "keep":
+        who = "a critic" if has_critic(algo) else "who has a teacher alone"
+        reason = f"{who} learns from prompts without variance too"
         raise InputError(
             "algo.zero_variance", algo.zero_variance, reason, "set algo.zero_variance=keep"
         )
@@ -108,7 +127,7 @@ def check(algo: AlgoConfig) -> None:
         able = " or ".join(name for name, function in LOSSES.items() if function.corrects)
         remedy = f"set algo.loss={able}, or algo.correction=none"
         raise InputError("algo.correction", algo.correction, reason, remedy)
-    if has_bellman(algo) and (has_critic(algo) or algo.kl != "none"):
+    if has_bellman(algo) and (has_critic(algo) or algo.kl != "none" or algo.teacher):
         reason = "it holds the reward and the reference already"
-        remedy = "leave algo.kl=none and algo.advantage as it is"
+        remedy = "leave algo.kl=none, algo.teacher empty and algo.advantage as it is"
         raise InputError("algo.loss", algo.loss, reason, remedy)

@@ -24,6 +24,7 @@ class Spec(NamedTuple):
     correction: str
     kl: str
     entropy_bonus: bool
+    covariance_clip: bool
     drop_zero_variance: bool
     microbatches: int
     group_slices: int
@@ -31,6 +32,12 @@ class Spec(NamedTuple):
     vocab_chunk: int
     head_dtype: str
     mesh: Mesh
+    teacher: ModelConfig | None = None
+
+    @property
+    def half(self) -> bool:
+        """Whether gradients may overflow or vanish for want of bits of the exponent."""
+        return self.model.compute_dtype == "float16"
 
     @property
     def forward(self) -> dict[str, Any]:
@@ -39,13 +46,16 @@ class Spec(NamedTuple):
         return {name: getattr(self, name) for name in names}
 
 
-def names(config: Config, mesh: Mesh) -> Spec:
+def names(config: Config, mesh: Mesh, teacher: ModelConfig | None = None) -> Spec:
+    """teacher: the architecture of `algo.teacher`."""
     algo = config.algo
     fields = {**vars(config.optim), **vars(algo), "mesh": mesh}
     fields["model"] = attention.chosen(config.model, mesh)
+    fields["teacher"] = attention.chosen(teacher, mesh) if teacher else None
     fields["critic"] = recipe.has_critic(algo)
     fields["reference"] = recipe.needs_reference(algo)
     fields["entropy_bonus"] = algo.entropy_coef > 0
+    fields["covariance_clip"] = algo.covariance_share > 0
     fields["drop_zero_variance"] = algo.zero_variance == "drop"
     return Spec(**{name: fields[name] for name in Spec._fields})
 

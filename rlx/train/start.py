@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from rlx import mesh as meshes
 from rlx.checkpoint import load_params
-from rlx.config import Config, EnvConfig, ModelConfig, OptimConfig, RolloutConfig
+from rlx.config import Config, EnvConfig, EpisodeConfig, ModelConfig, OptimConfig, RolloutConfig
 from rlx.envs import base, text
 from rlx.envs.base import Env, TextTokenizer
 from rlx.envs.grading import Graders
@@ -28,6 +28,7 @@ from rlx.models import hf, lora, transformer
 from rlx.record import RunRecord
 from rlx.rollout.scorer import Scorer
 from rlx.train import recipe, warm_start
+from rlx.train.loop import UNWATCHED, Watch
 from rlx.types import Params
 
 
@@ -43,20 +44,17 @@ def is_run(path: str | Path) -> bool:
 
 
 def of_run(path: str | Path) -> dict[str, Any]:
-    """The manifest of a run, its sections `model`, `env`, `optim`, `rollout` as dataclasses.
+    """The manifest of a run, with the sections named below as dataclasses.
 
     Raises InputError if it lacks them.
     """
     directory = _located(path)[0]
     manifest = RunRecord(directory, writes=False).manifest
-    sections = {
-        "model": ModelConfig,
-        "env": EnvConfig,
-        "optim": OptimConfig,
-        "rollout": RolloutConfig,
-    }
-    made = {}
-    for name, section in sections.items():
+    kinds, made = [ModelConfig, EnvConfig, OptimConfig, RolloutConfig], {"episode": EpisodeConfig()}
+    if "episode" in manifest.get("config", {}):  # of a younger one than episodes are
+        kinds.append(EpisodeConfig)
+    for section in kinds:
+        name = section.section.rstrip(".")
         known = {field.name for field in fields(section)}
         try:
             given = manifest["config"][name].items()
@@ -74,9 +72,15 @@ def resolve(config: Config) -> Config:
     Raises InputError if nothing is there, or if a field that was set says something else.
     """
     recipe.check(config.algo)
+    config = _adopted(config) if config.model.path else config
+    if config.algo.replay_routing and not config.model.n_experts:
+        reason = "the model has no experts"
+        raise InputError("algo.replay_routing", True, reason, "leave it out")
+    return config
+
+
+def _adopted(config: Config) -> Config:
     path = config.model.path
-    if not path:
-        return config
     if not is_run(path):
         tokenizer = config.env.tokenizer or str(hf.locate(path))
         model = hf.resolve(config.model)
@@ -95,7 +99,10 @@ def make_env(config: Config) -> Env:
         how = {"system_prompt": c.system_prompt, "prompt_template": c.prompt_template}
         rows = config.model.vocab_size
         tokenizer = text.load(c.tokenizer, chat=c.chat, rows=rows, **how)
-    env = base.make(**arguments(config), tokenizer=tokenizer)
+    env = base.make(**arguments(config.env), tokenizer=tokenizer)
+    if config.episode.max_turns > 1 and not hasattr(env, "reply"):
+        turns, reason = config.episode.max_turns, f"env.name={c.name} never replies"
+        raise InputError("episode.max_turns", turns, reason, "set it to 1")
     _check_sizes(config, env)
     return env
 
@@ -114,18 +121,16 @@ def _check_sizes(config: Config, env: Env) -> None:
         raise InputError("rollout.max_new_tokens", limit, there, remedy)
 
 
-def arguments(config: Config) -> dict[str, Any]:
+def arguments(c: EnvConfig) -> dict[str, Any]:
     """Of rlx.envs.base.make: what decides the problems."""
-    c = config.env
     sizes = {"train_prompts": c.train_prompts, "heldout_prompts": c.heldout_prompts}
     return {"name": c.name, "seed": c.seed, "kwargs": c.kwargs, **sizes}
 
 
-def make_graders(config: Config, env: Env, scorer: Scorer | None = None) -> Graders:
-    c = config.env
+def make_graders(c: EnvConfig, env: Env, scorer: Scorer | None = None) -> Graders:
     return Graders(
         env,
-        arguments(config),
+        arguments(c),
         timeout_s=c.grade_timeout_s,
         workers=c.grade_workers,
         on_error=c.on_grade_error,
@@ -164,7 +169,7 @@ def load_scorer(config: Config, env: Env, mesh: Mesh) -> Scorer | None:
 
 
 def load(
-    config: Config, env: Env, mesh: Mesh, directory: str | Path, progress: bool = False
+    config: Config, env: Env, mesh: Mesh, directory: str | Path, watch: Watch = UNWATCHED
 ) -> tuple[Params, float]:
     """(parameters, FLOPs spent on a warm start). A warm start of this run is kept in `directory`.
 
@@ -173,7 +178,7 @@ def load(
     path = config.model.path
     if not path:
         directory = config.warm_start_dir or Path(directory) / "warm_start"
-        return warm_start.load_or_make(config, env, directory, progress)
+        return warm_start.load_or_make(config, env, directory, watch)
     if is_run(path):
         params, spent = _policy_of(path, config, env, mesh)
     else:

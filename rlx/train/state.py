@@ -1,11 +1,13 @@
 """What a learner holds, laid out on its mesh, and how a gradient moves it: clipping, then AdamW.
 
-An update whose objective or gradient is not finite leaves parameters and moments as they are.
+An update whose objective or gradient is not finite leaves parameters and moments as they are. In
+float16 the gradient is of `loss_scale` times the objective, and divided by that.
 """
 
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,21 +20,55 @@ from rlx.train.recipe import Hyper
 from rlx.train.spec import Spec
 from rlx.types import Params, TrainState
 
+FIRST_SCALE, STEADY = 2.0**15, 200
 
-def optimizer(hyper: Hyper, version, learns=True) -> optax.GradientTransformation:
+
+class LossScale(NamedTuple):
+    """Halved where a gradient overflows, doubled after STEADY updates without that, 1 to 2^24.
+
+    Micikevicius et al. 2018 (arXiv 1710.03740), section 3.2.
+    """
+
+    loss_scale: jax.Array
+    steady: jax.Array  # int32, updates since it last changed
+
+    def after(self, finite) -> LossScale:
+        steady = jnp.where(finite, self.steady + 1, 0)
+        doubles = steady == STEADY
+        scale = self.loss_scale * jnp.where(finite, jnp.where(doubles, 2.0, 1.0), 0.5)
+        return LossScale(jnp.clip(scale, 1.0, 2.0**24), jnp.where(doubles, 0, steady))
+
+
+def _is_scale(x) -> bool:
+    return isinstance(x, LossScale)
+
+
+def loss_scale(state: TrainState):
+    """By what the objective is multiplied before its gradient is taken."""
+    parts = jax.tree.leaves(state.opt_state, is_leaf=_is_scale)
+    return next((x.loss_scale for x in parts if _is_scale(x)), 1.0)
+
+
+def optimizer(hyper: Hyper, version, learns=True, half=False) -> optax.GradientTransformation:
     """Clip the global norm, then AdamW; rate = learning_rate * min(1, (version + 1) / warmup).
 
-    The rate is 0 where there is nothing to learn from: momentum alone moves nothing.
+    The rate is 0 where there is nothing to learn from: momentum alone moves nothing. half: its
+    state holds a LossScale besides.
     """
     warmup = jnp.maximum(hyper.warmup_steps, 1)
     rate = hyper.learning_rate * jnp.minimum(1.0, (version + 1) / warmup) * learns
     adamw = optax.adamw(
         rate, b1=hyper.beta1, b2=hyper.beta2, eps=hyper.eps, weight_decay=hyper.weight_decay
     )
-    return optax.chain(optax.clip_by_global_norm(hyper.max_grad_norm), adamw)
+    clipped = optax.clip_by_global_norm(hyper.max_grad_norm)
+    if not half:
+        return optax.chain(clipped, adamw)
+    first = LossScale(jnp.float32(FIRST_SCALE), jnp.int32(0))
+    held = optax.GradientTransformation(lambda params: first, lambda up, scale, params: (up, scale))
+    return optax.chain(clipped, adamw, held)
 
 
-def _layout(state: TrainState, mesh: Mesh) -> TrainState:
+def layout(state: TrainState, mesh: Mesh) -> TrainState:
     """Shardings of a state: moments like their parameters, scalars everywhere."""
     axes = lora.logical_axes(state.params)
     like_params = jax.tree.structure(state.params)
@@ -72,22 +108,26 @@ def _begin(spec: Spec, seed: int, value_head: bool, params: Params) -> TrainStat
     if value_head or spec.critic:
         trained = {**trained, "value": transformer.with_critic(params)["value"]}
     any_numbers = Hyper(*[0.0] * len(Hyper._fields))  # moments start at 0
-    opt_state = optimizer(any_numbers, 0).init(trained)
+    opt_state = optimizer(any_numbers, 0, half=spec.half).init(trained)
     return TrainState(params=trained, opt_state=opt_state, version=jnp.zeros((), jnp.int32))
 
 
 def state_like(spec: Spec, params: Params, value_head: bool = False) -> TrainState:
     """Shapes and shardings of `init_state`, of parameters that may be shapes too."""
     state = jax.eval_shape(functools.partial(_begin, spec, 0, value_head), params)
-    return meshes.shapes(state, _layout(state, spec.mesh))
+    return meshes.shapes(state, layout(state, spec.mesh))
 
 
 def ascend(state: TrainState, grads, objective, moving: optax.GradientTransformation, mesh: Mesh):
     """(state, norm of the gradient, whether all is finite): the next version.
 
+    grads: of `loss_scale(state)` times the objective.
+
     It is moved if objective and gradient are finite. If they are and it says no all the same, the
     move itself has spoilt parameters or moments, for good.
     """
+    scale = loss_scale(state)
+    grads = jax.tree.map(lambda g: g / scale, grads)
     descent = jax.tree.map(jnp.negative, grads)  # the objective is maximised
     updates, opt_state = moving.update(descent, state.opt_state, state.params)
     grad_norm = optax.tree.norm(grads)
@@ -98,5 +138,8 @@ def ascend(state: TrainState, grads, objective, moving: optax.GradientTransforma
     )
     parts = jax.tree.leaves((params, opt_state))  # NaN and infinity survive a sum
     finite &= jnp.isfinite(sum(jnp.sum(x, dtype=jnp.float32) for x in parts))
+    opt_state = jax.tree.map(
+        lambda x: x.after(finite) if _is_scale(x) else x, opt_state, is_leaf=_is_scale
+    )
     state = TrainState(params=params, opt_state=opt_state, version=state.version + 1)
-    return jax.lax.with_sharding_constraint(state, _layout(state, mesh)), grad_norm, finite
+    return jax.lax.with_sharding_constraint(state, layout(state, mesh)), grad_norm, finite

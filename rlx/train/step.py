@@ -13,55 +13,55 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from rlx.models import lora, moe
+from rlx.models import lora
 from rlx.objectives.advantages import zero_variance
 from rlx.train.batch import in_slices, kept_first, on_mesh
-from rlx.train.objective import ZERO_MAXIMA, ZERO_SUMS, objective
+from rlx.train.objective import metrics_of, nothing, objective
 from rlx.train.recipe import Hyper
 from rlx.train.spec import Spec
-from rlx.train.state import ascend, optimizer, placed
+from rlx.train.state import ascend, loss_scale, optimizer, placed
 from rlx.train.targets import targets
 from rlx.types import Batch, Params, TrainState
 
 
-def _train_step(state: TrainState, batch: Batch, base, reference, hyper: Hyper, *, spec: Spec):
+def _train_step(
+    state: TrainState, batch: Batch, base, reference, teacher, hyper: Hyper, *, spec: Spec
+):
     """(state, batch) -> (state, metrics), pure."""
     whole = lambda params: lora.merged(base, params, hyper.lora_scale) if base else params  # noqa: E731
     keep_P = batch.keep_P
     if spec.drop_zero_variance:
         keep_P = keep_P * ~zero_variance(batch.reward_PG)
     batch, P = kept_first(batch, keep_P), len(keep_P)
-    to = targets(batch, reference, hyper, spec)
+    to = targets(batch, reference, teacher, state.version, hyper, spec)
     by_sample = batch.replace(reward_PG=batch.reward_PG.reshape(-1))
     slices = in_slices((by_sample, to), P, spec.microbatches, spec.mesh, spec.group_slices)
 
+    scale = loss_scale(state)
+
     def add_slice(i, total):
+        def of_part(params):
+            value, told = objective(whole(params), *part, hyper, spec)
+            return scale * value, told
+
         part = jax.tree.map(lambda x: x[i], slices)
-        of_part = lambda params: objective(whole(params), *part, hyper, spec)  # noqa: E731
         grads, (sums, maxima) = jax.grad(of_part, has_aux=True)(state.params)
         grads, sums = jax.tree.map(jnp.add, total[:2], (grads, sums))
         return grads, sums, jax.tree.map(jnp.maximum, total[2], maxima)
 
     kept = jnp.sum(batch.keep_P)
     used = jnp.ceil(kept * spec.microbatches / P).astype(jnp.int32) * spec.group_slices
-    has_routers = spec.model.n_experts and batch.completion_BT.shape[1] > 1
-    zero_sums = ZERO_SUMS | (moe.zero_balance(spec.model) if has_routers else {})
-    zeros = (jax.tree.map(jnp.zeros_like, state.params), zero_sums, dict(ZERO_MAXIMA))
+    zeros = (jax.tree.map(jnp.zeros_like, state.params), *nothing(batch, spec))
     grads, sums, maxima = jax.lax.fori_loop(0, used, add_slice, zeros)
 
-    tokens, value = sums.pop("tokens"), sums.pop("objective")
-    balance = moe.pop_balance(sums) if has_routers else {}
-    moving = optimizer(hyper, state.version, learns=used > 0)
-    state, grad_norm, finite = ascend(state, grads, value, moving, spec.mesh)
+    moving = optimizer(hyper, state.version, used > 0, spec.half)
+    state, grad_norm, finite = ascend(state, grads, sums["objective"], moving, spec.mesh)
     metrics = {
-        "objective": value,
-        "tokens_trained": tokens,
         "grad_norm": grad_norm,
         "prompts_kept": kept,
         "update/skipped": 1 - finite.astype(jnp.float32),
-        **{name: total / jnp.maximum(tokens, 1) for name, total in sums.items()},
-        **maxima,
-        **balance,
+        "update/loss_scale": scale,
+        **metrics_of(sums, maxima, spec),
     }
     return state, metrics
 
@@ -69,21 +69,30 @@ def _train_step(state: TrainState, batch: Batch, base, reference, hyper: Hyper, 
 jitted_step = jax.jit(_train_step, static_argnames="spec", donate_argnames="state")
 
 
-def make_train_step(spec: Spec, hyper: Hyper, start: Params | None = None):
+def make_train_step(
+    spec: Spec, hyper: Hyper, start: Params | None = None, teacher: Params | None = None
+):
     """The jitted (state, batch) -> (state, metrics) with these names and numbers.
 
     start: the parameters that adapters change, and that a KL term or the Bellman residual compares
-    with; laid out on the mesh here. ValueError if they are needed and missing.
+    with; teacher: those of `algo.teacher`; laid out on the mesh here. ValueError if they are needed
+    and missing.
     """
     if spec.reference or spec.lora_rank:
         if start is None:
             what = f"algo.kl={spec.kl}, algo.loss={spec.loss}, optim.lora_rank={spec.lora_rank}"
             raise ValueError(f"start=None: {what}; give params")
         start = placed(start, spec.mesh)
+    if spec.teacher:
+        if teacher is None:
+            raise ValueError("teacher=None: algo.teacher is set; give params")
+        teacher = placed(teacher, spec.mesh)
     base, reference = start if spec.lora_rank else None, start if spec.reference else None
 
-    def train_step(state: TrainState, batch: Batch):
-        batch = on_mesh(batch, spec.mesh)
-        return jitted_step(state, batch, base, reference, hyper, spec=spec)
+    def train_step(state: TrainState, batch: Batch, rate: float = 1.0):
+        """rate: by what the learning rate is multiplied."""
+        batch, now = on_mesh(batch, spec.mesh), hyper.learning_rate * rate
+        numbers = hyper._replace(learning_rate=now)
+        return jitted_step(state, batch, base, reference, teacher, numbers, spec=spec)
 
     return train_step

@@ -6,7 +6,13 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from rlx.objectives.advantages import advantages, gae, whitened
+from rlx.objectives.advantages import (
+    advantages,
+    clipped_by_covariance,
+    gae,
+    towards_teacher,
+    whitened,
+)
 from rlx.objectives.terms import kl
 from rlx.objectives.weights import weights
 from rlx.train import forward
@@ -32,6 +38,7 @@ def logp_of(params: Params | None, batch: Batch, hyper: Hyper, spec: Spec):
     shape, P = batch.behavior_logp_BT.shape, len(batch.keep_P)
     if params is None:
         return jnp.zeros_like(batch.behavior_logp_BT)
+    batch = batch.replace(expert_BTLK=None)  # it routes by itself
     one = lambda part: forward.policy(params, part, hyper.temperature, **spec.forward)[0]  # noqa: E731
     slices = in_slices(batch, P, spec.microbatches, spec.mesh, spec.group_slices)
     logp = jax.lax.map(one, slices)
@@ -39,7 +46,14 @@ def logp_of(params: Params | None, batch: Batch, hyper: Hyper, spec: Spec):
     return logp.reshape(cut).swapaxes(1, 2).reshape(shape)
 
 
-def targets(batch: Batch, reference: Params | None, hyper: Hyper, spec: Spec) -> Targets:
+def targets(
+    batch: Batch,
+    reference: Params | None,
+    teacher: Params | None,
+    version,
+    hyper: Hyper,
+    spec: Spec,
+) -> Targets:
     """Advantages, weights and returns, of the whole batch at once."""
     ref_logp_BT = logp_of(reference, batch, hyper, spec)
     P, G = batch.reward_PG.shape
@@ -61,6 +75,16 @@ def targets(batch: Batch, reference: Params | None, hyper: Hyper, spec: Spec) ->
         adv_PG = advantages(reward_PG, batch.keep_P, kind=spec.advantage, eps=hyper.advantage_eps)
         adv_BT = jnp.broadcast_to(adv_PG.reshape(B, 1), mask_shape)
         return_BT = jnp.zeros(mask_shape)
+    if spec.teacher:
+        theirs_BT = logp_of(teacher, batch, hyper, spec._replace(model=spec.teacher))
+        own_BT = towards_teacher(theirs_BT, batch.behavior_logp_BT, mask_BT)
+        adv_BT += hyper.teacher_coef * own_BT
+    if spec.covariance_clip:
+        key = jax.random.fold_in(jax.random.key(0), version)
+        bounds = {"low": hyper.covariance_low, "high": hyper.covariance_high}
+        adv_BT = clipped_by_covariance(
+            adv_BT, batch.behavior_logp_BT, mask_BT, key, share=hyper.covariance_share, **bounds
+        )
     prompt_B = jnp.repeat(jnp.arange(P), G)
     weight_BT = weights(
         mask_BT, prompt_B, kind=spec.aggregation, length=hyper.max_new_tokens, n_prompts=P

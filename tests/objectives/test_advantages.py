@@ -11,7 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
-from rlx.objectives.advantages import advantages, gae, zero_variance
+from rlx.objectives.advantages import (
+    advantages,
+    clipped_by_covariance,
+    gae,
+    towards_teacher,
+    zero_variance,
+)
 
 DATA = Path(__file__).parents[1] / "data"
 GOLDEN = dict(np.load(DATA / "expected.npz"))
@@ -195,3 +201,69 @@ def test_gae_loop_with_holes():
         adv_BT, return_BT = jax.jit(gae)(*args, gamma=jnp.float32(gamma), lam=jnp.float32(lam))
     assert_allclose(adv_BT, expected_BT, rtol=1e-5, atol=1e-6)
     assert_allclose(return_BT, expected_BT + np.where(mask_BT, value_BT, 0), rtol=1e-5, atol=1e-6)
+
+
+# --- a teacher ------------------------------------------------------------------------------------
+
+
+def test_a_teacher_s_advantage_is_zero_where_masked():
+    teacher_BT = np.float32([[-1, np.nan, -0.5]])
+    behavior_BT, mask_BT = np.float32([[-2, -1, -0.25]]), np.float32([[1, 0, 1]])
+    assert_allclose(towards_teacher(teacher_BT, behavior_BT, mask_BT), [[1, 0, -0.25]])
+    assert_array_equal(advantages(REWARD, KEEP, kind="distill", eps=1e-6), np.zeros((3, 4)))
+
+
+def test_its_policy_gradient_is_that_of_the_reverse_kl():
+    """Exactly, over a vocabulary of 6. As an advantage the KL over the two likeliest words, which
+    does not depend on what was drawn, has none: `algo.advantage=distill_top_k` is refused."""
+    z_V, teacher_V = np.random.default_rng(0).normal(size=(2, 6)).astype(np.float32)
+    pi_V, teacher_logp_V = jax.nn.softmax(z_V), jax.nn.log_softmax(teacher_V)
+    behavior_V = jax.nn.log_softmax(z_V)
+
+    def surrogate(z_V, adv_V):  # in expectation over the token that is drawn
+        return jnp.sum(pi_V * adv_V * jax.nn.log_softmax(z_V))
+
+    def reverse_kl(z_V):
+        return jnp.sum(jax.nn.softmax(z_V) * (jax.nn.log_softmax(z_V) - teacher_logp_V))
+
+    one_V1 = np.ones((6, 1), np.float32)
+    adv_V = towards_teacher(teacher_logp_V[:, None], behavior_V[:, None], one_V1)[:, 0]
+    slope_V = jax.grad(surrogate)(z_V, adv_V)
+    assert_allclose(slope_V, -jax.grad(reverse_kl)(z_V), rtol=1e-4, atol=1e-6)
+    top = np.argsort(-teacher_logp_V)[:2]
+    top_k = jnp.sum(jnp.exp(teacher_logp_V[top]) * (teacher_logp_V[top] - behavior_V[top]))
+    assert abs(top_k) > 0.1
+    nothing_V = jax.grad(surrogate)(z_V, jnp.full(6, -top_k))
+    assert_allclose(nothing_V, np.zeros(6), atol=1e-6)
+
+
+# --- covariance -----------------------------------------------------------------------------------
+
+
+def test_clipping_by_covariance_is_the_loop():
+    """Which tokens may be left out, by float64; how many are; and each of them as often."""
+    rng = np.random.default_rng(3)
+    adv_BT, logp_BT = rng.normal(size=(2, 20, 10)).astype(np.float32)
+    mask_BT = (rng.random((20, 10)) < 0.7).astype(np.float32)
+    adv_BT = np.where(mask_BT > 0, adv_BT, np.nan).astype(np.float32)
+    n, low, high = int(mask_BT.sum()), 0.5, 1.5
+    counted = mask_BT > 0
+    gaps = [np.float64(x) - np.mean(np.float64(x[counted])) for x in (logp_BT, adv_BT)]
+    band = counted & (gaps[0] * gaps[1] > low) & (gaps[0] * gaps[1] < high)
+    one = jax.jit(partial(clipped_by_covariance, low=low, high=high))
+    left = np.zeros(adv_BT.shape)
+    for i in range(300):
+        got_BT = np.asarray(one(adv_BT, logp_BT, mask_BT, jax.random.key(i), share=0.03))
+        out = counted & (got_BT != adv_BT)
+        assert out.sum() == int(0.03 * n) and not (out & ~band).any()
+        assert_array_equal(got_BT[out], 0)
+        left += out
+    expected = 300 * int(0.03 * n) / band.sum()
+    assert np.abs(left[band] - expected).max() < 5 * expected**0.5
+    whole = one(adv_BT, logp_BT, mask_BT, jax.random.key(0), share=0.99)  # more than there are
+    assert_array_equal(np.asarray(whole)[band], 0)
+    few = one(adv_BT, logp_BT, mask_BT, jax.random.key(0), share=1e-9)
+    assert (counted & (np.asarray(few) != adv_BT)).sum() == 1
+    assert not (
+        np.asarray(one(adv_BT, logp_BT, 0 * mask_BT, jax.random.key(0), share=0.1)) == 0
+    ).any()

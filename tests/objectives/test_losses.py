@@ -3,6 +3,7 @@
 Gradients are compared element by element: a loss can have the right value and a wrong gradient.
 """
 
+import math
 from functools import partial
 from pathlib import Path
 
@@ -18,9 +19,11 @@ from rlx.objectives.losses import LOSSES, cispo, gspo, policy_objective, ppo_cli
 from rlx.objectives.weights import weights
 
 DATA = Path(__file__).parents[1] / "data"
-GOLDEN = dict(np.load(DATA / "expected.npz"))
+GOLDEN = dict(np.load(DATA / "expected.npz")) | dict(np.load(DATA / "expected2.npz"))
 GOLDEN_INPUTS = dict(np.load(DATA / "inputs.npz"))
-NUMBERS = {"clip_low": 0.2, "clip_high": 0.3, "is_cap": 1.5}
+NUMBERS = {
+    "clip_low": 0.2, "clip_high": 0.3, "is_cap": 1.5, "tau_positive": 1.0, "tau_negative": 1.5
+}  # fmt: skip
 RATIOS = [kind for kind in LOSSES if kind != "tbrm"]  # tests/objectives/test_terms.py has it
 AGGREGATIONS = ("token_mean", "sample_mean", "prompt_mean", "fixed_length")
 
@@ -64,8 +67,11 @@ def golden_call(name):
         loss = partial(cispo, is_cap=float(recipe.removeprefix("cispo_cap")))
     else:
         kind, low, high = recipe.rsplit("_", 2)
-        loss = partial(LOSSES[kind], clip_low=float(low), clip_high=float(high))
-    kind, length = {"fixed_length_T": ("fixed_length", 9)}.get(aggregation, (aggregation, None))
+        given = {"clip_low": float(low), "clip_high": float(high), "is_cap": 20.0}
+        given |= {"tau_positive": float(low), "tau_negative": float(high)}
+        loss = partial(policy_objective, kind, **given)
+    known = {"fixed_length_T": ("fixed_length", 9), "sequence": ("sample_mean", None)}
+    kind, length = known.get(aggregation, (aggregation, None))
     return loss, {"kind": kind, "length": length}
 
 
@@ -73,7 +79,7 @@ def test_every_golden_figure_is_used():
     losses = {f"{name}/{what}" for name in golden_losses() for what in ("loss", "grad_BT")}
     others = {key for key in GOLDEN if key.startswith(("advantage/", "gae_"))}
     assert losses | others == set(GOLDEN)  # test_advantages.py takes the others
-    assert len(golden_losses()) == 17
+    assert len(golden_losses()) == 17 + 15
 
 
 @pytest.mark.parametrize("name", golden_losses())
@@ -156,12 +162,97 @@ def test_gspo_by_hand():
     assert_array_equal(info["clipped_BT"], [[1, 1, 1], [0, 0, 0]])
 
 
+def test_gates_by_hand():
+    """q = .5 and p as given; A of either sign: what is shut, and the gradient of what is not."""
+    p_T = np.float32([0.1, 0.3, 0.45, 0.55, 0.7, 0.9])  # rho = .2, .6, .9, 1.1, 1.4, 1.8
+    logp_BT, behavior_logp_BT = np.log([p_T, p_T]), np.log(np.full((2, 6), 0.5, np.float32))
+    adv_BT = np.float32([[1] * 6, [-1] * 6])
+    clip = {"clip_low": 0.15, "clip_high": 0.25}
+    both = [1, 1, 0, 0, 1, 1]
+    expected = {  # the row of A = 1, then that of A = -1
+        "double_sided": (both, both),
+        "dppo_tv": ([0, 0, 0, 0, 0, 1], [1, 1, 0, 0, 0, 0]),  # .9 - .5 > .25; .5 - .3 > .15
+        # D = .5 log(.25 / p / (1 - p)) = .511 at .1 and .9, .087 at .3 and .7, .005 at .45 and .55
+        "dppo_kl": ([0, 0, 0, 0, 0, 1], [1, 0, 0, 0, 0, 0]),
+    }
+    for kind, shut in expected.items():
+        loss = partial(policy_objective, kind, **clip, is_cap=1.5)
+        _, grad_BT, _, info = value_and_grad(
+            loss, 1.0, logp_BT, behavior_logp_BT, adv_BT, np.ones((2, 6), np.float32)
+        )
+        assert_array_equal(info["clipped_BT"], shut)
+        ratio_T = p_T / 0.5 if kind == "double_sided" else np.minimum(p_T / 0.5, 1.5)
+        assert_allclose(grad_BT, adv_BT * ratio_T * (1 - np.array(shut)), rtol=1e-6)
+
+
+def test_a_policy_that_is_certain_of_its_token_has_a_divergence():
+    """1 - p rounds to 0: nothing is NaN, and a token that was sure is no longer shut or lost."""
+    logp_BT, behavior_logp_BT = np.float32([[0, -1e-9, -1]]), np.float32([[-1, 0, 0]])
+    loss = partial(policy_objective, "dppo_kl", clip_low=0.1, clip_high=0.1, is_cap=20.0)
+    one = np.ones((1, 3), np.float32)
+    _, grad_BT, _, info = value_and_grad(loss, 1.0, logp_BT, behavior_logp_BT, one, one)
+    assert_array_equal(info["clipped_BT"], [[1, 0, 0]])  # it rose from .37 to 1; the others did not
+    assert_allclose(grad_BT, [[0, 1, np.exp(-1)]], rtol=1e-6)
+
+
 # --- a float64 loop -------------------------------------------------------------------------------
+
+
+# What token i of a sequence adds: log-probs of its tokens under the learner, the same held constant
+# and those of the sampler; the advantage.
+LOW, HIGH, CAP = (NUMBERS[name] for name in ("clip_low", "clip_high", "is_cap"))
+
+
+def pessimistic(rho, a):
+    return min(rho * a, min(max(rho, 1 - LOW), 1 + HIGH) * a)
+
+
+def loop_gmpo(logp, held, behavior, a, i):
+    bounded = [
+        min(x - y, HIGH) if a > 0 else max(x - y, -LOW) for x, y in zip(logp, behavior, strict=True)
+    ]
+    return a * math.prod(math.exp(x) for x in bounded) ** (1 / len(bounded))
+
+
+def loop_sapo(logp, held, behavior, a, i):
+    tau = NUMBERS["tau_positive" if a > 0 else "tau_negative"]
+    return a * 4 / tau / (1 + math.exp(-tau * (math.exp(logp[i] - behavior[i]) - 1)))
+
+
+def loop_double_sided(logp, held, behavior, a, i):
+    rho = math.exp(held[i] - behavior[i])
+    return rho * a * logp[i] if 1 - LOW < rho < 1 + HIGH else 0.0
+
+
+def loop_dppo(divergence, logp, held, behavior, a, i):
+    p, q = math.exp(held[i]), math.exp(behavior[i])
+    far = divergence(p, q) > (HIGH if a > 0 else LOW) and (p - q) * a > 0
+    return 0.0 if far else min(p / q, CAP) * a * logp[i]
+
+
+def binary_kl(p, q):
+    return q * math.log(q / p) + (1 - q) * math.log((1 - q) / (1 - p))
+
+
+LOOPS = {
+    "reinforce": lambda logp, held, behavior, a, i: a * logp[i],
+    "cispo": lambda logp, held, behavior, a, i: (
+        min(math.exp(held[i] - behavior[i]), CAP) * a * logp[i]
+    ),
+    "ppo_clip": lambda logp, held, behavior, a, i: pessimistic(math.exp(logp[i] - behavior[i]), a),
+    "gspo": lambda logp, held, behavior, a, i: pessimistic(
+        math.exp((sum(logp) - sum(behavior)) / len(logp)), a
+    ),
+    "gmpo": loop_gmpo,
+    "sapo": loop_sapo,
+    "double_sided": loop_double_sided,
+    "dppo_tv": partial(loop_dppo, lambda p, q: abs(p - q)),
+    "dppo_kl": partial(loop_dppo, binary_kl),
+}
 
 
 def loop_objective(kind, aggregation, logp, held_logp, behavior, adv, mask, prompt, length):
     """Sum over prompts, sequences and tokens; `held_logp` is logp where it is held constant."""
-    low, high = 1 - NUMBERS["clip_low"], 1 + NUMBERS["clip_high"]
     tokens = {
         p: {
             b: [t for t in range(logp.shape[1]) if mask[b, t]]
@@ -178,16 +269,10 @@ def loop_objective(kind, aggregation, logp, held_logp, behavior, adv, mask, prom
     for p, rows in tokens.items():
         for b, ts in rows.items():
             for t in ts:
-                rho = np.exp(logp[b, t] - behavior[b, t])
-                if kind == "gspo":
-                    rho = np.exp(sum(logp[b, i] - behavior[b, i] for i in ts) / len(ts))
-                if kind == "reinforce":
-                    obj = adv[b, t] * logp[b, t]
-                elif kind == "cispo":
-                    held_rho = np.exp(held_logp[b, t] - behavior[b, t])
-                    obj = min(held_rho, NUMBERS["is_cap"]) * adv[b, t] * logp[b, t]
-                else:
-                    obj = min(rho * adv[b, t], min(max(rho, low), high) * adv[b, t])
+                obj = LOOPS[kind](
+                    [logp[b, i] for i in ts], [held_logp[b, i] for i in ts],
+                    [behavior[b, i] for i in ts], adv[b, t], ts.index(t),
+                )  # fmt: skip
                 total += (
                     obj
                     / {
@@ -206,9 +291,10 @@ def test_loop(kind, aggregation):
     batch = random_batch()
     prompt_B = np.arange(8) // 2
     weight_BT = weights(batch[-1], prompt_B, kind=aggregation, length=7)
-    value, grad_BT, *_ = value_and_grad(
+    value, grad_BT, _, info = value_and_grad(
         partial(policy_objective, kind, **NUMBERS), weight_BT, *batch
     )
+    assert (info["clipped_BT"].sum() > 0) == LOSSES[kind].clips
 
     logp, behavior, adv, mask = (x.astype(np.float64) for x in batch)
     loop = partial(loop_objective, kind, aggregation)
@@ -233,6 +319,9 @@ def test_on_policy_gradients_coincide():
         partial(ppo_clip, clip_low=0.2, clip_high=0.3),
         partial(ppo_clip, clip_low=0.0, clip_high=0.0),
         partial(cispo, is_cap=1.5),
+        partial(policy_objective, "sapo", tau_positive=1.0, tau_negative=2.0),
+        *(partial(policy_objective, kind, **NUMBERS) for kind in ("double_sided", "dppo_tv")),
+        partial(policy_objective, "dppo_kl", **NUMBERS),
     ):
         _, grad_BT, _, info = value_and_grad(loss, 1.0, logp_BT, logp_BT, adv_BT, mask_BT)
         assert_allclose(grad_BT, adv_BT * mask_BT, rtol=1e-6)

@@ -56,6 +56,53 @@ def test_correction_by_hand():
     assert_array_equal(masked[1], [[0, 0, 1, 0]])
 
 
+@pytest.mark.parametrize("action", ["truncated", "masked"])
+@pytest.mark.parametrize("level", ["sequence", "geometric"])
+def test_correction_of_sequences_is_the_loop(level, action):
+    """Products and geometric means of ratios over the unmasked tokens of a row, in float64."""
+    logp_BT, behavior_BT = random_logps(2)
+    cap = 1.3
+    weight_BT, clipped_BT = correction(
+        logp_BT, behavior_BT, MASK, kind=f"{level}_{action}", cap=cap
+    )
+    fired = 0
+    for b in range(3):
+        gaps = [float(logp_BT[b, t]) - float(behavior_BT[b, t]) for t in range(4) if MASK[b, t]]
+        s = np.exp(np.sum(gaps) / (len(gaps) if level == "geometric" else 1)) if gaps else 1.0
+        outside = s > cap if action == "truncated" else not 1 / cap <= s <= cap
+        fired += outside
+        weight = min(s, cap) if action == "truncated" else 0.0 if outside else s
+        for t in range(4):
+            expected = (weight, outside) if MASK[b, t] else (1.0, False)
+            assert_allclose((weight_BT[b, t], clipped_BT[b, t]), expected, rtol=1e-5)
+    assert fired
+
+
+def test_a_correction_of_the_whole_product_is_unbiased():
+    """Exactly, over all sequences of 3 tokens of 2 words: E_q[prod rho grad log pi r] is the
+    gradient of E_pi[r]; by the ratios of single tokens it is not."""
+    rng = np.random.default_rng(0)
+    z_TV, q_TV = rng.normal(size=(2, 3, 2))
+    q_TV = np.exp(q_TV) / np.exp(q_TV).sum(1, keepdims=True)
+    words_BT = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)])
+    reward_B1, one_BT = rng.normal(size=(8, 1)), np.ones((8, 3))
+    behavior_BT = np.log(q_TV[np.arange(3), words_BT])
+    prob_B1 = np.exp(behavior_BT.sum(1, keepdims=True))
+
+    def log_pi(z_TV):
+        return jax.nn.log_softmax(z_TV)[jnp.arange(3), words_BT]
+
+    def surrogate(z_TV, kind):
+        logp_BT = log_pi(z_TV)
+        weight_BT, _ = correction(logp_BT, behavior_BT, one_BT, kind=kind, cap=1e6)
+        obj_BT, _ = reinforce(logp_BT, jax.lax.stop_gradient(logp_BT), reward_B1 * one_BT, one_BT)
+        return jnp.sum(prob_B1 * weight_BT * obj_BT)
+
+    true = jax.grad(lambda z: jnp.sum(jnp.exp(log_pi(z).sum(1, keepdims=True)) * reward_B1))(z_TV)
+    assert_allclose(jax.grad(surrogate)(z_TV, "sequence_truncated"), true, rtol=1e-4, atol=1e-6)
+    assert np.abs(jax.grad(surrogate)(z_TV, "truncated") - true).max() > 0.01
+
+
 def test_truncated_reinforce_is_cispo():
     """The same gradient, element by element: the weight is a constant of the objective."""
     logp_BT, behavior_BT = random_logps()
@@ -192,6 +239,9 @@ def test_the_residual_is_zero_at_the_optimal_policy():
 
 CALLS = {
     "correction": lambda a, b, m: correction(a, b, m, kind="masked", cap=2.0)[0] * a,
+    "correction of sequences": lambda a, b, m: (
+        correction(a, b, m, kind="geometric_truncated", cap=2.0)[0] * a
+    ),
     "kl": partial(kl, kind="k3"),
     "value_loss": lambda a, b, m: value_loss(a, b, b, m, clip=0.1),
     "bellman": lambda a, b, m: bellman_residual(jnp.ones(3), a, b, jnp.ones(3), m, beta=1.0),
@@ -213,5 +263,5 @@ def test_masked_entries_neither_count_nor_leak(name, rubbish):
     )
     assert_array_equal(dirty[0], clean[0])
     assert_array_equal(np.where(MASK > 0, dirty[1], 0), np.where(MASK > 0, clean[1], 0))
-    if name != "correction":  # multiplied by a masked value here, as no caller does
+    if "correction" not in name:  # multiplied by a masked value here, as no caller does
         assert_array_equal(dirty[1], clean[1])

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 import rlx.scaling as sc
-from rlx.scaling.backtest import BANDS, Backtest, _band, crps, score
+from rlx.scaling.backtest import BANDS, Backtest, crps, score, usable_origins
 from rlx.scaling.data import Evals
 from tests.scaling.hand import hand_fit
 
@@ -19,50 +19,59 @@ def test_crps_is_the_double_sum_over_draws():
         assert crps(drawn, observed)[p] == pytest.approx(want)
 
 
-def test_a_band_weighs_runs_alike_and_asks_the_posterior_predictive():
-    part = pd.DataFrame({"run": ["a", "a", "b"], "inside": [True, False, True]})
-    part["horizon"] = [2.0, 2.5, 2.2]
-    inside_XP = np.array([[1, 1, 1], [1, 0, 1], [0, 0, 1], [0, 0, 0]], bool)
-    row = _band(2.0, part, inside_XP)
-    assert row["coverage"] == 0.75 and row["n"] == 3 and row["reach"] == 2.5
-    assert row["p_value"] == 0.75  # coverages 1, .75, .5, 0 of which three are at most .75
-
-
-def bands(p_values, curve="burr"):
+def points(*bands, curve="burr"):
+    """A backtest of bands (horizon, origin, [evaluations inside of each run, of 10])."""
     rows = [
-        {
-            "curve": curve,
-            "origin": o,
-            "horizon": h,
-            "n": 9,
-            "coverage": 0.9,
-            "p_value": p,
-            "reach": h,
-        }
-        for (o, h), p in p_values.items()
+        {"curve": curve, "origin": origin, "run": f"r{r}", "band": band, "horizon": band}
+        | {"inside": i < inside, "mean": 0.5, "observed": 0.4, "log_score": 1.0, "crps": 0.1}
+        for band, origin, of_run in bands
+        for r, inside in enumerate(of_run)
+        for i in range(10)
     ]
-    return Backtest(pd.DataFrame(), pd.DataFrame(rows))
+    return Backtest(pd.DataFrame(rows))
 
 
 @pytest.mark.parametrize(
-    ("p_values", "trusted"),
+    ("bands", "trusted", "verdicts"),
     [
-        ({(0.25, 1.5): 0.5, (0.25, 2.0): 0.4, (0.25, 4.0): 0.3}, 4.0),
-        ({(0.25, 1.5): 0.5, (0.25, 2.0): 0.4, (0.25, 4.0): 0.04}, 2.0),
-        ({(0.25, 1.5): 0.01, (0.25, 2.0): 0.4, (0.25, 4.0): 0.3}, 1.0),
-        ({(0.25, 1.5): 0.03, (0.5, 1.5): 0.9, (0.25, 2.0): 0.6}, 2.0),  # one of two at .03
-        ({(0.25, 1.5): 0.02, (0.5, 1.5): 0.9, (0.25, 2.0): 0.6}, 1.0),
+        ([(1.5, 0.5, [9, 9, 9]), (2.0, 0.5, [8, 8, 8])], 2.0, ["trusted"] * 2),
+        ([(1.5, 0.5, [9, 9, 9]), (2.0, 0.5, [8, 8, 7])], 1.5, ["trusted", "not trusted"]),
+        ([(1.5, 0.5, [7, 9, 7]), (2.0, 0.5, [8, 8, 8])], 1.0, ["not trusted", "trusted"]),
+        ([(1.5, 0.5, [10, 10])], 1.0, ["too little evidence"]),  # two runs, however good
+        ([(1.5, 0.25, [10]), (1.5, 0.5, [10]), (1.5, 0.75, [10])], 1.0, ["too little evidence"]),
+        ([(1.5, 0.25, [6, 6, 6]), (1.5, 0.5, [10, 10, 10])], 1.5, ["trusted"]),  # origins pooled
     ],
 )
-def test_trust_stops_at_the_first_band_that_was_covered_too_rarely(p_values, trusted):
-    assert bands(p_values).trust("burr") == trusted
-    assert bands(p_values).trust("sigmoid") == 1.0  # was not tested
+def test_forecasts_are_trusted_while_enough_runs_hold_four_fifths(bands, trusted, verdicts):
+    past = points(*bands)
+    assert past.evidence()["verdict"].tolist() == verdicts
+    assert past.trust() == trusted and type(past.trust()) is float
+    assert past.evidence("sigmoid").empty and past.trust("sigmoid") == 1.0  # was not tested
 
 
-def test_trust_has_a_floor_where_runs_are_too_few_to_reject_anything():
-    few = bands({(0.25, 1.5): 0.5, (0.25, 2.0): 0.3})
-    few.bands.loc[1, "coverage"] = 0.6
-    assert few.trust("burr") == 1.5
+def test_each_run_from_each_origin_weighs_the_same():
+    past = points((2.0, 0.5, [10, 10, 10]), (2.0, 0.25, [4]))
+    twice = pd.concat([past.points, past.points[past.points["origin"] == 0.5]])
+    (row,) = Backtest(twice).evidence().itertuples()
+    assert row.coverage == pytest.approx((1 + 1 + 1 + 0.4) / 4)
+    assert row.runs == 3 and row.forecasts == 4
+    near = Backtest(twice).scores.iloc[0]  # of the earlier origin
+    assert near["origin"] == 0.25 and near["coverage"] == pytest.approx(0.4) and near["n"] == 10
+    assert near["bias"] == pytest.approx(0.1) and near["rmse"] == pytest.approx(0.1)
+
+
+def test_it_says_whether_it_distrusts_or_does_not_know():
+    assert points((1.5, 0.5, [9, 9, 9])).says() == "burr: trusted up to 1.5 times the compute seen"
+    assert points((1.5, 0.5, [5, 5, 5])).says().startswith("burr: not trusted up to 1.5 times: 50%")
+    assert "too little evidence up to 2 times" in points((2.0, 0.5, [9, 9])).says()
+    assert points((2.0, 0.5, [9, 9])).says("power").startswith("power: too little evidence")
+
+
+def test_a_fit_with_too_few_evaluations_says_so_instead_of_trust(capsys):
+    fit = hand_fit({"one": [(0.6, 2.0, 1.0)] * 40})
+    assert fit.trust(origins=(0.25, 0.5)) == 1.0  # of four evaluations, two at most
+    assert capsys.readouterr().out.startswith("sigmoid: too little evidence")
+    assert usable_origins(fit.evals, (0.25, 0.5, 0.75)) == [0.75]
 
 
 def test_weights_maximise_the_stacked_log_score():
@@ -77,7 +86,7 @@ def test_weights_maximise_the_stacked_log_score():
     )
     grid = np.linspace(0, 1, 2001)
     total = [np.log(w * np.exp(log_p[:, 0]) + (1 - w) * np.exp(log_p[:, 1])).sum() for w in grid]
-    weights = Backtest(points, pd.DataFrame()).weights()
+    weights = Backtest(points).weights()
     assert weights["burr"] == pytest.approx(grid[np.argmax(total)], abs=2e-3)
     assert weights.sum() == pytest.approx(1.0)
 
@@ -85,7 +94,7 @@ def test_weights_maximise_the_stacked_log_score():
 def test_scores_of_a_known_forecast():
     fit = hand_fit({"one": [(0.6, 2.0, 1.0)] * 2000})
     frame = fit.evals.frame.iloc[[0]].assign(compute=40.0, value=[0.5], stderr=0.01)
-    table, banded = score(fit, Evals(frame))
+    table = score(fit, Evals(frame))
     latent = 0.2 + 0.4 * 40 / 42  # sigmoid with B = 1
     sd = np.hypot(0.01, 0.01)  # wander forgotten, plus the noise of this evaluation
     row = table.iloc[0]
@@ -94,7 +103,7 @@ def test_scores_of_a_known_forecast():
     assert row["q95"] == pytest.approx(latent + 1.645 * sd, abs=0.002)
     want = -0.5 * ((0.5 - latent) / sd) ** 2 - np.log(sd * np.sqrt(2 * np.pi))
     assert row["log_score"] == pytest.approx(want, abs=0.05)
-    assert not row["inside"] and banded.iloc[0]["coverage"] == 0.0
+    assert not row["inside"]
 
 
 def test_runs_that_had_left_their_curve_are_not_scored():
@@ -102,7 +111,9 @@ def test_runs_that_had_left_their_curve_are_not_scored():
         {"one": [(0.6, 2.0, 1.0)] * 40, "two": [(0.6, 2.0, 1.0)] * 40}, departed='{"one-s0": -6.0}'
     )
     frame = fit.evals.frame.drop_duplicates("run").assign(compute=12.0, value=0.5)
-    assert score(fit, Evals(frame))[0]["run"].tolist() == ["two-s0"]
+    assert score(fit, Evals(frame))["run"].tolist() == ["two-s0"]
+    none = score(fit, Evals(frame[frame["run"] == "one-s0"]))
+    assert none.empty and Backtest(none.assign(curve="burr", origin=0.5)).trust() == 1.0
 
 
 def test_bands_cover_every_horizon():

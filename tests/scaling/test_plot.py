@@ -530,22 +530,16 @@ def test_no_effects_are_refused():
 
 
 def a_backtest():
-    """Two curves; `burr` is covered well, `power` too rarely from a quarter of the compute at 4.
-
-    p = 0.03 in one of two origins is no reason to doubt; alone, it is.
-    """
-    rows, bands = [], []
+    """Two curves of ten runs; `power` is covered too rarely from a quarter of the compute at 4."""
+    rows = []
     for name in ("burr", "power"):
-        for origin, horizon, coverage in ((0.5, 2.0, 0.9), (0.25, 2.0, 1.0), (0.25, 4.0, 0.8)):
-            rare = name == "power" and horizon == 4
-            cover = 0.3 if rare else coverage
-            key = {"curve": name, "origin": origin}
-            band = {"horizon": horizon, "n": 20, "coverage": cover, "reach": horizon * 1.1}
-            bands.append(key | band | {"p_value": 0.001 if rare else 0.03 if horizon == 2 else 0.5})
+        for origin, horizon, coverage in ((0.5, 2.0, 9), (0.25, 2.0, 10), (0.25, 4.0, 8)):
+            cover = 3 if name == "power" and horizon == 4 else coverage
+            key = {"curve": name, "origin": origin, "band": horizon, "horizon": horizon * 1.1}
             for run in range(10):
-                point = {"run": f"r{run}", "horizon": horizon, "band": horizon, "observed": 0.5}
+                point = {"run": f"r{run}", "inside": run < cover, "observed": 0.5}
                 rows += [key | point | {"mean": 0.5, "log_score": 1.0, "crps": 0.01}] * 2
-    return Backtest(pd.DataFrame(rows), pd.DataFrame(bands))
+    return Backtest(pd.DataFrame(rows))
 
 
 def test_calibration_shows_coverage_and_trust():

@@ -101,7 +101,7 @@ def synchronous(config, params):
     weights, rows, evals = [copy(state.params)], [], []
 
     def measured(params, version):
-        generator = make_generator(config, env, mesh)
+        generator = make_generator(config, graders, mesh)
         return evaluate(generator, Weights(params, version), config, graders, flops.Ledger(), mesh)
 
     for version in range(config.steps):

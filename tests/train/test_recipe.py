@@ -30,8 +30,9 @@ def greedy(logp_BT, behavior_logp_BT, adv_BT, mask_BT, *, appetite):
 
 def test_what_each_loss_needs():
     clips = {name: recipe.clips(AlgoConfig(loss=name)) for name in LOSSES}
-    assert clips == dict.fromkeys(("ppo_clip", "cispo", "gspo"), True) | {
-        "reinforce": False, "tbrm": False
+    clipping = ("ppo_clip", "cispo", "gspo", "gmpo", "double_sided", "dppo_tv", "dppo_kl")
+    assert clips == dict.fromkeys(clipping, True) | {
+        "reinforce": False, "sapo": False, "tbrm": False
     }  # fmt: skip
     needing = [name for name in LOSSES if recipe.needs_reference(AlgoConfig(loss=name))]
     assert needing == ["tbrm"]
@@ -77,6 +78,17 @@ def test_its_name_is_static(tiny):
             "algo.correction=masked: algo.loss=cispo carries its own ratio .*; set "
             "algo.loss=reinforce or ppo_clip, or algo.correction=none",
         ),
+        (
+            {"advantage": "distill_top_k", "teacher": "a"},
+            "algo.advantage=distill_top_k: a KL over the k likeliest words .*; use "
+            "algo.advantage=distill, of the token that was drawn",
+        ),
+        ({"advantage": "distill"}, "algo.teacher=: algo.advantage=distill learns from a .*; give"),
+        (
+            {"advantage": "distill", "teacher": "a"},
+            "algo.zero_variance=drop: who has a teacher alone learns from .*; set",
+        ),
+        ({"loss": "tbrm", "teacher": "a"}, "algo.loss=tbrm: it holds the reward and "),
         ({"loss": "tbrm", "kl": "k2", "kl_coef": 0.1}, "algo.loss=tbrm: it holds the reward and "),
     ],
 )

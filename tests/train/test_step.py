@@ -243,6 +243,12 @@ def test_the_golden_step(base):
         "policy/kl": 0.0,
         "critic/loss": 0.0,
         "update/skipped": 0.0,
+        "update/loss_scale": 1.0,
+        "policy/sampler_kl": 1.45609309,
+        "policy/ess": 0.39181429,
+        "policy/logp_gap_q50": 1.0,
+        "policy/logp_gap_q99": 4.0,
+        "policy/logp_gap_q999": 4.0,
     }
     assert base.metrics == pytest.approx(golden, rel=1e-4), f"now it is {base.metrics}"
 

@@ -1,0 +1,141 @@
+"""Mathematical questions with a Python interpreter at hand.
+
+A turn whose last fenced block is Python (rlx.envs.code.last_block) is run, and what it prints is
+the reply; a turn without one is the answer, graded as in rlx.envs.math. The interpreter keeps its
+variables from turn to turn: one sandbox (rlx.envs.sandbox) for each episode, ended with it.
+
+A session is known by the cells that it has run (rlx.envs.sessions), and made again by running them
+again. A cell that ends the interpreter is not run again: the reply says so, and a fresh one takes
+its place.
+"""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rlx.envs import base, sandbox
+from rlx.envs.code import last_block
+from rlx.envs.math import Math
+from rlx.envs.sessions import Sessions
+from rlx.errors import InputError
+from rlx.problem import Problem
+
+CONSOLE = Path(__file__).with_name("console.py")
+HINT = (
+    "You may compute: write a block of Python between ```python and ``` and end your turn, and you "
+    "are shown what it prints. Give the answer in \\boxed{}.\n"
+)
+LOST = "[the interpreter was ended: "
+SILENT = "[no output]"
+CPU_S = 60  # of a whole session
+
+
+class PythonTool(Math):
+    """`wall_s` bounds a cell, `memory_mb` an interpreter, `output_chars` what is shown of a cell;
+    `hint` is put behind every question.
+
+    The rest are those of rlx.envs.math. Raises InputError as that does, and where programs cannot
+    be isolated; `unsafe=True` runs them without isolation, with limits on their resources alone.
+    """
+
+    def __init__(
+        self,
+        *,
+        wall_s: float = 5.0,
+        memory_mb: int = 256,
+        output_chars: int = 1000,
+        unsafe: bool = False,
+        hint: str = HINT,
+        **rows: Any,
+    ):
+        given = {"train_prompts", "heldout_prompts", "seed"}
+        mine = {key: x for key, x in rows.items() if key not in given}
+        base.check_arguments("python_tool", Math, mine, given)
+        for key, value, least in (("wall_s", wall_s, 0.1), ("memory_mb", memory_mb, 64)):
+            if value < least:
+                raise InputError(f"env.kwargs.{key}", value, "too little", f"give {least} or more")
+        if output_chars < 1:
+            raise InputError("env.kwargs.output_chars", output_chars, "shows nothing", "raise it")
+        if not unsafe and (reason := sandbox.why_not()):
+            raise InputError(
+                "env.name",
+                "python_tool",
+                f"programs cannot be isolated here ({reason})",
+                "run as root or where user namespaces are allowed, or trust them with "
+                "env.kwargs.unsafe=true",
+            )
+        super().__init__(**rows)
+        self.train, self.heldout = (
+            [replace(problem, prompt=problem.prompt + hint) for problem in problems]
+            for problems in (self.train, self.heldout)
+        )
+        seen = (self.tokenizer.chars, hint, string.printable)
+        self.tokenizer = base.characters(seen)
+        self.max_prompt_tokens += len(hint)
+        self.limits = sandbox.Limits(wall_s=wall_s, cpu_s=CPU_S, memory_mb=memory_mb)
+        self.isolate, self.output_chars = not unsafe, output_chars
+        self.sessions = Sessions(sandbox.Session.end)
+
+    def reply(self, problem: Problem, turns: tuple[str, ...]) -> str | None:
+        """What the last turn's block prints; None where it has none.
+
+        Raises rlx.envs.sandbox.SandboxError if nothing could be run.
+        """
+        if last_block(turns[-1]) is None:
+            return None
+        *before, cell = cells(turns)
+        session = self._session(problem.id, tuple(before))
+        shown, over = self._run(session, cell)
+        if over:
+            session.end()
+        else:
+            self.sessions.keep((problem.id, (*before, cell)), session)
+        return shown
+
+    def _session(self, problem: int, before: tuple[str, ...]) -> sandbox.Session:
+        """That has run these cells; a new one if need be."""
+        if session := self.sessions.take((problem, before)):
+            return session
+        source = f"{CONSOLE.read_text()}\nserve({self.output_chars})\n"
+        session = sandbox.Session(source, self.limits, self.isolate)
+        for cell in before:
+            self._run(session, cell)
+        return session
+
+    def _run(self, session: sandbox.Session, cell: str) -> tuple[str, bool]:
+        """What a cell prints, and whether the session is over."""
+        result = session.ask(json.dumps(cell))
+        if not result.ok:
+            return f"{LOST}{result.status}]", True
+        try:
+            text, n = json.loads(result.stdout)
+            text = text.encode(errors="replace").decode()
+        except (ValueError, TypeError, AttributeError):  # it wrote to the channel itself
+            return f"{LOST}it spoke out of turn]", True
+        more = f"\n[{n - len(text)} more characters]" if n > len(text) else ""
+        return text.rstrip("\n") + more or SILENT, False
+
+    def grade(self, problem: Problem, turns: tuple[str, ...], stopped: bool) -> float:
+        """Of the last turn. The episode is over, and so is its session."""
+        self.sessions.over((problem.id, tuple(cells(turns))))
+        return super().grade(problem, turns[-1], stopped)
+
+    def well_formed(self, turns: tuple[str, ...], stopped: bool) -> bool:
+        return super().well_formed(turns[-1], stopped)
+
+    def ceiling(self, problems: Sequence[Problem], max_new_tokens: int, **turns: int) -> None:
+        """None: the best score is unknown."""
+        return None
+
+
+def cells(turns: Sequence[str]) -> list[str]:
+    """What the interpreter of now has been given: all since the last one that was ended."""
+    replies = [*turns[1::2], ""]
+    ended = [i for i, reply in enumerate(replies) if reply.startswith(LOST)]
+    blocks = map(last_block, turns[2 * (ended[-1] + 1) if ended else 0 :: 2])
+    return [block for block in blocks if block is not None]

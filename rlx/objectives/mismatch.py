@@ -1,0 +1,53 @@
+"""How far the learner's log-probabilities are from the sampler's: sums over tokens, what they say.
+
+    gap = |log rho|,  log rho = logp - behavior_logp, of the tokens that the sampler drew
+
+On-policy a gap is numerics alone; off-policy it is staleness too. All sums add over slices of a
+batch, so no metric depends on microbatches or on the mesh. Conventions are those of
+`rlx.objectives.losses`.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from rlx.objectives.losses import _exp, _zero_masked
+
+EDGES = tuple(2.0 ** (i / 2) for i in range(-40, 10))  # nats; quantiles are one of them
+QUANTILES = {"q50": 0.5, "q99": 0.99, "q999": 0.999}
+SUMS = ("mismatch/kl", "mismatch/ratio", "mismatch/ratio_squared", "mismatch/above")
+
+
+def zero_sums():
+    return dict.fromkeys(SUMS[:-1], 0.0) | {SUMS[-1]: jnp.zeros(len(EDGES))}
+
+
+def sums(logp_BT, behavior_logp_BT, mask_BT):
+    """Of rho - 1 - log rho, rho, rho^2, and of how many gaps lie above each of EDGES."""
+    sampled_BT, logp_BT, behavior_logp_BT = _zero_masked(mask_BT, logp_BT, behavior_logp_BT)
+    log_ratio_BT = logp_BT - behavior_logp_BT
+    ratio_BT = _exp(log_ratio_BT)
+    above_BTE = jnp.abs(log_ratio_BT)[..., None] > jnp.array(EDGES)[None, None]
+    of = lambda x_BT: jnp.sum(jnp.where(sampled_BT, x_BT, 0))  # noqa: E731
+    kl, squared = of(ratio_BT - 1 - log_ratio_BT), of(ratio_BT**2)
+    parts = (kl, of(ratio_BT), squared, jnp.sum(above_BTE, axis=(0, 1), dtype=jnp.float32))
+    return dict(zip(SUMS, parts, strict=True))
+
+
+def pop(sums, tokens):
+    """Metrics of a batch of so many tokens, of sums that leave the dict; 0 without a token.
+
+    policy/sampler_kl       mean(rho - 1 - log rho): an estimate of KL(sampler || learner), >= 0
+    policy/ess              (sum rho)^2 / (tokens sum rho^2): the share of tokens that as many of
+                            equal weight would be worth; Kong 1992
+    policy/logp_gap_q99     the least of EDGES that at most 1 % of the gaps exceed; q50, q999
+    """
+    kl, ratio, squared, above_E = (sums.pop(name) for name in SUMS)
+    n = jnp.maximum(tokens, 1)
+    within = lambda q: above_E <= (1 - q) * n  # noqa: E731
+    quantiles = {
+        f"policy/logp_gap_{name}": jnp.array(EDGES)[jnp.argmax(within(q))] * (tokens > 0)
+        for name, q in QUANTILES.items()
+    }
+    ess = ratio**2 / jnp.maximum(n * squared, 1e-30)
+    return {"policy/sampler_kl": kl / n, "policy/ess": ess, **quantiles}

@@ -1,0 +1,365 @@
+"""Plan before you spend: would a study tell two recipes apart?
+
+    table = sc.power({"A": 0.65, "B": 1.5, "C_mid": 1.0, "R0": 0.25}, horizon=10.0)
+    plot.power(table)
+
+For each design (seeds, evaluations, compute) studies of two recipes are simulated, a base and a
+rival that differs by a stated amount, and fitted by Laplace's method with the doubt beyond the
+data. Two questions are asked of each posterior, of the recipes' typical seeds:
+
+    ceiling   x = R_rival(H) - R_base(H)              pass rates at the horizon H
+    compute   x = log(C*_base(y) / C*_rival(y))       compute to y = R0 + 0.8 (R_base(H) - R0)
+
+and the verdict has a direction if P(x > margin) or P(x < -margin) is at least `decide`, as in
+rlx.scaling.effects. H is the same for every design: a study of a share of 0.1 extrapolates tenfold,
+one of 1 not at all.
+
+The true curves have the doubt as well. It is drawn first, then the rival's curve such that x is
+what was asked for, with the doubt: of its ceilings in A, with the same B and C_mid; of its compute
+in C_mid, with the same A and B.
+
+`right` and `wrong` count verdicts. `expected` is what a normal x would give, from the posteriors of
+the same studies: with variance s^2 after the data and T before, k = s^2 / T, the posterior mean is
+normal about (1 - k) truth with variance (1 - k) s^2, so that
+
+    expected = Phi(((1 - k) truth - margin - u) / (s sqrt(1 - k))),    u = median - q(1 - decide)
+
+averaged over studies. A count needs many studies, this few.
+
+Letters: X draws, J = 2 recipes, K studies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.special import expit, logit
+from scipy.stats import norm
+from tqdm import tqdm
+
+from rlx.errors import InputError
+from rlx.scaling.compare import SHARE
+from rlx.scaling.doubt import Doubt, Noise, noise
+from rlx.scaling.draws import Curves, Draws
+from rlx.scaling.families import FAMILIES
+from rlx.scaling.infer import DOUBT
+from rlx.scaling.paths import STEPS, first_passage, paths, reach
+from rlx.scaling.posterior import fit
+from rlx.scaling.simulate import (
+    SEED_SD,
+    TRIALS,
+    WANDER_LENGTH,
+    WANDER_SD,
+    check_curves,
+    check_design,
+    path,
+    simulate,
+)
+
+Floats = NDArray[np.float64]
+Parameters = Mapping[str, float]
+
+BASE = {"A": 0.65, "B": 1.5, "C_mid": 1.0, "R0": 0.25}
+NAMES = ("base", "rival")
+FAR = 4.0  # of a and log C_mid of a rival, from those of its base
+CLOSE = 0.002  # of x, between what was asked for and what a rival has
+MOST_DRAWS = 50  # of the doubt, until there is a rival
+MOST_K = 0.99
+
+
+class Difference(NamedTuple):
+    """Of the rival from the base: of pass rate at the horizon, or the ratio of compute."""
+
+    quantity: str  # "ceiling" or "compute"
+    amount: float
+
+    @property
+    def truth(self) -> float:
+        """x, see the module's docstring."""
+        return self.amount if self.quantity == "ceiling" else float(np.log(self.amount))
+
+
+def power(
+    base: Parameters = BASE,
+    *,
+    horizon: float | None = None,
+    shares: Sequence[float] = (0.1, 0.25, 0.5, 1.0),
+    seeds: Sequence[int] = (1, 3, 5),
+    points: Sequence[int] = (20,),
+    ceilings: Sequence[float] = (0.02, 0.05),
+    ratios: Sequence[float] = (1.2, 1.5),
+    margin_A: float = 0.02,
+    margin_compute: float = 0.10,
+    decide: float = 0.9,
+    studies: int = 20,
+    family: str = "sigmoid",
+    curve: str = "burr",
+    seed_sd: Sequence[float] = SEED_SD,
+    wander_sd: float = WANDER_SD,
+    wander_length: float = WANDER_LENGTH,
+    trials: int = TRIALS,
+    doubt: Doubt | None = DOUBT,
+    seed: int = 0,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """How often studies of two recipes give the right verdict, see the module's docstring.
+
+    Args:
+        base: A, B, C_mid, R0 and the family's own parameters of the base.
+        horizon: compute H, in the unit of C_mid, at which ceilings are compared; default 10 C_mid.
+        shares: of the horizon, that each run is trained for.
+        seeds: runs of a recipe.
+        points: evaluations of a run.
+        ceilings: differences of pass rate at H; ratios: of compute. No difference is added.
+        margin_A, margin_compute, decide: of the verdict. By design a difference no larger than its
+            margin is hardly ever found.
+        studies: simulated for each design and difference.
+        family: of the true curves; curve: of the fit.
+        seed_sd, wander_sd, wander_length, trials: see `simulate`.
+        doubt: of the truth and of the fit; None: neither has any.
+        seed: of everything drawn. Study k draws the same seeds and doubt in every design.
+        progress: show a progress bar.
+
+    Returns:
+        One row per design and difference: seeds, points, share; compute and evaluations, of all
+        runs together; quantity ("ceiling" or "compute") and difference (a pass rate, or a ratio);
+        studies; right, wrong and undecided, shares of the studies; mcse, the Monte Carlo error of
+        `right`; sd, the posterior's of x, mean; expected. Where there is no difference every
+        verdict is wrong, `right` is NaN, and mcse and expected are of `wrong`.
+
+    Raises:
+        InputError: an option out of its range, or a difference that no curve has.
+    """
+    check_curves({"base": base}, family)
+    horizon = 10 * base["C_mid"] if horizon is None else horizon
+    noises: dict[str, Any] = {"seed_sd": seed_sd, "wander_sd": wander_sd, "trials": trials}
+    noises |= {"wander_length": wander_length}
+    _check_lists(shares, seeds, points, ceilings, ratios)
+    _check_rule(horizon, margin_A, margin_compute, decide, studies)
+    for G, M in product(seeds, points):
+        check_design(G, M, horizon, **noises)
+    margins = {"ceiling": margin_A, "compute": float(np.log1p(margin_compute))}
+    asked = [Difference("ceiling", x) for x in (0.0, *ceilings)]
+    asked += [Difference("compute", x) for x in (1.0, *ratios)]
+    for difference, share in product(asked, shares):  # before anything is fitted
+        rival_of(base, difference, share, horizon, family, None, (seed, 0))
+    cells = list(product(seeds, points, shares, dict.fromkeys(asked)))
+    options: dict[str, Any] = {"curve": curve, "doubt": doubt, "pad_to": 8 * -(-max(points) // 8)}
+    rows = []
+    bar = tqdm(total=len(cells) * studies, unit="study", disable=not progress)
+    for G, M, share, difference in cells:
+        contrast_K = []
+        for k in range(studies):
+            rival, y = rival_of(base, difference, share, horizon, family, doubt, (seed, k))
+            two = dict(zip(NAMES, (base, rival), strict=True))
+            of_k = {"family": family, "seed": _number(seed, k)}
+            evals, _ = simulate(two, seeds=G, points=M, compute=share * horizon, **noises, **of_k)
+            posterior = fit(evals, method="laplace", **options)
+            contrast_K.append(contrast(posterior, difference.quantity, horizon, y))
+            bar.update()
+        row: dict[str, object] = {"seeds": G, "points": M, "share": share}
+        row |= {"compute": 2 * G * share * horizon, "evaluations": 2 * G * M}
+        row |= {"quantity": difference.quantity, "difference": difference.amount}
+        margin = margins[difference.quantity]
+        rows.append(row | {"studies": studies} | verdicts(contrast_K, difference, margin, decide))
+    bar.close()
+    return pd.DataFrame(rows)
+
+
+def _check_lists(
+    shares: Sequence[float],
+    seeds: Sequence[int],
+    points: Sequence[int],
+    ceilings: Sequence[float],
+    ratios: Sequence[float],
+) -> None:
+    for key, grid in (("shares", shares), ("seeds", seeds), ("points", points)):
+        if not len(grid):
+            raise InputError(key, "", "empty", "give one or more numbers")
+    for key, grid in (("shares", shares), ("ratios", ratios)):
+        for x in grid:
+            if not (x > 0 and np.isfinite(x)):
+                raise InputError(key, f"{x:g}", "not positive", "give positive numbers")
+    for x in ceilings:
+        if not -1 < x < 1:
+            reason = "not a difference of pass rates"
+            raise InputError("ceilings", f"{x:g}", reason, "give fractions, such as 0.05")
+
+
+def _check_rule(
+    horizon: float, margin_A: float, margin_compute: float, decide: float, studies: int
+) -> None:
+    if not (horizon > 0 and np.isfinite(horizon)):
+        raise InputError("horizon", f"{horizon:g}", "not positive", "give a positive compute")
+    for key, x in (("margin_A", margin_A), ("margin_compute", margin_compute)):
+        if not x >= 0:
+            raise InputError(key, f"{x:g}", "negative", "give a margin of 0 or more")
+    if not 0.5 < decide <= 1:
+        reason = "decides nothing"
+        raise InputError("decide", f"{decide:g}", reason, "give more than 0.5, at most 1")
+    if not (studies >= 1 and studies == int(studies)):
+        raise InputError("studies", studies, "not a count", "give a whole number from 1 on")
+
+
+def _number(*words: int) -> int:
+    """A seed of its own for every tuple of whole numbers."""
+    return int(np.random.SeedSequence(words).generate_state(1)[0])
+
+
+# ------------------------------------------------------------------ the truth
+
+
+@dataclass(frozen=True)
+class World:
+    """Where true curves go: after the last evaluation, at compute `last`, with the doubt."""
+
+    family: str
+    last: float
+    doubt: Doubt | None
+    noise: Noise | None
+
+    def curves(self, p: Parameters) -> Curves:
+        """One curve, [1, 1]."""
+        return Curves(FAMILIES[self.family], {k: np.array([[x]]) for k, x in p.items()})
+
+    def rates(self, p: Parameters, j: int, compute_C: Floats) -> Floats:
+        """Pass rates [C] of recipe j, whose curve has parameters p."""
+        return path(self.curves(p), compute_C, self.last, self.noise, np.array([j]), self.doubt)[0]
+
+    def cost(self, p: Parameters, j: int, y: float) -> float:
+        """Compute to pass rate y, inf where it is not reached; as rlx.scaling.paths.reach."""
+        C = float(self.curves(p).compute_to(y)[0, 0])
+        if C <= self.last:
+            return C
+        R_XNC = self.rates(p, j, self.last * STEPS)[None, None]
+        return self.last * float(first_passage(R_XNC, np.array([[y]]))[0, 0])
+
+
+def rival_of(
+    base: Parameters,
+    difference: Difference,
+    share: float,
+    horizon: float,
+    family: str,
+    doubt: Doubt | None,
+    seed: tuple[int, int],
+) -> tuple[dict[str, float], float]:
+    """Parameters of the rival, and the pass rate y to which compute is compared.
+
+    A doubt that no rival makes up for, such as a base that rises to 1, is drawn again.
+
+    Raises:
+        InputError: there is no rival after MOST_DRAWS draws.
+    """
+    for again in range(MOST_DRAWS):
+        drawn = None if doubt is None else noise(1, 2, doubt, seed=_number(*seed, again))
+        world = World(family, share * horizon, doubt, drawn)
+        level = float(world.rates(base, 0, np.array([horizon]))[0])
+        y = base["R0"] + SHARE * (level - base["R0"])
+        rival = _solved(base, difference, world, horizon, level, y)
+        if rival is not None:
+            return rival, y
+    key = {"ceiling": "ceilings", "compute": "ratios"}[difference.quantity]
+    reason = f"no curve differs so much from A = {base['A']:g} at C = {horizon:g}"
+    raise InputError(key, f"{difference.amount:g}", reason, "give a smaller one, or another base")
+
+
+def _solved(
+    base: Parameters, difference: Difference, world: World, horizon: float, level: float, y: float
+) -> dict[str, float] | None:
+    """The rival's parameters; None where there are none."""
+    there, R0 = np.array([horizon]), base["R0"]
+    a = logit((base["A"] - R0) / (1 - R0))
+    cost = world.cost(base, 0, y)
+
+    def rival(u: float) -> dict[str, float]:
+        if difference.quantity == "ceiling":
+            return {**base, "A": float(R0 + (1 - R0) * expit(a + u))}
+        return {**base, "C_mid": float(base["C_mid"] * np.exp(-u))}
+
+    def error(u: float) -> float:
+        if difference.quantity == "ceiling":
+            return float(world.rates(rival(u), 1, there)[0]) - level - difference.truth
+        with np.errstate(divide="ignore", invalid="ignore"):
+            x = np.log(cost) - np.log(world.cost(rival(u), 1, y))
+        return float(np.clip(np.nan_to_num(x, nan=-np.inf), -99, 99)) - difference.truth
+
+    if error(-FAR) * error(FAR) >= 0:
+        return None
+    u = float(brentq(error, -FAR, FAR, xtol=1e-6))
+    return rival(u) if abs(error(u)) < CLOSE else None
+
+
+# ------------------------------------------------------------------ the verdict
+
+
+class Contrast(NamedTuple):
+    """Draws of x [X], and k: its variance after the data over that before."""
+
+    x_X: Floats
+    k: float
+
+
+def contrast(posterior: Draws, quantity: str, horizon: float, y: float) -> Contrast:
+    """x of the rival against the base; NaN in draws where neither reaches y."""
+    j, i = (posterior.index("recipe", name) for name in NAMES)
+    prior, there = posterior.prior_curves("recipe"), np.array([horizon])
+
+    def apart(x_XJ: Floats) -> Floats:
+        return x_XJ[:, i] - x_XJ[:, j]
+
+    if quantity == "ceiling":
+        x_X = apart(paths(posterior, there, "recipe")[..., 0])
+        curve_X = apart(posterior.curves("recipe").at(there)[..., 0])
+        doubt = max(float(x_X.var() - curve_X.var()), 0.0)  # the same before and after
+        before = float(apart(prior.at(there)[..., 0]).var()) + doubt
+    else:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            x_X = -apart(np.log(reach(posterior, y, "recipe")))
+        before = float(apart(np.log(prior["C_mid"])).var())
+    return Contrast(x_X, min(spread(x_X) ** 2 / before, MOST_K))
+
+
+def spread(x_X: Floats) -> float:
+    """Half of what lies between the quantiles of a normal one sd from its mean: some may be inf."""
+    low, high = np.nanquantile(x_X, norm.cdf([-1, 1]), method="inverted_cdf")
+    return float(high - low) / 2
+
+
+def verdicts(
+    contrast_K: Sequence[Contrast], difference: Difference, margin: float, decide: float
+) -> dict[str, float]:
+    """The columns right to expected of `power`."""
+    truth, K = difference.truth, len(contrast_K)
+    more = np.array([np.mean(c.x_X > margin) >= decide for c in contrast_K])
+    less = np.array([np.mean(c.x_X < -margin) >= decide for c in contrast_K])
+    right, wrong = (more, less) if truth > 0 else (less, more)
+    if truth == 0:
+        right, wrong = np.zeros(K, bool), more | less
+    hoped = (right if truth else wrong).sum()
+    p = (hoped + 0.5) / (K + 1)  # no error of 0 where all studies agree
+    expected = [chance(c, abs(truth), margin, decide) for c in contrast_K]
+    return {
+        "right": right.mean() if truth else np.nan,
+        "wrong": wrong.mean(),
+        "undecided": 1 - (right | wrong).mean(),
+        "mcse": float(np.sqrt(p * (1 - p) / (K + 1))),
+        "sd": float(np.mean([spread(c.x_X) for c in contrast_K])),
+        "expected": float(np.mean(expected)) * (1 if truth else 2),
+    }
+
+
+def chance(c: Contrast, truth: float, margin: float, decide: float) -> float:
+    """P(a verdict of this direction), see the module's docstring."""
+    median, low = np.nanquantile(c.x_X, (0.5, 1 - decide), method="inverted_cdf")
+    s, u = spread(c.x_X), float(median) - float(low)
+    if not np.isfinite(s + u):
+        return 0.0  # so many draws never arrive that nothing is decided
+    return float(norm.cdf(((1 - c.k) * truth - margin - u) / (s * np.sqrt(1 - c.k))))

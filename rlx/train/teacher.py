@@ -1,0 +1,56 @@
+"""The teacher of on-policy distillation: a policy with the same tokens, which never changes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+from jax.sharding import Mesh
+
+from rlx.config import Config, ModelConfig
+from rlx.envs.base import Env
+from rlx.errors import InputError
+from rlx.models import hf
+from rlx.train import start
+from rlx.types import Params
+
+
+class Teacher(NamedTuple):
+    model: ModelConfig
+    params: Params
+    spent: float  # FLOPs that it has cost, its own warm start included; 0 where nobody knows
+
+
+def load(config: Config, env: Env, mesh: Mesh) -> Teacher | None:
+    """The policy of `algo.teacher`, if there is one; anything that `model.path` may be.
+
+    Raises InputError if nothing is there, if its token ids stand for other texts than those of
+    `env`, or if it has no room for a prompt and its answer.
+    """
+    path = config.algo.teacher
+    if not path:
+        return None
+    try:
+        return _load(path, config, env, mesh)
+    except InputError as error:
+        key, _, reason, remedy = error.args
+        if key != "model.path":
+            raise
+        raise InputError("algo.teacher", path, reason, remedy) from None
+
+
+def _load(path: str, config: Config, env: Env, mesh: Mesh) -> Teacher:
+    run_options = {name: getattr(config.model, name) for name in hf.RUN}
+    model = ModelConfig(**{**run_options, "path": path})
+    theirs = start.of_run(path)["env"] if start.is_run(path) else replace(config.env, tokenizer="")
+    source = start.resolve(replace(config, model=model, env=theirs))
+    own = start.make_env(replace(source, model=replace(source.model, context_tokens=0)))
+    if start.vocabulary(own.tokenizer) != start.vocabulary(env.tokenizer):
+        reason = "its token ids do not stand for the same texts as the policy's"
+        raise InputError("algo.teacher", path, reason, "give a policy with the same tokenizer")
+    longest = env.max_prompt_tokens + config.rollout.max_new_tokens
+    if 0 < (room := source.model.context_tokens) < longest:
+        reason = f"it has room for {room} tokens, prompt and answer take up to {longest}"
+        raise InputError("algo.teacher", path, reason, "lower rollout.max_new_tokens")
+    params, spent = start.load(source, own, mesh, path)
+    return Teacher(source.model, params, spent)
