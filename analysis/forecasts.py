@@ -1,4 +1,4 @@
-"""Real curves that nobody here made: published fits reproduced, and forecasts scored.
+"""External training curves: published fits reproduced, and forecasts scored.
 
     python -m analysis.forecasts data=../shared/data/retu [out=DIR] [curve=burr|sigmoid]
                                  [method=nuts|laplace]

@@ -3,10 +3,10 @@
     python -m experiments.accelerator out=DIR [minutes=5] [size=card|tiny] [parts=floors,decode,...]
                                       [kernels=repeatable|fastest]
 
-One command for whoever has a GPU or a TPU. Every part is a process of its own with its share of the
-minutes; what one has found is kept, whatever becomes of the others, in DIR/PART.json, and a table
-is printed at the end. `size=tiny` is for trying it on a CPU. `kernels` is `compile.kernels` of
-experiments.train, for all parts.
+One command for a machine with a GPU or a TPU. Every part is a process of its own with its share of
+the minutes; what one has found is kept, whatever becomes of the others, in DIR/PART.json, and a
+table is printed at the end. `size=tiny` is for trying it on a CPU. `kernels` is `compile.kernels`
+of experiments.train, for all parts.
 
     floors    TB/s of a copy, read and written; TFLOP/s of products in bfloat16 and of the float32
               products of the head, with their largest error over that of the exact product

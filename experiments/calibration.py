@@ -26,7 +26,7 @@ and one evaluation of R0 of the same size, shared by all runs. The variants chan
 slow_tail and switch are in no family that is fitted; weibull is the limit kappa -> inf of burr.
 Everything is a pure function of the study's seed. Each fit becomes one line of
 `out/records.jsonl` (of `out/records-I.jsonl` with several workers), so the same command continues
-what was interrupted; backtest=true adds lines with the horizon that `Backtest.trust` vouches for.
+what was interrupted; backtest=true adds lines with the horizon that `Backtest.trust` gives.
 """
 
 from __future__ import annotations
@@ -594,7 +594,7 @@ def _plain(ax: Axes) -> None:
 @dataclass(frozen=True)
 class CalibrationConfig:
     sets: str = "simulated"  # all: every set of curves at hand, see experiments.scored
-    data: str = "../shared/data"  # of sets=all: curves that nobody here made
+    data: str = "../shared/data"  # of sets=all: external training curves
     studies: int = 50  # of each variant; 0 summarises what is recorded
     variants: list[str] = field(default_factory=lambda: list(VARIANTS))
     curves: list[str] = field(default_factory=lambda: list(CURVES))

@@ -97,7 +97,7 @@ def committed(path: Path, split: str | None = None, level: object = None) -> Eva
 
 
 def others(data: Path, tests: Path) -> list[Curves]:
-    """Curves that nobody here made; what each is: PROVENANCE.md beside them."""
+    """External training curves; what each is: PROVENANCE.md beside them."""
     real, deep = data / "real", data / "deep_grpo"
     smollm2, surrogates = "rlx_smollm2_h200.csv", "qwen35_9b_dapo_six_surrogates.csv"
     return [

@@ -124,7 +124,7 @@ class ModelConfig(Section):
     rope_low: float = 1.0  # llama3, yarn: pairs that turn less often over those are stretched fully
     rope_high: float = 4.0  # ... those that turn more often are not
     rope_neighbours: bool = False  # the pairs are (x_2i, x_2i+1), not (x_i, x_{i + head_dim / 2})
-    no_rope_every: int = 0  # every so-manieth layer has no RoPE; 0: all have it
+    no_rope_every: int = 0  # every n-th layer has no RoPE; 0: all layers have it
     context_tokens: int = 0  # the longest sequence the weights are made for; 0: any
     sliding_window: int = 0  # keys that a query attends to, its own included; 0: all before it
     sliding_window_from: int = 0  # the first layer with that window
@@ -141,7 +141,7 @@ class ModelConfig(Section):
     d_ff_shared: int = 0  # of the expert that every token takes besides; 0: none
     router: str = "softmax"  # over all experts, weighs outputs; sigmoid: of each, scales inputs
     norm_topk: bool = False  # softmax: the weights of a token's experts sum to 1
-    sparse_every: int = 1  # every so-manieth layer is sparse, the last of each such run ...
+    sparse_every: int = 1  # every n-th layer is sparse (layers n - 1, 2n - 1, ...) ...
     sparse_from: int = 0  # ... unless it comes before this one
     tie_embeddings: bool = False
     path: str = ""  # folder or .gguf file of pretrained weights, which give the fields above
@@ -172,7 +172,7 @@ class ModelConfig(Section):
             reason = f"not a multiple of model.n_kv_heads={self.n_kv_heads}"
             self.refuse("n_heads", reason, "query heads share key/value heads in equal numbers")
         if self.head_dim % 2:
-            self.refuse("head_dim", "odd", "RoPE turns pairs")
+            self.refuse("head_dim", "odd", "use an even number: RoPE rotates pairs of dimensions")
         if self.rope_scaling in ("llama3", "yarn"):
             if not self.rope_original_context:
                 remedy = f"model.rope_scaling={self.rope_scaling} needs a value above 0"
@@ -271,7 +271,7 @@ class AlgoConfig(Section):
     retire_pass_rate: float = 0.9  # what is often enough, of its latest group
     band_low: float = 0.0  # curriculum: prompts whose latest pass rate lies outside the band ...
     band_high: float = 1.0
-    band_retest_epochs: int = 4  # ... are asked in every so-manieth epoch only
+    band_retest_epochs: int = 4  # ... are asked only in every n-th epoch
 
     section = "algo."
     ranges = {
@@ -355,7 +355,7 @@ class RolloutConfig(Section):
     think_tokens_min: int = 5  # algo.length_control=interruption: thinking ends after a number ...
     think_tokens_max: int = 6  # ... of tokens drawn for each sample between these two
     answer_tokens: int = 2  # room for the answer after it
-    interruption: str = ">"  # the phrase that is put into the mouth of the policy
+    interruption: str = ">"  # the phrase that is inserted into the completion
     think_end: str = ">"  # the token by which the policy ends its thinking itself
 
     section = "rollout."

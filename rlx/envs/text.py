@@ -50,7 +50,7 @@ class TextTokenizer:
     words: Any
     stop_ids: tuple[int, ...]  # the first ends supervised traces
     pad_id: int
-    vocab_size: int  # ids beyond the last token are rows of the embedding that mean nothing
+    vocab_size: int  # ids beyond the last token are unused rows of the embedding
     template: Callable[..., str] | None = None  # of the chat; None asks with the bare prompt
     special: tuple[tuple[str, str], ...] = ()  # what the template may ask for: bos_token and so on
     system_prompt: str = ""

@@ -5,7 +5,7 @@ rewards. docs.primeintellect.ai/verifiers; pip install 'rlx[verifiers]'.
 
 A task's prompt, after its system prompt, is what the policy is asked. An environment that talks in
 its `run` (`agent.interaction(task)`, `await interaction.turn(text)`) replies to it; any other asks
-for one answer. The score is the sum of the trace's weighted rewards, which belongs into [0, 1].
+for one answer. The score is the sum of the trace's weighted rewards, which must lie in [0, 1].
 
 Their harnesses drive a model behind an HTTP endpoint, with texts going in and out. Here the policy
 answers through `reply`, so tokens stay as they were drawn; what needs a harness or a runtime of

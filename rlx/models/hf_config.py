@@ -259,7 +259,7 @@ def _llama4(json: dict, file: Path) -> dict:
     turned = json["no_rope_layers"] or [int((i + 1) % interval != 0) for i in range(n)]
     no_rope_every = turned.index(0) + 1 if 0 in turned else 0
     if turned != [int(not no_rope_every or (i + 1) % no_rope_every != 0) for i in range(n)]:
-        remedy = "the decoder leaves RoPE out of every so-manieth layer"
+        remedy = "the decoder leaves RoPE out of every n-th layer"
         raise unsupported(file, "no_rope_layers", turned, remedy)
     kinds = ["chunked_attention" if turns else "full_attention" for turns in turned]
     if (json.get("layer_types") or kinds) != kinds:

@@ -239,7 +239,7 @@ class Engine:
         self.ledger.tokens_put_in += put_in
 
     def _finish(self, group: Group, problem_index: int) -> None:
-        """Into the history of its problem and into the buffer; what that drops was for nothing."""
+        """Into its problem's history and the buffer; what the buffer drops counts as discarded."""
         self.prompts.graded(problem_index, float(np.mean(group.score_G == 1)))
         if not self.buffer.put(group):
             model, vocab = self.config.model, self.env.tokenizer.vocab_size

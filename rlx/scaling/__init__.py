@@ -1,4 +1,4 @@
-"""Scaling curves of RL runs: read them, fit them, forecast, decide. See README.
+"""Scaling curves of RL runs: read them, fit them, forecast, decide. See docs/posterior.md.
 
 import rlx.scaling as sc
 evals = sc.Evals.read("runs/default")
@@ -10,7 +10,7 @@ Modules, each importing only those above it:
     priors, families, curve, kalman, doubt           priors, families of curves, wander, doubt
     point, profile, paper, robust, run_fits          least squares of one run, without a posterior
     model, coordinates, bayes, departure, arrays     the model in JAX and its sampler
-    doubt, infer                                     `Evals` -> a posterior as an xarray.DataTree
+    infer                                            `Evals` -> a posterior as an xarray.DataTree
     draws                                            `Draws`: that tree as named arrays
     fate, paths, parameters                          the pass rate at any compute; A, B, C_mid
     forecast, compare, effects, worth, allocate      questions, each a function over `Draws`

@@ -139,7 +139,7 @@ def make_graders(c: EnvConfig, env: Env, scorer: Scorer | None = None) -> Grader
 
 
 def vocabulary(tokenizer: TextTokenizer) -> str:
-    """A name for what its ids mean, whatever rows of an embedding follow that mean nothing."""
+    """Fingerprint of the map from ids to text, without unused trailing rows of the embedding."""
     texts = [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)]
     while not texts[-1]:
         texts.pop()

@@ -1,4 +1,4 @@
-"""By what the tokens of a batch are to be moved: constants of the objective, made before it."""
+"""Targets of the tokens of a batch: constants of the objective, computed before it."""
 
 from __future__ import annotations
 
