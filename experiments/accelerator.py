@@ -1,10 +1,12 @@
 """What an accelerator does with rlx: speeds beside their floors, runs that repeat, compilation.
 
     python -m experiments.accelerator out=DIR [minutes=5] [size=card|tiny] [parts=floors,decode,...]
+                                      [kernels=repeatable|fastest]
 
 One command for whoever has a GPU or a TPU. Every part is a process of its own with its share of the
 minutes; what one has found is kept, whatever becomes of the others, in DIR/PART.json, and a table
-is printed at the end. `size=tiny` is for trying it on a CPU.
+is printed at the end. `size=tiny` is for trying it on a CPU. `kernels` is `compile.kernels` of
+experiments.train, for all parts.
 
     floors    TB/s of a copy, read and written; TFLOP/s of products in bfloat16 and of the float32
               products of the head, with their largest error over that of the exact product
@@ -13,14 +15,18 @@ is printed at the end. `size=tiny` is for trying it on a CPU.
     update    ms of an update, and its share of the FLOP/s of a bfloat16 product (flops.train_flops;
               what `remat` computes again does not count)
     kernels   the device's time in a chunk of decoding and an update, by kernel, from a profile
-    runs      two runs of one seed, and one that is killed and goes on: rows and checkpoints that
-              must agree bit for bit; seconds of compilation of the first run and of the second
+    runs      of a small model and of a language model's: two runs of one seed, and one that is
+              killed and goes on; whether rows and newest checkpoints agree bit for bit; seconds of
+              compilation and to the first update, of programs that are new and of known ones
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,9 +42,10 @@ import yaml
 
 from experiments.options import exit_status, read_options
 from rlx.errors import InputError
+from rlx.record import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARES = {"floors": 0.08, "decode": 0.27, "update": 0.35, "runs": 0.30}  # of the minutes
+SHARES = {"floors": 0.08, "decode": 0.22, "update": 0.30, "runs": 0.40}  # of the minutes
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,7 @@ class Options:
     minutes: float = 5.0
     size: str = "card"
     parts: str = ",".join(SHARES)
+    kernels: str = "repeatable"
     part: str = ""  # this process does that one
 
 
@@ -104,7 +112,7 @@ def seconds(call: Callable[[], Any], repeats: int) -> float:
     return float(np.median(spent))
 
 
-def floors(size: str, out: Path) -> Iterator[dict[str, Any]]:
+def floors(options: Options, out: Path) -> Iterator[dict[str, Any]]:
     import jax
     import jax.numpy as jnp
 
@@ -113,7 +121,7 @@ def floors(size: str, out: Path) -> Iterator[dict[str, Any]]:
     one = jax.devices()[0]
     yield {"what": "device", "name": one.device_kind, "platform": one.platform,
            "devices": jax.device_count(), "jax": jax.__version__}  # fmt: skip
-    n, words, rows = (8192, 151936, 8192) if size == "card" else (256, 512, 64)
+    n, words, rows = (8192, 151936, 8192) if options.size == "card" else (256, 512, 64)
     key = jax.random.key(0)
     x = jax.random.normal(key, (n, n), jnp.float32)
     copy = jax.jit(lambda x: x + 1)
@@ -153,7 +161,7 @@ def random_params(model):
     return jax.jit(lambda key: transformer.init(key, model, model.vocab_size))(jax.random.key(0))
 
 
-def decode(size: str, out: Path) -> Iterator[dict[str, Any]]:
+def decode(options: Options, out: Path) -> Iterator[dict[str, Any]]:
     import jax
 
     from rlx.config import Config, EnvConfig, MeshConfig, RolloutConfig
@@ -162,8 +170,8 @@ def decode(size: str, out: Path) -> Iterator[dict[str, Any]]:
     from rlx.rollout.generator import Request, SlotGenerator, Weights, published
 
     copied, _ = found_floors(out)
-    mesh, chunk = make_mesh(MeshConfig(data=1)), 32 if size == "card" else 4
-    for work in WORKLOADS[size]:
+    mesh, chunk = make_mesh(MeshConfig(data=1)), 32 if options.size == "card" else 4
+    for work in WORKLOADS[options.size]:
         model = replace(model_of(work), param_dtype="bfloat16")
         W, U, T = work.slots, work.prompt_tokens, work.max_new_tokens
         rollout = RolloutConfig(4, 4, T, slots=W)
@@ -205,7 +213,7 @@ def decode(size: str, out: Path) -> Iterator[dict[str, Any]]:
         yield {"what": f"{work.model} decode", "kernels": kernels(one_chunk, out)}
 
 
-def update(size: str, out: Path) -> Iterator[dict[str, Any]]:
+def update(options: Options, out: Path) -> Iterator[dict[str, Any]]:
     import jax
 
     from rlx import flops
@@ -218,7 +226,7 @@ def update(size: str, out: Path) -> Iterator[dict[str, Any]]:
 
     _, rate = found_floors(out)
     mesh = make_mesh(MeshConfig(data=1))
-    for work in WORKLOADS[size]:
+    for work in WORKLOADS[options.size]:
         model, (P, G), (U, T) = model_of(work), work.batch, work.learned
         rng, B = np.random.default_rng(0), P * G
         batch = Batch(
@@ -281,41 +289,94 @@ def kernels(call: Callable[[], Any], out: Path, most: int = 12) -> list[list[Any
     return [[name, round(ms, 3)] for name, ms in spent.most_common(most)]
 
 
-def runs(size: str, out: Path) -> Iterator[dict[str, Any]]:
-    """Of the default recipe, eight updates stale; the third is killed on its way."""
-    steps, every = (60, 20) if size == "card" else (6, 2)
-    words = ["pipeline=pipeline_8", f"steps={steps}", f"eval.every_steps={every}",
-             f"checkpoint.every_steps={every}"]  # fmt: skip
-    if size == "tiny":
-        words += ["warm_start.steps=4", "env.train_prompts=16", "env.heldout_prompts=8", "mesh=one"]
+SMALL = ["pipeline=pipeline_8", "steps=120", "eval.every_steps=20", "checkpoint.every_steps=20"]
+TINY = [
+    *("pipeline=pipeline_8", "steps=8", "eval.every_steps=2", "checkpoint.every_steps=2"),
+    *("env.train_prompts=16", "env.heldout_prompts=8", "warm_start.steps=4", "mesh=one"),
+    *("rollout.prompts_per_step=4", "rollout.group_size=4"),
+]
+RUNS = {
+    "card": {
+        "tiny": SMALL,
+        "smollm2_135m": [
+            *("model=smollm2_135m", "model.scan_layers=true", "model.compute_dtype=bfloat16"),
+            *("pipeline=pipeline_8", "steps=24", "eval.every_steps=8", "checkpoint.every_steps=4"),
+            *("warm_start.steps=0", "env.heldout_prompts=16", "rollout.max_new_tokens=32"),
+            *("algo.zero_variance=keep", "algo.reward=random", "optim.learning_rate=1e-5"),
+        ],
+    },
+    "tiny": {
+        "tiny": TINY,
+        "sparse": [
+            *(*TINY, "model.n_experts=4", "model.experts_per_token=2", "model.d_ff_expert=16"),
+            *("algo.zero_variance=keep", "algo.reward=random"),
+        ],
+    },
+}  # with a random reward, so that updates move weights that know nothing
+ROWS = ("evals.jsonl", "metrics.jsonl")
+TRAIN = [sys.executable, "-m", "experiments.train"]
 
-    def start(name: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "experiments.train", *words, f"out={out / 'runs' / name}"]
-        return subprocess.Popen(command, cwd=ROOT)
 
-    def rows(name: str, file: str) -> bytes:
-        path = out / "runs" / name / file
-        return path.read_bytes() if path.exists() else b""
+def runs(options: Options, out: Path) -> Iterator[dict[str, Any]]:
+    """The second run finds the programs of the first; the third is killed past its half."""
+    shutil.rmtree(out / "runs", ignore_errors=True)
+    for model, words in RUNS[options.size].items():
+        where = out / "runs" / model
+        words = [
+            *words,
+            f"compile.cache={where / 'programs'}",
+            f"compile.kernels={options.kernels}",
+        ]
 
-    for name in ("first", "second"):
-        begin = time.perf_counter()
-        status = start(name).wait()
-        clock = rows(name, "clock.jsonl").splitlines()
-        compiled = json.loads(clock[-1])["device_s"]["compile"] if clock else None
-        yield {"what": f"{name} run", "exit_status": status, "compile_s": compiled,
-               "wall_s": time.perf_counter() - begin}  # fmt: skip
-    killed = start("killed")
-    while killed.poll() is None:
+        def start(name: str, words=words, where=where) -> subprocess.Popen:
+            command = [*TRAIN, *words, f"out={where / name}"]
+            return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+
+        for name, programs in (("first", "new"), ("second", "known")):
+            begin, run = time.perf_counter(), start(name)
+            first_s = waited(run, where / name, 1) - begin
+            status, clock = run.wait(), written(where / name, "clock.jsonl").splitlines()
+            compiled = json.loads(clock[-1])["device_s"]["compile"] if clock else None
+            yield {"what": f"{model}, {programs} programs", "exit_status": status,
+                   "compile_s": compiled, "first_update_s": first_s,
+                   "wall_s": time.perf_counter() - begin}  # fmt: skip
+        manifest = json.loads(written(where / "first", "manifest.json") or b"{}")
+        yield {"what": f"{model}, kernels", **manifest.get("kernels", {})}
+        killed, steps = start("killed"), manifest["config"]["steps"]
+        waited(killed, where / "killed", steps // 2 + 1)
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+        done = written(where / "killed", "metrics.jsonl").count(b"\n")
+        yield {"what": f"{model}, killed", "updates": done, "of": steps,
+               "exit_status_of_the_rest": start("killed").wait()}  # fmt: skip
+        for name in ("second", "killed"):
+            same = {file: written(where / "first", file) == written(where / name, file) != b""
+                    for file in ROWS}  # fmt: skip
+            same["checkpoint"] = checkpointed(where / "first") == checkpointed(where / name) != {}
+            yield {"what": f"{model}, {name} run is the first, bit for bit", **same}
+
+
+def written(run: Path, file: str) -> bytes:
+    path = run / file
+    return path.read_bytes() if path.exists() else b""
+
+
+def waited(process: subprocess.Popen, run: Path, updates: int) -> float:
+    """When the run has made so many updates, or has ended."""
+    while process.poll() is None and written(run, "metrics.jsonl").count(b"\n") < updates:
         time.sleep(0.01)
-        if len(rows("killed", "metrics.jsonl").splitlines()) >= steps * 2 // 3:
-            break
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    yield {"what": "killed and gone on", "exit_status": start("killed").wait()}
-    for name in ("second", "killed"):
-        same = {file: rows("first", file) == rows(name, file) != b""
-                for file in ("evals.jsonl", "metrics.jsonl")}  # fmt: skip
-        yield {"what": f"{name} run is the first, bit for bit", **same}
+    return time.perf_counter()
+
+
+def checkpointed(run: Path) -> dict[str, int]:
+    """The checksum of every array of the newest checkpoint, which the run wrote with them."""
+    import orbax.checkpoint as ocp
+
+    from rlx.checkpoint import unpack
+
+    newest = max((run / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        return unpack(checkpointer.restore(newest / "host")["blob"])["checksums"]
 
 
 PARTS = {"floors": floors, "decode": decode, "update": update, "runs": runs}
@@ -323,11 +384,17 @@ PARTS = {"floors": floors, "decode": decode, "update": update, "runs": runs}
 
 def do(options: Options) -> None:
     """One part, row by row, into its file."""
+    from rlx import compilation
+    from rlx.config import CompileConfig, Config
+
     out = Path(options.out)
+    if options.part != "runs":  # whose processes prepare themselves
+        made = CompileConfig(kernels=options.kernels, cache="none")  # so that it is timed
+        compilation.prepare(Config(compile=made))
     found = []
-    for row in PARTS[options.part](options.size, out):
+    for row in PARTS[options.part](options, out):
         found.append(row)
-        (out / f"{options.part}.json").write_text(json.dumps(found, indent=1) + "\n")
+        write_json(out / f"{options.part}.json", found)
 
 
 def table(out: Path, parts: list[str]) -> str:
@@ -350,7 +417,8 @@ def main(argv: list[str]) -> None:
     options = read_options(Options, argv)
     parts = options.parts.split(",")
     part = [options.part] if options.part else []
-    named = {"parts": (parts, SHARES), "part": (part, SHARES), "size": ([options.size], WORKLOADS)}
+    named = {"parts": (parts, SHARES), "part": (part, SHARES), "size": ([options.size], WORKLOADS),
+             "kernels": ([options.kernels], ("repeatable", "fastest"))}  # fmt: skip
     for key, (names, known) in named.items():
         for name in names:
             if name not in known:
@@ -366,12 +434,19 @@ def main(argv: list[str]) -> None:
     limits = {part: 60 * options.minutes * SHARES[part] / sum(SHARES[p] for p in parts)
               for part in parts}  # fmt: skip
     for part, limit_s in limits.items():
-        words = [f"out={out}", f"size={options.size}", f"part={part}"]
-        command = [sys.executable, "-m", "experiments.accelerator", *words]
+        (out / f"{part}.json").unlink(missing_ok=True)
+        words = [f"{key}={value}" for key, value in asdict(options).items() if key != "out"]
+        words = [word for word in words if not word.startswith("part")]
+        command = [sys.executable, "-m", "experiments.accelerator", f"out={out}", f"part={part}"]
+        process = subprocess.Popen([*command, *words], cwd=ROOT, start_new_session=True)
         try:
-            subprocess.run(command, cwd=ROOT, timeout=limit_s, check=False)
+            process.wait(limit_s)
         except subprocess.TimeoutExpired:
             print(f"{part}: stopped after {limit_s:.0f} s", file=sys.stderr)
+        finally:  # and the runs that it has started
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     print(table(out, parts))
 
 

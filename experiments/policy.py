@@ -59,7 +59,9 @@ def main(look: Callable[[Policy, dict[str, Any]], None], own: dict[str, Any]) ->
     try:
         options, rest = own_options(kind, sys.argv[1:])
         config = composed(rest)
-        train.use_every_core()
+        from rlx import compilation
+
+        compilation.prepare(config)
         from rlx.mesh import make_mesh
         from rlx.train import start
 
@@ -67,7 +69,7 @@ def main(look: Callable[[Policy, dict[str, Any]], None], own: dict[str, Any]) ->
         mesh = make_mesh(config.mesh, config.rollout.prompts_per_step)
         params, _ = start.load(config, env, mesh, config.out)
         scorer = start.load_scorer(config, env, mesh)
-        with closing(start.make_graders(config, env, scorer)) as graders:
+        with closing(start.make_graders(config.env, env, scorer)) as graders:
             look(Policy(config, params, graders, mesh), asdict(options))
     except train.BAD_INPUT as error:
         print(f"error: {train.told(error)}", file=sys.stderr)

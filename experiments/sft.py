@@ -19,7 +19,7 @@ from experiments import train
 
 @hydra.main(version_base="1.3", config_path=train.CONF, config_name="sft")
 def job(node: DictConfig) -> None:
-    train.work(node, "rlx.train.sft:sft")
+    train.work(node, "rlx.train.sft:train")
 
 
 if __name__ == "__main__":

@@ -101,22 +101,6 @@ def composed(words: Sequence[str]) -> Config:
         return to_config(hydra.compose("config", ["recipe=none", "out=none", *words]))
 
 
-def use_every_core() -> None:
-    """One virtual CPU device per core, unless JAX has started; accelerators do not notice.
-
-    Two devices of one thread each are faster than one device of two threads: small matrix
-    products do not split well, batches do.
-    """
-    import jax
-
-    if "JAX_NUM_CPU_DEVICES" in os.environ:  # JAX reads it
-        return
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    with contextlib.suppress(RuntimeError):  # started by an earlier job of this process
-        jax.config.update("jax_num_cpu_devices", cores)
-
-
 refused: list[Exception] = []  # bad input of a single run
 signals: list[int] = []  # received, asking for a checkpoint and the end
 
@@ -185,9 +169,9 @@ def work(node: DictConfig, function: str) -> None:
         if HydraConfig.get().mode is RunMode.MULTIRUN:
             cells.as_planned(Path(HydraConfig.get().sweep.dir), config)
         make_directory(config.out)
-        use_every_core()
-        from rlx import processes  # slow to load: after bad input has been refused
+        from rlx import compilation, processes  # slow to load: after bad input has been refused
 
+        compilation.prepare(config)
         if config.distributed:
             processes.start()
         module, name = function.split(":")

@@ -162,14 +162,29 @@ def _shapes(tree: Any) -> dict[str, str]:
     return {name: f"{x.dtype}[{','.join(map(str, x.shape))}]" for name, x in named.items()}
 
 
+def own_process() -> ocp.options.MultiprocessingOptions:
+    """Orbax waits for no other process."""
+    me = jax.process_index()
+    return ocp.options.MultiprocessingOptions(me, {me}, f"process{me}")
+
+
 class Checkpoints:
     """The checkpoints of one run directory, by the number of updates made."""
 
-    def __init__(self, directory: Path, config: CheckpointConfig, of: Config | None = None):
-        """of: what the run computes; checkpoints of another are refused."""
+    def __init__(
+        self, directory: Path, config: CheckpointConfig, of: Config | None = None, alone=False
+    ):
+        """of: what the run computes; checkpoints of another are refused. alone: no other process
+        takes part.
+        """
         self.directory, self.of = directory.absolute(), of
         self.config, self.saved_s = config, time.monotonic()
+        self.directory.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(
+            create=False,
+            multiprocessing_options=own_process()
+            if alone
+            else ocp.options.MultiprocessingOptions(),
             max_to_keep=config.keep_last,
             keep_period=config.keep_every_steps or None,
             enable_async_checkpointing=True,

@@ -95,6 +95,7 @@ ENVS = ("digit_chain", "reasoning_gym", "math", "code", "mixture", "preference")
 ROUTERS = ("softmax", "sigmoid")
 DISPATCHES = ("sorted", "dense")
 ON_GRADE_ERROR = ("zero", "stop")
+KERNELS = ("auto", "repeatable", "fastest")
 
 
 @dataclass(frozen=True)
@@ -484,6 +485,22 @@ class MeshConfig(Section):
 
 
 @dataclass(frozen=True)
+class CompileConfig(Section):
+    """How programs are made and where they are kept; see rlx.compilation. A CPU computes the same
+    bits whatever is chosen."""
+
+    kernels: str = "auto"  # of a GPU: two runs agree, or not; auto: they do unless threads decide
+    cache: str = "auto"  # directory of programs; auto: ~/.cache/rlx (XDG_CACHE_HOME); or none
+
+    section = "compile."
+    names = {"kernels": KERNELS}
+
+    def check(self):
+        if not self.cache.strip():
+            self.refuse("cache", "no name of a directory", "give one, auto or none")
+
+
+@dataclass(frozen=True)
 class CheckpointConfig(Section):
     """When the whole state is written; it changes nothing of what a run computes."""
 
@@ -510,6 +527,7 @@ class Config(Section):
     warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    compile: CompileConfig = field(default_factory=CompileConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     forecast: ForecastConfig = field(default_factory=ForecastConfig)
     steps: int = 200
@@ -637,7 +655,7 @@ class RewardModelConfig(Config):
 
 
 WHERE = (
-    *("out", "warm_start_dir", "tracker", "distributed", "checkpoint", "mesh"),
+    *("out", "warm_start_dir", "tracker", "distributed", "checkpoint", "mesh", "compile"),
     *("until", "forecast"),  # how far, not what
 )
 LABELS = ("recipe", "study", "axes")  # what a run is called

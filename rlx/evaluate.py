@@ -106,9 +106,17 @@ def measure(
     ledger.eval_flops += found.flops
     passes_n = np.array([int(np.sum(score_G == 1)) for score_G in found.score_PG])
     cut = sum(not stopped for answer in answers for _, stopped in answer.said_G)
+    row = counted(eval_set, k, passes_n, cut, sum(found.ungraded.values()))
+    if graders.scorer:
+        row["reward_mean"] = float(np.mean(found.reward_PG))
+    return row
+
+
+def counted(eval_set: str, k: int, passes_n: np.ndarray, cut: int, ungraded: int) -> dict[str, Any]:
+    """The row of an evaluation in which problem n passed c_n of its k trials."""
     trials = k * len(passes_n)
     powers = [2**i for i in range(k.bit_length()) if 2**i <= k]
-    row = {
+    return {
         "eval_set": eval_set,
         "trials": trials,
         "passes": int(passes_n.sum()),
@@ -117,8 +125,5 @@ def measure(
         "stderr": standard_error(k, passes_n),
         "pass_at_k": {str(n): pass_at_k(k, passes_n, n) for n in powers},
         "truncated": cut / trials,
-        "ungraded": sum(found.ungraded.values()),
+        "ungraded": ungraded,
     }
-    if graders.scorer:
-        row["reward_mean"] = float(np.mean(found.reward_PG))
-    return row

@@ -13,6 +13,7 @@ above): norms, RoPE, softmax, activations, the embedding's look-up, the optimise
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,6 +82,12 @@ def decode_flops(config: ModelConfig, vocab_size: int, prompt_length, drawn) -> 
 
 def train_flops(config: ModelConfig, vocab_size: int, prompt_length, length_G) -> float:
     """One update's share of one group: forward and backward, the prompt once."""
+    lengths = tuple(np.asarray(length_G).tolist())
+    return _train_flops(config, vocab_size, float(prompt_length), lengths)
+
+
+@functools.lru_cache(maxsize=4096)  # a warm start asks 40,000 times for a hundred
+def _train_flops(config: ModelConfig, vocab_size: int, prompt_length: float, length_G) -> float:
     forward = prefill_flops(config, vocab_size, prompt_length)
     forward += np.sum(decode_flops(config, vocab_size, prompt_length, length_G))
     extra_heads = head_flops(config, vocab_size, len(length_G) - 1)  # token 0 of every sample

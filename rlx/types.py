@@ -33,7 +33,10 @@ Params = Any  # a plain pytree of arrays: nested dicts and lists
 
 
 class NotFinite(RuntimeError):
-    """Numbers of a run are NaN or infinite, and it cannot go on."""
+    """Numbers of a run are NaN or infinite, and it cannot go on: (reason, remedy)."""
+
+    def __str__(self) -> str:
+        return "; ".join(self.args)
 
 
 @struct.dataclass

@@ -1,11 +1,16 @@
 """The command for whoever has a card, at sizes for a CPU: every part's rows, and its table."""
 
 import json
+import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from experiments import accelerator
+from rlx.checkpoint import pack
 
 
 def call(monkeypatch, *words) -> int:
@@ -31,12 +36,89 @@ def test_parts_are_kept_and_told(tmp_path, monkeypatch, capsys):
     assert table.startswith("floors:") and "decode:" in table and "tok_s" in table
 
 
+@pytest.mark.slow
+def test_every_part_at_sizes_for_a_cpu(tmp_path, monkeypatch, capsys):
+    """The update's rows, and runs of a dense and a sparse model that agree bit for bit."""
+    words = [f"out={tmp_path}", "size=tiny", "minutes=40", "parts=floors,update,runs"]
+    assert call(monkeypatch, *words) == 0
+    update, runs = (json.loads((tmp_path / f"{x}.json").read_text()) for x in ("update", "runs"))
+    assert len([row for row in update if "ms" in row and 0 < row["mfu"] < 1]) == 4
+    of = {row["what"]: row for row in runs}
+    for model in ("tiny", "sparse"):
+        new, known = of[f"{model}, new programs"], of[f"{model}, known programs"]
+        assert known["compile_s"] < new["compile_s"] and new["exit_status"] == 0
+        assert of[f"{model}, kernels"]["repeats"]
+        killed = of[f"{model}, killed"]
+        assert 0 < killed["updates"] < killed["of"] and killed["exit_status_of_the_rest"] == 0
+        for name in ("second", "killed"):
+            same = of[f"{model}, {name} run is the first, bit for bit"]
+            assert same["evals.jsonl"] and same["metrics.jsonl"] and same["checkpoint"]
+    assert "killed run is the first, bit for bit evals.jsonl True" in capsys.readouterr().out
+
+
+# A run that does what its directory is told beside it: NAME.json holds its rows, and how it ends.
+TRAINER = """
+import json, pathlib, sys, time
+out = pathlib.Path(next(w for w in sys.argv if w.startswith("out=")).removeprefix("out="))
+out.mkdir(parents=True, exist_ok=True)
+steps = {steps}
+(out / "manifest.json").write_text(json.dumps({{"config": {{"steps": steps}}, "kernels": {{}}}}))
+(out / "clock.jsonl").write_text(json.dumps({{"device_s": {{"compile": 2.5}}}}) + "\\n")
+(out / "evals.jsonl").write_text("same\\n")
+told = json.loads(({tmp!r} / pathlib.Path(out.name + ".json")).read_text())
+with open(out / "metrics.jsonl", "w") as file:
+    for row in range(steps):
+        print(told if row == 5 else 0, file=file, flush=True)
+        time.sleep(0.05)
+"""
+
+
+def test_runs_that_differ_are_told_by_their_rows_and_checkpoints(tmp_path, monkeypatch):
+    trainer = TRAINER.format(steps=9, tmp="TMP").replace(
+        "'TMP'", f"pathlib.Path({str(tmp_path)!r})"
+    )
+    monkeypatch.setattr(accelerator, "TRAIN", [sys.executable, "-c", trainer])
+    monkeypatch.setattr(accelerator, "RUNS", {"tiny": {"a": []}})
+    sums = {"first": 1, "second": 1, "killed": 2}
+    for name in sums:
+        (tmp_path / f"{name}.json").write_text("7" if name == "second" else "3")
+    monkeypatch.setattr(accelerator, "checkpointed", lambda run: {"x": sums[run.name]})
+    rows = list(accelerator.runs(accelerator.Options(size="tiny"), tmp_path))
+    of = {row.pop("what"): row for row in rows}
+    assert of["a, new programs"]["compile_s"] == 2.5 and of["a, new programs"]["exit_status"] == 0
+    assert 0 < of["a, new programs"]["first_update_s"] < of["a, new programs"]["wall_s"] - 0.2
+    assert 5 <= of["a, killed"]["updates"] < 9 == of["a, killed"]["of"]
+    second, killed = (
+        of[f"a, {name} run is the first, bit for bit"] for name in ("second", "killed")
+    )
+    assert second == {"evals.jsonl": True, "metrics.jsonl": False, "checkpoint": True}
+    assert killed == {"evals.jsonl": True, "metrics.jsonl": True, "checkpoint": False}
+
+
+def test_a_checkpoint_is_known_by_the_checksums_of_the_newest(tmp_path):
+    for step, found in ((8, {"x": 1}), (12, {"x": 2})):
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            blob = {"blob": np.asarray(pack({"checksums": found}))}
+            checkpointer.save(tmp_path / "checkpoints" / str(step) / "host", blob)
+    assert accelerator.checkpointed(tmp_path) == {"x": 2}
+
+
+def test_a_part_that_takes_too_long_ends_with_what_it_has_started(tmp_path, monkeypatch, capsys):
+    words = [f"out={tmp_path}", "size=tiny", "minutes=0.1", "parts=runs"]
+    assert call(monkeypatch, *words) == 0
+    said = capsys.readouterr()
+    assert "runs: stopped after 6 s" in said.err and "nothing within its time" in said.out
+    left = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True).stdout
+    assert str(tmp_path) not in left and Path(tmp_path, "runs").exists()
+
+
 @pytest.mark.parametrize(
     "words, said",
     [
         ([], "out=: nothing to work with; give out=DIR"),
         (["out=a", "parts=floors,speed"], "parts=speed: unknown name; use floors, decode"),
         (["out=a", "size=huge"], "size=huge: unknown name; use card, tiny"),
+        (["out=a", "kernels=any"], "kernels=any: unknown name; use repeatable, fastest"),
         (["out=a", "minutes=0"], "minutes=0.0: nothing to work with; give minutes above 0"),
     ],
 )

@@ -247,6 +247,17 @@ def gguf_file(path: Path, **fields) -> Path:
     return path
 
 
+def test_a_gguf_file_is_parsed_once_until_it_changes(tmp_path, monkeypatch):
+    """By whoever asks for its configuration, then for its tensors."""
+    parsed, reader = [], gguf.GGUFReader
+    monkeypatch.setattr(gguf, "GGUFReader", lambda file: parsed.append(file) or reader(file))
+    file = gguf_file(tmp_path / "a.gguf", context_length=64)
+    assert hf_files.gguf_json(file)["max_position_embeddings"] == 64
+    assert "model.embed_tokens.weight" in hf_files.in_gguf(file) and parsed == [file]
+    gguf_file(file, context_length=32, embedding_length=32)
+    assert hf_files.gguf_json(file)["max_position_embeddings"] == 32 and len(parsed) == 2
+
+
 @SOME
 @given(st.integers(0, 500), st.binary(min_size=1, max_size=8))
 @example(8, b"\xff" * 8)

@@ -137,6 +137,16 @@ def field(row: Row, names: Sequence[str], option: str) -> Any:
     raise bad_row(where, reason, f"set env.kwargs.{option} or mend it")
 
 
+def texts(row: Row, names: Sequence[str]) -> list[str]:
+    """The row's texts under all of `names`, the first of which is a prompt and not empty."""
+    where, values = row
+    for name in names:
+        if not isinstance(values.get(name), str) or name == names[0] and not values[name]:
+            form = ", ".join(f'"{name}": TEXT' for name in names)
+            raise bad_row(where, f"has no text under {name}", f"write {{{form}}}")
+    return [encodable(where, values[name]) for name in names]
+
+
 def text_field(row: Row, names: Sequence[str], option: str) -> str:
     """The same where it must be text, numbers as they are written."""
     value = field(row, names, option)

@@ -41,7 +41,7 @@ class Preference:
     def __init__(self, *, train_prompts: int, heldout_prompts: int, seed: int, path: str):
         pool: dict[str, list[Pair]] = {}
         for row in data.rows(path):
-            prompt, chosen, rejected = _texts(row)
+            prompt, chosen, rejected = data.texts(row, FIELDS)
             pool.setdefault(prompt, []).append(Pair(chosen, rejected, row[0]))
         self.train, self.heldout = data.divide(
             pool.items(),
@@ -75,12 +75,3 @@ class Preference:
     def ceiling(self, problems: Sequence[Problem], max_new_tokens: int) -> None:
         """None: how often a model can be made to prefer something else is unknown."""
         return None
-
-
-def _texts(row: data.Row) -> list[str]:
-    where, values = row
-    for name in FIELDS:
-        if not isinstance(values.get(name), str) or name == "prompt" and not values[name]:
-            form = '{"prompt": TEXT, "chosen": TEXT, "rejected": TEXT}'
-            raise data.bad_row(where, f"has no text under {name}", f"write {form}")
-    return [data.encodable(where, values[name]) for name in FIELDS]

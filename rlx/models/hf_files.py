@@ -7,6 +7,7 @@ GGUF tensor may be quantised: it is read as the float32 numbers it stands for.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import re
 from collections.abc import Callable
@@ -216,6 +217,13 @@ def _gguf_rope(value, reader, file: Path) -> dict | None:
 
 
 def _gguf_reader(file: Path):
+    """Of the file as it is now: its 50,000 words take seconds to read, and are asked for twice."""
+    there = file.stat()
+    return _gguf_read(file, there.st_mtime_ns, there.st_size)
+
+
+@functools.lru_cache(maxsize=1)
+def _gguf_read(file: Path, *version: int):
     gguf = package("gguf", file)
     try:
         reader = gguf.GGUFReader(file)

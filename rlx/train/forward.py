@@ -14,17 +14,13 @@ from rlx.train import packing
 from rlx.types import Batch
 
 
-def completion_hidden(params, batch: Batch, *, model: ModelConfig):
-    """The hidden state [B, T, D] that predicts each completion token.
+def completion_hidden(params, batch: Batch, model: ModelConfig):
+    """(hidden_BTD, routed): the hidden state that predicts each completion token.
 
     The prompt runs once per group; token 0 is predicted by its last hidden state, token t by the
-    hidden state of token t - 1.
+    hidden state of token t - 1. routed: what the routers did with completion tokens 0 .. T - 2;
+    None without routers.
     """
-    return _hidden_and_routed(params, batch, model)[0]
-
-
-def _hidden_and_routed(params, batch: Batch, model: ModelConfig):
-    """(the above, what the routers did with completion tokens 0 .. T - 2; None without routers)."""
     B, T = batch.completion_BT.shape
     length_P = batch.prompt_length_P
     hidden_PD, context = transformer.prefill(params, model, batch.prompt_PU, length_P)
@@ -38,22 +34,6 @@ def _hidden_and_routed(params, batch: Batch, model: ModelConfig):
     return jnp.concatenate([hidden_BTD, later_BTD], axis=1), routed
 
 
-def completion_logprobs(
-    params, hidden_BTD, batch: Batch, temperature, *, vocab_chunk=0, head_dtype="float32"
-):
-    """log pi(token) and entropy of every completion token, [B, T], in nats."""
-    B, T, D = hidden_BTD.shape
-    logp_N, entropy_N = token_logprobs(
-        hidden_BTD.reshape(B * T, D),
-        transformer.head_matrix(params),
-        batch.completion_BT.reshape(B * T),
-        temperature=temperature,
-        vocab_chunk=vocab_chunk,
-        head_dtype=jnp.dtype(head_dtype),
-    )
-    return logp_N.reshape(B, T), entropy_N.reshape(B, T)
-
-
 def _predictions(params, batch: Batch, model: ModelConfig):
     """(hidden_PND, token_PN, first_PGD, routed, to_BT): N states of each group that predict tokens.
 
@@ -63,7 +43,7 @@ def _predictions(params, batch: Batch, model: ModelConfig):
     G, D = B // P, model.d_model
     packed_PRW, completion_PGT = batch.packed_PRW, batch.completion_BT.reshape(P, G, T)
     if packed_PRW is None:
-        hidden_BTD, routed = _hidden_and_routed(params, batch, model)
+        hidden_BTD, routed = completion_hidden(params, batch, model)
         first_PGD, token_PN = hidden_BTD[:, 0].reshape(P, G, D), completion_PGT.reshape(P, G * T)
         to_BT = lambda x_PN: x_PN.reshape(B, T)  # noqa: E731
         return hidden_BTD.reshape(P, G * T, D), token_PN, first_PGD, routed, to_BT
@@ -82,10 +62,10 @@ def _predictions(params, batch: Batch, model: ModelConfig):
 
 
 def policy(
-    params, batch: Batch, temperature, *, model: ModelConfig, mesh: Mesh, vocab_chunk: int,
-    head_dtype: str,
+    params, batch: Batch, temperature, *, model: ModelConfig, mesh: Mesh, vocab_chunk: int = 0,
+    head_dtype: str = "float32",
 ):  # fmt: skip
-    """(logp_BT, entropy_BT, value_BT, first_BD, routed) under the parameters.
+    """(logp_BT, entropy_BT, value_BT, first_BD, routed) of the completions; in nats.
 
     first: the hidden state that predicts the first token; values are 0 without a critic; routed as
     in rlx.models.moe, for the tokens 0 .. T - 2, None without experts.

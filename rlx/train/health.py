@@ -70,16 +70,15 @@ class Health:
         if not row["update/skipped"]:
             self.skipped = 0
             return
-        objective = row["objective"] if "objective" in row else row["nll"]
-        if np.isfinite([objective, row["grad_norm"]]).all():
+        if np.isfinite([row[x] for x in ("objective", "nll", "grad_norm") if x in row]).all():
             raise NotFinite(
-                f"update {version} made weights or moments that are not finite of a gradient that "
-                "is; lower optim.learning_rate, optim.weight_decay or optim.max_grad_norm"
+                f"a finite gradient: update {version} made weights or moments that are not finite",
+                "lower optim.learning_rate, optim.weight_decay or optim.max_grad_norm",
             )
         self.skipped += 1
         if self.skipped == self.optim.max_skipped_updates:
             raise NotFinite(
                 f"optim.max_skipped_updates={self.skipped}: so many updates in a row, up to "
-                f"{version}, had an objective or a gradient that is not finite; "
-                "lower optim.learning_rate or look at policy/ratio_max in metrics.jsonl"
+                f"{version}, had an objective or a gradient that is not finite",
+                "lower optim.learning_rate or look at policy/ratio_max in metrics.jsonl",
             )

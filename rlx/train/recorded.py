@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import closing, nullcontext
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+from jax.sharding import Mesh
 
 from rlx import processes
+from rlx.checkpoint import Checkpoints
 from rlx.config import Config, another
+from rlx.envs.grading import Graders
 from rlx.errors import InputError
 from rlx.mesh import make_mesh
-from rlx.record import Busy, RunRecord
+from rlx.record import RunRecord
+from rlx.track import tracker
 from rlx.train import start
 from rlx.train.clock import Clock
-from rlx.train.loop import ROWS, Ended, Stop
+from rlx.train.health import Health
+from rlx.train.loop import (
+    ROWS,
+    Ended,
+    Forecast,
+    Loop,
+    Outlook,
+    Place,
+    Stop,
+    Task,
+    Watch,
+    locked,
+    never,
+)  # fmt: skip
 from rlx.train.report import describe
 
 
@@ -22,8 +42,11 @@ def stopped_so(before: dict, config: Config) -> bool:
     return before.get("status", "").startswith("stopped") and then == config.forecast.stop_when
 
 
-def recorded(work: Callable[..., None], config: Config, progress: bool, stop: Stop):
-    """The manifest of `config.out` once `work` is done there, now or before.
+def recorded(
+    task: Callable[[Any, Place, Graders, Mesh], Task], config: Config, *, progress: bool = True,
+    stop: Stop = never, forecast: Forecast = Outlook,
+) -> dict[str, Any]:  # fmt: skip
+    """The manifest of `config.out` once the run of that task is done there, now or before.
 
     `stop` is asked after every update; once it says True a checkpoint is written and `Interrupted`
     raised. A run that pauses has status "paused" and goes on once `until` is later. Raises
@@ -44,19 +67,17 @@ def recorded(work: Callable[..., None], config: Config, progress: bool, stop: St
     mesh = make_mesh(config.mesh, config.rollout.prompts_per_step // config.optim.microbatches)
     scorer = start.load_scorer(config, env, mesh)
     record = RunRecord(config.out, writes=processes.is_writer())
-    try:
-        lock = record.lock() if record.writes else nullcontext()
-    except Busy as error:
-        remedy = "wait for its end, or choose another directory"
-        raise InputError("out", config.out, str(error), remedy) from None
-    with lock:
+    with locked(record, "out"):
         record.update_manifest(**describe(config, env))
         try:
+            track = tracker(config if record.writes else replace(config, tracker="none"))
+            health = Health(config.out, config.optim, quiet=not record.writes)
             with (
                 closing(Clock()) as clock,
-                closing(start.make_graders(config, env, scorer)) as graders,
+                closing(start.make_graders(config.env, env, scorer)) as graders,
             ):
-                work(config, graders, mesh, record, clock, progress, stop)
+                place = Place(record, clock, health, Watch(progress, stop, forecast, track))
+                carry_out(task(config, place, graders, mesh), config, place)
         except Ended as status:
             record.update_manifest(status=str(status), error="")
         except BaseException as error:
@@ -67,3 +88,12 @@ def recorded(work: Callable[..., None], config: Config, progress: bool, stop: St
             record.update_manifest(status="done", error="", rows=record.marks(ROWS))
     processes.wait("done")
     return record.manifest
+
+
+def carry_out(task: Task, config: Config, place: Place) -> None:
+    """The task, to its end and a checkpoint of it, which rlx.checkpoint.load_params reads."""
+    path, every = place.record.path, config.eval.every_steps
+    with closing(Checkpoints(path / "checkpoints", config.checkpoint, config)) as kept:
+        it = Loop(task, place, kept, config.steps, every)
+        it.run(path.name, config.until)
+        it.save()

@@ -11,13 +11,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlx import flops
+from rlx import compilation, flops
 from rlx.config import Config, identity
 from rlx.envs.base import Env, eval_sets
-from rlx.record import RunRecord
 from rlx.rollout.buffer import Buffer
 from rlx.rollout.engine import Engine
 from rlx.train import recipe
+from rlx.train.spec import Spec
 from rlx.types import Group
 
 UNSTABLE_TRUNCATION = 0.10  # truncated share past which runs of ScaleRL's size used to destabilise
@@ -62,6 +62,7 @@ def describe(config: Config, env: Env) -> dict[str, Any]:
         "git": commit(),
         "versions": {"python": platform.python_version()} | {p: version_of(p) for p in packages},
         "devices": [str(device) for device in jax.devices()],
+        "kernels": compilation.said(config),
         "ceiling": best["heldout"],
         "ceilings": best,
         "status": "running",
@@ -105,19 +106,19 @@ def waiting_metrics(engine: Engine, buffer: Buffer) -> dict[str, float]:
     }
 
 
-def spend_update(ledger: flops.Ledger, config: Config, env: Env, groups: list[Group]) -> None:
+def spend_update(ledger: flops.Ledger, spec: Spec, vocab: int, groups: list[Group]) -> None:
     """Enter one update: its own FLOPs, and what the prompts it passed over had cost."""
-    model, vocab, algo = config.model, env.tokenizer.vocab_size, config.algo
+    model = spec.model
     for group in groups:
         length, length_G = len(group.prompt_U), group.length_G
-        parts = np.split(length_G, config.optim.group_slices)  # each runs the prompt
+        parts = np.split(length_G, spec.group_slices)  # each runs the prompt
         ledger.samples += len(length_G)
-        if recipe.needs_reference(algo):
+        if spec.reference:
             for part in parts:
                 ledger.reference_flops += flops.reference_flops(model, vocab, length, part)
-        if recipe.has_critic(algo):
+        if spec.critic:
             ledger.critic_flops += flops.critic_flops(model, length_G)
-        if algo.zero_variance == "drop" and group.zero_variance:
+        if spec.drop_zero_variance and group.zero_variance:
             ledger.discard(model, vocab, length, length_G)
         else:
             for part in parts:
@@ -172,25 +173,3 @@ def verdict(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
             "max": float(truncated.max(initial=0)),
         },
     }
-
-
-def note_lost_work(record: RunRecord, host: dict[str, Any]) -> None:
-    """Keep a note of the updates, FLOPs and seconds that are about to be done again.
-
-    The rows of one evaluation, a row per evaluation set, share their step and their compute.
-    """
-    if not record.writes:
-        return
-    done, since = record.rows("metrics.jsonl"), host["version"]
-    evals, clocks = record.rows("evals.jsonl"), record.rows("clock.jsonl")
-    if not evals or evals[-1]["step"] <= since and len(done) <= since:
-        return
-    kept = [row["compute"] for row in evals if row["step"] <= since] if since else []
-    before_s = host["clock"]["wall_s"] if since else 0.0
-    lost = {
-        "step": since,
-        "updates_lost": max(len(done), evals[-1]["step"]) - since,
-        "compute_lost": evals[-1]["compute"] - (kept[-1] if kept else 0.0),
-        "wall_s_lost": max(clocks[-1]["wall_s"] - before_s, 0.0) if clocks else 0.0,
-    }
-    record.append("restarts.jsonl", lost)

@@ -26,18 +26,17 @@ from rlx.envs.base import Env
 from rlx.envs.grading import Graders
 from rlx.envs.preference import Preference
 from rlx.errors import InputError
-from rlx.evaluate import standard_error
+from rlx.evaluate import counted
 from rlx.models import lora, reward
 from rlx.objectives.preference import bradley_terry
-from rlx.record import RunRecord
 from rlx.train import start
 from rlx.train.batch import in_slices, on_mesh
-from rlx.train.clock import Clock
-from rlx.train.loop import Stop, drawn, never, supervise
+from rlx.train.loop import Place, Row
 from rlx.train.recipe import Hyper
 from rlx.train.recorded import recorded
-from rlx.train.spec import Spec, names, numbers
-from rlx.train.state import ascend, init_state, optimizer, placed
+from rlx.train.sft import Supervised
+from rlx.train.spec import Spec
+from rlx.train.state import ascend, optimizer, placed
 from rlx.types import Problem, TrainState
 
 
@@ -46,16 +45,6 @@ class Pair(NamedTuple):
 
     prompt: list[int]
     completions: tuple[list[int], list[int]]
-
-
-def train(
-    config: RewardModelConfig, *, progress: bool = True, stop: Stop = never
-) -> dict[str, Any]:
-    """Train to the end (or find it ended) and return the manifest; raises as `recorded`."""
-    if config.pairs and config.env.name == "preference":  # the tokens are those of the pairs
-        env = replace(config.env, kwargs={**config.env.kwargs, "path": config.pairs})
-        config = replace(config, env=env)
-    return recorded(run, config, progress, stop)
 
 
 def read(config: RewardModelConfig, env: Env) -> tuple[list[Pair], list[Pair], int]:
@@ -94,44 +83,46 @@ def tokenized(problems: Sequence[Problem], env: Env) -> list[Pair]:
     return found
 
 
-def run(
-    config: RewardModelConfig, graders: Graders, mesh: Mesh, record: RunRecord, clock: Clock,
-    progress: bool, stop: Stop,
-) -> None:  # fmt: skip
-    """From the start, or the newest checkpoint, to the last update."""
-    env = graders.env
-    learned, heldout, too_long = read(config, env)
-    record.update_manifest(
-        pairs=len(learned), pairs_heldout=len(heldout), pairs_too_long=too_long,
-        vocabulary=start.vocabulary(env.tokenizer),
-    )  # fmt: skip
-    params, _ = start.load(config, env, mesh, record.path, progress)
-    spec, hyper = names(config, mesh), numbers(config)
-    state = init_state(spec, params, config.seed, value_head=True)
-    base = placed(params, mesh) if spec.lora_rank else None
-    ledger, P = flops.Ledger(), config.rollout.prompts_per_step
-    U = max(len(pair.prompt) for pair in [*learned, *heldout])
-    shape = {"U": U, "T": config.rollout.max_new_tokens, "pad_id": env.tokenizer.pad_id}
+class RewardModel(Supervised):
+    def __init__(self, config: RewardModelConfig, place: Place, graders: Graders, mesh: Mesh):
+        super().__init__(config, place, graders, mesh, head=True)
+        self.base = placed(self.start, mesh) if self.spec.lora_rank else None
+        U = max(len(pair.prompt) for pair in [*self.items, *self.heldout])
+        T, pad_id = config.rollout.max_new_tokens, self.env.tokenizer.pad_id
+        self.shape = {"U": U, "T": T, "pad_id": pad_id}
 
-    def update(state: TrainState, version: int):
-        some = [learned[i] for i in drawn(len(learned), P, config.seed, version)]
-        state, metrics = _jitted_step(state, _texts(some, mesh, shape), base, hyper, spec=spec)
-        ledger.train_flops += 3 * _forward_flops(config.model, some)
-        ledger.samples += 2 * len(some)
-        tokens = sum(len(completion) for pair in some for completion in pair.completions)
-        ledger.tokens_trained += tokens
-        row = {name: float(x) for name, x in jax.device_get(metrics).items()}
-        return state, row | {"tokens_trained": tokens}
+    def read(self, place: Place) -> list[Pair]:
+        learned, self.heldout, too_long = read(self.config, self.env)
+        place.record.update_manifest(
+            pairs=len(learned), pairs_heldout=len(self.heldout), pairs_too_long=too_long,
+            vocabulary=start.vocabulary(self.env.tokenizer),
+        )  # fmt: skip
+        return learned
 
-    def measure(state: TrainState, version: int):
-        whole = lora.whole(config.optim, params, state.params)
-        batches = [heldout[at : at + P] for at in range(0, len(heldout), P)]
-        found = [_scores(whole, config.model, _texts(some, mesh, shape, P)) for some in batches]
-        score_P2 = np.concatenate(processes.to_host(found)).reshape(-1, 2)[: len(heldout)]
-        ledger.eval_flops += _forward_flops(config.model, heldout)
+    def step(self, pairs: list[Pair]) -> Row:
+        texts = self._texts(pairs)
+        self.state, metrics = _jitted_step(self.state, texts, self.base, self.hyper, spec=self.spec)
+        return metrics
+
+    def spend(self, version: int, pairs: list[Pair]) -> Row:
+        tokens = sum(len(completion) for pair in pairs for completion in pair.completions)
+        self.ledger.train_flops += 3 * _forward_flops(self.config.model, pairs)
+        self.ledger.samples += 2 * len(pairs)
+        self.ledger.tokens_trained += tokens
+        return {"tokens_trained": tokens}
+
+    def measure(self, version: int) -> list[Row]:
+        P, model, pairs = self.config.rollout.prompts_per_step, self.config.model, self.heldout
+        policy = self.policy
+        batches = [pairs[at : at + P] for at in range(0, len(pairs), P)]
+        found = [_scores(policy, model, self._texts(some, P)) for some in batches]
+        score_P2 = np.concatenate(processes.to_host(found)).reshape(-1, 2)[: len(pairs)]
+        self.ledger.eval_flops += _forward_flops(model, pairs)
         return [accuracy(score_P2)]
 
-    supervise(config, record, clock, ledger, state, update, measure, progress, stop)
+    def _texts(self, pairs: Sequence[Pair], rows: int = 0) -> reward.Texts:
+        asked, told = [p.prompt for p in pairs], [p.completions for p in pairs]
+        return on_mesh(reward.padded(asked, told, **self.shape, rows=rows), self.mesh)
 
 
 def accuracy(score_P2: np.ndarray) -> dict[str, Any]:
@@ -142,26 +133,8 @@ def accuracy(score_P2: np.ndarray) -> dict[str, Any]:
     tied_n = score_P2[:, 0] == score_P2[:, 1]
     luck_n = tied_n & (np.cumsum(tied_n) % 2 == 0)
     passes_n = ((score_P2[:, 0] > score_P2[:, 1]) | luck_n).astype(int)
-    mean = float(passes_n.mean())
-    return {
-        "eval_set": "heldout",
-        "trials": len(passes_n),
-        "passes": int(passes_n.sum()),
-        "passes_per_prompt": passes_n.tolist(),
-        "mean": mean,
-        "stderr": standard_error(1, passes_n),
-        "pass_at_k": {"1": mean},
-        "truncated": 0.0,
-        "ungraded": 0,
-        "margin_mean": float(np.mean(score_P2[:, 0] - score_P2[:, 1])),
-    }
-
-
-def _texts(pairs: Sequence[Pair], mesh: Mesh, shape: dict[str, int], rows: int = 0):
-    texts = reward.padded(
-        [p.prompt for p in pairs], [p.completions for p in pairs], **shape, rows=rows
-    )
-    return on_mesh(texts, mesh)
+    margin = float(np.mean(score_P2[:, 0] - score_P2[:, 1]))
+    return counted("heldout", 1, passes_n, 0, 0) | {"margin_mean": margin}
 
 
 def _forward_flops(model: ModelConfig, pairs: Sequence[Pair]) -> float:
@@ -201,3 +174,11 @@ def _step(state: TrainState, texts: reward.Texts, base, hyper: Hyper, *, spec: S
 
 
 _jitted_step = jax.jit(_step, static_argnames="spec", donate_argnames="state")
+
+
+def train(config: RewardModelConfig, **how: Any) -> dict[str, Any]:
+    """Train to the end (or find it ended) and return the manifest; raises as `recorded`."""
+    if config.pairs and config.env.name == "preference":  # the tokens are those of the pairs
+        env = replace(config.env, kwargs={**config.env.kwargs, "path": config.pairs})
+        config = replace(config, env=env)
+    return recorded(RewardModel, config, **how)

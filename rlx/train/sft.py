@@ -8,34 +8,31 @@ checkpoints are those of a run, and the result is a run directory that `model.pa
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from pathlib import Path
+from abc import abstractmethod
+from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from rlx import flops
-from rlx.config import SftConfig
+from rlx.config import Config, SftConfig
+from rlx.envs import data
 from rlx.envs.base import Env
 from rlx.envs.grading import Graders
 from rlx.errors import InputError
 from rlx.evaluate import evaluate
 from rlx.models import lora
-from rlx.record import RunRecord, said_of
 from rlx.rollout.engine import make_generator
 from rlx.rollout.generator import Weights, published
 from rlx.train import start
 from rlx.train.batch import demonstrated
-from rlx.train.clock import Clock
-from rlx.train.loop import Stop, drawn, never, supervise
+from rlx.train.loop import Place, Row, Task
 from rlx.train.recorded import recorded
 from rlx.train.spec import names, numbers
 from rlx.train.state import init_state
 from rlx.train.step import make_train_step
-from rlx.types import TrainState
+from rlx.types import Params
 
 
 class Trace(NamedTuple):
@@ -50,25 +47,15 @@ def tokenized(env: Env, prompt: str, completion: str) -> Trace:
     return Trace(ids.encode_prompt(prompt), [*ids.encode(completion), ids.stop_id])
 
 
-def read(path: str | Path, env: Env) -> list[Trace]:
+def read(path: str, env: Env) -> list[Trace]:
     """Lines `{"prompt": TEXT, "completion": TEXT}`. InputError names the line that is not one."""
-    if not Path(path).is_file():
-        raise InputError("traces", path, "no file there", "give a file of JSON lines")
-    with said_of("traces", Path(path), "give a file of JSON lines"):
-        lines = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    traces, remedy = [], 'write {"prompt": TEXT, "completion": TEXT} on every line'
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    traces = []
+    for row in data.rows(path, "traces"):
+        texts = data.texts(row, Trace._fields)
         try:
-            row = json.loads(line)
-            texts = row["prompt"], row["completion"]
-            if not all(isinstance(text, str) for text in texts):
-                raise TypeError("prompt or completion is no text")
             traces.append(tokenized(env, *texts))
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            reason = f"line {number}: {type(error).__name__}: {error}"
-            raise InputError("traces", path, reason, remedy) from None
+        except ValueError as error:
+            raise data.bad_row(row[0], f"cannot be read ({error})", "leave it out") from None
     return traces
 
 
@@ -92,54 +79,73 @@ def demonstrations(config: SftConfig, env: Env) -> tuple[list[Trace], int]:
     return traces, len(everything) - len(traces)
 
 
-def sft(config: SftConfig, *, progress: bool = True, stop: Stop = never) -> dict[str, Any]:
-    """Fine-tune to the end (or find it ended) and return the manifest; raises as `recorded`."""
-    return recorded(run, config, progress, stop)
+class Supervised(Task):
+    """Learns from a list of items, of which every update takes some."""
+
+    def __init__(self, config: Config, place: Place, graders: Graders, mesh: Mesh, head=False):
+        """head: a value head is learned too."""
+        self.config, self.graders, self.mesh, self.env = config, graders, mesh, graders.env
+        self.items = self.read(place)
+        self.start, _ = start.load(config, self.env, mesh, place.record.path, place.watch)
+        self.spec, self.hyper = names(config, mesh), numbers(config)
+        super().__init__(init_state(self.spec, self.start, config.seed, head))
+
+    @abstractmethod
+    def read(self, place: Place) -> list[Any]:
+        """What is learned from; the manifest says how much there is."""
+
+    def batch(self, version: int) -> list[Any]:
+        """Every epoch is a permutation; what is left over at its end is left out."""
+        size, seed = self.config.rollout.prompts_per_step, self.config.seed
+        return [self.items[i] for i in drawn(len(self.items), size, seed, version)]
+
+    @property
+    def policy(self) -> Params:
+        """The parameters now, adapters merged."""
+        return lora.whole(self.config.optim, self.start, self.state.params)
 
 
-def run(
-    config: SftConfig, graders: Graders, mesh: Mesh, record: RunRecord, clock: Clock,
-    progress: bool, stop: Stop,
-) -> None:  # fmt: skip
-    """From the start, or the newest checkpoint, to the last update."""
-    env = graders.env
-    traces, too_long = demonstrations(config, env)
-    record.update_manifest(traces=len(traces), traces_too_long=too_long)
-    params, _ = start.load(config, env, mesh, record.path, progress)
-    spec = names(config, mesh)
-    state = init_state(spec, params, config.seed)
-    step = make_train_step(spec, numbers(config), params)
-    ledger, T, pad_id = flops.Ledger(), config.rollout.max_new_tokens, env.tokenizer.pad_id
-    U = max(env.max_prompt_tokens, *(len(trace.prompt) for trace in traces))
-
-    def update(state: TrainState, version: int):
-        indices = drawn(len(traces), config.rollout.prompts_per_step, config.seed, version)
-        some = [traces[i] for i in indices]
-        state, metrics = step(state, demonstrated(*zip(*some, strict=True), U, T, pad_id))
-        metrics = {name: float(x) for name, x in jax.device_get(metrics).items()}
-        spend(ledger, config, env, some)
-        return state, described(metrics)
-
-    def measure(state: TrainState, version: int):
-        policy = lora.whole(config.optim, params, state.params)
-        said = published(policy, config.model, config.rollout.head_dtype, mesh, mesh)
-        generator = make_generator(config, env, mesh)
-        return evaluate(generator, Weights(said, version), config, graders, ledger, mesh)
-
-    supervise(config, record, clock, ledger, state, update, measure, progress, stop)
+def drawn(count: int, batch: int, seed: int, step: int) -> np.ndarray:
+    """Indices of the items of a step."""
+    epoch, at = divmod(step, count // batch)
+    return np.random.default_rng((seed, epoch)).permutation(count)[at * batch : (at + 1) * batch]
 
 
-def described(metrics: dict[str, float]) -> dict[str, float]:
-    """What a step says that means something without a policy that sampled."""
-    names = ("tokens_trained", "grad_norm", "update/skipped", "policy/entropy")
-    return {"nll": -metrics["objective"]} | {name: metrics[name] for name in names}
+class SupervisedFineTuning(Supervised):
+    def __init__(self, config: SftConfig, place: Place, graders: Graders, mesh: Mesh):
+        super().__init__(config, place, graders, mesh)
+        self.train_step = make_train_step(self.spec, self.hyper, self.start)
+        longest = max(len(trace.prompt) for trace in self.items)
+        self.prompt_tokens = max(self.env.max_prompt_tokens, longest)
+
+    def read(self, place: Place) -> list[Trace]:
+        traces, too_long = demonstrations(self.config, self.env)
+        place.record.update_manifest(traces=len(traces), traces_too_long=too_long)
+        return traces
+
+    def step(self, traces: list[Trace]) -> Row:
+        """What a step says that means something without a policy that sampled."""
+        T, pad_id = self.config.rollout.max_new_tokens, self.env.tokenizer.pad_id
+        batch = demonstrated(*zip(*traces, strict=True), self.prompt_tokens, T, pad_id)
+        self.state, metrics = self.train_step(self.state, batch)
+        names = ("tokens_trained", "grad_norm", "update/skipped", "policy/entropy")
+        return {"nll": -metrics["objective"]} | {name: metrics[name] for name in names}
+
+    def spend(self, version: int, traces: list[Trace]) -> Row:
+        ledger, model, vocab = self.ledger, self.config.model, self.env.tokenizer.vocab_size
+        for prompt, completion in traces:
+            cost = flops.train_flops(model, vocab, len(prompt), [len(completion)])
+            ledger.train_flops += cost
+            ledger.tokens_trained += len(completion)
+            ledger.samples += 1
+        return {}
+
+    def measure(self, version: int) -> list[Row]:
+        config, mesh = self.config, self.mesh
+        said = published(self.policy, config.model, config.rollout.head_dtype, mesh, mesh)
+        generator = make_generator(config, self.env, mesh)
+        weights = Weights(said, version)
+        return evaluate(generator, weights, config, self.graders, self.ledger, mesh)
 
 
-def spend(ledger: flops.Ledger, config: SftConfig, env: Env, traces: Sequence[Trace]) -> None:
-    vocab = env.tokenizer.vocab_size
-    for trace in traces:
-        length = len(trace.completion)
-        cost = flops.train_flops(config.model, vocab, len(trace.prompt), [length])
-        ledger.train_flops += cost
-        ledger.tokens_trained += length
-        ledger.samples += 1
+train = partial(recorded, SupervisedFineTuning)

@@ -28,6 +28,7 @@ from rlx.models import hf, lora, transformer
 from rlx.record import RunRecord
 from rlx.rollout.scorer import Scorer
 from rlx.train import recipe, warm_start
+from rlx.train.loop import UNWATCHED, Watch
 from rlx.types import Params
 
 
@@ -49,14 +50,9 @@ def of_run(path: str | Path) -> dict[str, Any]:
     """
     directory = _located(path)[0]
     manifest = RunRecord(directory, writes=False).manifest
-    sections = {
-        "model": ModelConfig,
-        "env": EnvConfig,
-        "optim": OptimConfig,
-        "rollout": RolloutConfig,
-    }
-    made = {}
-    for name, section in sections.items():
+    kinds, made = (ModelConfig, EnvConfig, OptimConfig, RolloutConfig), {}
+    for section in kinds:
+        name = section.section.rstrip(".")
         known = {field.name for field in fields(section)}
         try:
             given = manifest["config"][name].items()
@@ -95,7 +91,7 @@ def make_env(config: Config) -> Env:
         how = {"system_prompt": c.system_prompt, "prompt_template": c.prompt_template}
         rows = config.model.vocab_size
         tokenizer = text.load(c.tokenizer, chat=c.chat, rows=rows, **how)
-    env = base.make(**arguments(config), tokenizer=tokenizer)
+    env = base.make(**arguments(config.env), tokenizer=tokenizer)
     _check_sizes(config, env)
     return env
 
@@ -114,18 +110,16 @@ def _check_sizes(config: Config, env: Env) -> None:
         raise InputError("rollout.max_new_tokens", limit, there, remedy)
 
 
-def arguments(config: Config) -> dict[str, Any]:
+def arguments(c: EnvConfig) -> dict[str, Any]:
     """Of rlx.envs.base.make: what decides the problems."""
-    c = config.env
     sizes = {"train_prompts": c.train_prompts, "heldout_prompts": c.heldout_prompts}
     return {"name": c.name, "seed": c.seed, "kwargs": c.kwargs, **sizes}
 
 
-def make_graders(config: Config, env: Env, scorer: Scorer | None = None) -> Graders:
-    c = config.env
+def make_graders(c: EnvConfig, env: Env, scorer: Scorer | None = None) -> Graders:
     return Graders(
         env,
-        arguments(config),
+        arguments(c),
         timeout_s=c.grade_timeout_s,
         workers=c.grade_workers,
         on_error=c.on_grade_error,
@@ -164,7 +158,7 @@ def load_scorer(config: Config, env: Env, mesh: Mesh) -> Scorer | None:
 
 
 def load(
-    config: Config, env: Env, mesh: Mesh, directory: str | Path, progress: bool = False
+    config: Config, env: Env, mesh: Mesh, directory: str | Path, watch: Watch = UNWATCHED
 ) -> tuple[Params, float]:
     """(parameters, FLOPs spent on a warm start). A warm start of this run is kept in `directory`.
 
@@ -173,7 +167,7 @@ def load(
     path = config.model.path
     if not path:
         directory = config.warm_start_dir or Path(directory) / "warm_start"
-        return warm_start.load_or_make(config, env, directory, progress)
+        return warm_start.load_or_make(config, env, directory, watch)
     if is_run(path):
         params, spent = _policy_of(path, config, env, mesh)
     else:

@@ -32,7 +32,7 @@ def optimizer(hyper: Hyper, version, learns=True) -> optax.GradientTransformatio
     return optax.chain(optax.clip_by_global_norm(hyper.max_grad_norm), adamw)
 
 
-def _layout(state: TrainState, mesh: Mesh) -> TrainState:
+def layout(state: TrainState, mesh: Mesh) -> TrainState:
     """Shardings of a state: moments like their parameters, scalars everywhere."""
     axes = lora.logical_axes(state.params)
     like_params = jax.tree.structure(state.params)
@@ -79,7 +79,7 @@ def _begin(spec: Spec, seed: int, value_head: bool, params: Params) -> TrainStat
 def state_like(spec: Spec, params: Params, value_head: bool = False) -> TrainState:
     """Shapes and shardings of `init_state`, of parameters that may be shapes too."""
     state = jax.eval_shape(functools.partial(_begin, spec, 0, value_head), params)
-    return meshes.shapes(state, _layout(state, spec.mesh))
+    return meshes.shapes(state, layout(state, spec.mesh))
 
 
 def ascend(state: TrainState, grads, objective, moving: optax.GradientTransformation, mesh: Mesh):
@@ -99,4 +99,4 @@ def ascend(state: TrainState, grads, objective, moving: optax.GradientTransforma
     parts = jax.tree.leaves((params, opt_state))  # NaN and infinity survive a sum
     finite &= jnp.isfinite(sum(jnp.sum(x, dtype=jnp.float32) for x in parts))
     state = TrainState(params=params, opt_state=opt_state, version=state.version + 1)
-    return jax.lax.with_sharding_constraint(state, _layout(state, mesh)), grad_norm, finite
+    return jax.lax.with_sharding_constraint(state, layout(state, mesh)), grad_norm, finite

@@ -2,15 +2,16 @@
 
 The artifact is a directory named after everything that decides its content. It is made by whoever
 needs it first and shared by all runs of a study, so that their pass rate at zero compute, R0, is
-one and the same.
+one and the same. It is a run directory, of another name until it is whole: a run that is killed
+meanwhile goes on with its own.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import shutil
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
-from tqdm import tqdm
 
-from rlx import checksum, flops, processes, record
-from rlx.config import Config, WarmStartConfig, config_sha
+from rlx import flops, processes, record
+from rlx import mesh as meshes
+from rlx.checkpoint import Checkpoints, load_params
+from rlx.config import Config, MeshConfig, ModelConfig, WarmStartConfig, config_sha
 from rlx.envs.base import Env
 from rlx.errors import InputError
 from rlx.models import transformer
-from rlx.train.forward import completion_hidden, completion_logprobs
-from rlx.types import Batch, Params, right_padded
-
-REMEDY = "remove it, and it is made again"
+from rlx.train.batch import demonstrated
+from rlx.train.clock import Clock
+from rlx.train.forward import policy
+from rlx.train.health import Health
+from rlx.train.loop import UNWATCHED, Loop, Outlook, Place, Row, Task, Watch, locked, never
+from rlx.train.state import ascend, layout
+from rlx.types import Batch, NotFinite, Params, TrainState
 
 
 def worked_share(step: int, config: WarmStartConfig) -> float:
@@ -42,29 +46,13 @@ def worked_share(step: int, config: WarmStartConfig) -> float:
 def solutions(env: Env, config: WarmStartConfig, step: int, T: int) -> Batch:
     """A batch of training problems with a solution each, one sample per prompt."""
     rng = np.random.default_rng((config.seed, step))
-    stop_id, pad_id = env.tokenizer.stop_id, env.tokenizer.pad_id
-    B, U = config.batch_size, env.max_prompt_tokens
-    prompts = []
-    completion_BT = np.full((B, T), pad_id, np.int32)
-    mask_BT = np.zeros((B, T), np.float32)
-    for b in range(B):
+    ids, prompts, targets = env.tokenizer, [], []
+    for _ in range(config.batch_size):
         problem = env.train[rng.integers(len(env.train))]
         worked = bool(rng.random() < worked_share(step, config))
-        prompts.append(env.tokenizer.encode_prompt(problem.prompt))
-        target = [*env.tokenizer.encode(env.solution(problem, rng, worked)), stop_id]
-        completion_BT[b, : len(target)] = target
-        mask_BT[b, : len(target)] = 1
-    prompt_PU, length_P = right_padded(prompts, U, pad_id)
-    return Batch(
-        prompt_PU=prompt_PU,
-        prompt_length_P=length_P,
-        completion_BT=completion_BT,
-        mask_BT=mask_BT,
-        behavior_logp_BT=np.zeros((B, T), np.float32),
-        behavior_value_BT=np.zeros((B, T), np.float32),
-        reward_PG=np.zeros((B, 1), np.float32),
-        keep_P=np.ones(B, np.float32),
-    )
+        prompts.append(ids.encode_prompt(problem.prompt))
+        targets.append([*ids.encode(env.solution(problem, rng, worked)), ids.stop_id])
+    return demonstrated(prompts, targets, env.max_prompt_tokens, T, ids.pad_id)
 
 
 def _longest_solution(env: Env, rng: np.random.Generator) -> int:
@@ -76,95 +64,136 @@ def _longest_solution(env: Env, rng: np.random.Generator) -> int:
     return max(lengths) + 1
 
 
-def train(config: Config, env: Env, progress: bool = False) -> tuple[Params, float]:
-    """Fresh parameters after supervised AdamW at a cosine rate, and the FLOPs that took."""
-    c = config.warm_start
-    key = jax.random.key(c.seed)
-    params = transformer.init(key, config.model, env.tokenizer.vocab_size)
-    if c.steps == 0:
-        return params, 0.0
-    schedule = optax.cosine_decay_schedule(c.learning_rate, c.steps)
-    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.95))
+def fresh(model: ModelConfig, env: Env, seed: int = 0) -> Params:
+    return transformer.init(jax.random.key(seed), model, env.tokenizer.vocab_size)
 
-    def loss(params, batch):
-        hidden_BTD = completion_hidden(params, batch, model=config.model)
-        logp_BT, _ = completion_logprobs(params, hidden_BTD, batch, 1.0)
-        return -jnp.sum(logp_BT * batch.mask_BT) / jnp.sum(batch.mask_BT)
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def update(params, opt_state, batch):
-        updates, opt_state = tx.update(jax.grad(loss)(params, batch), opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
+class WarmStart(Task):
+    """Fresh parameters, supervised AdamW at a cosine rate, on one device."""
 
-    T = _longest_solution(env, np.random.default_rng(c.seed))
-    opt_state, spent = tx.init(params), 0.0
-    for step in tqdm(range(c.steps), desc="warm start", disable=not progress, unit="step"):
-        batch = solutions(env, c, step, T)
-        params, opt_state = update(params, opt_state, batch)
+    def __init__(self, model: ModelConfig, config: WarmStartConfig, env: Env):
+        self.model, self.config, self.env = model, config, env
+        self.T = _longest_solution(env, np.random.default_rng(config.seed))
+        self.vocab = env.tokenizer.vocab_size
+        params = fresh(model, env, config.seed)
+        rate = optax.cosine_decay_schedule(config.learning_rate, config.steps)
+        adamw = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.95))
+        mesh = meshes.make_mesh(MeshConfig(data=1), devices=jax.local_devices()[:1])
+        state = TrainState(params, adamw.init(params), jnp.zeros((), jnp.int32))
+        self.layout = layout(state, mesh)
+        super().__init__(jax.device_put(state, self.layout))
+
+        def mean_logp(params, batch):
+            logp_BT = policy(params, batch, 1.0, model=model, mesh=mesh)[0]
+            return jnp.sum(logp_BT * batch.mask_BT) / jnp.sum(batch.mask_BT)
+
+        @functools.partial(jax.jit, donate_argnames="state")
+        def update(state, batch):
+            grads = jax.grad(mean_logp)(state.params, batch)
+            state, grad_norm, finite = ascend(state, grads, 0.0, adamw, mesh)
+            skipped = 1 - finite.astype(jnp.float32)
+            return state, {"grad_norm": grad_norm, "update/skipped": skipped}
+
+        self.update, self.ahead = update, self._drawn(0)
+
+    def _drawn(self, version: int) -> tuple[int, Batch, float]:
+        """(version, batch, FLOPs to learn from it)."""
+        batch, vocab = solutions(self.env, self.config, version, self.T), self.vocab
         lengths = zip(batch.prompt_length_P, batch.mask_BT.sum(1), strict=True)
-        vocab = env.tokenizer.vocab_size
-        spent += sum(flops.train_flops(config.model, vocab, n, [m]) for n, m in lengths)
-    return params, spent
+        spent = sum(flops.train_flops(self.model, vocab, n, [m]) for n, m in lengths)
+        return version, batch, spent
+
+    def batch(self, version: int) -> tuple[int, Batch, float]:
+        if self.ahead[0] != version:
+            self.ahead = self._drawn(version)
+        return self.ahead
+
+    def step(self, drawn: tuple[int, Batch, float]) -> Row:
+        version, batch, _ = drawn
+        self.state, metrics = self.update(self.state, batch)
+        self.ahead = self._drawn(version + 1)  # while the device is at work
+        return metrics
+
+    def spend(self, version: int, drawn: tuple[int, Batch, float]) -> Row:
+        _, batch, spent = drawn
+        tokens = int(batch.mask_BT.sum())
+        self.ledger.train_flops += spent
+        self.ledger.tokens_trained += tokens
+        self.ledger.samples += len(batch.mask_BT)
+        return {"tokens_trained": tokens}
+
+    def measure(self, version: int) -> list[Row]:
+        """Runs that start here measure it, at version 0."""
+        return []
+
+    def arrays(self) -> dict[str, Any]:
+        return {"state": jax.device_get(self.state)}  # Orbax writes no array of one process alone
+
+    def load(self, arrays: dict[str, Any], host: dict[str, Any]) -> None:
+        self.state = jax.device_put(arrays["state"], self.layout)
+
+
+def train(config: Config, env: Env, work: record.RunRecord, watch: Watch = UNWATCHED) -> float:
+    """FLOPs spent on the parameters of the last checkpoint there; an earlier attempt goes on.
+
+    Interrupted if it was asked to stop. InputError, and nothing is left there, if the weights
+    became infinite.
+    """
+    c, track = config.warm_start, watch.track
+    task = WarmStart(config.model, c, env)
+    watch = watch._replace(
+        stop=watch.stop if jax.process_count() == 1 else never,  # the others wait for its end
+        forecast=Outlook,
+        track=lambda step, row: track(step, {"warm_start": row}),
+    )
+    try:
+        kept = Checkpoints(work.path / "checkpoints", config.checkpoint, alone=True)
+        with contextlib.closing(Clock()) as clock, contextlib.closing(kept):
+            health = Health(str(work.path), config.optim, quiet=True)
+            place = Place(work, clock, health, watch, alone=True)
+            it = Loop(task, place, kept, c.steps, every=c.steps)
+            it.run("warm start")
+            it.save()
+    except NotFinite as error:
+        shutil.rmtree(work.path)
+        rate, reason = c.learning_rate, error.args[0]
+        raise InputError("warm_start.learning_rate", rate, reason, "lower it") from error
+    return task.ledger.train_flops
 
 
 def load_or_make(
-    config: Config, env: Env, directory: str | Path, progress: bool = False
+    config: Config, env: Env, directory: str | Path, watch: Watch = UNWATCHED
 ) -> tuple[Params, float]:
-    """The shared artifact: (parameters as NumPy arrays, FLOPs spent on it).
+    """The shared artifact: (parameters as NumPy arrays, FLOPs spent on it); fresh ones of 0 steps.
 
-    Made under a temporary name and renamed when whole, so that jobs which start at the same time
-    agree on one; the result is the same whoever makes it. Of the processes of one run the first
-    makes it. Raises InputError if what is there is not what was written, or if the weights became
-    infinite.
+    Renamed when whole, so that jobs which start at the same time agree on one; the result is the
+    same whoever makes it. Of the processes of one run the first makes it. Raises as `train`, and
+    InputError if what is there is not what was written.
     """
+    if not config.warm_start.steps:
+        return jax.tree.map(np.array, fresh(config.model, env, config.warm_start.seed)), 0.0
     identity = {"model": config.model, "env": config.env, "warm_start": config.warm_start}
     name = "-".join(config_sha(part) for part in identity.values())
-    path = Path(directory).absolute() / name
+    path = Path(directory).absolute() / f"{name}-run"
+    own = hashlib.sha256(str(Path(config.out).absolute()).encode()).hexdigest()[:8]
+    scratch = path.with_name(f".{name}-{own}")
     if processes.is_writer() and not (path / "manifest.json").exists():
-        params, spent = train(config, env, progress)
-        params = jax.device_get(params)
-        if not all(np.isfinite(np.sum(x, dtype=np.float32)) for x in jax.tree.leaves(params)):
-            rate, remedy = config.warm_start.learning_rate, "lower it"
-            raise InputError("warm_start.learning_rate", rate, "its weights are not finite", remedy)
         with record.said_of("warm_start_dir", path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
-            scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=path.parent))
-        try:
-            with _alone() as checkpointer:
-                checkpointer.save(scratch / "params", params)
-            parts = {key: asdict(part) for key, part in identity.items()}
-            parts |= {"flops": spent, "crc32": checksum.crc32s(_named(params, spent))}
-            record.write_json(scratch / "manifest.json", parts)
-            with contextlib.suppress(OSError):  # another job was faster; its artifact is the same
-                scratch.rename(path)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+        work = record.RunRecord(scratch)
+        with locked(work, "warm_start_dir"):
+            spent = train(config, env, work, watch)
+            work.update_manifest(**{k: asdict(part) for k, part in identity.items()}, flops=spent)
+            (work.path / ".lock").unlink()
+        with contextlib.suppress(OSError):  # another job was faster; its artifact is the same
+            scratch.rename(path)
+    if processes.is_writer():
+        shutil.rmtree(scratch, ignore_errors=True)
     processes.wait("warm start")
-    vocab = env.tokenizer.vocab_size
-    shapes = jax.eval_shape(
-        lambda key: transformer.init(key, config.model, vocab), jax.random.key(0)
-    )
+    shapes = jax.eval_shape(lambda: fresh(config.model, env))
     like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
     try:
-        with _alone() as checkpointer:
-            params = checkpointer.restore(path / "params", like)
-        manifest = record.read_json(path / "manifest.json")
-        spent, written = manifest["flops"], manifest.get("crc32")
-    except Exception as error:  # whatever a damaged file makes Orbax raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError("warm_start_dir", path, f"cannot be read ({reason})", REMEDY) from error
-    if written is not None and (wrong := checksum.damaged(_named(params, spent), written)):
-        raise InputError("warm_start_dir", path, f"{wrong[0]} is not what was written", REMEDY)
-    return params, spent
-
-
-def _named(params: Params, spent: float) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path({"flops": spent, **params})
-    return {jax.tree_util.keystr(at, simple=True, separator="/"): x for at, x in leaves}
-
-
-def _alone() -> ocp.StandardCheckpointer:
-    """A checkpointer of this process, which waits for no other."""
-    me = jax.process_index()
-    options = ocp.options.MultiprocessingOptions(me, {me}, f"process{me}")
-    return ocp.StandardCheckpointer(multiprocessing_options=options)
+        return load_params(path, like), record.read_json(path / "manifest.json")["flops"]
+    except InputError as error:
+        reason, remedy = f"damaged: {error.args[2]}", "remove it, and it is made again"
+        raise InputError("warm_start_dir", path, reason, remedy) from error

@@ -9,7 +9,7 @@ from rlx.mesh import make_mesh
 from rlx.models import transformer
 from rlx.rollout import sampler
 from rlx.rollout.generator import Request, SlotGenerator, Weights, published
-from rlx.train.forward import completion_hidden, completion_logprobs
+from rlx.train.forward import policy
 from rlx.types import INJECTED, Batch
 
 MODEL = ModelConfig(d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=24)
@@ -49,8 +49,7 @@ def learner_logp(weights, prompt, token_T):
         completion_BT=token_T[None], mask_BT=None, behavior_logp_BT=None,
         behavior_value_BT=None, reward_PG=None, keep_P=None,
     )  # fmt: skip
-    hidden_BTD = completion_hidden(weights.params, batch, model=MODEL)
-    return np.asarray(completion_logprobs(weights.params, hidden_BTD, batch, 1.0)[0][0])
+    return np.asarray(policy(weights.params, batch, 1.0, model=MODEL, mesh=MESH)[0][0])
 
 
 def test_each_request_has_its_own_limit_and_stop_tokens(generator, weights):

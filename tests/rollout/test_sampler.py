@@ -9,7 +9,7 @@ from rlx.config import MeshConfig, ModelConfig
 from rlx.mesh import make_mesh
 from rlx.models import transformer
 from rlx.rollout import sampler
-from rlx.train.forward import completion_hidden, completion_logprobs
+from rlx.train.forward import completion_hidden, policy
 from rlx.types import Batch
 from tests.rollout.slots import new
 
@@ -111,8 +111,7 @@ def test_behaviour_logp_is_the_learners(params):
         prompt_PU=prompt_PU[1:3], prompt_length_P=length_P[1:3], completion_BT=s.token_WT[:6],
         mask_BT=mask_BT, behavior_logp_BT=None, behavior_value_BT=None, reward_PG=None, keep_P=None,
     )  # fmt: skip
-    hidden_BTD = completion_hidden(params, batch, model=CONFIG)
-    logp_BT, entropy_BT = completion_logprobs(params, hidden_BTD, batch, temperature)
+    logp_BT, entropy_BT, *_ = policy(params, batch, temperature, model=CONFIG, mesh=MESH)
     gap = np.abs(np.where(mask_BT, logp_BT - s.logp_WT[:6], 0))
     assert gap.max() < 1e-5 and (np.where(mask_BT, entropy_BT, 1) > 0).all()
 
@@ -249,8 +248,7 @@ def test_after_an_interruption_the_policy_goes_on_from_the_phrase(interrupted, p
         completion_BT=s.token_WT[rows], mask_BT=mask_BT, behavior_logp_BT=None,
         behavior_value_BT=None, reward_PG=None, keep_P=None,
     )  # fmt: skip
-    hidden_BTD = completion_hidden(params, batch, model=CONFIG)
-    logp_BT, _ = completion_logprobs(params, hidden_BTD, batch, 1.0)
+    logp_BT, *_ = policy(params, batch, 1.0, model=CONFIG, mesh=MESH)
     assert np.abs(np.where(mask_BT, logp_BT - s.logp_WT[rows], 0)).max() < 1e-5
     assert (~mask_BT[:, :-1] & (np.arange(LONG - 1) < s.count_W[rows, None] - 1)).any()
 
@@ -265,7 +263,7 @@ def test_values_are_those_of_the_state_before_the_token(params):
         prompt_PU=prompt_PU[1:3], prompt_length_P=length_P[1:3], completion_BT=s.token_WT[:6],
         mask_BT=None, behavior_logp_BT=None, behavior_value_BT=None, reward_PG=None, keep_P=None,
     )  # fmt: skip
-    value_BT = completion_hidden(params, batch, model=CONFIG) @ critic["value"]
+    value_BT = completion_hidden(params, batch, CONFIG)[0] @ critic["value"]
     within_BT = np.arange(T) < s.count_W[:6, None]
     assert np.abs(np.where(within_BT, value_BT - s.value_WT[:6], 0)).max() < 1e-5
     assert np.ptp(s.value_WT[:6][within_BT]) > 0.1

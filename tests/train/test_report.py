@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from rlx import flops
+from rlx.mesh import make_mesh
 from rlx.record import RunRecord, read_rows
-from rlx.train.report import commit, note_lost_work, spend_update
+from rlx.train.loop import note_lost_work
+from rlx.train.report import commit, spend_update
+from rlx.train.spec import names
 from rlx.train.start import make_env
 from rlx.types import Group
 
@@ -36,8 +39,8 @@ def interrupted(path, sets, torn=0):
 @pytest.mark.parametrize("sets, torn", [(SETS[:1], 0), (SETS, 0), (SETS, 1), (SETS, 2)])
 def test_lost_work_does_not_depend_on_the_number_of_sets(tmp_path, sets, torn):
     record = interrupted(tmp_path, sets, torn)
-    note_lost_work(record, {"version": 4, "clock": {"wall_s": 13.0}})
-    note_lost_work(record, {"version": 0})
+    note_lost_work(record, 4, 13.0)
+    note_lost_work(record, 0, 0.0)
     since_4, whole = read_rows(tmp_path / "restarts.jsonl")
     assert since_4 == {
         "step": 4, "updates_lost": 6, "compute_lost": 4e9, "wall_s_lost": 11.0
@@ -46,7 +49,7 @@ def test_lost_work_does_not_depend_on_the_number_of_sets(tmp_path, sets, torn):
 
 
 def test_nothing_is_lost_after_the_last_evaluation_and_update(tmp_path):
-    note_lost_work(interrupted(tmp_path, SETS), {"version": 10, "clock": {"wall_s": 30.0}})
+    note_lost_work(interrupted(tmp_path, SETS), 10, 30.0)
     assert not (tmp_path / "restarts.jsonl").exists()
 
 
@@ -70,9 +73,10 @@ def test_every_part_of_a_group_pays_for_the_prompt(tiny):
     ledgers = {}
     for parts in (1, 4):
         config = replace(tiny, algo=algo, optim=replace(tiny.optim, group_slices=parts))
-        spend_update(ledger := flops.Ledger(), config, env, [group])
+        spec = names(config, make_mesh(config.mesh))
+        vocab = env.tokenizer.vocab_size
+        spend_update(ledger := flops.Ledger(), spec, vocab, [group])
         ledgers[parts] = ledger
-    vocab = env.tokenizer.vocab_size
     prompt = flops.prefill_flops(tiny.model, vocab, 5) - flops.head_flops(tiny.model, vocab, 1)
     more = {name: vars(ledgers[4])[name] - vars(ledgers[1])[name] for name in vars(ledgers[1])}
     assert more.pop("train_flops") == 3 * 3 * prompt and more.pop("reference_flops") == 3 * prompt

@@ -216,7 +216,7 @@ def test_a_task_keeps_its_grades_beside_the_models_rewards(judge, chains, params
 
 
 def test_the_verdict_is_a_comparison_with_the_reference(judge):
-    env = base.make(**start.arguments(judge))
+    env = base.make(**start.arguments(judge.env))
     mesh = make_mesh(judge.mesh)
     config = replace(Config(**shared(judge)), algo=AlgoConfig(reward_model=judge.out))
     scorer = start.load_scorer(config, env, mesh)
@@ -280,6 +280,6 @@ def test_pairs_that_cannot_be_read_are_named(judge, tmp_path):
         reward_model.read(config, chain)
     with pytest.raises(InputError, match="16: 0 pairs .* at most 1 tokens long; lower it, or"):
         small = replace(judge, rollout=replace(judge.rollout, max_new_tokens=1))
-        reward_model.read(small, base.make(**start.arguments(judge)))
+        reward_model.read(small, base.make(**start.arguments(judge.env)))
     with pytest.raises(InputError, match="pairs=: env.name=digit_chain has none; give a file"):
         replace(judge, env=env)

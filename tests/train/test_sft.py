@@ -13,8 +13,7 @@ from rlx.mesh import make_mesh
 from rlx.record import read_rows
 from rlx.train import loop, sft, start
 from rlx.train.batch import demonstrated
-from rlx.train.forward import completion_hidden, completion_logprobs
-from rlx.train.loop import drawn
+from rlx.train.forward import policy
 from rlx.train.spec import names, numbers
 from rlx.train.state import init_state
 from rlx.train.step import make_train_step
@@ -48,8 +47,7 @@ def test_the_objective_and_its_gradient_are_those_of_the_mean_log_likelihood(con
     )
 
     def mean_logp(params):
-        hidden_BTD = completion_hidden(params, batch, model=config.model)
-        logp_BT, _ = completion_logprobs(params, hidden_BTD, batch, 1.0)
+        logp_BT, *_ = policy(params, batch, 1.0, model=config.model, mesh=mesh)
         total = sum(
             logp_BT[b, t] for b, trace in enumerate(traces[:4]) for t in range(len(trace[1]))
         )
@@ -64,14 +62,14 @@ def test_the_objective_and_its_gradient_are_those_of_the_mean_log_likelihood(con
 
 
 def test_every_epoch_takes_every_trace_once():
-    epochs = [np.concatenate([drawn(12, 4, 0, 3 * e + s) for s in range(3)]) for e in (0, 1)]
+    epochs = [np.concatenate([sft.drawn(12, 4, 0, 3 * e + s) for s in range(3)]) for e in (0, 1)]
     assert [sorted(epoch.tolist()) for epoch in epochs] == [list(range(12))] * 2
     assert (epochs[0] != epochs[1]).any()
 
 
 def test_it_learns_goes_on_where_it_stopped_and_starts_a_run(config, tmp_path):
     whole = replace(config, out=str(tmp_path / "whole"))
-    manifest = sft.sft(whole, progress=False)
+    manifest = sft.train(whole, progress=False)
     assert manifest["status"] == "done" and manifest["traces"] == 16
     rows = read_rows(tmp_path / "whole" / "metrics.jsonl")
     assert rows[-1]["nll"] < 0.9 * rows[0]["nll"]
@@ -82,8 +80,8 @@ def test_it_learns_goes_on_where_it_stopped_and_starts_a_run(config, tmp_path):
     for updates in (2, 4):
         left = iter(range(updates - 1, -1, -1))
         with pytest.raises(loop.Interrupted):
-            sft.sft(parts, progress=False, stop=lambda left=left: next(left) == 0)
-    sft.sft(parts, progress=False)
+            sft.train(parts, progress=False, stop=lambda left=left: next(left) == 0)
+    sft.train(parts, progress=False)
     for name in ("evals.jsonl", "metrics.jsonl"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
 
@@ -99,10 +97,16 @@ def test_it_learns_goes_on_where_it_stopped_and_starts_a_run(config, tmp_path):
 @pytest.mark.parametrize(
     "text, reason",
     [
-        ("", r"0 of 0 traces are at most 8 tokens long"),
-        ('{"prompt": "12=="}\n', r"line 1: KeyError: 'completion'"),
-        ('{"prompt": "12==", "completion": "3"}\n{"prompt', r"line 2: JSONDecodeError: .*"),
-        ('{"prompt": "12==", "completion": "x"}\n', r"line 1: InputError: char='x'.*"),
+        ("", r"^traces=.*: it holds no rows"),
+        (
+            '{"prompt": "12=="}\n',
+            r"^traces=.*: line 1 has no text under completion; write",
+        ),
+        ('{"prompt": "12==", "completion": "3"}\n{"prompt', r"^traces=.*: line 2 is not JSON"),
+        (
+            '{"prompt": "12==", "completion": "x"}\n',
+            r"^traces=.*: line 1 cannot be read .char='x'",
+        ),
         ('{"prompt": "12==", "completion": "123123123"}\n' * 4, r"0 of 4 traces are at most 8 .*"),
     ],
 )

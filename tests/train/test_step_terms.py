@@ -233,7 +233,7 @@ def test_entropy_bonus(config, params, batch):
     def mean_entropy(params):
         from rlx.train.forward import completion_hidden
 
-        hidden_BTD = completion_hidden(params, batch, model=config.model)
+        hidden_BTD, _ = completion_hidden(params, batch, config.model)
         logp_BTV = jax.nn.log_softmax(hidden_BTD @ params["head"] / TEMPERATURE)
         entropy_BT = -jnp.sum(jnp.exp(logp_BTV) * logp_BTV, axis=-1)
         return jnp.sum(entropy_BT * batch.mask_BT) / batch.mask_BT.sum()

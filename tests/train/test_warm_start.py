@@ -1,5 +1,6 @@
 """The shared start of a study's runs: made once, the same for all, and better than nothing."""
 
+import functools
 import gc
 import shutil
 from dataclasses import replace
@@ -7,13 +8,16 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 
+from rlx import flops
 from rlx.config import WarmStartConfig
 from rlx.errors import InputError
+from rlx.mesh import make_mesh
 from rlx.models import transformer
 from rlx.train import warm_start
-from rlx.train.forward import completion_hidden, completion_logprobs
+from rlx.train.forward import policy
 from rlx.train.start import make_env
 from rlx.train.warm_start import load_or_make, solutions, worked_share
 
@@ -42,11 +46,37 @@ def never(*_):
     raise AssertionError("trained again")
 
 
-def test_reading_it_back_gives_the_weights_that_training_gives(easy, env, loaded):
-    """Bit for bit: whoever makes it, and from disk or not."""
-    params, spent = warm_start.train(easy, env)
-    assert_same(loaded[0], params)
-    assert loaded[1] == spent > 0
+def test_it_holds_what_plain_adamw_on_the_solutions_gives(easy, env, loaded):
+    """The loop, its guard and the way to the disk and back change nothing but roundings."""
+    c, mesh = easy.warm_start, make_mesh(easy.mesh)
+    rate = optax.cosine_decay_schedule(c.learning_rate, c.steps)
+    adamw = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.95))
+    params = transformer.init(jax.random.key(c.seed), easy.model, env.tokenizer.vocab_size)
+    moments, spent = adamw.init(params), 0.0
+
+    def loss(params, batch):
+        logp_BT, *_ = policy(params, batch, 1.0, model=easy.model, mesh=mesh)
+        return -(logp_BT * batch.mask_BT).sum() / batch.mask_BT.sum()
+
+    @jax.jit
+    def update(params, moments, batch):
+        updates, moments = adamw.update(jax.grad(loss)(params, batch), moments, params)
+        return optax.apply_updates(params, updates), moments
+
+    for step in range(c.steps):
+        batch = solutions(env, c, step, T=6)
+        params, moments = update(params, moments, batch)
+        for n, mask_T in zip(batch.prompt_length_P, batch.mask_BT, strict=True):
+            spent += flops.train_flops(easy.model, env.tokenizer.vocab_size, n, [mask_T.sum()])
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    jax.tree.map(close, loaded[0], params)
+    assert loaded[1] == pytest.approx(spent, rel=1e-12) and spent > 0
+
+
+def test_whoever_makes_it_makes_the_same(easy, env, loaded, tmp_path):
+    other = load_or_make(replace(easy, seed=1, out=str(tmp_path / "run")), env, tmp_path)
+    assert_same(loaded[0], other[0])
+    assert loaded[1] == other[1]
 
 
 def test_it_is_made_once(easy, env, loaded, monkeypatch):
@@ -66,7 +96,7 @@ def test_the_slower_of_two_jobs_takes_the_artifact_of_the_faster(
 
     def slow(*_):
         shutil.copytree(made, tmp_path / made.name)
-        return jax.tree.map(np.zeros_like, loaded[0]), 1.0
+        return 1.0
 
     monkeypatch.setattr(warm_start, "train", slow)
     params, spent = load_or_make(easy, env, tmp_path)
@@ -86,7 +116,13 @@ def test_the_slower_of_two_jobs_takes_the_artifact_of_the_faster(
 def test_what_decides_its_content_decides_its_name(
     easy, env, loaded, part, change, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(warm_start, "train", lambda *_: loaded)
+    (made,) = Path(easy.warm_start_dir).iterdir()
+
+    def train(config, env, work, watch):
+        shutil.copytree(made / "checkpoints", work.path / "checkpoints")
+        return loaded[1]
+
+    monkeypatch.setattr(warm_start, "train", train)
     load_or_make(easy, env, tmp_path)
     load_or_make(replace(easy, **{part: replace(getattr(easy, part), **change)}), env, tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
@@ -122,19 +158,18 @@ def test_training_raises_the_likelihood_of_solutions(easy, env, loaded):
 
     @jax.jit
     def loss(params):
-        hidden_BTD = completion_hidden(params, batch, model=easy.model)
-        logp_BT, _ = completion_logprobs(params, hidden_BTD, batch, 1.0)
+        logp_BT, *_ = policy(params, batch, 1.0, model=easy.model, mesh=make_mesh(easy.mesh))
         return -(logp_BT * batch.mask_BT).sum() / batch.mask_BT.sum()
 
     before, after = loss(fresh), loss(loaded[0])
     assert before > 2 and after < 0.6 * before
 
 
-def test_no_steps_means_fresh_weights_at_no_cost(easy, env):
+def test_no_steps_means_fresh_weights_at_no_cost(easy, env, tmp_path):
     config = replace(easy, warm_start=replace(easy.warm_start, steps=0, seed=3))
-    params, spent = warm_start.train(config, env)
+    params, spent = load_or_make(config, env, tmp_path)
     assert_same(params, transformer.init(jax.random.key(3), easy.model, env.tokenizer.vocab_size))
-    assert spent == 0
+    assert spent == 0 and not list(tmp_path.iterdir())
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's
@@ -142,19 +177,20 @@ def test_no_steps_means_fresh_weights_at_no_cost(easy, env):
 def test_a_start_that_is_not_what_was_written_is_refused(easy, env, loaded, tmp_path, damage):
     shutil.copytree(easy.warm_start_dir, tmp_path, dirs_exist_ok=True)
     (path,) = tmp_path.iterdir()
-    files = [f for f in (path / "params").rglob("*") if f.is_file()]
+    files = [f for f in (path / "checkpoints").rglob("*") if f.is_file()]
     largest = max(files, key=lambda file: file.stat().st_size)
     data = bytearray(largest.read_bytes())
     if damage == "bits":
-        data[len(data) // 2] ^= 16
+        for at in range(0, len(data), 200):  # somewhere in the weights, not the moments alone
+            data[at] ^= 16
         largest.write_bytes(data)
     elif damage == "cut":
         largest.write_bytes(data[:100])
     elif damage == "manifest":
         (path / "manifest.json").write_text("{")
     else:
-        shutil.rmtree(path / "params")
-    line = f"^warm_start_dir={path}: (.* is not what was written|cannot be read .*); remove it, and"
+        shutil.rmtree(path / "checkpoints")
+    line = f"^warm_start_dir={path}: damaged: .*; remove it, and"
     with pytest.raises(InputError, match=line):
         load_or_make(easy, env, tmp_path)
     gc.collect()  # what Orbax left open when it failed
