@@ -153,7 +153,7 @@ def test_a_large_difference_is_found_and_none_is_not(table):
 
 
 def test_the_committed_plan():
-    """Counts against what normal posteriors give, over all designs: single ones have few studies."""
+    """Counts against what normal posteriors give, over all designs: one has few studies."""
     folder = Path(__file__).parents[2] / "analysis" / "results" / "power"
     table = pd.read_csv(folder / "power.csv")
     null = table["right"].isna()
