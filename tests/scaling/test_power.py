@@ -1,5 +1,7 @@
 """What a study would find: true differences, verdicts and their chances against oracles."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -148,6 +150,21 @@ def test_a_large_difference_is_found_and_none_is_not(table):
     for none in (("ceiling", 0.0), ("compute", 1.0)):
         assert said.loc[none, "expected"] < 0.1 and np.isnan(said.loc[none, "right"])
     assert (table["compute"] == 2 * 0.5 * 10).all() and (table["evaluations"] == 20).all()
+
+
+def test_the_committed_plan():
+    """Counts against what normal posteriors give, over all designs: one has few studies."""
+    folder = Path(__file__).parents[2] / "analysis" / "results" / "power"
+    table = pd.read_csv(folder / "power.csv")
+    null = table["right"].isna()
+    assert table["wrong"].mean() <= 0.05 and (table.loc[null, "expected"] <= 0.2).all()
+    found = table[~null]
+    variance = (found["studies"] * found["expected"] * (1 - found["expected"])).sum()
+    off = (found["studies"] * (found["right"] - found["expected"])).sum()
+    assert abs(off) <= 3 * variance**0.5
+    by = ["share", "quantity", "difference"]
+    expected = found.pivot(index=by, columns="seeds", values="expected")
+    assert (expected[3] >= expected[1] - 0.02).all()
 
 
 @pytest.mark.slow
