@@ -17,8 +17,8 @@ and a share `shared` of their variance is that of the study: on the sets that th
 the seeds of a recipe are wrong by the same amount to within 0.005, recipes by amounts of sd 0.01 to
 0.05, about a mean of the study that is as large. Differences therefore stay sharper than levels.
 
-The constants were chosen on the sets of `experiments.calibration sets=all`; README of the results
-says what they score where others chose them.
+The constants were chosen on the sets of `experiments.calibration sets=all`; docs/results.md says
+what they score there, and on groups of sets that did not choose them.
 
 Letters: X draws, J recipes, N runs or recipes, C computes, K knots.
 """
