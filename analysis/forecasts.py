@@ -227,8 +227,10 @@ def agreement(
     for run, theirs in published.iterrows():
         mine = table[table["run"] == run]
         row = {"run": run} | _alone(mine, theirs)
-        for name in ("A", "B", "C_mid"):
-            row |= summary.loc[(run, name), ["q05", "q50", "q95"]].add_prefix(f"{name}_").to_dict()
+        for name, of_curve in (("A", "asymptote"), ("B", "B"), ("C_mid", "C_mid")):
+            row |= (
+                summary.loc[(run, of_curve), ["q05", "q50", "q95"]].add_prefix(f"{name}_").to_dict()
+            )
         C, value = _after(mine)
         if C.size:
             said = posterior.predict(C).sel(run=run).median(("chain", "draw"))
@@ -290,7 +292,7 @@ def forecast(
     """
     seen, later = evals.until(share=origin), evals.after(share=origin)
     posterior = fit(seen, curve=curve, method=method, pad_to=pad_to).unsafe()
-    table = score(posterior, later)[0].rename(columns={"q50": "posterior"})
+    table = score(posterior, later).rename(columns={"q50": "posterior"})
     parts = []
     for run, rows in table.groupby("run", sort=False):
         whole = evals.frame[evals.frame["run"] == run]

@@ -38,7 +38,7 @@ from rlx.errors import InputError
 from rlx.record import RunRecord, read_rows
 from rlx.scaling.backtest import BANDS, crps, with_first
 from rlx.scaling.data import Evals
-from rlx.scaling.style import COLORS, FAINT, log_ticks, tidy
+from rlx.scaling.style import COLORS, RULE, log_ticks, tidy
 
 Floats = NDArray[np.float64]
 
@@ -393,7 +393,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Mean over the sets of each group, then over groups: one row per group and rule."""
     means = table.groupby(["group", "set", "rule"])[MEANS].mean().groupby(["group", "rule"]).mean()
     simulated = means.index.get_level_values("group").str.startswith("simulated")
-    for label, part in (("all simulated", means[simulated]), ("all others", means[~simulated])):
+    for label, part in (("all simulated", means[simulated]), ("all measured", means[~simulated])):
         whole = part.groupby("rule").mean()
         means = pd.concat([means, pd.concat({label: whole}, names=["group"])])
     return means.reset_index()
@@ -402,10 +402,10 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 def draw(means: pd.DataFrame, path: Path) -> None:
     """Coverage and interval score of every rule, a row per group."""
     order = [g for g in dict.fromkeys(means["group"]) if not g.startswith("all ")]
-    order += [g for g in ("all others", "all simulated") if g in set(means["group"])]
+    order += [g for g in ("all measured", "all simulated") if g in set(means["group"])]
     figure = Figure(figsize=(10, 0.32 * len(order) + 1.2), layout="constrained", dpi=150)
     left, right = figure.subplots(1, 2, sharey=True)
-    left.axvspan(0.86, 0.94, color=FAINT, linewidth=0, zorder=0)
+    left.axvspan(0.86, 0.94, color=RULE, linewidth=0, zorder=0, label="0.86 to 0.94")
     for i, rule in enumerate(RULES):
         rows = means[means["rule"] == rule].set_index("group").reindex(order)
         y = -np.arange(len(order)) + 0.09 * (2.5 - i)
@@ -420,7 +420,7 @@ def draw(means: pd.DataFrame, path: Path) -> None:
     figure.legend(
         *left.get_legend_handles_labels(),
         loc="outside lower center",
-        ncols=6,
+        ncols=7,
         frameon=False,
         fontsize=8,
     )

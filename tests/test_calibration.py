@@ -436,7 +436,7 @@ def test_nothing_recorded(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("study=3", "study=3: unknown option; write KEY=VALUE with one of studies, variants,"),
+        ("study=3", "study=3: unknown option; write KEY=VALUE with one of sets, data, studies,"),
         ("studies", "studies=: unknown option"),
         ("studies=many", "studies=many: Value 'many' of type 'str' could not be converted"),
         ("studies=-1", "studies=-1: negative"),

@@ -113,7 +113,7 @@ def test_a_posterior_of_a_study(tmp_path, capsys):
     assert main([f"data={tmp_path / 'study'}", f"out={out}", *options]) == 0
     summary = pd.read_csv(out / "summary.csv")
     assert list(summary.columns) == [*SUMMARY[:-1], "gained", "status"]
-    assert summary["level"].value_counts().to_dict() == {"run": 8 * 5, "recipe": 4 * 5}
+    assert summary["level"].value_counts().to_dict() == {"run": 8 * 6, "recipe": 4 * 6}
     A = summary[(summary["level"] == "run") & (summary["param"] == "A")].set_index("name")
     for run_id, want in truth.items():
         assert A.loc[run_id, "q05"] - 0.02 < want["A"] < A.loc[run_id, "q95"] + 0.02

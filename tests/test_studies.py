@@ -104,7 +104,8 @@ def test_verdicts_are_the_probabilities_of_the_claims(fit, tmp_path, monkeypatch
     names = ["claim", "figure", "study", "axis", "level", "reference", "event"]
     pd.DataFrame(rows, columns=names).to_csv(tmp_path / "claims.csv", index=False)
     monkeypatch.setattr(studies, "CLAIMS", tmp_path / "claims.csv")
-    table = studies.verdicts(lambda study: fit).set_index("claim")
+    alone = fit.with_doubt(None)  # the fitted curves, whose ceilings are known to within 0.02
+    table = studies.verdicts(lambda study: alone).set_index("claim")
     for claim, *_, verdict in claims:
         if verdict:
             assert table.loc[claim, "verdict"] == verdict
@@ -113,6 +114,11 @@ def test_verdicts_are_the_probabilities_of_the_claims(fit, tmp_path, monkeypatch
     assert table.loc["dearer", "compute_ratio"] == pytest.approx(10**0.5, rel=0.15)
     assert 0.005 < table.loc["the same", "smallest_dA"] < 0.05
     assert 1.02 < table.loc["the same", "smallest_ratio"] < 1.5
+    doubted = studies.verdicts(lambda study: fit).set_index("claim")  # at 10 times the compute
+    assert doubted.loc["the same", "verdict"] == "cannot tell"
+    assert doubted.loc["the same", "smallest_dA"] > 2 * table.loc["the same", "smallest_dA"]
+    for claim in ("lower", "higher", "dearer"):
+        assert doubted.loc[claim, "verdict"] == table.loc[claim, "verdict"]
 
 
 def test_bad_input_is_refused(tmp_path):

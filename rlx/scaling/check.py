@@ -115,9 +115,9 @@ def _spurious(fit: Draws) -> list[str]:
     """A line for each site far from its prior: of a mode where there should be none, or of curves
     that do not fit."""
     return [
-        f"{row.site}={row.mean:.2f}: {abs(row.sds):.1f} prior sds from its prior's mean, a spurious"
+        f"{site}={mean:.2f}: {abs(sds):.1f} prior sds from its prior's mean, a spurious"
         f" mode or curves that do not fit; {_better(fit)}"
-        for row in far_from_prior(fit).itertuples()
+        for site, mean, sds in far_from_prior(fit)[["site", "mean", "sds"]].to_numpy()
     ]
 
 

@@ -71,9 +71,10 @@ def fates(fit: Draws, doubt: Doubt | None, by: str) -> Fates | None:
     rng = np.random.default_rng(DRAWS_SEED)
     for r, (level, C) in fell.items():
         stays_XR[:, r], level_R[r], sd_R[r], from_R[r] = True, level, FALLEN_SD, C
-    flat_R = ~has_risen(fit) if doubt is not None else np.zeros(R, bool)
+    share = 0.0 if doubt is None else doubt.stays
+    flat_R = ~has_risen(fit) if share else np.zeros(R, bool)
     for r in (r for r in np.flatnonzero(flat_R) if r not in fell):
-        stays_XR[:, r] = rng.random(X) < doubt.stays
+        stays_XR[:, r] = rng.random(X) < share
         level_R[r] = frame.loc[frame["run"] == fit.runs[r], "value"].iloc[-LAST:].mean()
     if not stays_XR.any():
         return None

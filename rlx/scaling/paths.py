@@ -72,7 +72,7 @@ def paths(
     C_NC = np.broadcast_to(compute, R_XNC.shape[1:])
     if not (C_NC > last_N[:, None]).any():
         return R_XNC
-    if more.noise is not None:
+    if more.noise is not None and fit.doubt is not None:
         with np.errstate(divide="ignore"):
             L_NC = np.log(C_NC / last_N[:, None])
         now_before = curves.at(last_N[:, None] / np.array([1.0, PAST]))

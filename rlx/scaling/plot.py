@@ -676,12 +676,13 @@ def power(table: pd.DataFrame) -> Figure:
     """
     if table.empty:
         raise InputError("table", "", "no design to draw", "give a table of sc.power")
-    panels = list(table.groupby(["quantity", "difference"]))
+    panels = sorted({(str(q), float(d)) for q, d in table[["quantity", "difference"]].to_numpy()})
     figure, grid = panel_grid(len(panels))
-    designs = list(table.groupby(["seeds", "points"]).groups)
+    designs = sorted({(int(s), int(p)) for s, p in table[["seeds", "points"]].to_numpy()})
     several = table["points"].nunique() > 1
     handles: list[Artist] = []
-    for ax, ((quantity, difference), rows) in zip(grid.flat, panels, strict=False):
+    for ax, (quantity, difference) in zip(grid.flat, panels, strict=False):
+        rows = table[(table["quantity"] == quantity) & (table["difference"] == difference)]
         null = difference == (0 if quantity == "ceiling" else 1)
         _power_panel(ax, rows, designs, "wrong" if null else "right")
         apart = f"{difference:g} apart" if quantity == "ceiling" else f"{difference:g}x apart"

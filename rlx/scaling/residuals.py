@@ -31,6 +31,8 @@ Letters: X draws, R runs, M evaluations, K directions.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -131,7 +133,8 @@ def far_from_prior(fit: Draws) -> pd.DataFrame:
     and seeds lie apart is left out: they may be as alike, or as different, as they like.
     """
     held = {str(name): fit.site(str(name)).mean(0) for name in fit.group("posterior").data_vars}
-    priors = {"mu": np.array([getattr(fit.priors, f"mean_{q}") for q in COORDINATES]).T}
+    means = np.array([getattr(fit.priors, f"mean_{q}") for q in COORDINATES]).T
+    priors: dict[str, tuple[Any, Any]] = {"mu": (means[0], means[1])}
     for kind in ("wander_sd", "wander_length", "noise_sd", "concentration"):
         median, sd = getattr(fit.priors, kind)
         priors[f"log_{kind}"] = np.log(median), sd

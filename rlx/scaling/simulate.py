@@ -53,7 +53,9 @@ class Truth:
     @cached_property
     def noise(self) -> Noise | None:
         """The doubt's random numbers, one draw."""
-        return self.doubt and noise(1, len(self.recipes), self.doubt, seed=self.seed)
+        if self.doubt is None:
+            return None
+        return noise(1, len(self.recipes), self.doubt, seed=self.seed)
 
     def at(self, compute_C: ArrayLike, by: str = "recipe") -> Floats:
         """Pass rates [J, C] of the recipes' typical seeds, or [R, C] of the runs, without wander
@@ -125,7 +127,7 @@ def simulate(
         "run": curves_of(theta_RQ, {k: x[recipe_R] for k, x in p_J.items()}, family),
     }
     runs = [f"{names[j]}-s{g}" for j in range(len(names)) for g in range(seeds)]
-    compute_M = compute / points * np.arange(1, points + 1)
+    compute_M: Floats = compute / points * np.arange(1.0, points + 1)
     rho = float(np.exp(-1 / wander_length))
     wander_RM = wander(rng, len(runs), points, wander_sd, rho)
     value_RM = evaluate(rng, curves["run"].at(compute_M)[0] + wander_RM, trials)

@@ -54,7 +54,8 @@ BOTH = "env.train_prompts and env.heldout_prompts"
         (
             {"name": "chess"},
             "env.name=chess: unknown name; use one of digit_chain, reasoning_gym, math, code, "
-            "mixture, preference, or the path of a .py file",
+            "mixture, preference, guess, calculator, python_tool, verifiers, or the path of a .py "
+            "file",
         ),
         ({"seed": -1}, "env.seed=-1: negative; give a seed of 0 or more"),
         (

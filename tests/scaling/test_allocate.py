@@ -353,7 +353,7 @@ def test_axes_of_a_fitted_study(study):
     assert size["verdict"].tolist() == ["efficiency shaper"]
     assert size["reference"].tolist() == ["8"] and size["level"].tolist() == ["32"]
     assert abs(np.log(size["compute_ratio_q50"].iloc[0] / 2)) < 0.15
-    assert lr["level"].tolist() == ["2"] and (lr[["p_raises", "p_lowers"]] < 0.5).all(None)
+    assert lr["level"].tolist() == ["2"] and (lr[["p_raises", "p_lowers"]] < 0.5).all(axis=None)
     assert (loss["prior_share"] < 0.5).all() and (loss["extrapolation"] < 2).all()
 
 

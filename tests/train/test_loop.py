@@ -43,10 +43,10 @@ def run(config, path):
     def watched_step(*args):
         step = make_train_step(*args)
 
-        def train_step(state, batch):
+        def train_step(state, batch, rate):
             if not weights:
                 weights.append(copy(state.params))
-            state, metrics = step(state, batch)
+            state, metrics = step(state, batch, rate)
             weights.append(copy(state.params))
             return state, metrics
 
