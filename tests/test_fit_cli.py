@@ -136,7 +136,7 @@ def test_a_posterior_of_a_study(tmp_path, capsys):
     )
     for name in ("report", "ceilings", "ridge", "effects"):
         png_size(out / f"{name}.png")
-    assert "ceilings:" in capsys.readouterr().out
+    assert "ceilings (pass rate at 10x the compute seen):" in capsys.readouterr().out
 
 
 def test_run_takes_a_path_or_evals(tmp_path, capsys):
