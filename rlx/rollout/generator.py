@@ -234,7 +234,8 @@ class SlotGenerator:
 
     def collect(self) -> tuple[list[Finished], Drawn]:
         count_W, active_W = processes.to_host((self.slots.count_W, self.slots.active_W))
-        before_W, self.count_W = self.count_W, count_W.astype(np.int64)
+        flying_W = np.isin(np.arange(self.W), list(self.slot_of.values()))  # others draw nothing
+        before_W, self.count_W = self.count_W, np.where(flying_W, count_W, self.count_W)
         over = [(key, slot) for key, slot in self.slot_of.items() if not active_W[slot]]
         finished = self._taken(over)
         for key, slot in over:
