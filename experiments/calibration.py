@@ -620,6 +620,11 @@ def parse(argv: list[str]) -> CalibrationConfig:
         for name in [given] if isinstance(given, str) else given:
             if name not in allowed:
                 raise InputError(key, name, "unknown", f"use {', '.join(allowed)}")
+    if config.sets == "all":
+        for key in ("variants", "curves", "backtest", "size", "workers"):
+            if getattr(config, key) != getattr(CalibrationConfig(), key):
+                remedy = "leave it out, or sets=all"
+                raise InputError(key, getattr(config, key), "not read with sets=all", remedy)
     if config.studies < 0:
         raise InputError("studies", config.studies, "negative", "0 summarises what is recorded")
     if config.workers < 1:

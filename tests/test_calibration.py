@@ -433,6 +433,12 @@ def test_nothing_recorded(tmp_path, capsys):
     assert capsys.readouterr().err.endswith("holds no records; give studies=1 or more\n")
 
 
+def test_scores_of_all_sets_read_no_option_of_simulations():
+    assert parse(["sets=all", "method=laplace", "studies=3"]).studies == 3
+    with pytest.raises(InputError, match="workers=2: not read with sets=all"):
+        parse(["sets=all", "workers=2"])
+
+
 @pytest.mark.parametrize(
     ("word", "message"),
     [
@@ -445,6 +451,7 @@ def test_nothing_recorded(tmp_path, capsys):
         ("curves=[power]", "curves=power: unknown; use burr, sigmoid"),
         ("method=map", "method=map: unknown; use nuts, laplace"),
         ("size=big", "size=big: unknown; use full, small"),
+        ("sets=some", "sets=some: unknown; use simulated, all"),
     ],
 )
 def test_options_that_cannot_be_used(word, message, capsys):

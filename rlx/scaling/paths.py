@@ -24,8 +24,8 @@ from rlx.scaling.fate import Fates, fates, held
 Floats = NDArray[np.float64]
 
 HORIZON = 10.0  # of the compute seen, where ceilings are compared
-FARTHEST = 1000.0  # of the compute seen, up to which a pass rate may be reached
-STEPS = np.geomspace(1.0, FARTHEST, 64)  # where a path is looked at for a pass rate
+REACHABLE = 1000.0  # of the compute seen, up to which a pass rate may be reached
+STEPS = np.geomspace(1.0, REACHABLE, 64)  # where a path is looked at for a pass rate
 MOST_CELLS = 4_000_000  # of an array at once
 
 
@@ -100,7 +100,7 @@ def reach(
 
     Up to the last compute by the curve's inverse, 0 where it starts above; beyond, the path is
     looked at in STEPS, log C between two of them by a line; inf where it is not reached within
-    FARTHEST times the last compute. Without doubt and fates it is the inverse alone, inf where the
+    REACHABLE times the last compute. Without doubt and fates it is the inverse alone, inf where the
     ceiling is lower.
     """
     index = list(range(len(fit.names(by))) if only is None else only)

@@ -6,7 +6,7 @@ import pytest
 import rlx.scaling as sc
 from rlx.scaling.curve import sigmoid
 from rlx.scaling.doubt import PAST, Doubt, brownian, doubted, noise
-from rlx.scaling.paths import FARTHEST, HORIZON, ceiling, first_passage, horizon, paths, reach
+from rlx.scaling.paths import HORIZON, REACHABLE, ceiling, first_passage, horizon, paths, reach
 from tests.scaling.hand import R0, hand_fit
 
 ONE = [(0.8, 2.0, 1.5)] * 2000
@@ -79,7 +79,7 @@ def test_a_draw_is_one_path(fit):
 def test_reach_is_the_first_passage_of_the_path(fit):
     for target in (0.4, 0.6, 0.72):
         C_XN = reach(fit, target, "run")
-        grid = np.geomspace(4.0, 4.0 * FARTHEST, 1500)
+        grid = np.geomspace(4.0, 4.0 * REACHABLE, 1500)
         there = paths(fit, grid, "run") >= target
         first = np.where(there.any(-1), grid[there.argmax(-1)], np.inf)
         inside = fit.curves("run").compute_to(target)
@@ -98,7 +98,7 @@ def test_first_passage_by_hand():
     rise = np.concatenate([np.full(10, 0.1), np.full(54, 0.5)])[None, None]
     assert np.isinf(first_passage(rise, np.array([[0.6]])))
     assert first_passage(rise, np.array([[0.05]])) == 1.0
-    step = FARTHEST ** (1 / 63)
+    step = REACHABLE ** (1 / 63)
     assert first_passage(rise, np.array([[0.3]]))[0, 0] == pytest.approx(step**9.5)
 
 
