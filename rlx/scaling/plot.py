@@ -459,7 +459,7 @@ def ridge(
     tidy(ax)
     log_ticks(ax)
     ax.set_xlabel(rf"$C_\mathrm{{mid}}$, {fit.evals.compute_label}", fontsize=9)
-    ax.set_ylabel(f"asymptote of the curve, {fit.evals.value_label}", fontsize=9)
+    ax.set_ylabel("asymptote of the curve (pass rate)", fontsize=9)
     handles += [
         Line2D([], [], color=FAINT, linewidth=1.2, label=f"50 % and {100 * prob:g} % of the draws"),
         Line2D([], [], color=FAINT, linewidth=1.0, linestyle=DASHES, label="last fitted compute"),
