@@ -34,6 +34,7 @@ from scipy.stats import norm, t
 
 import rlx.scaling as sc
 from experiments.calibration import HORIZONS, VARIANTS, Truth, simulate
+from experiments.external import deep_grpo, retu
 from rlx.errors import InputError
 from rlx.record import RunRecord, read_rows
 from rlx.scaling.backtest import BANDS, crps, with_first
@@ -101,45 +102,14 @@ def others(data: Path, tests: Path) -> list[Curves]:
     real, deep = data / "real", data / "deep_grpo"
     smollm2, surrogates = "rlx_smollm2_h200.csv", "qwen35_9b_dapo_six_surrogates.csv"
     return [
-        Curves("RETU", "RETU", partial(_retu, data / "retu")),
-        Curves("Deep-GRPO, seconds", "Deep-GRPO", partial(_export, deep / "scale_budget.csv")),
-        Curves("Deep-GRPO, steps", "Deep-GRPO", partial(_export, deep / "grpo_scale_rollout.csv")),
+        Curves("RETU", "RETU", partial(retu, data / "retu")),
+        Curves("Deep-GRPO, seconds", "Deep-GRPO", lambda: deep_grpo(deep)[0]),
+        Curves("Deep-GRPO, steps", "Deep-GRPO", lambda: deep_grpo(deep)[1]),
         Curves("ScaleRL Fig. 1a", "Fig. 1a", lambda: Evals.read(tests / "digitized_fig1a.csv")),
         Curves("OLMo", "OLMo", partial(_olmo, real / "olmo31_7b_rlzero_math.csv")),
         Curves("six surrogates", "six surrogates", partial(_surrogates, real / surrogates)),
         Curves("SmolLM2", "SmolLM2", partial(_smollm2, real / smollm2)),
     ]
-
-
-def _retu(folder: Path) -> Evals:
-    """arXiv 2512.11470: RL branches of SFT checkpoints. The pure-RL run, there under three names,
-    comes once; R0 is the pass rate of the checkpoint, the printed P_sft."""
-    points, fits = (pd.read_csv(folder / name) for name in ("curves.csv", "published_fits.csv"))
-    parts = []
-    for table, checkpoint in ((points, "sft_ckpt"), (fits, "sft_step")):
-        name = table["scene"] + "-" + table[checkpoint].astype(str)
-        parts.append(table.assign(run=name, recipe=table["scene"])[name != "s1K-0"])
-    points, fits = (table[table["run"] != "uniform102K-0"] for table in parts)
-    later = pd.DataFrame({"run": points["run"], "recipe": points["recipe"]})
-    later["compute"], later["value"] = points["rl_exaflops"], points["overall_weighted"] / 100
-    start = pd.DataFrame({"run": fits["run"], "recipe": fits["recipe"], "compute": 0.0})
-    start["value"] = fits["P_sft"] / 100
-    table = pd.concat([start[start["run"].isin(later["run"])], later]).assign(
-        start=lambda rows: rows["run"]
-    )
-    return Evals.from_frame(table, recipe="recipe", start="start", scale="fraction")
-
-
-def _export(path: Path) -> Evals:
-    """A W&B export of many evaluations, pooled to 64 a run; C = 0 at each run's first."""
-    evals = Evals.read(path)
-    parts = []
-    for _, rows in evals.frame.groupby("run", sort=False):
-        rows = rows.assign(compute=rows["compute"] - rows["compute"].min())
-        group = np.r_[-1, np.arange(len(rows) - 1) * 64 // (len(rows) - 1)]
-        mean = rows.groupby(group)[["compute", "value"]].mean()
-        parts.append(rows.groupby(group).first().assign(**mean))
-    return Evals(pd.concat(parts, ignore_index=True))
 
 
 def _olmo(path: Path) -> Evals:

@@ -9,6 +9,7 @@ import pytest
 from matplotlib.image import imread
 
 from analysis import forecasts
+from experiments import external
 from rlx.errors import InputError
 from rlx.scaling import Evals
 from rlx.scaling.curve import sigmoid
@@ -119,15 +120,15 @@ def test_scores_by_hand():
 
 
 def test_exports_are_pooled_and_start_at_zero(tmp_path, monkeypatch):
-    monkeypatch.setattr(forecasts, "POOLED", 2)
+    monkeypatch.setattr(external, "POOLED", 2)
     table = pd.DataFrame({"Step": [3, 4, 5, 6, 7], "my-x - acc": [0.2, 0.3, 0.5, 0.6, 0.8]})
     table["my-y - acc"] = 0.5
     for name in ("my-x - acc", "my-y - acc"):
         table[f"{name}__MIN"] = table[f"{name}__MAX"] = table[name]
     table.to_csv(tmp_path / "export.csv", index=False)
-    evals = forecasts._export(tmp_path / "export.csv", known=["my-y"])
+    evals = external.export(tmp_path / "export.csv", known=["my-y"])
     assert evals.runs == ["my-x"] and evals.frame["compute"].tolist() == [0, 1, 2, 3, 4]
-    pooled = forecasts._pooled(evals).frame
+    pooled = external.pooled(evals).frame
     assert pooled["compute"].tolist() == [0, 1.5, 3.5]
     assert pooled["value"].tolist() == pytest.approx([0.2, 0.4, 0.7])
 
