@@ -15,7 +15,7 @@ A study is fitted once, on all of its evaluations, and for another axis of compu
 figure, as a preview of its recipes; the posterior lies beside the runs (of a CSV, in
 `outputs/studies`) and is fitted again when they change. `verdicts` (CSV) says of each claim with
 what probability the posterior supports it, and the smallest effect it would have seen: "reproduced"
-and "contradicted" need the claim, or its contrary, at .9; a posterior that is merely wide "cannot
+and "contradicted" need the claim, or its contrary, at 0.9; a posterior that is merely wide "cannot
 tell". Our numbers are of a model of 100,000 parameters on sums
 of digits; only their order can be compared with the paper's. Bad options end with exit code 2 and
 one line on stderr.
@@ -90,13 +90,13 @@ FIGURES = {
             "qwen2_5_dapo": "Qwen2.5 (DAPO)",
             "deepseek_grpo": "DeepSeek (GRPO)",
         },
-        "A .61, .61, .535, .515, .49",
+        "A 0.61, 0.61, 0.535, 0.515, 0.49",
     ),
     "4a": Comparison(
         SHAPES,
         "Fig. 4a: off-policy algorithm",
         {"none": "PipelineRL-8", "sync": "PPO-off-policy-1", "off_policy_8": "PPO-off-p.-8"},
-        "A .52 each; B 4.6, 2.2, 2.7",
+        "A 0.52 each; B 4.6, 2.2, 2.7",
         match={"axis": "ablation"},
     ),
     "4b": Comparison(
@@ -110,14 +110,14 @@ FIGURES = {
         SHAPES,
         "Fig. 5a: loss",
         {"none": "CISPO", "gspo": "GSPO", "clip_wide": "DAPO's clip"},
-        "A .595, .595, .52",
+        "A 0.595, 0.595, 0.52",
         match={"axis": "ablation"},
     ),
     "5b": Comparison(
         "loo",
         "Fig. 5b: precision of the head",
         {"none": "float32", "bf16_heads": "bfloat16"},
-        "A .61, .52 (alone); .61, .61 (left out)",
+        "A 0.61, 0.52 (alone); 0.61, 0.61 (left out)",
         match={"axis": "ablation"},
     ),
     "6a": Comparison(
@@ -138,7 +138,7 @@ FIGURES = {
         "loo",
         "Fig. 7: leave one out",
         LOO,
-        "A within .02, slopes 1.8 to 2.0",
+        "A within 0.02, slopes 1.8 to 2.0",
         "slope",
         match={"axis": "ablation"},
     ),
@@ -146,7 +146,7 @@ FIGURES = {
         "loo",
         "Fig. 8a: repeats",
         {"none": "ScaleRL"},
-        "A within .015",
+        "A within 0.015",
         "repeats",
         match={"axis": "ablation"},
     ),
@@ -154,14 +154,14 @@ FIGURES = {
         "ceiling_movers",
         "Fig. 9a: generation length",
         {"9": "9 tokens", "11": "11 tokens"},
-        "A .61, .645; C_mid 2.5k, 11k",
+        "A 0.61, 0.645; C_mid 2.5k, 11k",
         match={"axis": "rollout.max_new_tokens", "model": "tiny", "rollout.prompts_per_step": "16"},
     ),
     "10a": Comparison(
         "ceiling_movers",
         "Fig. 10a: batch size",
         {"8": "8 x 16", "16": "16 x 16"},
-        "A .605, .61, .645 for 512, 768, 2048",
+        "A 0.605, 0.61, 0.645 for 512, 768, 2048",
         match={"axis": "rollout.prompts_per_step", "model": "tiny", "rollout.max_new_tokens": "11"},
     ),
     "14a": Comparison(
@@ -187,7 +187,7 @@ FIGURES = {
         match={"axis": "ablation"},
     ),
     "15": Comparison(
-        "loo", "Fig. 15: leave one out", LOO, "A within .02", match={"axis": "ablation"}
+        "loo", "Fig. 15: leave one out", LOO, "A within 0.02", match={"axis": "ablation"}
     ),
     "16": Comparison(
         "ceiling_movers",
@@ -201,13 +201,13 @@ FIGURES = {
         SHAPES,
         "Fig. 17a: samples per prompt, 256 in all",
         {"none": "16", "g8": "8", "g32": "32"},
-        "A .61, .585, .595",
+        "A 0.61, 0.585, 0.595",
         match={"axis": "ablation"},
     ),
     "19a": Comparison(
         SHAPES,
         "Fig. 19a: upper clip of DAPO's loss",
-        {"clip_wide": ".28", "clip_narrow": ".20"},
+        {"clip_wide": "0.28", "clip_narrow": "0.20"},
         "A rises up to an optimum",
         match={"axis": "ablation"},
     ),

@@ -4,13 +4,13 @@
 
 A study is a well-specified one of `experiments.calibration`, of 4 recipes whose ceiling, C_mid and
 B are the same; their seeds differ. Designs vary the seeds (1 to 5), the evaluations of a run, and
-how much is seen: C_max of .3, 1.5, 4 and 12 where C_mid has median 3. Three recipes are compared
+how much is seen: C_max of 0.3, 1.5, 4 and 12 where C_mid has median 3. Three recipes are compared
 with the first. Each comparison becomes one line of `out/comparisons-METHOD.csv`, written study by
 study, so that what was interrupted can be read; a second call with `first=` adds others.
 
 `out/verdicts.csv` has one row per method and design: comparisons; undecided, neither (which is
 right); wrong, the share of "ceiling mover", "efficiency shaper" and "both", and its standard error
-over studies; magnitude, the same of a rule that asks for P(|difference| > margin) >= .9 without a
+over studies; magnitude, the same of a rule that asks for P(|difference| > margin) >= 0.9 without a
 direction.
 """
 

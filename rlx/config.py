@@ -486,7 +486,7 @@ class ForecastConfig(Section):
     """What a run says about its own end; it changes nothing of what is computed until then."""
 
     every_evals: int = 0  # evaluations from one forecast to the next; 0: none is made
-    stop_when: str = ""  # a condition that ends the run: "gain_of_next_2x < .005 with .9"
+    stop_when: str = ""  # a condition that ends the run: "gain_of_next_2x < 0.005 with 0.9"
 
     section = "forecast."
     ranges = {"[0, inf)": "every_evals"}

@@ -471,7 +471,7 @@ def test_the_default_options():
 
 
 def fit_row(seed, *, converged=True, inside=1, departed=(False, False, False), **changes):
-    """Recipes 0 (two runs) and 1 (one run) with A = .5 and .7; intervals of width .1 or a miss.
+    """Recipes 0 (two runs) and 1 (one run) with A = 0.5 and 0.7; intervals of width 0.1 or a miss.
 
     `inside` of the three runs hold A and the curve at every horizon; recipe 0 is held, 1 is not.
     """
@@ -530,10 +530,10 @@ def test_coverage_and_errors_by_hand():
     assert run["grid_within"] == pytest.approx(1 / 3) and math.isnan(run["rmse_last"])
     recipe = at(table, "A_recipe")
     assert recipe["coverage"] == 0.5 and recipe["coverage_se"] == 0
-    assert recipe["width"] == pytest.approx(0.15)  # of .2, .1, .6 and .1
+    assert recipe["width"] == pytest.approx(0.15)  # of 0.2, 0.1, 0.6 and 0.1
     assert recipe["grid_within"] == 0
     assert recipe["rmse"] == pytest.approx(math.sqrt((0.0009 + 0.0016) / 2))
-    assert recipe["rmse_grid"] == pytest.approx(math.sqrt((0.05**2 + 0.12**2) / 2))  # .55 and .58
+    assert recipe["rmse_grid"] == pytest.approx(math.sqrt((0.05**2 + 0.12**2) / 2))  # 0.55 and 0.58
     curve = at(table, "curve_run", 4.0)
     assert curve["coverage"] == pytest.approx(4 / 6) and curve["rmse"] == pytest.approx(0.02)
     assert curve["rmse_grid"] == pytest.approx(0.04) and curve["ratio"] == pytest.approx(0.5)

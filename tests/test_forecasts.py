@@ -65,7 +65,7 @@ def test_a_fall_starts_below_the_best_median_of_five():
 
 
 def later_evaluations() -> pd.DataFrame:
-    """Three runs; the posterior is off by .01 in a, by .03 and .04 in b, by .02 in c."""
+    """Three runs; the posterior is off by 0.01 in a, by 0.03 and 0.04 in b, by 0.02 in c."""
     frame = pd.DataFrame(
         {
             "run": ["a", "a", "b", "b", "c"],

@@ -19,14 +19,14 @@ def watching(stop_when=""):
 
 
 def test_the_end_and_the_gain_are_those_of_the_curve():
-    """R = .2 + .4 C / (C + 1): .5200 at 4, .5556 at 8, .5692 at 12."""
+    """R = 0.2 + 0.4 C / (C + 1): 0.5200 at 4, 0.5556 at 8, 0.5692 at 12."""
     fit = hand_fit({"a": [(0.6, 1.0, 1.0)] * 4})
-    found = outlook(fit, "a-s0", 3.0, watching("gain_of_next_2x < .04 with .9"))
+    found = outlook(fit, "a-s0", 3.0, watching("gain_of_next_2x < 0.04 with 0.9"))
     assert found.numbers["end"] == pytest.approx(0.2 + 0.4 * 12 / 13)
     assert found.numbers["gain_of_next_2x"] == pytest.approx(0.4 * (8 / 9 - 4 / 5))
     assert found.text.startswith("end 0.569 [0.569, 0.569], gain_of_next_2x 0.036 [")
     assert found.stop == "P(gain_of_next_2x < 0.04) = 1.000"
-    for condition in ("gain_of_next_2x < .03 with .9", "end > .57 with .5", ""):
+    for condition in ("gain_of_next_2x < 0.03 with 0.9", "end > 0.57 with 0.5", ""):
         assert not outlook(fit, "a-s0", 3.0, watching(condition)).stop
 
 
@@ -37,8 +37,11 @@ def test_a_ceiling_that_is_not_identified_is_not_yet():
 @pytest.mark.parametrize(
     "options, line",
     [
-        ({"stop_when": "gain < .1"}, "forecast.stop_when=gain < .1: no condition; write NAME < N"),
-        ({"stop_when": "end < .5 with .9"}, "forecast.every_evals=0: no forecasts; .*a number"),
+        (
+            {"stop_when": "gain < 0.1"},
+            "forecast.stop_when=gain < 0.1: no condition; write NAME < N",
+        ),
+        ({"stop_when": "end < 0.5 with 0.9"}, "forecast.every_evals=0: no forecasts; .*a number"),
         ({"every_evals": -1}, "forecast.every_evals=-1: negative"),
     ],
 )
@@ -68,7 +71,9 @@ def test_siblings_are_finished_and_differ_in_the_seed_alone(tmp_path):
 def test_a_run_ends_where_its_forecast_says_so_and_may_go_on(easy, tmp_path):
     """The same command finds it ended; without the condition it makes the curve that it would."""
     whole = rl.train(replace(easy, out=str(tmp_path / "whole")), progress=False)
-    config = replace(easy, out=str(tmp_path / "it"), forecast=watching("end < .5 with .9").forecast)
+    config = replace(
+        easy, out=str(tmp_path / "it"), forecast=watching("end < 0.5 with 0.9").forecast
+    )
     asked = []
 
     def forecast():

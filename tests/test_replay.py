@@ -13,7 +13,7 @@ from rlx.scaling.stopping import Rule
 
 
 def made(ends, last=10.0):
-    """Runs that rise in a line from .1 at C = 0 to their end at C = `last`, 11 evaluations."""
+    """Runs that rise in a line from 0.1 at C = 0 to their end at C = `last`, 11 evaluations."""
     rows = [
         {"run": f"{recipe}-s{seed}", "recipe": recipe, "seed": seed, "compute": last * k / 10}
         | {"value": 0.1 + (end + 0.001 * seed - 0.1) * k / 10, "stderr": 0.01}

@@ -10,8 +10,8 @@ its comparison, because it takes tuples for sets, 18 cm for 18 m, and tiny value
 
 Conventions where notation is ambiguous: `2, 500` is a list and `2,500` a number; `1 000` and
 `1_000` are numbers, `1 2` is none; `3 1/2` is a mixed number; `3{,}5` is a decimal and `3,5` a
-list; `3%` is .03, or 3 where the question asks for per cent; 18 cm is 18, but not 18 m, and no unit
-is converted; a reference in base 2 may be answered without the subscript, not in another base.
+list; `3%` is 0.03, or 3 where the question asks for per cent; 18 cm is 18, but not 18 m, and no
+unit is converted; a reference in base 2 may be answered without the subscript, not in another base.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def effects(
         fit: the posterior.
         axis: a column of the study's axes, or "recipe".
         reference: the level to compare with; default the lowest of a numeric axis, else the first.
-        margin_A: difference of ceilings that matters; .02 is the error margin of arXiv 2510.13786.
+        margin_A: difference of ceilings that matters; 0.02 is the error margin of arXiv 2510.13786.
         margin_compute: relative difference of compute that matters.
         target: pass rate y; see above.
         prob: mass of the equal-tailed intervals.
@@ -80,7 +80,8 @@ def effects(
     Raises:
         InputError: an unknown axis or level, an axis of one level, an option out of its range.
 
-    Source: after arXiv 2510.13786, sections 3 and 4, which judge by |dA| > .02 and B of point fits.
+    Source: after arXiv 2510.13786, sections 3 and 4, which judge by |dA| > 0.02 and B of
+        point fits.
     """
     fit.guard()
     _check_effects(margin_A, margin_compute, target, prob, decide)

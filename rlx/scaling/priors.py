@@ -33,7 +33,7 @@ class Priors:
     recipe_sd_a: tuple[float, float] = (0.35, 0.5)  # log-normal
     recipe_sd_c: tuple[float, float] = (0.40, 0.5)
     recipe_sd_b: tuple[float, float] = (0.15, 0.5)
-    seed_sd_a: tuple[float, float] = (0.10, 0.5)  # log-normal; .10 moves A by about .02
+    seed_sd_a: tuple[float, float] = (0.10, 0.5)  # log-normal; 0.10 moves A by about 0.02
     seed_sd_c: tuple[float, float] = (0.12, 0.5)
     seed_sd_b: tuple[float, float] = (0.07, 0.5)
     log_kappa: tuple[float, float] = (0.0, 0.5)  # normal

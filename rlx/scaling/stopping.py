@@ -4,7 +4,7 @@ A study asks two questions of every cell and the baseline, of the mean of their 
 
     final    d = R_cell(C_full) - R_baseline(C_full)              pass rate at the full compute
     compute  d = log C*_cell(y) - log C*_baseline(y)              compute to one level,
-             y = R0 + .8 (R_baseline(C_full) - R0),  C* at most C_full
+             y = R0 + 0.8 (R_baseline(C_full) - R0),  C* at most C_full
 
 An answer is "higher" or "lower" where P(d beyond the margin, with that sign) reaches `decide`,
 "equal" where P(|d| within the margin) does, else open. Errors of forecasts are shared by cells that

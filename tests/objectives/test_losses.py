@@ -163,16 +163,17 @@ def test_gspo_by_hand():
 
 
 def test_gates_by_hand():
-    """q = .5 and p as given; A of either sign: what is shut, and the gradient of what is not."""
-    p_T = np.float32([0.1, 0.3, 0.45, 0.55, 0.7, 0.9])  # rho = .2, .6, .9, 1.1, 1.4, 1.8
+    """q = 0.5 and p as given; A of either sign: what is shut, and the gradient of what is not."""
+    p_T = np.float32([0.1, 0.3, 0.45, 0.55, 0.7, 0.9])  # rho = 0.2, 0.6, 0.9, 1.1, 1.4, 1.8
     logp_BT, behavior_logp_BT = np.log([p_T, p_T]), np.log(np.full((2, 6), 0.5, np.float32))
     adv_BT = np.float32([[1] * 6, [-1] * 6])
     clip = {"clip_low": 0.15, "clip_high": 0.25}
     both = [1, 1, 0, 0, 1, 1]
     expected = {  # the row of A = 1, then that of A = -1
         "double_sided": (both, both),
-        "dppo_tv": ([0, 0, 0, 0, 0, 1], [1, 1, 0, 0, 0, 0]),  # .9 - .5 > .25; .5 - .3 > .15
-        # D = .5 log(.25 / p / (1 - p)) = .511 at .1 and .9, .087 at .3 and .7, .005 at .45 and .55
+        "dppo_tv": ([0, 0, 0, 0, 0, 1], [1, 1, 0, 0, 0, 0]),  # 0.9 - 0.5 > 0.25; 0.5 - 0.3 > 0.15
+        # D = 0.5 log(0.25 / p / (1 - p)) = 0.511 at 0.1 and 0.9, 0.087 at 0.3 and 0.7,
+        # 0.005 at 0.45 and 0.55
         "dppo_kl": ([0, 0, 0, 0, 0, 1], [1, 0, 0, 0, 0, 0]),
     }
     for kind, shut in expected.items():
@@ -191,7 +192,7 @@ def test_a_policy_that_is_certain_of_its_token_has_a_divergence():
     loss = partial(policy_objective, "dppo_kl", clip_low=0.1, clip_high=0.1, is_cap=20.0)
     one = np.ones((1, 3), np.float32)
     _, grad_BT, _, info = value_and_grad(loss, 1.0, logp_BT, behavior_logp_BT, one, one)
-    assert_array_equal(info["clipped_BT"], [[1, 0, 0]])  # it rose from .37 to 1; the others did not
+    assert_array_equal(info["clipped_BT"], [[1, 0, 0]])  # it rose from 0.37 to 1
     assert_allclose(grad_BT, [[0, 1, np.exp(-1)]], rtol=1e-6)
 
 

@@ -164,8 +164,8 @@ def test_value_loss_by_hand():
     value_BT = np.float32([[1.0, 0.5, 0.05, -1.0]])
     behavior_BT, return_BT = np.float32([[0.0, 0.0, 0.0, 0.0]]), np.float32([[2.0, 0.0, 1.0, 0.0]])
     mask_BT = np.float32([[1, 1, 1, 0]])
-    # clip .2: V near V_b -> .2, .2, .05
-    # (1-2)^2 = 1 < (.2-2)^2 = 3.24: clipped, no slope;  .25 > .04: free, slope .5;  .9025 both
+    # clip 0.2: V near V_b -> 0.2, 0.2, 0.05
+    # (1-2)^2 = 1 < (0.2-2)^2 = 3.24: clipped, no slope;  0.25 > 0.04: free, slope 0.5;  0.9025 both
     obj_BT, pullback = jax.vjp(
         lambda v: value_loss(v, behavior_BT, return_BT, mask_BT, clip=0.2), value_BT
     )

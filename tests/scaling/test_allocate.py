@@ -155,7 +155,7 @@ def test_what_is_within_the_error_is_not_bought():
     tiny = np.c_[0.6 + 1e-4 * z, np.full(X, 0.6)]
     problem = worth.Problem(tiny, np.ones(2, bool), [worth.Offer("run", 0, [1.0], [z])])
     assert 0 < problem.value({0: 0}) < 1e-4 and problem.greedy(1.0) == {}
-    rare = np.c_[0.58 + 0.04 * z[:100], np.full(100, 0.6)]  # few draws: an error of .001
+    rare = np.c_[0.58 + 0.04 * z[:100], np.full(100, 0.6)]  # few draws: an error of 0.001
     for noise, plan in ((1.0, {0: 0}), (2.5, {})):
         offers = [worth.Offer("run", 0, [1.0], [z[:100] + noise * e[:100]])]
         problem = worth.Problem(rare, np.ones(2, bool), offers)
@@ -218,7 +218,7 @@ def test_a_new_seed_is_bought_where_only_it_can_tell():
 
 
 def test_best_final_pays_the_pass_rate_at_the_horizon():
-    # ceilings differ, but at C = 10 the quick one leads: .2 + .3 * 10 / 11 against .2 + .12
+    # ceilings differ, but at C = 10 the quick one leads: 0.2 + 0.3 * 10 / 11 against 0.2 + 0.12
     fit = posterior([[0.5, 0.8]], [1.0, 40.0], 1.0, noise_sd=0.01)
     table = fit.allocate(4.0, objective="best_final", horizon=10.0)
     run, recipe = rows(table, "run"), rows(table, "recipe")
@@ -232,7 +232,7 @@ def test_best_final_pays_the_pass_rate_at_the_horizon():
 
 
 def test_best_final_sums_runs_and_values_a_new_seed_as_one_more_to_choose():
-    # seeds of recipe 0 spread by .05 in A: buying one more gives the better of two, sd known
+    # seeds of recipe 0 spread by 0.05 in A: buying one more gives the better of two, sd known
     A = np.full((X, 1), 0.6)
     sd_logit = 0.2
     fit = posterior(A, 1e-3, 2.0, noise_sd=1e-3, seed_sd=sd_logit, recipe_of_run=[0, 0])
@@ -318,7 +318,7 @@ def test_allocate_refuses(options, line):
 
 @pytest.fixture(scope="module")
 def study():
-    """8 recipes of 2 runs on three axes: loss b gains .15 of ceiling, size 32 doubles C_mid."""
+    """8 recipes of 2 runs on three axes: loss b gains 0.15 of ceiling, size 32 doubles C_mid."""
     rng = np.random.default_rng(0)
     out = []
     for loss, size, lr, seed in (

@@ -12,7 +12,7 @@ from rlx.scaling.curve import sigmoid
 
 
 def study(fall=0.0, turn=3.0, rise=0.0, seed=0):
-    """Three recipes x two seeds, wander of sd .006; run b-s1 falls (or rises) after `turn`."""
+    """Three recipes x two seeds, wander of sd 0.006; run b-s1 falls (or rises) after `turn`."""
     rng = np.random.default_rng(seed)
     rows = []
     for j, name in enumerate("abc"):

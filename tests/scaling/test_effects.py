@@ -14,7 +14,8 @@ def only(table):
 
 
 def test_a_level_that_moves_only_the_ceiling():
-    # y = .2 + .8 * .3 = .44; i gains 40 % of .6 there, C = 4 * (.4 / .6)^(1/2), j 80 %, C = 4 * 2
+    # y = 0.2 + 0.8 * 0.3 = 0.44; i gains 40 % of 0.6 there, C = 4 * (0.4 / 0.6)^(1/2),
+    # j 80 %, C = 4 * 2
     row = only(posterior([[0.5, 0.8]], 4.0, 2.0).effects("recipe"))
     assert (row["level"], row["reference"], row["matched"]) == ("j1", "j0", 1)
     for q in ("q05", "q50", "q95"):
@@ -51,7 +52,7 @@ def test_a_level_that_moves_nothing_and_one_that_moves_both():
 
 def test_probabilities_are_frequencies_of_draws_beyond_the_margins():
     A = np.tile([0.5, 0.5], (X, 1))
-    # .6 raise by .03, .25 lower by .04, .15 lower by .01: no direction has .85
+    # 0.6 raise by 0.03, 0.25 lower by 0.04, 0.15 lower by 0.01: no direction has 0.85
     A[:1200, 1], A[1200:1700, 1], A[1700:, 1] = 0.53, 0.46, 0.49
     fit = posterior(A, 2.0, 1.5)
     row = only(fit.effects("recipe"))
@@ -126,13 +127,13 @@ def test_exponents_of_the_tail_and_of_the_curve():
 
 def test_a_target_that_the_level_reaches_in_some_draws_only():
     A = np.tile([0.7, 0.7], (X, 1))
-    A[:600, 1] = 0.5  # 30 % of the draws never reach .6
+    A[:600, 1] = 0.5  # 30 % of the draws never reach 0.6
     row = only(posterior(A, [2.0, 1.0], 1.0).effects("recipe", target=0.6))
     assert (row["p_reach"], row["p_reach_reference"], row["p_uncompared"]) == (0.7, 1.0, 0.0)
     assert (row["p_dearer"], row["p_cheaper"], row["p_efficiency"]) == (0.3, 0.7, 1.0)
     assert row["compute_ratio_q05"] == pytest.approx(0.5)
     assert row["compute_ratio_q95"] == np.inf
-    assert row["extrapolation"] == pytest.approx(2 * 4 / 8)  # median: j0's, at odds .4 / .1
+    assert row["extrapolation"] == pytest.approx(2 * 4 / 8)  # median: j0's, at odds 0.4 / 0.1
 
 
 def test_a_target_that_only_the_level_reaches():
@@ -158,7 +159,7 @@ def test_an_infinite_draw_is_not_averaged_away():
     fit = posterior(A, [1.0, 1.0, 1.0, 0.5], 1.0, axes=axes | {"recipe": ["r"] * 4})
     row = only(fit.effects("loss", target=0.6))
     assert row["compute_ratio_q50"] == np.inf and row["p_reach"] == 0.5
-    # at .72 the first pair compares nothing, the second has 0 / ... no: only b reaches, ratio 0
+    # at 0.72 the first pair compares nothing, the second has 0 / ... no: only b reaches, ratio 0
     row = only(fit.effects("loss", target=0.72))
     assert row["compute_ratio_q50"] == 0 and row["p_uncompared"] == 0
 
@@ -207,7 +208,7 @@ def test_unmatched_cells_are_averaged_over():
 
 
 def test_starts_of_different_pass_rates():
-    # y = max R0 + .8 (min A - max R0) = .3 + .8 * .2; odds .26 / .04 and .16 / .14
+    # y = max R0 + 0.8 (min A - max R0) = 0.3 + 0.8 * 0.2; odds 0.26 / 0.04 and 0.16 / 0.14
     row = only(posterior([[0.5, 0.6]], 2.0, 1.0, R0_J=[0.2, 0.3]).effects("recipe"))
     assert row["compute_ratio_q50"] == pytest.approx((0.16 / 0.14) / (0.26 / 0.04))
 

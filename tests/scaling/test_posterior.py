@@ -200,7 +200,7 @@ def test_prediction_carries_the_last_residual_over_and_forgets_it():
 
 
 def test_a_pooled_log_predicts_single_evaluations():
-    """700 evaluations of sd .03 become 128 of sd .013; a new one still has .03."""
+    """700 evaluations of sd 0.03 become 128 of sd 0.013; a new one still has 0.03."""
     rng = np.random.default_rng(0)
     C = np.arange(1.0, 701.0)
     value = sigmoid(C, A=0.7, B=1.5, C_mid=60.0, R0=0.2) + 0.03 * rng.normal(size=C.size)
@@ -224,7 +224,7 @@ def test_importing_scaling_loads_no_trainer_and_no_jax():
 
 
 def simulated(runs=6, seed=0):
-    """Two recipes x three seeds: ceilings .55 and .75."""
+    """Two recipes x three seeds: ceilings 0.55 and 0.75."""
     rng = np.random.default_rng(seed)
     rows = [
         {"run": f"{recipe}-s{s}", "recipe": recipe, "seed": s, "compute": C, "trials": 4000}

@@ -29,7 +29,7 @@ def normal(mean, sd, size=4000, seed=0):
 
 
 def test_what_lies_ahead_is_the_curve_at_the_full_compute_and_the_compute_to_its_level():
-    """R = .2 + .4 C / (C + C_mid): .52 and .4667 at 4; 80 % of the gain, .456, at 16/9 and 32/9."""
+    """R = 0.2 + 0.4 C / (C + C_mid): 0.52, 0.4667 at 4; 80 % of the gain, 0.456, at 16/9, 32/9."""
     fit = hand_fit({"base": [(0.6, 1.0, 1.0)] * 2, "slow": [(0.6, 2.0, 1.0)] * 2})
     for most, wanted in ((4.0, 32 / 9), (3.0, 3.0)):
         seen = ahead(fit, {"base-s0": 4.0, "slow-s0": most}, ["base-s0"])
@@ -39,9 +39,9 @@ def test_what_lies_ahead_is_the_curve_at_the_full_compute_and_the_compute_to_its
 
 
 def test_an_answer_needs_a_direction_or_the_margin():
-    """d ~ N(m, s): P(d > .01) and P(|d| < .01) by the normal's table."""
+    """d ~ N(m, s): P(d > 0.01) and P(|d| < 0.01) by the normal's table."""
     cases = [(0.04, 0.01, "higher"), (-0.04, 0.01, "lower"), (0.0, 0.004, "equal")]
-    cases += [(0.02, 0.01, "open"), (0.0, 0.02, "open")]  # P = .84; P(within) = .38
+    cases += [(0.02, 0.01, "open"), (0.0, 0.02, "open")]  # P = 0.84; P(within) = 0.38
     for mean, sd, says in cases:
         d_X = normal(mean, sd)
         seen = Ahead(["a", "b"], np.stack([0.5 + d_X, 0 * d_X + 0.5], 1), np.zeros((len(d_X), 2)))
@@ -57,7 +57,7 @@ def test_a_level_below_the_start_answers_nothing():
 
 
 def test_the_share_that_a_budget_reaches():
-    """5 of 9 cells stand at .25 and the baseline at 1: 4.5 - 1 - 8 * .25 = 1.5 for five cells."""
+    """5 of 9 cells stand at 0.25 and the baseline at 1: 4.5 - 1 - 8 * 0.25 = 1.5 for five cells."""
     cells = [f"c{i}" for i in range(9)]
     stands = {cell: 0.25 for cell in cells} | {"c0": 1.0}
     assert reachable(4.5, dict.fromkeys(cells, 1.0), stands, cells[4:]) == 0.55
@@ -86,7 +86,7 @@ CELLS = {name: [f"{name}-s0", f"{name}-s1"] for name in ("base", "far", "near", 
 
 
 class Made:
-    """A study whose forecasts are written here: `far` is plain at once, `late` from .5 on."""
+    """A study whose forecasts are written here: `far` is plain at once, `late` from 0.5 on."""
 
     def __init__(self, forecast=0.8, end=0.8):
         self.base, self.at_end, self.launched, self.asked = forecast, end, [], []
@@ -138,7 +138,7 @@ def test_equal_stops_what_is_decided_and_goes_on_with_the_rest():
 
 def test_a_budget_that_is_used_up_leaves_what_is_open():
     made = Made()
-    told = verdicts(made.conduct(budget=0.5))  # 2.5 = 1 + 4 * .25 + 2 * .15 + .2
+    told = verdicts(made.conduct(budget=0.5))  # 2.5 = 1 + 4 * 0.25 + 2 * 0.15 + 0.2
     assert told["near"]["decision"] == "go on" and told["near"]["final"]["says"] == "open"
     assert spent(made.last.stands) <= 0.5
 

@@ -178,7 +178,8 @@ def test_actor_and_critic(config, params, critic_batch, tokens, prefixes):
     np.testing.assert_allclose(actor.grad, want, atol=5e-6, rtol=0)
     np.testing.assert_array_equal(actor.value_grad, np.zeros(16))
 
-    # The head starts at 0, so V = 0; clip .3 leaves V free where V_b is within .3, or on V's side.
+    # The head starts at 0, so V = 0; clip 0.3 leaves V free where V_b is within
+    # 0.3, or on V's side.
     critic = one_step(config, params, batch, **algo, value_coef=2.0, value_clip=0.3)
     hidden = {bt: hidden for bt, (*_, hidden) in prefixes(params).items()}
     slope, loss = np.zeros(16), 0.0
