@@ -24,7 +24,7 @@ import html
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,6 @@ from rlx.scaling.data import Evals, short_names
 from rlx.scaling.paths import HORIZON
 from rlx.scaling.posterior import ScalingFit
 from rlx.scaling.recorded import configurations, other_axes
-from rlx.scaling.style import COLORS
 
 Floats = NDArray[np.float64]
 Json = dict[str, Any]
@@ -85,14 +84,21 @@ def report_page(
     fit = fit.unsafe()
     whole = fit.evals if data is None else data.select([r for r in data.runs if r in fit.runs])
     windows = forecasts(fit, whole, shares)
-    axes, configs = {}, {}
-    if source is not None:
-        if data is not None:
-            axes = other_axes(Path(source), data, **options)
-            kept = data.frame["run"].isin(whole.runs).to_numpy()
-            axes = {label: np.array(x)[kept].tolist() for label, x in axes.items()}
-        configs = configurations(Path(source))
+    axes, configs = beside(source, data, whole.runs, options)
     write_page(page_data(fit, whole, windows, horizon, axes, configs), path)
+
+
+def beside(
+    source: Path | str | None, data: Evals | None, runs: Sequence[str], options: Json
+) -> tuple[dict[str, list[float]], dict[str, Json]]:
+    """Other measures of compute of the rows of some runs, and configurations: what is known."""
+    if source is None:
+        return {}, {}
+    axes = {} if data is None else other_axes(Path(source), data, **options)
+    if data is not None:
+        kept = data.frame["run"].isin(runs).to_numpy()
+        axes = {label: np.array(x)[kept].tolist() for label, x in axes.items()}
+    return axes, configurations(Path(source))
 
 
 # ------------------------------------------------------------------ forecasts of the study's past
@@ -121,9 +127,10 @@ def forecasts(fit: ScalingFit, data: Evals, shares: Sequence[float] = ORIGINS) -
     own = [share for share in wanted if seen[share].sha256() == fit.evals.sha256()]
     made = {share: fit for share in own} or {_share(fit.evals, data): fit}
     widest = int(data.frame[data.frame["compute"] > 0].groupby("run").size().max())
+    same = {"method": "laplace", "doubt": fit.doubt, "pad_to": 8 * -(-widest // 8)}  # one program
     for share in wanted:
         if share not in made:
-            refit = fit.update(seen[share], method="laplace", doubt=fit.doubt, pad_to=widest)
+            refit = fit.update(seen[share], **same)
             made[share] = refit.unsafe()
     return [Window(share, made[share], _scored(made[share], data)) for share in sorted(made)]
 
@@ -161,25 +168,17 @@ def page_data(
         axes: of `other_axes`, one number per row of `data`.
         configs: of `configurations`.
     """
-    compute = data.frame["compute"]
-    ends = (compute[compute > 0].min(), horizon * compute.max())
-    grid_C = np.geomspace(*ends, GRID_POINTS)
-    a = fit.attrs
+    grid_C, a = grid(data, horizon), fit.attrs
+    recipe_of = dict(zip(fit.runs, map(int, fit.recipe_of_run), strict=True))
     blob = {
-        "title": data.title or "study",
-        "summary": repr(data),
-        "prob": PROB,
-        "value_label": plain(data.value_label),
-        "horizon": HORIZON,
+        **headings(data, len(fit.recipes)),
         "method": a["method"],
-        "curve": a["curve"],
+        "fit": fitted_how(fit),
         "converged": fit.converged or a["method"] != "nuts",
-        "fit": repr(fit),
-        "data_sha256": a["data_sha256"],
         "versions": json.loads(a["versions"]),
         "axes": [plain(data.compute_label), *map(plain, axes or {})],
         "recipes": recipes_of(fit),
-        "runs": runs_of(fit, data, axes or {}),
+        "runs": runs_of(data, recipe_of, axes or {}),
         "grid": grid_C,
         "windows": [window_of(window, fit, grid_C) for window in windows],
         "own": next(i for i, window in enumerate(windows) if window.fit is fit),
@@ -191,10 +190,42 @@ def page_data(
         "trust": trust_of(windows, a["curve"]),
         "check": fit.check().as_dict(),
         "notes": json.loads(a["notes"]),
-        "configs": configs_of(fit, configs or {}),
+        "configs": configs_of(fit.runs, levels_of(fit), configs or {}),
         "table": table_of_runs(fit, data),
     }
     return clean(blob)
+
+
+def grid(data: Evals, horizon: float) -> Floats:
+    """Computes of drawn curves [C], even in log C."""
+    compute = data.frame["compute"]
+    return np.geomspace(compute[compute > 0].min(), horizon * compute.max(), GRID_POINTS)
+
+
+def headings(data: Evals, recipes: int) -> Json:
+    """What the page says of the data, whatever was fitted."""
+    count = data.frame["run"].value_counts()
+    few, many = count.min(), count.max()
+    points = f"{many}" if few == many else f"{few} to {many}"
+    runs = f"{len(count)} run{'s' * (len(count) > 1)} of {recipes} recipe{'s' * (recipes > 1)}"
+    return {
+        "title": data.title or "study",
+        "summary": f"{runs}, {points} evaluations each",
+        "prob": PROB,
+        "horizon": HORIZON,
+        "value_label": plain(data.value_label),
+        "data_sha256": data.sha256(),
+    }
+
+
+def fitted_how(fit: ScalingFit) -> str:
+    """Family, method and diagnostics in words."""
+    a, how = fit.attrs, "a normal at the mode (method=laplace), a preview"
+    if a["method"] == "nuts":
+        found = f"R-hat {a['rhat']:.3f}, {a['ess']:.0f} effective draws"
+        state = "converged" if fit.converged else "not converged"
+        how = f"NUTS, {state} ({found}, {a['divergences']} divergences)"
+    return f"Curves of the family {a['curve']}, by {how}"
 
 
 def recipes_of(fit: ScalingFit) -> list[Json]:
@@ -221,29 +252,29 @@ def labels_of(fit: ScalingFit) -> list[str]:
 
 def colors_of(fit: ScalingFit) -> list[str]:
     """Of each recipe, by the order of their names, from the beginning where there are too many."""
+    from rlx.scaling.style import COLORS  # and matplotlib, which other questions do without
+
     base = fit.levels["recipe"].tolist()
     every = list(dict.fromkeys(base)) if len(set(base)) > 1 else fit.recipes
     names = base if len(set(base)) > 1 else fit.recipes
     return [COLORS[every.index(name) % len(COLORS)] for name in names]
 
 
-def runs_of(fit: ScalingFit, data: Evals, axes: dict[str, list[float]]) -> list[Json]:
-    """Evaluations of every run, against every measure of compute."""
-    truth_R, made = fit.constant("truth"), []
-    frame = data.frame.reset_index(drop=True)
-    for r, run in enumerate(fit.runs):
+def runs_of(data: Evals, recipe_of: dict[str, int], axes: dict[str, list[float]]) -> list[Json]:
+    """Evaluations of every run, against every measure of compute.
+
+    Args:
+        data: all evaluations.
+        recipe_of: the place of the recipe of every run, by its name.
+        axes: of `other_axes`.
+    """
+    made, frame = [], data.frame.reset_index(drop=True)
+    for run, recipe in recipe_of.items():
         rows = frame[frame["run"] == run]
         there = [rows["compute"], *(pd.Series(x)[rows.index] for x in axes.values())]
-        made.append(
-            {
-                "name": run,
-                "recipe": int(fit.recipe_of_run[r]),
-                "truth": truth_R[r],
-                "x": [x.to_numpy(float) for x in there],
-                "y": rows["value"].to_numpy(),
-                "stderr": rows["stderr"].to_numpy(),
-            }
-        )
+        one: Json = {"name": run, "recipe": recipe, "truth": rows["truth"].iloc[0]}
+        one |= {"x": [x.to_numpy(float) for x in there]}
+        made.append(one | {"y": rows["value"].to_numpy(), "stderr": rows["stderr"].to_numpy()})
     return made
 
 
@@ -289,7 +320,7 @@ def ceilings_of(fit: ScalingFit) -> list[Json]:
     best = fit.prob_best().values
     for j, row in enumerate(rows):
         mine = fit.recipe_of_run == j
-        row |= {"p_best": best[j], "seeds": q50_R[mine]}
+        row |= {"recipe": j, "p_best": best[j], "seeds": q50_R[mine]}
         row["truth"] = np.unique(truth_R[mine & np.isfinite(truth_R)].round(6))
     return rows
 
@@ -344,17 +375,26 @@ def trust_of(windows: Sequence[Window], curve: str) -> Json:
     }
 
 
-def configs_of(fit: ScalingFit, configs: dict[str, Json]) -> Json:
-    """Levels of the axes, and options: those that differ between runs by run, the others once."""
-    known = [configs.get(run, {}) for run in fit.runs]
+def levels_of(fit: ScalingFit) -> dict[str, list[str]]:
+    """Of every axis with several levels, that of each run."""
+    of_run = fit.levels.iloc[fit.recipe_of_run]
+    return {axis: of_run[axis].tolist() for axis in fit.axes}
+
+
+def configs_of(runs: Sequence[str], levels: dict[str, list[str]], configs: dict[str, Json]) -> Json:
+    """Options: those that differ between runs by run, the others once; levels where none is known.
+
+    Args:
+        runs: names.
+        levels: of every axis, one per run.
+        configs: of `configurations`.
+    """
+    known = [configs.get(run, {}) for run in runs]
     keys = list(dict.fromkeys(key for options in known for key in options))
     texts = {key: [_said(options, key) for options in known] for key in keys}
     apart = {key: cells for key, cells in texts.items() if len(set(cells)) > 1}
-    levels = fit.levels.iloc[fit.recipe_of_run]
-    for axis in (axis for axis in fit.axes if axis not in apart and not any(known)):
-        apart[axis] = levels[axis].tolist()
     shared = {key: cells[0] for key, cells in texts.items() if key not in apart}
-    return {"known": any(known), "apart": apart, "shared": shared}
+    return {"known": any(known), "apart": apart if any(known) else levels, "shared": shared}
 
 
 def _said(options: Json, key: str) -> str:
@@ -373,14 +413,14 @@ def table_of_runs(fit: ScalingFit, data: Evals) -> Json:
     rows = []
     for r, run in enumerate(fit.runs):
         mine, of_fit = groups[run], summary.loc[run]
-        row = [run, labels[fit.recipe_of_run[r]], _seed(mine["seed"].iloc[0]), len(mine)]
+        row = [run, labels[fit.recipe_of_run[r]], seed_of(mine["seed"].iloc[0]), len(mine)]
         row += [len(fitted[run]), mine["compute"].iloc[-1], mine["value"].iloc[-1]]
         row += [mine["value"].max(), of_fit["q05"], of_fit["q50"], of_fit["q95"]]
         rows.append([*row, of_fit["gained"], of_fit["phase"], of_fit["status"]])
     return {"columns": columns, "rows": rows}
 
 
-def _seed(seed: object) -> object:
+def seed_of(seed: object) -> object:
     return int(seed) if isinstance(seed, float) and seed.is_integer() else seed
 
 
@@ -415,7 +455,7 @@ def plain(label: str) -> str:
 
 def write_page(blob: Json, path: Path | str) -> None:
     """The page of a `page_data`."""
-    Path(path).write_text(document(blob), encoding="utf-8")
+    Path(path).write_text(document(blob), encoding="utf-8", errors="xmlcharrefreplace")
 
 
 def document(blob: Json) -> str:

@@ -3,6 +3,7 @@
 (() => {
 const D = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
+const POINT = D.method === "point"; // least squares, run by run: no bands and no probabilities
 const PERCENT = `${100 * D.prob} %`;
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -27,11 +28,13 @@ const fill = (id, ...children) => $(id).replaceChildren(...children);
 
 function rate(x) {
   const v = num(x);
-  return Number.isFinite(v) ? v.toFixed(3) : "–";
+  return Number.isFinite(v) ? signed(v.toFixed(3)) : "–";
 }
 
+const signed = (text) => text.replace("-", "−");
+
 function digits(v, n = 3) {
-  return String(Number(v.toPrecision(n)));
+  return signed(String(Number(v.toPrecision(n))));
 }
 
 // 1000 as 1k, 2e12 as 2 × 10¹²; as the ticks of the figures.
@@ -45,6 +48,14 @@ function compute(x, n = 3) {
   const lead = digits(v / 10 ** power, n);
   const raised = [...String(power)].map((d) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[d]).join("");
   return `${lead === "1" ? "" : `${lead} × `}10${raised}`;
+}
+
+// Median and interval with one power of ten.
+function computes(mid, lo, hi) {
+  const v = num(mid), power = Math.floor(Math.log10(v) + 1e-9);
+  if (!(v >= 1e6) || !Number.isFinite(v)) return `${compute(mid)} ${between(lo, hi, compute)}`;
+  const form = (x) => (Number.isFinite(num(x)) ? digits(num(x) / 10 ** power) : "never");
+  return `${form(mid)} ${between(lo, hi, form)} × ${compute(10 ** power)}`;
 }
 
 function ratio(x) {
@@ -214,7 +225,7 @@ function curvesShown() {
     const seed = recipe.runs.indexOf(one.name);
     const color = state.by === "run" ? shadeOf(recipe.color, seed, recipe.runs.length) : recipe.color;
     const own = W[state.by], last = num(own.last[n]);
-    const columns = [...own.curve.map((q) => q[n]), ...own.new.map((q) => q[n])];
+    const columns = [...own.curve, ...own.new].map((q) => q[n]);
     made.push({ name: state.by === "run" ? one.name : recipe.label, color, mark: recipe.mark, members, last, toX, columns });
   });
   return made;
@@ -347,9 +358,9 @@ function place(u) {
     if (away < 12 && (near === null || away < near.away)) near = { away, y: num(D.runs[r].y[i]), x: num(own), later: num(D.runs[r].x[0][i]) > num(D.windows[state.window].run.last[r]) * (1 + 1e-9) };
   });
   const where = `${D.axes[state.axis]} ${compute(x)} (${digits(C / curve.last, 2)} times what was fitted)`;
-  const words = [`curve ${rate(mid)} ${between(lo, hi, rate)}`, `new evaluation ${between(newLo, newHi, rate)}`];
+  const words = POINT ? [`curve ${rate(mid)}`] : [`curve ${rate(mid)} ${between(lo, hi, rate)}`, `new evaluation ${between(newLo, newHi, rate)}`];
   if (near) words.push(`evaluation ${rate(near.y)} at ${compute(near.x)}${near.later ? ", later than the fit" : ""}`);
-  $("readout").textContent = `${curve.name}: ${where}: ${words.join("; ")}. Brackets hold ${PERCENT}.`;
+  $("readout").textContent = `${curve.name}: ${where}: ${words.join("; ")}.${POINT ? "" : ` Brackets hold ${PERCENT}.`}`;
   fill("tip", el("strong", {}, curve.name), ...[`at ${compute(x)}`, ...words].map((text) => el("div", {}, text)));
   $("tip").hidden = false;
   const box = $("chart").getBoundingClientRect(), over = u.over.getBoundingClientRect();
@@ -383,6 +394,7 @@ function build() {
 
 function showAll() {
   if (!plot) return;
+  $("readout").textContent = HINT;
   plot.batch(() => {
     plot.setScale("x", { min: limits.x[0], max: limits.x[1] });
     plot.setScale("y", { min: limits.y[0], max: limits.y[1] });
@@ -395,6 +407,8 @@ function move() { // another window: same axes, other curves
   describe();
 }
 
+const HINT = "Move the pointer over the chart, or go there with the Tab key and use the arrow keys: values are read out here. Drag over a part to enlarge it.";
+
 function describe() {
   const W = D.windows[state.window], share = `${digits(100 * W.share, 3)} %`;
   $("share").textContent = share;
@@ -404,7 +418,8 @@ function describe() {
   const fits = `${own}Fitted ${how} on the first ${share} of every run's compute. `;
   const gone = D.runs.filter((_, r) => W.departed[r]).map((run) => run.name);
   const left = gone.length ? ` Left their curve, and are not counted: ${gone.join(", ")}.` : "";
-  $("score").textContent = fits + (W.later
+  const off = `The ${plural(W.later, "later evaluation")} lie ${rate(W.rmse)} from the curves (root mean square).`;
+  $("score").textContent = fits + (W.later && POINT ? off : W.later
     ? `Of ${plural(W.later, "later evaluation")} ${W.inside} (${percent(W.inside / W.later)}) lay inside ${W.later === 1 ? "its" : "their"} ${PERCENT} interval${W.later === 1 ? "" : "s"}.`
     : "No later evaluation is there to compare it with.") + left;
 }
@@ -421,7 +436,7 @@ function keys(event) {
   else if (event.key === "End") left = wide - 1;
   else if (event.key === "ArrowDown") held = (held + 1) % drawn.length;
   else if (event.key === "ArrowUp") held = (held + drawn.length - 1) % drawn.length;
-  else if (event.key === "Escape") { held = null; plot.setCursor({ left: -10, top: -10 }); return; }
+  else if (event.key === "Escape") { held = null; plot.setCursor({ left: -10, top: -10 }); $("readout").textContent = HINT; return; }
   else return;
   event.preventDefault();
   const curve = drawn[held], y = valuesAt(curve, inverse(curve, plot.posToVal(left, "x")))[1];
@@ -431,6 +446,7 @@ function keys(event) {
 function controls() {
   $("window").max = D.windows.length - 1; $("window").value = D.own;
   $("window").disabled = D.windows.length === 1;
+  for (const input of document.querySelectorAll("input[value=recipe], #new")) input.disabled = POINT;
   fill("shares", ...D.windows.map((W, i) => el("option", { value: i, label: percent(W.share) })));
   fill("axis", ...D.axes.map((label, i) => el("option", { value: i }, label)));
   $("axis").disabled = D.axes.length === 1;
@@ -452,7 +468,8 @@ const CROWDED = 6; // recipes that are shown at first
 
 function chooser() {
   const order = D.recipes.map((_, j) => j);
-  if (order.length > CROWDED) order.sort((a, b) => num(D.ceilings[b].q50) - num(D.ceilings[a].q50));
+  const top = (j) => Math.max(...D.ceilings.filter((row) => row.recipe === j).map((row) => num(row.q50) || 0));
+  if (order.length > CROWDED) order.sort((a, b) => top(b) - top(a));
   order.slice(0, CROWDED).forEach((j) => state.shown.add(j));
   const boxes = D.recipes.map((recipe, j) => {
     const box = el("input", { type: "checkbox", checked: state.shown.has(j) });
@@ -468,8 +485,9 @@ function chooser() {
 function key() {
   const item = (what, text) => el("li", {}, swatch(what), text);
   const truths = [...new Set(D.runs.map((run) => num(run.truth)).filter(Number.isFinite))].map(rate);
+  const of = POINT ? "" : `, ${PERCENT}`;
   const items = [item({ line: false, mark: 0 }, "fitted"), item({ line: false, mark: 0, open: true }, "later"),
-    item({ band: 0.4 }, `curve, ${PERCENT}`), item({ dash: "5 3", band: 0.26 }, `forecast, ${PERCENT}`)];
+    item({ band: POINT ? 0 : 0.4 }, `curve${of}`), item({ dash: "5 3", band: POINT ? 0 : 0.26 }, `forecast${of}`)];
   if (D.windows.some((W) => W.departed.some(Boolean))) items.splice(2, 0, item({ line: false, cross: true }, "after it left its curve"));
   if (D.runs.some((run) => run.x[0].some((C) => num(C) === 0))) items.push(item({ line: false, mark: 3 }, "no compute yet (on a log axis at its edge)"));
   if (truths.length) items.push(item({ color: css("--ink") }, `exact ceiling ${truths.slice(0, 4).join(", ")}`));
@@ -485,11 +503,12 @@ function noteAxis() {
 function head() {
   document.title = D.title;
   $("title").textContent = D.title;
-  $("summary").textContent = `${D.summary}. ${D.fit}.`;
+  const most = Math.max(...D.runs.flatMap((run) => run.x[0].map(num)));
+  $("summary").textContent = `${D.summary}, ${D.axes[0]} up to ${compute(most)}. ${D.fit}.`;
   const n = D.check.problems.length;
   const words = !D.converged ? "The sampler has not converged: do not use these numbers."
-    : n ? `${plural(n, "finding")} of the check, see below.` : "The check finds no problem.";
-  $("verdict").textContent = words;
+    : n ? `${plural(n, "finding")} of the check.` : "The check finds no problem.";
+  fill("verdict", ...(n ? [`${words} `, el("a", { href: "#check" }, "Read what it says")] : [words]));
   if (n || !D.converged) $("verdict").className = "warn";
   for (const section of document.querySelectorAll("section[data-nav]")) {
     const title = section.querySelector("h2");
@@ -497,7 +516,7 @@ function head() {
     document.querySelector("nav").append(el("a", { href: `#${section.id}` }, section.dataset.nav));
   }
   const versions = Object.entries(D.versions).map(([name, version]) => `${name} ${version}`).join(", ");
-  $("made").textContent = `Made by rlx.scaling.report_page. Data ${String(D.data_sha256).slice(0, 12)}, fitted with ${versions}.`;
+  $("made").textContent = `Made by rlx.scaling. SHA-256 of the evaluations: ${D.data_sha256.slice(0, 12)}.${versions ? ` Fitted with ${versions}.` : ""}`;
 }
 
 const colorOf = (name) => D.recipes.find((recipe) => recipe.name === name);
@@ -505,7 +524,7 @@ const colorOf = (name) => D.recipes.find((recipe) => recipe.name === name);
 function range(values, pad = 0.05) {
   const known = values.map(num).filter(Number.isFinite);
   const [lo, hi] = [Math.min(...known), Math.max(...known)], more = pad * (hi - lo) + 1e-4;
-  return { lo: lo - more, hi: hi + more };
+  return known.length ? { lo: lo - more, hi: hi + more } : { lo: 0, hi: 1 };
 }
 
 function bar(p) {
@@ -513,20 +532,21 @@ function bar(p) {
 }
 
 function ceilings() {
-  const rows = D.ceilings.map((row, j) => ({ ...row, recipe: D.recipes[j] })).sort((a, b) => num(b.q50) - num(a.q50));
+  const rows = D.ceilings.map((row) => ({ ...row, recipe: D.recipes[row.recipe] })).sort((a, b) => num(b.q50) - num(a.q50));
   const ends = range(rows.flatMap((row) => [row.q05, row.q95, ...row.seeds]));
   const truths = rows.flatMap((row) => row.truth).filter((v) => num(v) > ends.hi);
-  $("ceilings-text").textContent = `Pass rate at ${D.horizon} times the largest compute of the study, with the doubt beyond the data: `
+  const asymptote = `Limit of each run's own curve, by least squares, with its ${PERCENT} profile interval. Grey: the data do not determine it.`;
+  $("ceilings-text").textContent = POINT ? asymptote : `Pass rate at ${D.horizon} times the largest compute of the study, with the doubt beyond the data: `
     + `median and ${PERCENT}; thin strokes are the medians of single seeds${rows.some((row) => row.truth.length) ? ", diamonds the exact ceilings" : ""}. `
     + "Grey: the data do not identify it, or a run left its curve."
     + (truths.length ? ` Exact ceilings beyond the axis: ${[...new Set(truths.map(rate))].join(", ")}.` : "");
   forest($("ceilings-forest"), {
-    heads: ["recipe", `median [${PERCENT}]`, "P(highest)"], form: (v) => digits(v, 3),
+    heads: POINT ? ["run", `best [${PERCENT}]`] : ["recipe", `median [${PERCENT}]`, "P(highest)"], form: (v) => digits(v, 3),
     lo: Math.max(ends.lo, 0), hi: Math.min(ends.hi, 1),
     rows: rows.map((row) => {
       const grey = row.status !== "ok";
-      return { label: row.recipe.label, color: grey ? css("--faint") : row.recipe.color, grey, lo: row.q05, mid: row.q50, hi: row.q95,
-        seeds: row.seeds.length > 1 ? row.seeds : [], truth: row.truth, more: bar(row.p_best),
+      return { label: row.label ?? row.recipe.label, color: grey ? css("--faint") : row.recipe.color, grey, lo: row.q05, mid: row.q50, hi: row.q95,
+        seeds: row.seeds.length > 1 ? row.seeds : [], truth: row.truth, more: row.p_best === undefined ? "" : bar(row.p_best),
         value: `${rate(row.q50)} ${between(row.q05, row.q95, rate)}${grey ? ` ${row.status}` : ""}` };
     }),
   });
@@ -535,7 +555,8 @@ function ceilings() {
 function costs() {
   const { targets, rows, start } = D.costs;
   const finite = rows.flat().flatMap((row) => [num(row.q05), num(row.q50), num(row.q95)]).filter((v) => v > 0 && Number.isFinite(v));
-  const [lo, hi] = [Math.min(...finite) / 1.2, Math.max(...finite) * 1.2];
+  const seen = Math.max(...D.runs.flatMap((run) => run.x[0].map(num)));
+  const [lo, hi] = [Math.min(...finite) / 1.2, Math.min(Math.max(...finite) * 1.2, 30 * seen)];
   $("target").max = targets.length - 1; $("target").value = start;
   const show = () => {
     const i = Number($("target").value);
@@ -548,7 +569,7 @@ function costs() {
       rows: rows[i].map((row) => {
         const recipe = colorOf(row.name);
         return { label: recipe.label, color: recipe.color, lo: row.q05, mid: row.q50, hi: row.q95, more: bar(row.prob_reachable),
-          value: `${compute(row.q50)} ${between(row.q05, row.q95, compute)}` };
+          value: computes(row.q50, row.q05, row.q95) };
       }),
     });
   };
@@ -620,11 +641,12 @@ function check() {
   for (const note of D.notes) $("problems").append(el("li", { className: "note" }, note));
   const form = (v) => (v === null ? "–" : typeof v === "number" ? digits(v, 4) : String(v));
   if (sampler.length) table("check-tables", [{ label: "sampler" }, { label: "value", form }, { label: "bound" }, { label: "met" }], sampler.map((row) => [row.diagnostic, row.value, row.bound, row.ok ? "yes" : "no"]), { caption: "The sampler", sort: false });
-  table("check-tables", [{ label: "run" }, { label: "gain seen 5 %", form: rate }, { label: "50 %", form: rate }, { label: "95 %", form: rate }, { label: "P(past C_mid)", form: rate }, { label: "prior share", form: rate }, { label: "risen" }, { label: "departure z", form }],
+  if (runs.length) table("check-tables", [{ label: "run" }, { label: "gain seen 5 %", form: rate }, { label: "50 %", form: rate }, { label: "95 %", form: rate }, { label: "P(past C_mid)", form: rate }, { label: "prior share", form: rate }, { label: "risen" }, { label: "departure z", form }],
     runs.map((row) => [row.run, row.seen_q05, row.seen_q50, row.seen_q95, row.past_C_mid, row.prior_share, row.risen ? "yes" : "no", row.departure]), { caption: "Runs: how much of each curve is seen" });
+  $("left-over").hidden = !residuals.length;
   if (!residuals.length) return;
   const columns = Object.keys(residuals[0]);
-  table("check-tables", columns.map((name) => ({ label: name.replace("_", " "), form: typeof residuals[0][name] === "number" ? form : undefined })), residuals.map((row) => columns.map((name) => row[name])), { caption: "What the curves leave over of the evaluations that were fitted" });
+  table("residuals", columns.map((name) => ({ label: name.replace("_", " "), form: typeof residuals[0][name] === "number" ? form : undefined })), residuals.map((row) => columns.map((name) => row[name])), { caption: "What the curves leave over of the evaluations that were fitted" });
 }
 
 function configs() {
@@ -638,10 +660,15 @@ function configs() {
 }
 
 function runs() {
-  const forms = { "last compute": compute, "last value": rate, "best value": rate, "ceiling 5 %": rate, "ceiling 50 %": rate, "ceiling 95 %": rate, "gain seen": percent, "C / C_mid": (v) => digits(num(v), 3), evaluations: (v) => String(v), fitted: (v) => String(v) };
+  const forms = { A: rate, B: (v) => digits(num(v)), C_mid: compute, R0: rate, "RMSE held out": (v) => (v === null ? "–" : num(v).toFixed(4)), "last compute": compute, "last value": rate, "best value": rate, "ceiling 5 %": rate, "ceiling 50 %": rate, "ceiling 95 %": rate, "gain seen": percent, "C / C_mid": (v) => digits(num(v), 3), evaluations: (v) => String(v), fitted: (v) => String(v) };
   table("runs-table", D.table.columns.map((label) => ({ label, form: forms[label], long: label === "status" })), D.table.rows, { caption: `Runs, ${D.axes[0]}` });
 }
 
+for (const [id, known] of [["efficiency", D.costs], ["budget", D.budgets], ["trust", D.trust]]) if (!known) $(id).remove();
 head(); controls(); chooser(); key(); noteAxis(); build(); describe();
-ceilings(); costs(); if (D.effects.length) effects(); budgets(); trust(); check(); configs(); runs();
+ceilings();
+if (D.costs) { costs(); effects(); }
+if (D.budgets) budgets();
+if (D.trust) trust();
+check(); configs(); runs();
 })();
