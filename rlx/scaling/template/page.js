@@ -263,7 +263,11 @@ function extent(curves) {
       xs.push(...D.runs[r].x[state.axis].map(num).filter((x) => x > 0));
       ys.push(...D.runs[r].y.map(num));
     }
-    if (state.ahead) xs.push(curve.toX(D.grid[D.grid.length - 1]));
+  }
+  const most_x = Math.max(...xs); // a linear axis has less room for the forecast
+  if (state.ahead) for (const curve of curves) {
+    const end = curve.toX(D.grid[D.grid.length - 1]);
+    xs.push(state.log ? end : Math.min(end, 2 * most_x));
   }
   const fitted = D.windows[D.own][state.by].curve;
   const names = state.by === "run" ? D.runs.map((run) => run.recipe) : D.recipes.map((_, j) => j);
