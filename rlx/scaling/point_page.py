@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from rlx.scaling.data import Evals, short_names
@@ -146,10 +145,9 @@ def table_of(fits: Sequence[RunFit], data: Evals) -> Json:
     """A row per run: its data, its parameters and how well it forecast the rest."""
     columns = ["run", "recipe", "axes", "seed", "evaluations", "last compute", "last value"]
     columns += ["A", "B", "C_mid", "R0", "RMSE held out", "status"]
-    groups: dict[str, pd.DataFrame] = dict(list(data.frame.groupby("run")))
     rows = []
     for fit in fits:
-        mine = groups[fit.run]
+        mine = data.frame[data.frame["run"] == fit.run]
         row = [fit.run, fit.recipe, fit.axes, seed_of(fit.seed), len(mine)]
         row += [mine["compute"].iloc[-1], mine["value"].iloc[-1]]
         row += [getattr(fit.fit, name, np.nan) for name in ("A", "B", "C_mid", "R0")]

@@ -13,6 +13,7 @@ webdriver = pytest.importorskip("selenium.webdriver", reason="pip install -e '.[
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.wait import WebDriverWait  # noqa: E402
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = (
@@ -208,7 +209,7 @@ def test_dark_mode(shown):
     light, before = colours(), picture(shown)
     screen(shown, 1200, "dark")
     assert light[0] == "rgb(255, 255, 255)" and colours()[0] == "rgb(21, 24, 28)"
-    assert picture(shown) != before
+    WebDriverWait(shown, 10).until(lambda driver: picture(driver) != before)
 
 
 @pytest.mark.parametrize("width", [360, 1200])
