@@ -211,8 +211,10 @@ def run(
             report(data, fits, out / "report.png", holdout=holdout)
             start = r0 if known is None else known
             shares = {*origins, *([1.0] if origins else [])} - {1 - holdout}
-            past = {s: fit_study(data.frame, holdout=1 - s, r0=start) for s in shares}
-            windows = past | {1 - holdout: fits}
+            windows = {1 - holdout: fits}
+            for share in shares:
+                of_share = {"holdout": 1 - share, "r0": start, "intervals": False}
+                windows[share] = fit_study(data.frame, **of_share)
             point_page(windows, 1 - holdout, out / "report.html", data=data, **of_page)
         written = "summary.csv, forecast.csv, report.png, report.html"
     else:

@@ -44,12 +44,14 @@ Floats = NDArray[np.float64]
 Json = dict[str, Any]
 
 TEMPLATE = Path(__file__).with_name("template")
+SCRIPTS = ("words", "forest", "curves", "chart", "sections")  # .js, one after another
 PROB = 0.9  # of all intervals
 GRID_POINTS = 64  # of a drawn curve
 MAX_CELLS = 10_000_000  # draws x curves x points at once
 BUDGETS = (0.25, 0.5, 1.0, 2.0, 4.0)  # over the largest fitted compute
 TARGET_STEPS = (0.01, 0.02, 0.05, 0.1)  # between pass rates whose cost is shown
 MOST_TARGETS = 12
+CHOICE, UNCHANGED = "ablation", "none"  # the axis whose levels are recipes, and its baseline
 MARGIN_A, MARGIN_COMPUTE = 0.02, 0.10  # differences that count, as in fit.effects
 
 
@@ -242,22 +244,28 @@ def recipes_of(fit: ScalingFit) -> list[Json]:
 
 def labels_of(fit: ScalingFit) -> list[str]:
     """Of each recipe: its short name and the levels that tell it from the others."""
-    levels = fit.levels
-    short = short_names(levels["recipe"].tolist())
+    levels, short = fit.levels, short_names(fit.levels["recipe"].tolist())
     parts = [[short[name] for name in levels["recipe"]]]
-    for axis in (axis for axis in fit.axes if axis != "recipe"):
+    for axis in (axis for axis in fit.axes if axis not in ("recipe", CHOICE)):
         parts.append([f"{axis.rpartition('.')[2]}={level}" for level in levels[axis]])
-    return [", ".join(words) for words in zip(*parts, strict=True)]
+    if CHOICE in fit.axes:
+        parts.insert(1, ["" if level == UNCHANGED else level for level in levels[CHOICE]])
+    return [", ".join(filter(None, words)) for words in zip(*parts, strict=True)]
 
 
 def colors_of(fit: ScalingFit) -> list[str]:
-    """Of each recipe, by the order of their names, from the beginning where there are too many."""
+    """Of each recipe: the same at all levels of the axes, but for ablations, which are recipes.
+
+    The unchanged ones come first; where there are more recipes than colours, they begin again.
+    """
     from rlx.scaling.style import COLORS  # and matplotlib, which other questions do without
 
-    base = fit.levels["recipe"].tolist()
-    every = list(dict.fromkeys(base)) if len(set(base)) > 1 else fit.recipes
-    names = base if len(set(base)) > 1 else fit.recipes
-    return [COLORS[every.index(name) % len(COLORS)] for name in names]
+    levels = fit.levels.assign(**({} if CHOICE in fit.levels else {CHOICE: UNCHANGED}))
+    keys = list(zip(levels[CHOICE], levels["recipe"], strict=True))
+    if len(set(keys)) == 1:
+        keys = [(UNCHANGED, name) for name in fit.recipes]
+    every = sorted(dict.fromkeys(keys), key=lambda key: key[0] != UNCHANGED)
+    return [COLORS[every.index(key) % len(COLORS)] for key in keys]
 
 
 def runs_of(data: Evals, recipe_of: dict[str, int], axes: dict[str, list[float]]) -> list[Json]:
@@ -461,7 +469,11 @@ def write_page(blob: Json, path: Path | str) -> None:
 def document(blob: Json) -> str:
     """The template with its parts in place."""
     library, licence = _part("uPlot.iife.min.js"), _part("uPlot.LICENSE")
-    scripts = {"library": f"/*!\n{licence}*/\n{library}", "script": _part("page.js")}
+    own = "\n".join(_part(f"{name}.js") for name in SCRIPTS)
+    scripts = {
+        "library": f"/*!\n{licence}*/\n{library}",
+        "script": f'(() => {{\n"use strict";\n{own}}})();\n',
+    }
     parts = {
         **scripts,
         "title": html.escape(blob["title"]),

@@ -22,6 +22,8 @@ from rlx.scaling.backtest import Backtest
 from rlx.scaling.point_page import point_page
 from rlx.scaling.recorded import configurations, other_axes
 from rlx.scaling.run_fits import fit_study
+from rlx.scaling.style import COLORS
+from tests.scaling.drawn import posterior
 from tests.scaling.paged import NASTY, study
 
 ROOT = Path(__file__).parents[2]
@@ -155,7 +157,7 @@ def test_the_template_is_part_of_the_package():
     ]
     kinds = {pattern.rpartition(".")[2] for pattern in data["rlx.scaling"]}
     files = list(page.TEMPLATE.iterdir())
-    assert len(files) == 6 and {file.suffix[1:] for file in files} == kinds
+    assert len(files) == 10 and {file.suffix[1:] for file in files} == kinds
 
 
 def test_options_out_of_range(shown, tmp_path):
@@ -243,3 +245,15 @@ def test_a_page_of_point_fits(tmp_path):
         [fit.fit.A for fit in windows[0.5]], rel=1e-5
     )
     assert all(math.isfinite(row["q95"]) for row in blob["ceilings"])
+
+
+def test_ablations_are_recipes_and_have_colours_of_their_own():
+    axes = {"ablation": ["none", "dapo_loss", "none"], "env.T": ["9", "9", "11"]}
+    axes["recipe"] = ["cispo"] * 3
+    fit = posterior([[0.5, 0.6, 0.7]], 2.0, 1.5, axes=axes)
+    assert page.labels_of(fit) == ["cispo, T=9", "cispo, dapo_loss, T=9", "cispo, T=11"]
+    blue, red, green = COLORS[:3]
+    assert page.colors_of(fit) == [blue, red, blue]
+    assert [recipe["mark"] for recipe in page.recipes_of(fit)] == [0, 0, 1]
+    alone = posterior([[0.5, 0.6, 0.7]], 2.0, 1.5)
+    assert page.colors_of(alone) == [blue, red, green]
