@@ -87,11 +87,10 @@ function ceilings() {
 
 function costs() {
   const { targets, rows, start } = D.costs;
-  const finite = rows
-    .flat()
-    .flatMap(row => [num(row.q05), num(row.q50), num(row.q95)])
-    .filter(v => v > 0 && Number.isFinite(v));
   const seen = Math.max(...D.runs.flatMap(run => run.x[0].map(num)));
+  const finite = [seen, ...rows.flat().flatMap(row => [row.q05, row.q50, row.q95].map(num))].filter(
+    v => v > 0 && Number.isFinite(v),
+  );
   const [lo, hi] = [Math.min(...finite) / 1.2, Math.min(Math.max(...finite) * 1.2, 30 * seen)];
   $("target").max = targets.length - 1;
   $("target").value = start;
