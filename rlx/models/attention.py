@@ -155,7 +155,8 @@ def completions(q_BTNH, k_BTKH, v_BTKH, past: Cache, seen: Seen, local, config: 
     """(y [B, T, N H], None); row b continues prompt b // (B / P) of the past."""
     if past.kernel != "xla" and seen.start_BT is None:
         return _after_prompt(q_BTNH, k_BTKH, v_BTKH, past, seen.length_P), None
-    past = of(*past.by_column, "xla")
+    if past.kernel == "cudnn":
+        past = of(past.k, past.v, "xla")
     B, T = q_BTNH.shape[:2]
     first_BT, length_B1 = seen.first_BT(config, local), _per_row(seen.length_P, B)[:, None]
     start_BT = jnp.zeros((B, T), jnp.int32) if seen.start_BT is None else seen.start_BT
