@@ -156,17 +156,14 @@ assert p_best[worst] < 0.1 and ahead["prob"] > 0.8 and loss < 0.02 and stopped =
 plot.curves(fit, held_out=evals.until(compute=END), horizon=END / NOW)
 
 # %%
-later = evals.until(compute=END).after(compute=NOW).frame
-ended = later[later["compute"] > 0.9 * END].groupby("run")["value"].mean()
+later = evals.until(compute=END).after(compute=NOW)
+ended = later.after(compute=0.9 * END).frame.groupby("run")["value"].mean()
 print(ended.sort_values(ascending=False).round(3).to_string())
-inside = 0
-for run, rows in later.groupby("run"):
-    low, high = fit.predict(rows["compute"]).sel(run=run).quantile([0.05, 0.95], ("chain", "draw"))
-    inside += int(((low.values <= rows["value"]) & (rows["value"] <= high.values)).sum())
-print(f"{inside} of {len(later)} later evaluations inside their 90 % intervals")
+inside = fit.score(later)["inside"]
+print(f"{inside.sum()} of {len(inside)} later evaluations inside their 90 % intervals")
 
 # %% [markdown]
 # The run that was stopped ended last, the one that was continued first.
 
 # %%
-assert ended.idxmin() == worst and ended.idxmax() == best and inside > 0.8 * len(later)
+assert ended.idxmin() == worst and ended.idxmax() == best and inside.mean() > 0.9

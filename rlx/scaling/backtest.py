@@ -205,7 +205,11 @@ def with_first(data: Evals, seen: Evals) -> Evals:
 
 
 def score(posterior: Draws, later: Evals) -> pd.DataFrame:
-    """Points (see Backtest) of a fit's forecasts of later evaluations; none of departed runs."""
+    """Forecasts of later evaluations, scored: one row each, none of runs that departed.
+
+    Columns: run, recipe, compute, observed; horizon = C / C_seen and its band; mean, q05, q50, q95
+    of the forecast; inside, whether q05 <= observed <= q95; log_score; crps.
+    """
     vouched = [run for run in posterior.runs if run not in posterior.departed]
     frame = later.frame[later.frame["run"].isin(vouched)]
     groups = dict(list(frame.groupby("run", sort=False)))

@@ -94,7 +94,7 @@ def test_weights_maximise_the_stacked_log_score():
 def test_scores_of_a_known_forecast():
     fit = hand_fit({"one": [(0.6, 2.0, 1.0)] * 2000})
     frame = fit.evals.frame.iloc[[0]].assign(compute=40.0, value=[0.5], stderr=0.01)
-    table = score(fit, Evals(frame))
+    table = fit.score(Evals(frame))
     latent = 0.2 + 0.4 * 40 / 42  # sigmoid with B = 1
     sd = np.hypot(0.01, 0.01)  # wander forgotten, plus the noise of this evaluation
     row = table.iloc[0]
