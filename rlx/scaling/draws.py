@@ -214,7 +214,8 @@ class Draws:
         """The place of a recipe, or a run. Raises InputError for a name it lacks."""
         names = self.names(by)
         if name not in names:
-            raise InputError(by, name, "not in this fit", f"use one of {', '.join(names)}")
+            there = ", ".join(f'"{name}"' for name in names)  # names have commas in them
+            raise InputError(by, name, "not in this fit", f"use one of {there}")
         return names.index(name)
 
     def label(self, x: Floats, by: str, **coords: ArrayLike) -> xr.DataArray:
