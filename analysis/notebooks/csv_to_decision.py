@@ -20,7 +20,8 @@
 # It is 40,000 s, 11 hours, into all four. Each could go on to 150,000 s. Which of them should? The
 # file holds the answer as well, which is opened at the end.
 #
-# Open it with `jupytext --to ipynb analysis/notebooks/csv_to_decision.py`, or run it as a script.
+# Open it with `jupytext --to ipynb analysis/notebooks/csv_to_decision.py` (of the extra
+# `dev`), or run it as a script, which prints and shows no figures.
 
 # %%
 # ruff: noqa: B018

@@ -18,7 +18,8 @@
 # plot by a third party, and from evaluations of models of 100,000 parameters that are committed
 # here. Of those last only the order can be compared with the paper.
 #
-# Open it with `jupytext --to ipynb analysis/notebooks/paper_figures.py`, or run it as a script.
+# Open it with `jupytext --to ipynb analysis/notebooks/paper_figures.py` (of the extra
+# `dev`), or run it as a script, which prints and shows no figures.
 
 # %%
 # ruff: noqa: B018

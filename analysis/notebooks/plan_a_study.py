@@ -19,7 +19,8 @@
 # `sc.simulate` makes studies whose truth is known. `sc.power` makes many, fits each, and counts the
 # right verdicts.
 #
-# Open it with `jupytext --to ipynb analysis/notebooks/plan_a_study.py`, or run it as a script.
+# Open it with `jupytext --to ipynb analysis/notebooks/plan_a_study.py` (of the extra
+# `dev`), or run it as a script, which prints and shows no figures.
 
 # %%
 # ruff: noqa: B018

@@ -21,7 +21,8 @@
 # For a study of your own set `STUDY` to its directory, or to any log that `Evals.read` takes. The
 # assertions are about this one.
 #
-# Open it with `jupytext --to ipynb analysis/notebooks/read_a_study.py`, or run it as a script.
+# Open it with `jupytext --to ipynb analysis/notebooks/read_a_study.py` (of the extra
+# `dev`), or run it as a script, which prints and shows no figures.
 
 # %%
 # ruff: noqa: B018
