@@ -57,6 +57,7 @@ def main(argv: Sequence[str]) -> None:
     options = read_options(Options, argv)
     known = drawings()
     chosen = {name: one for name, one in known.items() if name.startswith(options.only)}
+    chosen = {options.only: known[options.only]} if options.only in known else chosen
     if not chosen:
         folders = "|".join(dict.fromkeys(name.partition("/")[0] for name in known))
         raise InputError("only", options.only, "no such figure", f"use {folders}, or one of them")

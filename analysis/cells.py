@@ -1,6 +1,6 @@
 """The names and colours that recipes have in every figure.
 
-Of two recipes with one colour no figure shows both.
+Of two recipes with one colour no panel of curves shows both.
 """
 
 from rlx.scaling.style import COLORS
@@ -17,7 +17,7 @@ COLOR_OF = {
     **{"double_sided": SKY, "dppo_tv": ORANGE, "dppo_kl": ORANGE, "gmpo": GREEN},
     **{"sequence_is": SKY, "geometric_mask": PINK, "guarded": BLUE},
     # schedules
-    **{"sync": ORANGE, "off_policy_8": SKY, "pipeline_1": PINK},
+    **{"sync": GREEN, "off_policy_8": SKY, "pipeline_1": PINK},
     # prompts, aggregation, normalisation, precision
     **{"keep": PINK, "uniform": GREEN, "g8": PINK, "g32": ORANGE, "length_penalty": ORANGE},
     **{"sample_mean": PINK, "token_mean": GREEN, "prompt_norm": GREEN, "centered": ORANGE},

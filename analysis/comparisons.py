@@ -239,7 +239,8 @@ class Study:
 @cache
 def study(results: Path, name: str) -> Study:
     def mine(table: str) -> pd.DataFrame:
-        return pd.read_csv(results / f"{table}.csv").query("study == @name")
+        rows = pd.read_csv(results / f"{table}.csv")
+        return rows[rows["study"] == name]
 
     evals = read_table(results / "evals" / f"{name}.csv", "compute")
     effects = mine("effects").query("ceiling == 'horizon'").astype({"level": str, "reference": str})
@@ -368,7 +369,7 @@ def forests(figure, table: pd.DataFrame, shown: list[Cell], of: Study) -> None:
     forest(above, table, {"dA": 0.0}, y_N, tints, MARGIN_A)
     below.set_xscale("log")
     forest(below, table, {"compute_ratio": 0.0}, y_N, tints, MARGIN_COMPUTE)
-    mean = ", mean over matched cells" * (table["matched"].max() > 1)
+    mean = ", mean over matched cells" if table["matched"].max() > 1 else ""
     above.set_xlabel(f"change of the pass rate at {HORIZON:g}x the compute{mean}", fontsize=9)
     below.set_xlabel(f"{measure(of)} to the same pass rate, ratio{mean}", fontsize=9)
     panel_title(above, f"against {shown[0].label}")

@@ -96,7 +96,7 @@ def draw(evals: pd.DataFrame, table: pd.DataFrame, known: dict[str, float]) -> F
         panel_title(left, f"learning rate {mantissa}e{int(exponent)}")
         endings(right, table[table[RATE] == rate], known)
     panel_title(grid[0, 1], "where runs end, a dot per seed")
-    grid[0, 0].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, 0.78))
+    grid[0, 0].legend(frameon=False, fontsize=8, loc="lower right")
     grid[-1, 0].set_xlabel(COMPUTE, fontsize=9)
     grid[-1, 1].set_xlabel(f"pass rate (held-out, mean of the last {LAST} evaluations)", fontsize=9)
     return figure
@@ -113,7 +113,7 @@ def curves(ax: Axes, evals: pd.DataFrame, known: dict[str, float]) -> None:
             label = None if i else label
             ax.plot(later["compute"], later["value"], color=color, linewidth=1.1, label=label)
     for name, rate in known.items():
-        level(ax, rate, f"{name} {rate:.2f}")
+        level(ax, rate, f"{name}\n{rate:.2f}", beside=True)
     ax.set_xscale("log")
     log_ticks(ax)
     ax.set_ylim(0, 0.7)
@@ -126,10 +126,8 @@ def endings(ax: Axes, table: pd.DataFrame, known: dict[str, float]) -> None:
     for y, ablation in enumerate(ABLATIONS):
         ends = table.loc[table["ablation"] == ablation, "end"]
         ax.plot(ends, [-y] * len(ends), "o", color=COLOR_OF[ablation], ms=5, mew=0, alpha=0.7)
-    top = 0.75
-    for name, rate in known.items():
+    for rate in known.values():
         ax.axvline(rate, color=INK, linewidth=0.8, zorder=1)
-        ax.text(rate, top, name, rotation=35, ha="left", va="bottom", fontsize=7.5, color=INK)
     rows_axis(ax, [-y for y in range(len(ABLATIONS))], list(ABLATIONS.values()))
     ax.set_xlim(0, 0.7)
 

@@ -67,7 +67,7 @@ from rlx.scaling.stopping import (
     answers,
     verdicts,
 )
-from rlx.scaling.style import COLORS, FAINT, canvas, panel_title, percent_ticks, tidy
+from rlx.scaling.style import COLORS, FAINT, canvas, note, panel_title, percent_ticks, tidy
 
 EVALS = Path(__file__).parent / "results"
 RATE = "optim.learning_rate"
@@ -406,6 +406,11 @@ def draw(table: pd.DataFrame) -> Figure:
     grid[0, 0].set_ylabel("differences kept", fontsize=9)
     grid[1, 0].set_ylabel("differences claimed or\nturned round that it lacks", fontsize=9)
     grid[2, 0].set_ylabel("pairs called equal of\nthose without a difference", fontsize=9)
+    note(
+        figure,
+        "equal, halving: cells stop round by round, fixed: all at the budget. The guard decides "
+        "nothing where the baseline's own forecast has failed.",
+    )
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8

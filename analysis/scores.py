@@ -34,6 +34,11 @@ LABELS = {
     "last": "last value, random walk",
     "line": "line in log C",
 }
+GROUPS = {  # as the figure calls them
+    **{"default": "rlx: default study", "choices": "rlx: design choices"},
+    **{"one at a time": "rlx: leave one out", "hard_mix": "rlx: hard_mix", "tasks": "rlx: tasks"},
+    "Fig. 1a": "ScaleRL, Fig. 1a",
+}
 BAND = (0.86, 0.94)  # of coverage
 
 
@@ -62,7 +67,7 @@ def draw(means: pd.DataFrame) -> Figure:
     right.set_xscale("log")
     log_ticks(right)
     for ax in (left, right):
-        rows_axis(ax, y_N, [name.replace("_", " ") for name in order])
+        rows_axis(ax, y_N, [GROUPS.get(name, name.replace("_", " ")) for name in order])
     for text in left.get_yticklabels():
         text.set_fontweight("bold" if text.get_text().startswith("all ") else "normal")
     percent_ticks(left.xaxis)

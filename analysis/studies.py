@@ -220,7 +220,8 @@ def replaced(path: Path, table: pd.DataFrame) -> None:
         table = pd.concat([old[~old["study"].isin(table["study"])], table], ignore_index=True)
     order = {study: i for i, study in enumerate(STUDIES)}
     table = table.sort_values("study", key=lambda s: s.map(order), kind="stable")
-    table[["study", *table.columns.drop("study")]].to_csv(path, index=False, float_format="%.5g")
+    table = table[["study", *table.columns.drop("study")]]
+    table.to_csv(path, index=False, float_format="%.5g")
 
 
 # ------------------------------------------------------------------ command

@@ -112,13 +112,14 @@ def draw(evals: pd.DataFrame, known: dict[str, float]) -> Figure:
     columns, rows = 4, -(-len(there) // 4)
     figure = canvas(10.4, 2.2 * rows + 0.6)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    last = grid.flat[min(columns, len(there)) - 1]
     for ax, name in zip(grid.flat, there, strict=False):
         runs = evals[evals["ablation"] == name].groupby("seed")
         for i, (_, run) in enumerate(runs):
             later, color = run[run["compute"] > 0], shade(COLOR_OF[name], i, runs.ngroups + 1)
             ax.plot(later["compute"], later["value"], color=color, linewidth=0.9)
         for what, rate in known.items():
-            level(ax, rate, f"{what} {rate:.2f}" if ax in grid[:, 0] else "")
+            level(ax, rate, f"{what} {rate:.2f}" * (ax is last), beside=True)
         panel_title(ax, f"{NAMES[name]}, {runs.ngroups} seed{'s' * (runs.ngroups > 1)}")
         ax.set_ylim(0, 0.7)
         tidy(ax)

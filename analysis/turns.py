@@ -57,7 +57,7 @@ def ends(evals: pd.DataFrame) -> pd.DataFrame:
 
 def draw(evals: pd.DataFrame, label: str) -> Figure:
     """label: of the axis of compute."""
-    figure = canvas(6.4, 4.2)
+    figure = canvas(6.8, 4.2)
     ax = figure.subplots()
     cells = sorted(evals.groupby(evals[TURNS].astype(int)), key=lambda cell: -cell[0])
     for color, (turns, cell) in zip(COLORS, cells, strict=False):
@@ -69,7 +69,7 @@ def draw(evals: pd.DataFrame, label: str) -> Figure:
                 marker="o", ms=3, mew=0, linewidth=1.2, elinewidth=0.6, label=None if i else name,
             )  # fmt: skip
         for truth in cell["truth"].dropna().unique():
-            level(ax, truth, f"exact ceiling {truth:.2f}", color, right=True)
+            level(ax, truth, f"exact\nceiling\n{truth:.2f}", color, beside=True)
     ax.set_xlim(left=0)
     ax.xaxis.set_major_formatter(FuncFormatter(tick))
     ax.set_ylim(-0.02, 1.07)

@@ -62,10 +62,7 @@ def natural(text: str) -> list[tuple[bool, float, str]]:
 
 def canvas(width: float, height: float) -> Figure:
     """An empty figure, inches."""
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=DPI)
-    vars_ = {"w_pad": 0.06, "h_pad": 0.06}
-    figure.get_layout_engine().set(**vars_)
-    return figure
+    return Figure(figsize=(width, height), layout="constrained", dpi=DPI)
 
 
 def panel_grid(n: int) -> tuple[Figure, NDArray]:
@@ -175,12 +172,15 @@ def note(figure: Figure, words: str) -> None:
     figure.supxlabel(words, fontsize=8, color=INK, x=0.01, ha="left")
 
 
-def level(ax: Axes, value: float, words: str, color: Color = INK, *, right: bool = False) -> None:
-    """A known pass rate, such as an exact ceiling: a thin line and what it is."""
+def level(ax: Axes, value: float, words: str, color: Color = INK, *, beside: bool = False) -> None:
+    """A known pass rate, such as an exact ceiling: a thin line and what it is.
+
+    The words stand above its left end, where curves are low, or beside its right end.
+    """
     ax.axhline(value, color=color, linewidth=0.8, zorder=1)
     ax.text(
-        0.99 if right else 0.01, value, words, transform=ax.get_yaxis_transform(),
-        ha="right" if right else "left", va="bottom", fontsize=8, color=color,
+        1.01 if beside else 0.01, value, words, transform=ax.get_yaxis_transform(),
+        ha="left", va="center" if beside else "bottom", fontsize=8, color=color,
     )  # fmt: skip
 
 

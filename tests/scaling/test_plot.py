@@ -268,7 +268,7 @@ def test_panels_say_ceilings_and_truth(two):
         for recipe, text in zip(("fast", "slow"), words(ax), strict=False):
             A = fit.param("A").sel(recipe=f"{recipe}, tokens={level}").values
             lo, mid, hi = np.quantile(A, (LO, 0.5, HI))
-            assert text == f"{recipe}:  {mid:.3f} (90 %: {lo:.3f} to {hi:.3f}) at 10x"
+            assert text == f"{recipe}:  {mid:.3f} (90 %: {lo:.3f} to {hi:.3f}) at 10x compute"
         assert words(ax)[2] == f"exact ceiling {truth:.3f}"
         assert [
             line.get_ydata()[0]

@@ -194,10 +194,8 @@ def _curve_panel(ax: Axes, scene: _Scene, name: str, recipes: list[int]) -> None
         handles.append(tuple(dot(tint) for tint in shades))
         lead = "" if len(recipes) == 1 and scene.base[j] in name else f"{scene.base[j]}:  "
         lo, mid, hi = scene.A_QJ[:, j]
-        lines = [
-            f"{lead}{mid:.3f} ({percent(scene.prob)}: {lo:.3f} to {hi:.3f}) at {HORIZON:g}x",
-            *_warnings(scene, j),
-        ]
+        within = f"{percent(scene.prob)}: {lo:.3f} to {hi:.3f}"
+        lines = [f"{lead}{mid:.3f} ({within}) at {HORIZON:g}x compute", *_warnings(scene, j)]
         words.append("\n".join(lines))
     known = truths(scene.fit, recipes)
     for truth in known:

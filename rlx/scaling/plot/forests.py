@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 
 from rlx.errors import InputError
 from rlx.scaling.paths import HORIZON
-from rlx.scaling.plot.shared import CEILING, Floats, colors, interval, labels, truths
+from rlx.scaling.plot.shared import CEILING, Floats, colors, conditions, interval, labels, truths
 from rlx.scaling.posterior import ScalingFit
 from rlx.scaling.style import (
     FAINT,
@@ -42,7 +42,8 @@ def ceilings(fit: ScalingFit, *, prob: float = 0.9) -> Figure:
     median, seeds, exact ceiling, P(highest).
 
     A recipe whose ceiling the data do not identify, or of which a run departed, is grey, with the
-    reason beside it. P(highest) is fit.prob_best().
+    reason beside it. P(highest) is fit.prob_best(), among the recipes at the same levels of the
+    axes other than `ablation`.
 
     Raises:
         InputError: prob is out of range.
@@ -50,7 +51,7 @@ def ceilings(fit: ScalingFit, *, prob: float = 0.9) -> Figure:
     """
     A_QJ = interval(fit.param("A").values, prob)
     A_R = interval(fit.param("A", "run").values, prob)[1]
-    status, best = fit.status("recipe"), fit.prob_best().values
+    status, (best, among) = fit.status("recipe"), _best(fit)
     order = np.argsort(A_QJ[1])  # the highest is drawn last, on top
     figure = canvas(9.0, 1.5 + 0.42 * len(order))
     ax, bars = figure.subplots(1, 2, sharey=True, width_ratios=(4, 1))
@@ -72,11 +73,20 @@ def ceilings(fit: ScalingFit, *, prob: float = 0.9) -> Figure:
     rows_axis(ax, range(len(order)), [names[j] for j in order])
     ax.set_xlabel(f"{fit.evals.value_label} at {HORIZON:g}x the compute seen", fontsize=9)
     bars.set_xlim(0, 1)
-    bars.set_xlabel("P(highest ceiling)", fontsize=9)
+    bars.set_xlabel(f"P(highest{among})", fontsize=9)
     bars.tick_params(left=False, labelleft=False)
     title(figure, fit.evals.title)
     key_below(figure, _ceiling_key(fit, status, prob))
     return figure
+
+
+def _best(fit: ScalingFit) -> tuple[Floats, str]:
+    """P(highest ceiling) of each recipe among those at its levels, and the words for that."""
+    at, A_XJ = np.array(conditions(fit)), fit.param("A").values.reshape(-1, len(fit.recipes))
+    best_J = np.zeros(len(at))
+    for here in (np.flatnonzero(at == level) for level in set(at)):
+        best_J[here] = np.bincount(A_XJ[:, here].argmax(1), minlength=len(here)) / len(A_XJ)
+    return best_J, " of its level" if len(set(at)) > 1 else " ceiling"
 
 
 def _ceiling_key(fit: ScalingFit, status: list[str], prob: float) -> list[Artist]:

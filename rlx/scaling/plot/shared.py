@@ -35,6 +35,12 @@ def _said(axis: str, level: str) -> str:
     return f"{axis.rpartition('.')[2]}={level}"
 
 
+def conditions(fit: ScalingFit) -> list[str]:
+    """Of each recipe: the levels of its axes but for ablations, which recipes are compared at."""
+    axes = [axis for axis in fit.evals.axes if axis != CHOICE]
+    return [" ".join(map(str, of_one)) for of_one in fit.levels[axes].to_numpy()]
+
+
 def labels(fit: ScalingFit) -> list[str]:
     """Of each recipe, both in one."""
     return [", ".join(filter(None, names)) for names in zip(*cells(fit), strict=True)]
