@@ -1,11 +1,12 @@
 """Redraw every committed figure from what is committed: no runs, no sampler.
 
-    python -m analysis.all [only=NAME] [out=analysis/results]
+    python -m analysis.all [only=NAME] [results=analysis/results] [out=analysis/results]
 
-`only` is a figure, such as studies/fig2, or what the names of several begin with, such as studies.
-One line per figure says which command wrote the tables that it is drawn from. What is drawn stands
-in `drawn.json` (panels, words, number and means of points), which a test compares. Bad options end
-with exit code 2 and one line on stderr.
+`only` is a figure, such as studies/fig2, or what the names of several begin with, such as studies;
+`results` holds the tables, `out` gets the figures. One line per figure says which command wrote the
+tables that it is drawn from; one whose tables are missing is named and left out. What is drawn
+stands in `out/drawn.json` (panels, words, number and means of points), which a test compares. Bad
+options end with exit code 2 and one line on stderr.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ MODULES = (
 @dataclass(frozen=True)
 class Options:
     only: str = ""
+    results: Path = RESULTS
     out: Path = RESULTS
 
 
@@ -55,7 +57,7 @@ def drawings(results: Path = RESULTS) -> dict[str, Drawing]:
 def main(argv: Sequence[str]) -> None:
     """Draw them. InputError where `only` names none."""
     options = read_options(Options, argv)
-    known = drawings()
+    known = drawings(options.results)
     chosen = {name: one for name, one in known.items() if name.startswith(options.only)}
     chosen = {options.only: known[options.only]} if options.only in known else chosen
     if not chosen:
@@ -65,9 +67,13 @@ def main(argv: Sequence[str]) -> None:
     said = json.loads(digest.read_text()) if digest.exists() else {}
     said = {name: panels for name, panels in said.items() if name in known}
     for name, one in chosen.items():
+        try:
+            figure = one.draw()
+        except FileNotFoundError as error:
+            print(f"{name}.png  left out: {error.filename} is missing, of {one.source}", flush=True)
+            continue
         path = options.out / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure = one.draw()
         figure.savefig(path)
         said[name] = drawn(figure)
         print(f"{name}.png  from {one.source}", flush=True)

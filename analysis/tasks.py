@@ -128,11 +128,17 @@ def read(study: Path, compute: str) -> dict[str, Evals]:
     table = pd.read_csv(study)
     return {
         str(name): replace(
-            Evals.from_frame(rows.dropna(axis=1, how="all"), compute="compute", start="start"),
+            Evals.from_frame(rows, name=str(name), compute="compute", start="start"),
             compute_label=COMPUTE,
         )
-        for name, rows in table.drop(columns="trained").groupby("eval_set", sort=False)
+        for name, rows in _by_set(table)
     }
+
+
+def _by_set(table: pd.DataFrame) -> list[tuple[object, pd.DataFrame]]:
+    labels = ["eval_set", "trained"]
+    groups = table.groupby("eval_set", sort=False)
+    return [(name, rows.drop(columns=labels).dropna(axis=1, how="all")) for name, rows in groups]
 
 
 # ------------------------------------------------------------------ tables
@@ -269,7 +275,8 @@ def main(argv: Sequence[str]) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     found = tables(evals, trained, options.method)
     for name, table in found.items():
-        table.to_csv(options.out / f"{name}.csv", index=False, float_format="%.6g")
+        digits = None if name == "evals" else "%.6g"
+        table.to_csv(options.out / f"{name}.csv", index=False, float_format=digits)
     draw(stored(options.out)).savefig(options.out / "tasks.png")
     table = found["tasks"]
     ceilings = table[table["param"] == "A"]
