@@ -334,6 +334,7 @@ def _errors_panel(ax: Axes, table: pd.DataFrame, rows: Rows) -> None:
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlabel("RMSE of all later evaluations (pass rate)", fontsize=9)
     tidy(ax, "x")
+    ax.tick_params(axis="y", length=0)
     _wins(ax, at.unstack("method"), min(rows.values()) - 1.5)
 
 
@@ -366,6 +367,7 @@ def _coverage_panel(ax: Axes, table: pd.DataFrame, rows: Rows) -> None:
     ax.text(0, min(rows.values()) - 1.5, words, fontsize=8, va="top", color=INK, linespacing=1.3)
     ax.legend(loc="lower left", fontsize=8, frameon=False, bbox_to_anchor=(0, 0.16))
     tidy(ax, "x")
+    ax.tick_params(axis="y", length=0)
 
 
 def _row_labels(ax: Axes, rows: Rows, fell: set[str]) -> None:

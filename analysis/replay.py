@@ -401,8 +401,10 @@ def draw(table: pd.DataFrame) -> Figure:
         for ax in grid[:, column]:
             percent_ticks(ax.xaxis)
             percent_ticks(ax.yaxis)
-            ax.set_ylim(-0.04, 1.04)
             tidy(ax)
+    for row, ends in zip(grid, ((0.58, 1.02), (-0.01, 0.25), (-0.04, 1.04)), strict=True):
+        for ax in row:
+            ax.set_ylim(*ends)
     grid[0, 0].set_ylabel("differences kept", fontsize=9)
     grid[1, 0].set_ylabel("differences claimed or\nturned round that it lacks", fontsize=9)
     grid[2, 0].set_ylabel("pairs called equal of\nthose without a difference", fontsize=9)
@@ -413,7 +415,7 @@ def draw(table: pd.DataFrame) -> Figure:
     )
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8
+        handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=8
     )
     return figure
 

@@ -24,7 +24,7 @@ def cells(fit: ScalingFit) -> tuple[list[str], list[str]]:
     levels = fit.levels
     base = levels["recipe"].tolist()
     axes = [[_said(axis, x) for x in levels[axis]] for axis in fit.evals.axes]
-    level = [", ".join(filter(None, of_one)) for of_one in zip(*axes, strict=True)]
+    level: list[str] = [", ".join(filter(None, of_one)) for of_one in zip(*axes, strict=True)]
     return [short_names(base)[name] for name in base], level or [""] * len(base)
 
 
