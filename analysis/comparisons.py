@@ -24,6 +24,7 @@ from rlx.scaling.paths import HORIZON
 from rlx.scaling.plot.forests import MARGIN_A, MARGIN_COMPUTE, forest, stretch
 from rlx.scaling.style import (
     INK,
+    Color,
     canvas,
     label_outside,
     level,
@@ -38,8 +39,8 @@ from rlx.scaling.style import (
 )
 
 PARAMETERS = {
-    "A": f"pass rate at {HORIZON:g}x the compute",
-    "B_tail": "steepness B (exponent of the gap to the ceiling)",
+    "A": f"pass rate at\n{HORIZON:g}x the compute",
+    "B_tail": "steepness B\n(exponent of the gap to the ceiling)",
 }
 
 
@@ -143,7 +144,7 @@ FIGURES = {
         "ceiling_movers",
         "Fig. 9a: generation length",
         {"9": "9 tokens", "11": "11 tokens"},
-        "A 0.61, 0.645; C_mid 2.5k, 11k",
+        r"A 0.61, 0.645; $C_\mathrm{mid}$ 2.5k, 11k",
         match={"axis": "rollout.max_new_tokens", "model": "tiny", "rollout.prompts_per_step": "16"},
     ),
     "10a": Comparison(
@@ -329,16 +330,10 @@ def curves(figure, of: Study, shown: list[Cell], each: bool) -> None:
     known = pd.concat([cell.rows for cell in shown])
     for ax, group in zip(grid.flat, groups, strict=False):
         for cell in group:
-            ax.plot(
-                cell.rows["compute"],
-                cell.rows["value"],
-                "o",
-                color=cell.color,
-                ms=2,
-                alpha=0.35,
-                mew=0,
-            )
-            band(ax, of, "recipe", cell.name, cell.color, cell.label)
+            dots = {"color": cell.color, "ms": 2, "alpha": 0.35, "mew": 0}
+            ax.plot(cell.rows["compute"], cell.rows["value"], "o", **dots)
+            first = cell.rows["compute"].min()
+            band(ax, of, "recipe", cell.name, cell.color, cell.label, first)
         truths = pd.concat([cell.rows for cell in group])["truth"].dropna().unique()
         for truth in truths:
             level(ax, truth, f"exact ceiling {truth:.3f}")
@@ -354,9 +349,10 @@ def curves(figure, of: Study, shown: list[Cell], each: bool) -> None:
     label_outside(grid, len(groups), of.fit["compute_label"], of.fit["value_label"])
 
 
-def band(ax: Axes, of: Study, by: str, name: str, color, label: str) -> None:
-    """Median and 90 % of a curve."""
-    line = of.curves[(of.curves["level"] == by) & (of.curves["name"] == name)]
+def band(ax: Axes, of: Study, by: str, name: str, color: Color, label: str, first: float) -> None:
+    """Median and 90 % of a curve, from its first evaluation on."""
+    mine = (of.curves["level"] == by) & (of.curves["name"] == name)
+    line = of.curves[mine & (of.curves["compute"] >= first)]
     ax.fill_between(line["compute"], line["q05"], line["q95"], color=color, alpha=0.15, lw=0)
     ax.plot(line["compute"], line["q50"], color=color, linewidth=1.4, label=label)
 
@@ -370,9 +366,9 @@ def forests(figure, table: pd.DataFrame, shown: list[Cell], of: Study) -> None:
     below.set_xscale("log")
     forest(below, table, {"compute_ratio": 0.0}, y_N, tints, MARGIN_COMPUTE)
     mean = ", mean over matched cells" if table["matched"].max() > 1 else ""
-    above.set_xlabel(f"change of the pass rate at {HORIZON:g}x the compute{mean}", fontsize=9)
-    below.set_xlabel(f"{measure(of)} to the same pass rate, ratio{mean}", fontsize=9)
-    panel_title(above, f"against {shown[0].label}")
+    above.set_xlabel(f"change of the pass rate at {HORIZON:g}x the compute", fontsize=9)
+    below.set_xlabel(f"{measure(of)} to the same pass rate, ratio", fontsize=9)
+    panel_title(above, f"against {shown[0].label}{mean}")
     for ax in (above, below):
         rows_axis(ax, y_N, names)
 
@@ -390,7 +386,8 @@ def repeats(left, right, of: Study, cell: Cell) -> None:
     for i, (run, rows) in enumerate(cell.rows.groupby("run", sort=False)):
         color = shade(cell.color, i, len(runs) + 1)
         ax.plot(rows["compute"], rows["value"], "o", color=color, ms=2.5, alpha=0.5, mew=0)
-        band(ax, of, "run", str(run), color, f"seed {rows['seed'].iloc[0]:g}")
+        label = f"seed {rows['seed'].iloc[0]:g}"
+        band(ax, of, "run", str(run), color, label, rows["compute"].min())
         stretch(forest_ax, table.loc[run, ["q05", "q50", "q95"]].to_numpy(float), -i, color)
     for truth in cell.rows["truth"].dropna().unique():
         level(ax, truth, f"exact ceiling {truth:.3f}")
@@ -421,7 +418,7 @@ def draw_parameters(comparison: Comparison, of: Study, shown: list[Cell]) -> Fig
     axes[2].set_xscale("log")
     tints = [cell.color for cell in shown[1:]]
     forest(axes[2], effects(comparison, of), {"compute_ratio": 0.0}, y_N[1:], tints, MARGIN_COMPUTE)
-    axes[2].set_xlabel(f"compute to the same pass rate, over {shown[0].label}'s", fontsize=9)
+    axes[2].set_xlabel(f"compute to the same pass rate\nover {shown[0].label}'s", fontsize=9)
     for ax in axes:
         rows_axis(ax, y_N, [cell.label for cell in shown])
     title(figure, f"{comparison.title}    (the paper: {comparison.paper})")
