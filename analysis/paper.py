@@ -388,7 +388,7 @@ def _points(ax: Axes, points: pd.DataFrame, seen: Iterable[bool]) -> None:
 
 
 def _figure(
-    columns: int, rows: int = 1, width: float = 5.2, height: float = 3.9
+    columns: int, rows: int = 1, width: float = 4.7, height: float = 3.5
 ) -> tuple[Figure, list[Axes]]:
     figure = canvas(columns * width, rows * height)
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)

@@ -193,7 +193,7 @@ def draw(tasks: Sequence[Task]) -> Figure:
         transfer(axes[n - 1], heldout, others)
         axes[n - 1].set_ylim(0, top)
     for ax in axes[::columns]:
-        ax.set_ylabel("pass rate (mean@4)", fontsize=9)
+        ax.set_ylabel("pass rate", fontsize=9)
     method = METHODS[tasks[0].summary["method"].iloc[0]]
     note(
         figure,
