@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 
 from analysis.cells import COLOR_OF
 from analysis.drawing import METHODS, Drawing
-from analysis.studies import SMOOTHED, read_table
-from rlx.scaling import Evals
+from analysis.studies import SMOOTHED, read_table, tables
+from rlx.scaling import Evals, ScalingFit
 from rlx.scaling.paths import HORIZON
 from rlx.scaling.plot.forests import MARGIN_A, MARGIN_COMPUTE, forest, stretch
 from rlx.scaling.style import (
@@ -246,6 +246,14 @@ def study(results: Path, name: str) -> Study:
     evals = read_table(results / "evals" / f"{name}.csv", "compute")
     effects = mine("effects").query("ceiling == 'horizon'").astype({"level": str, "reference": str})
     return Study(evals, mine("curves"), mine("parameters"), effects, mine("fits").iloc[0])
+
+
+def of_fit(name: str, fit: ScalingFit) -> Study:
+    """The same of a posterior at hand."""
+    found = tables(name, fit)
+    effects = found["effects"].query("ceiling == 'horizon'")
+    parts = (found["curves"], found["parameters"], effects, found["fits"].iloc[0])
+    return Study(fit.evals, *parts)
 
 
 @dataclass(frozen=True)

@@ -123,9 +123,7 @@ def test_a_figure_is_drawn(fit, made, name):
     recipes = {"none": "batch", "prompt_norm": "prompt", "centered": "none"}
     figure = dataclasses.replace(figure, recipes={"none": "ours"} if name == "8a" else recipes)
     effects = made["effects"].query("ceiling == 'horizon'")
-    row = made["fits"].iloc[0]
-    of = comparisons.Study(fit.evals, made["curves"], made["parameters"], effects, row)
-    drawn = comparisons.draw(figure, of)
+    drawn = comparisons.draw(figure, comparisons.of_fit("loo", fit))
     axes = {ax.get_xlabel().partition(" at ")[0].partition(" to ")[0]: ax for ax in drawn.axes}
     if name in ("14b", "15"):
         middles = [line.get_xdata()[0] for line in axes["change of the pass rate"].lines[2::2]]

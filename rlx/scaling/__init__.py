@@ -20,6 +20,7 @@ Modules, each importing only those above it:
     style                                            the look of every figure
     plot.shared, plot.fitted, plot.point_fits        pictures: curves, point fits,
     plot.density, plot.forests, plot.records         the ridge, forests, records of forecasts
+    recorded, page, point_page                       a study as one HTML file
 
 A family of curves is a class in `families`. A question is a function over `Draws` in a module of
 its own, bound in `posterior`; it asks `paths` for pass rates, computes and ceilings, so that a
@@ -31,6 +32,7 @@ from rlx.scaling.backtest import Backtest, backtest
 from rlx.scaling.check import Check
 from rlx.scaling.data import Evals
 from rlx.scaling.draws import NotConverged
+from rlx.scaling.page import report_page
 from rlx.scaling.paper import fit_paper
 from rlx.scaling.point import PointFit, fit_point
 from rlx.scaling.posterior import ScalingFit, fit, load
@@ -58,5 +60,6 @@ __all__ = [
     "fit_study",
     "load",
     "power",
+    "report_page",
     "simulate",
 ]
