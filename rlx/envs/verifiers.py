@@ -60,7 +60,9 @@ class Verifiers:
         self.heldout = data.numbered(pairs[:heldout_prompts])
         self.train = data.numbered(pairs[heldout_prompts:])
         self.downstream: dict[str, list[Problem]] = {}
-        self.tokenizer: base.TextTokenizer = base.characters(map(chr, range(9, 127)))
+        self.tokenizer: base.TextTokenizer = base.characters(
+            [*map(chr, range(9, 127)), *(prompt for prompt, _ in pairs)]
+        )
         self.max_prompt_tokens = max(len(prompt) for prompt, _ in pairs)
         self.loop = asyncio.new_event_loop()
         self.sessions = Sessions(lambda talk: self._run(talk.close()))
