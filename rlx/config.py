@@ -145,7 +145,7 @@ class ModelConfig(Section):
     sparse_from: int = 0  # ... unless it comes before this one
     tie_embeddings: bool = False
     path: str = ""  # folder or .gguf file of pretrained weights, which give the fields above
-    scan_layers: bool = False  # one compiled layer, looped; unrolled is faster at depth <= 4
+    scan_layers: bool = False  # loop over one compiled layer: compiles sooner, moves more memory
     moe_dispatch: str = "sorted"  # tokens to their experts; dense: every expert runs every token
     router_aux_coef: float = 0.0  # weight of the sequence-wise balance loss
     remat: bool = False  # a layer's activations are computed again by the backward pass, not kept
