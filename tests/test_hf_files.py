@@ -189,7 +189,7 @@ def test_shards_are_one_checkpoint_and_a_single_file_counts_first(folder, mesh):
 )
 def test_shards_lie_in_the_folder(folder, mesh, name):
     write_index(folder, {"weight_map": {"model.norm.weight": name}})
-    assert f"weight_map.model.norm.weight={name!r} is no file of this folder" in refused(
+    assert f"weight_map.model.norm.weight={name!r} is not a file of this folder" in refused(
         folder, mesh
     )
 
@@ -275,7 +275,7 @@ def test_any_bytes_in_a_gguf_file_give_one_error(tmp_path_factory, at, content):
 def test_a_gguf_file_that_turns_a_part_of_its_heads_is_refused(tmp_path):
     fields = {"attention.key_length": 8, "rope.dimension_count": 4}
     file = gguf_file(tmp_path / "a.gguf", **fields)
-    with pytest.raises(InputError, match=r"a.gguf: rope.dimension_count=4; the decoder turns"):
+    with pytest.raises(InputError, match=r"a.gguf: rope.dimension_count=4; the decoder rotates"):
         hf.config_of(file)
 
 

@@ -1,12 +1,12 @@
-"""The guard against collapse: it ends a run, or lowers its step, where a number crosses a bound.
+"""The guard against collapse: ends a run, or lowers its learning rate, if a metric leaves a bound.
 
-Three numbers of an update's row are watched, each on average over the last `guard.updates`:
+Three metrics are watched, each averaged over the last `guard.updates` updates:
 
-    policy/ess                      below guard.ess_min: stale samples no longer tell of the policy
-    policy/entropy                  below guard.entropy_min: nothing is tried any more
-    rollout/zero_variance_share     above guard.unvaried_max: groups have nothing to teach
+    policy/ess                      below guard.ess_min: the samples are too far off-policy
+    policy/entropy                  below guard.entropy_min: exploration has stopped
+    rollout/zero_variance_share     above guard.unvaried_max: hardly any group has a gradient
 
-An event stands in the row of its update, `guard/event`, in the manifest and at the terminal. The
+An event is recorded in the row of its update (`guard/event`) and in the manifest, and printed. The
 effective sample size as a sign of collapse: arXiv 2602.17616.
 """
 
@@ -22,22 +22,22 @@ OFF = GuardConfig()
 
 
 class Guard:
-    """`rate`: by what the learning rate is multiplied; `stop`: why the run is to end, if it is.
+    """`rate`: factor of the learning rate; `stop`: why the run should end, or empty.
 
-    After an event it waits for `guard.updates` new rows before the next.
+    After an event the average starts again, over the next `guard.updates` rows.
     """
 
     def __init__(self, config: GuardConfig = OFF):
         self.config, self.rate, self.stop = config, 1.0, ""
         self.window: list[list[float]] = []
-        self.bounds = {  # name: (bound, which side of it is wrong)
+        self.bounds = {  # name: (bound, the side of it that triggers an event)
             "policy/ess": (config.ess_min, "<"),
             "policy/entropy": (config.entropy_min, "<"),
             "rollout/zero_variance_share": (config.unvaried_max, ">"),
         }
 
     def after(self, row: dict[str, Any]) -> dict[str, Any]:
-        """What an update's row says of it: nothing if it is off."""
+        """The guard's part of an update's row; empty if it is off."""
         if self.config.action == "none":
             return {}
         self.window.append([float(row[name]) for name in self.bounds])
