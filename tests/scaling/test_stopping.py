@@ -130,7 +130,7 @@ def test_equal_stops_what_is_decided_and_goes_on_with_the_rest():
     assert (told["far"]["share"], told["far"]["final"]["says"]) == (0.25, "lower")
     assert (told["same"]["share"], told["same"]["final"]["says"]) == (0.25, "equal")
     assert told["late"]["share"] == 0.5 and told["late"]["decision"] == "stop"
-    assert told["near"]["decision"] == "stop" and told["near"]["reason"] == "seen whole"
+    assert told["near"]["decision"] == "stop" and told["near"]["reason"] == "ran to its end"
     assert all(seen["base"] == max(seen["near"], 0.25) for seen in made.asked)  # equal shares
     assert all(seen["far"] == 0.25 for seen in made.asked)  # nothing later of what stopped
     assert spent(made.last.stands) <= 0.9
@@ -193,7 +193,7 @@ def test_killed_after_any_line_a_study_decides_the_same(policy, forecast):
 
 
 def test_what_cannot_be_conducted_is_one_line():
-    with pytest.raises(InputError, match="budget=0.2: does not reach beyond the baseline; give"):
+    with pytest.raises(InputError, match="budget=0.2: spent by the baseline alone; give"):
         Made().conduct(budget=0.2)
     for change, line in [
         ({"policy": "best"}, "policy=best: unknown; use equal"),
