@@ -1,9 +1,9 @@
-"""A run's forecast of itself, while it runs: `forecast.every_evals=N`, `forecast.stop_when=...`.
+"""A run's forecast of itself while it runs: `forecast.every_evals=N`, `forecast.stop_when=...`.
 
-Every N evaluations a hierarchical fit (Laplace) of the run's own evaluations, and of those of its
-finished siblings, says what pass rate to expect at the run's end and what twice the compute so far
-would buy, with 90 % intervals. Siblings are runs beside it that differ in the seed alone. A fit
-whose ceiling is not identified, or that cannot be made, says `not yet`.
+Every N evaluations a hierarchical fit (Laplace) of the run's evaluations, and of those of its
+finished siblings, forecasts the pass rate at the run's end and the gain from twice the compute so
+far, with 90 % intervals. Siblings are runs beside it that differ in the seed alone. If the ceiling
+is not identified, or no fit is possible, the forecast is `not yet`.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ NOT_YET = Outlook("forecast: not yet, ")
 
 
 class Forecaster:
-    """Asked after every evaluation of the run at `config.out`."""
+    """Called after every evaluation of the run at `config.out`."""
 
     def __init__(self, config: Config):
         self.config, self.out = config, Path(config.out)
 
     def __call__(self) -> Outlook:
         steps = list(dict.fromkeys(row["step"] for row in read_rows(self.out / "evals.jsonl")))
-        made = len(steps) - 1  # beside the one before the first update
+        made = len(steps) - 1  # without the one before the first update
         if not made or made % self.config.forecast.every_evals:
             return Outlook()
         try:
             found = self._forecast(steps[-1])
         except InputError:  # too few evaluations, or no mode
             found = NOT_YET
-        if not sys.stderr.isatty():  # else it stands in the progress bar
+        if not sys.stderr.isatty():  # otherwise it is on the progress bar
             print(
                 f"{self.out.name}, update {steps[-1]}: {found.text.removesuffix(', ')}",
                 file=sys.stderr,
@@ -69,7 +69,7 @@ class Forecaster:
 
 
 def outlook(fit: ScalingFit, run: str, longer: float, config: Config) -> Outlook:
-    """What a fit says of a run that ends at `longer` times its compute so far."""
+    """The forecast of a run that ends at `longer` times its compute so far."""
     if fit.status("run")[fit.runs.index(run)] != "ok":
         return NOT_YET
     now = fit.last_compute("run")[fit.runs.index(run)]
