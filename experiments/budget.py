@@ -90,7 +90,7 @@ class Run:
         """Compute at the last evaluation of a share of the run's updates."""
         return [row for row in self.rows if row["step"] <= self.last_update(share)][-1]["compute"]
 
-    def whole(self, spent: float, step: int) -> float:
+    def full_cost(self, spent: float, step: int) -> float:
         """Cost of the full run at the pace so far."""
         return spent * (1.0 if self.ended else self.manifest["config"]["steps"] / step)
 
@@ -133,24 +133,24 @@ class Rounds:
 
     def _whole_cost(self, run: Run) -> float:
         if self.unit == "flops":
-            return run.whole(run.rows[-1]["compute"], run.rows[-1]["step"])
+            return run.full_cost(run.rows[-1]["compute"], run.rows[-1]["step"])
         clock = read_rows(run.path / "clock.jsonl")[-1]
         busy = clock["device_s"]["generate"] + clock["device_s"]["train"]
-        return run.whole(busy, clock["step"] or 1)
+        return run.full_cost(busy, clock["step"] or 1)
 
     def evals(self) -> Evals:
         with contextlib.redirect_stdout(sys.stderr):
             return Evals.read(self.out)
 
-    def forecast(self, stands: dict[str, float]) -> Ahead:
+    def forecast(self, reached: dict[str, float]) -> Ahead:
         """The fit of each cell cut to its share; also stored as forecasts of the runs."""
         runs = {name: self.run(name) for names in self.cells.values() for name in names}
-        share = {name: stands[cell] for cell, names in self.cells.items() for name in names}
+        share = {name: reached[cell] for cell, names in self.cells.items() for name in names}
         last = {name: run.compute_at(share[name]) for name, run in runs.items()}
         full = {}
         for name, run in runs.items():
             step = max(row["step"] for row in run.rows if row["compute"] <= last[name])
-            full[name] = run.rows[-1]["compute"] if run.ended else run.whole(last[name], step)
+            full[name] = run.rows[-1]["compute"] if run.ended else run.full_cost(last[name], step)
         evals = self.evals()
         evals = evals._with_rows(evals.frame["compute"] <= evals.frame["run"].map(last))
         count = evals.frame["run"].value_counts().reindex(list(runs), fill_value=0)

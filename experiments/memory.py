@@ -215,12 +215,12 @@ def weight_bytes(run: Traced, config: Config) -> int:
     mesh = jax.tree.leaves(run.published)[0].sharding.mesh
     params = {k: x for k, x in run.published.items() if k != "embed" or "head" not in run.published}
 
-    def whole(x, axes):
+    def gathered(x, axes):
         place = meshes.sharding(mesh, tuple(a if a != "model" else None for a in axes), x.shape)
         dtype = config.model.compute_dtype if x.ndim > 1 else x.dtype
         return jax.ShapeDtypeStruct(x.shape, dtype, sharding=place)
 
-    return per_device(jax.tree.map(whole, params, transformer.logical_axes(params)))
+    return per_device(jax.tree.map(gathered, params, transformer.logical_axes(params)))
 
 
 def fewest_bytes(run: Traced, config: Config) -> dict[str, int]:
@@ -276,7 +276,7 @@ def report(
         row["beside"] = beside(run, name)
         parsed = hlo.parse(text)
         if name in fewest:
-            turns = slices if name == "update" else 0  # of decode's loop one turn alone is asked
+            turns = slices if name == "update" else 0  # decode: one step of its loop
             row["step_bytes"], row["fewest_bytes"] = moved(parsed, turns), fewest[name]
             row["cache_bytes_ratio"] = round(row["step_bytes"] / fewest[name], 3)
         if target != "cpu" and (cost := compiled.cost_analysis()):

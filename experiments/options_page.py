@@ -55,9 +55,9 @@ def _table(title: str, kind: type, without: set[str]) -> str:
         default = option.default if option.default is not MISSING else option.default_factory()
         cells = (f"`{kind.section}{option.name}`", f"`{_shown(default)}`", _values(kind, option))
         rows.append(f"| {' | '.join(cells)} | {comments.get(option.name, '')} |")
-    said = inspect.cleandoc(kind.__doc__ or "") if "__doc__" in vars(kind) else ""
-    said = "" if said.startswith(f"{kind.__name__}(") else f"{said}\n\n"
-    return f"## {title}\n\n{said}" + "\n".join(rows) + "\n"
+    text = inspect.cleandoc(kind.__doc__ or "") if "__doc__" in vars(kind) else ""
+    text = "" if text.startswith(f"{kind.__name__}(") else f"{text}\n\n"
+    return f"## {title}\n\n{text}" + "\n".join(rows) + "\n"
 
 
 def _shown(value: object) -> str:
@@ -77,11 +77,11 @@ def comments_of(kind: type) -> dict[str, str]:
     """The comment at the end of each field's line, by name."""
     source = inspect.getsource(kind)
     lines = StringIO(source).readline
-    said = {
+    notes = {
         t.start[0]: t.string for t in tokenize.generate_tokens(lines) if t.type == tokenize.COMMENT
     }
     body = ast.parse(source).body[0].body  # ty: ignore[unresolved-attribute]
-    found = {n.target.id: said.get(n.end_lineno, "") for n in body if isinstance(n, ast.AnnAssign)}
+    found = {n.target.id: notes.get(n.end_lineno, "") for n in body if isinstance(n, ast.AnnAssign)}
     return {name: text.lstrip("# ").replace("|", "\\|") for name, text in found.items() if text}
 
 

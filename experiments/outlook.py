@@ -76,15 +76,15 @@ def outlook(fit: ScalingFit, run: str, longer: float, config: Config) -> Outlook
     draws = fit.curve(now * np.array([1.0, 2.0, longer]), by="run").sel(run=run)
     now_X, twice_X, end_X = draws.values.reshape(-1, 3).T
     answers = {"end": end_X, "gain_of_next_2x": twice_X - now_X}
-    numbers, said = {}, []
+    numbers, parts = {}, []
     for name, x_X in answers.items():
         low, middle, high = map(float, np.quantile(x_X, [0.05, 0.5, 0.95]))
         numbers |= {name: middle, f"{name}_q05": low, f"{name}_q95": high}
-        said.append(f"{name} {middle:.3f} [{low:.3f}, {high:.3f}]")
+        parts.append(f"{name} {middle:.3f} [{low:.3f}, {high:.3f}]")
     stop = ""
     if condition := config.forecast.condition:
         name, sign, bound, needed = condition
         p = float(np.mean(answers[name] < bound if sign == "<" else answers[name] > bound))
         if p >= needed:
             stop = f"P({name} {sign} {bound:g}) = {p:.3f}"
-    return Outlook("".join(f"{words}, " for words in said), numbers, stop)
+    return Outlook("".join(f"{words}, " for words in parts), numbers, stop)

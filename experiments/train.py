@@ -239,8 +239,8 @@ def as_input_error(error: Exception) -> InputError:
     cause = error.__cause__ or error
     text = f"{error}\n{cause}"
     word = getattr(error, "override", None)  # one that cannot be parsed
-    for said in (r"argument '(.+)'\.?$", r"Error merging override (.+)", r" use \+(.+)$"):
-        if found := re.search(said, text, re.M):
+    for pattern in (r"argument '(.+)'\.?$", r"Error merging override (.+)", r" use \+(.+)$"):
+        if found := re.search(pattern, text, re.M):
             word = found[1]
     key, _, value = (word or "").partition("=")
     key = str(getattr(cause, "full_key", None) or key.lstrip("+~"))

@@ -235,7 +235,7 @@ class AlgoConfig(Section):
     tau_positive: float = 1.0  # sapo: how fast the gate closes for positive advantages
     tau_negative: float = 1.05  # sapo: and for negative ones
     advantage_eps: float = 1e-6  # added to the std that normalises advantages
-    correction: str = "none"  # off-policy correction, for losses without one of their own
+    correction: str = "none"  # off-policy correction, for losses without one
     correction_cap: float = 2.0  # truncated: bound on the weight; masked: keep [1 / cap, cap]
     covariance_share: float = 0.0  # share of the tokens to mask, by their covariance (Clip-Cov) ...
     covariance_low: float = 1.0  # ... of log-prob and advantage, if it is above this
@@ -514,9 +514,9 @@ class GuardConfig(Section):
 
     action: str = "none"  # stop the run, or lower its learning rate
     updates: int = 10  # over which the metrics are averaged
-    ess_min: float = 0.0  # effective sample size, as a share of the tokens; 0: not watched
-    entropy_min: float = 0.0  # nats per token; 0: not watched
-    unvaried_max: float = 1.0  # share of groups with zero variance; 1: not watched
+    ess_min: float = 0.0  # effective sample size, as a share of the tokens; 0: off
+    entropy_min: float = 0.0  # nats per token; 0: off
+    unvaried_max: float = 1.0  # share of groups with zero variance; 1: off
     lower_by: float = 0.5  # lower: factor of the learning rate, at every event
 
     section = "guard."
@@ -530,10 +530,10 @@ class GuardConfig(Section):
     names = {"action": GUARD_ACTIONS}
 
     def check(self):
-        watched = self.ess_min or self.entropy_min or self.unvaried_max < 1
-        if self.action != "none" and not watched:
+        bounded = self.ess_min or self.entropy_min or self.unvaried_max < 1
+        if self.action != "none" and not bounded:
             remedy = "set guard.ess_min, guard.entropy_min or guard.unvaried_max"
-            self.refuse("action", "nothing is watched", remedy)
+            self.refuse("action", "no bound is set", remedy)
 
 
 @dataclass(frozen=True)

@@ -280,8 +280,8 @@ def _build(source: Source, options: Options, notes: Notes) -> Evals:
     if r0:
         _check(table[r0].notna(), table, name, f"{r0} is empty", "give each run one R0")
     for axis in source.axes if source.named_runs else ():
-        said = table[axis].notna() | ~(table[axis] == "default").any()
-        _check(said, table, name, f"axis {axis} is empty, other runs say default", "fill it in")
+        given = table[axis].notna() | ~(table[axis] == "default").any()
+        _check(given, table, name, f"axis {axis} is empty, other runs say default", "fill it in")
     table["run"] = table["run"].astype(str)
     table["recipe"] = table["recipe"].astype(object).fillna(table["run"]).astype(str)
     table = _typed(_with_starts(table, name, notes), source.axes, name, notes)

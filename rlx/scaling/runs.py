@@ -94,12 +94,12 @@ def axes_of(
     configs = [_computed(manifest) for manifest in manifests]
     names = list(dict.fromkeys(axis for m in manifests for axis in m.get("axes") or {}))
     levels = [_declared(names, m, c) for m, c in zip(manifests, configs, strict=True)]
-    alike: dict[str, dict[str, Any]] = {}  # levels of runs of one configuration
+    shared: dict[str, dict[str, Any]] = {}  # levels of runs of one configuration
     keys = [json.dumps(config, sort_keys=True) if config else "" for config in configs]
     for key, level in zip(keys, levels, strict=True):
-        alike[key] = level | alike.get(key, {}) if key else {}
+        shared[key] = level | shared.get(key, {}) if key else {}
     for key, level in zip(keys, levels, strict=True):
-        level |= {axis: x for axis, x in alike[key].items() if axis not in level}
+        level |= {axis: x for axis, x in shared[key].items() if axis not in level}
     while other := _mixed(manifests, levels, configs):
         recipe, differing = other
         notes.say(

@@ -129,15 +129,15 @@ def answers(
 
 
 def reachable(
-    budget: float, cost: Mapping[str, float], stands: Mapping[str, float], live: Sequence[str]
+    budget: float, cost: Mapping[str, float], reached: Mapping[str, float], live: Sequence[str]
 ) -> float:
     """The share that all `live` cells, which have the same share now, can reach; at most 1.
 
-    budget and cost (of each cell's full compute) in one unit; stands: share of each cell so far.
+    budget and cost (of each cell's full compute) in one unit; reached: share of each cell so far.
     Shares are multiples of 1 / STEP.
     """
-    left = budget - sum(cost[cell] * stands[cell] for cell in cost)
-    now = stands[live[0]]
+    left = budget - sum(cost[cell] * reached[cell] for cell in cost)
+    now = reached[live[0]]
     reach = now + left / sum(cost[cell] for cell in live)
     return float(np.clip(np.floor(reach * STEP + 1e-9) / STEP, 0, 1))
 
@@ -227,7 +227,7 @@ class Conduct:
 
     def __post_init__(self):
         self.held = {(row["round"], row["cell"]): row for row in self.known}
-        self.stands = dict.fromkeys(self.plan.cells, 0.0)
+        self.reached = dict.fromkeys(self.plan.cells, 0.0)
         self.agreed = {cell: (("", ""), 0) for cell in self.plan.others()}
         self.cost: Mapping[str, float] = {}
 
@@ -244,7 +244,7 @@ class Conduct:
         for turn in itertools.count(1):
             going = live if plan.guarded else [plan.baseline, *live]
             share, reason = self._next(turn, going)
-            if share <= self.stands[live[0]]:
+            if share <= self.reached[live[0]]:
                 break
             yield from self._start(turn, share, going, reason)
             if plan.guarded and turn == 1:
@@ -269,7 +269,7 @@ class Conduct:
             return self.held[turn, ""]["share"], ""
         plan, all_of_it = self.plan, sum(self.cost.values())
         budget = plan.budget if plan.absolute else plan.budget * all_of_it
-        reach, now = reachable(budget, self.cost, self.stands, going), self.stands[going[-1]]
+        reach, now = reachable(budget, self.cost, self.reached, going), self.reached[going[-1]]
         if plan.policy == "fixed":
             share = reach if turn == 1 else now
         elif plan.policy == "halving":
@@ -277,7 +277,7 @@ class Conduct:
             share = first if turn == 1 else min(1.0, 2 * now)
         else:
             share = min([share for share in SHARES if share > now][:1] + [reach])
-        used = sum(self.cost[cell] * self.stands[cell] for cell in self.cost)
+        used = sum(self.cost[cell] * self.reached[cell] for cell in self.cost)
         return share, f"{used:.4g} of {budget:.4g} spent"
 
     def _start(
@@ -287,12 +287,12 @@ class Conduct:
         row |= {"cells": list(going), "reason": reason}
         yield self.held.get((turn, "")) or row
         self.cost = self.launch(dict.fromkeys(going, share))
-        self.stands |= dict.fromkeys(going, share)
+        self.reached |= dict.fromkeys(going, share)
 
     def _guard(self) -> Decision:
         """Whether the baseline's forecast from QUARTER of its compute agrees with its end."""
         plan = self.plan
-        early = {cell: min(share, QUARTER) for cell, share in self.stands.items()}
+        early = {cell: min(share, QUARTER) for cell, share in self.reached.items()}
         x_X = mean_of(self.forecast(early), plan.cells[plan.baseline], "final")
         low, high = map(float, np.quantile(x_X, [0.05, 0.95]))
         forecast, end, most = float(x_X.mean()), self.end(), plan.rule.tolerance
@@ -306,10 +306,10 @@ class Conduct:
 
     def _judge(self, turn: int, live: Sequence[str]) -> list[Decision]:
         """A line for each live cell, from one fit unless all lines are known."""
-        plan, share = self.plan, self.stands[live[0]]
+        plan, share = self.plan, self.reached[live[0]]
         rows = {cell: self.held[turn, cell] for cell in live if (turn, cell) in self.held}
         if len(rows) < len(live):
-            seen = self.forecast(self.stands | {plan.baseline: share})
+            seen = self.forecast(self.reached | {plan.baseline: share})
             value = {cell: mean_of(seen, plan.cells[cell], "final").mean() for cell in live}
             better = sorted(live, key=lambda cell: -value[cell])[: (len(live) + 1) // 2]
             base = plan.cells[plan.baseline]

@@ -1,6 +1,6 @@
 """The guard against collapse: ends a run, or lowers its learning rate, if a metric leaves a bound.
 
-Three metrics are watched, each averaged over the last `guard.updates` updates:
+Three metrics have bounds, each averaged over the last `guard.updates` updates:
 
     policy/ess                      below guard.ess_min: the samples are too far off-policy
     policy/entropy                  below guard.entropy_min: exploration has stopped

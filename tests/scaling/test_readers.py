@@ -43,7 +43,7 @@ def test_long_form_is_inferred_and_says_so(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines() == list(evals.notes)
     assert evals.notes == (
         "log.csv: inferred recipe=algo seed=seed compute=gpu_hours value=pass_rate",
-        "log.csv: no run column: algo+model+seed is a run",
+        "log.csv: no run column: runs are algo+model+seed",
         "log.csv: runs x-x-0, x-x-1, y-y-0, y-y-1 have the same evaluations; all are kept",
         "log.csv: starts inferred from the evaluations at C = 0: 4 runs, 1 starts",
     )
@@ -475,8 +475,8 @@ def test_study_errors(tmp_path):
         r"passes, mean, stderr, compute, tokens_generated",
         message(tmp_path, compute="flops"),
     )
-    assert message(tmp_path, recipe="x").endswith("say it; leave out recipe=")
-    assert message(tmp_path, value="x").endswith("say it; leave out value=")
+    assert message(tmp_path, recipe="x").endswith("define it; leave out recipe=")
+    assert message(tmp_path, value="x").endswith("define it; leave out value=")
     good = evals.read_text()
     evals.write_text(good.replace('{"step": 10,', '{"step": 10', 1))
     assert re.search("line 2 is not JSON; restore or remove that line", message(tmp_path))

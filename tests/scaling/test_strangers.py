@@ -100,7 +100,7 @@ def test_the_separator_is_said(tmp_path):
         ("t.csv", "step,acc\n1,True\n", "not a column of numbers (row 1: 'True')"),
         ("t.csv", "step,acc\n1,1_0\n", "not a column of numbers (row 1: '1_0')"),
         ("t.jsonl", '{"step": 1, "acc": true}\n', "not a column of numbers (row 1: True)"),
-        ("t.jsonl", '{"step": 1, "step": 2}\n', "line 1 says step twice; restore or remove"),
+        ("t.jsonl", '{"step": 1, "step": 2}\n', "line 1 has step twice; restore or remove"),
         ("t.jsonl", "[1]\n", "line 1 is not an object; write one object per line"),
         ("t.jsonl", "{}\n" + "[" * 10**5 + "\n", "line 2 is not JSON; restore or remove"),
         ("t.jsonl", '{"step": ' + "9" * 400 + "}\n", "compute=step: t.jsonl: not a column of num"),
