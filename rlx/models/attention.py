@@ -133,6 +133,7 @@ def of(k_BTKH, v_BTKH, kernel: str) -> Cache:
     """A cache of exactly these keys and values."""
     if kernel == "cudnn":
         return Cache(k_BTKH, v_BTKH, kernel)
+    kernel = "xla" if kernel == "auto" else kernel  # a warm start does not choose
     return Cache(k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2), kernel)
 
 
