@@ -294,8 +294,9 @@ def _is(value: Any, kind: str) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """First line of its message, "" if there is none or it cannot be printed."""
+    """First line of its message with a letter or digit, else ""; the message may not print."""
     try:
-        return (str(error).splitlines() or [""])[0]
+        lines = (line.strip() for line in str(error).splitlines())
+        return next((line for line in lines if any(map(str.isalnum, line))), "")
     except Exception:  # errors of foreign code may not print
         return ""

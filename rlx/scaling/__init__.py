@@ -17,7 +17,9 @@ Modules, each importing only those above it:
     residuals, check, stopping, backtest             model checks; early stopping; trust
     saved, posterior                                 the file; `ScalingFit`, questions as methods
     simulate, power                                  simulated studies; power analysis
-    style, plot                                      figures of a posterior
+    style                                            colours and layout of figures
+    plot.shared, plot.fitted, plot.point_fits        figures: curves, point fits,
+    plot.density, plot.forests, plot.records         the ridge, forests, records of forecasts
     recorded, page, point_page                       a study as one HTML file
 
 A family of curves is a class in `families`. A question is a function of `Draws` in its own module,
