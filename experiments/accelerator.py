@@ -1,23 +1,23 @@
-"""What an accelerator does with rlx: speeds beside their floors, runs that repeat, compilation.
+"""Measure rlx on an accelerator: speed relative to the hardware, repeatability, compilation.
 
     python -m experiments.accelerator out=DIR [minutes=5] [size=card|tiny] [parts=floors,decode,...]
                                       [kernels=repeatable|fastest]
 
-One command for a machine with a GPU or a TPU. Every part is a process of its own with its share of
-the minutes; what one has found is kept, whatever becomes of the others, in DIR/PART.json, and a
-table is printed at the end. `size=tiny` is for trying it on a CPU. `kernels` is `compile.kernels`
-of experiments.train, for all parts.
+One command for a machine with a GPU or a TPU. Every part runs in its own process with its share of
+the minutes and writes its results to DIR/PART.json as it goes; a table is printed at the end.
+`size=tiny` is for trying it on a CPU. `kernels` is `compile.kernels` of experiments.train, for all
+parts.
 
     floors    TB/s of a copy, read and written; TFLOP/s of products in bfloat16 and of the float32
-              products of the head, with their largest error over that of the exact product
-    decode    ms a token of all slots, beside the time in which the device copies the weights and
-              the columns that are filled
-    update    ms of an update, and its share of the FLOP/s of a bfloat16 product (flops.train_flops;
-              what `remat` computes again does not count); layers looped over and unrolled
-    kernels   the device's time in a chunk of decoding and an update, by kernel, from a profile
-    runs      of a small model and of a language model's: two runs of one seed, and one that is
-              killed and goes on; whether rows and newest checkpoints agree bit for bit; seconds of
-              compilation and to the first update, of programs that are new and of known ones
+              products of the head, with their largest error relative to the exact product
+    decode    ms per token of all slots, and the time in which the device copies the weights and
+              the filled columns
+    update    ms per update, and its share of the FLOP/s of a bfloat16 product (flops.train_flops;
+              recomputation by `remat` does not count); layers scanned and unrolled
+    kernels   device time of a decoding chunk and an update by kernel, from a profile
+    runs      of a small model and of a language model: two runs of one seed, and one that is killed
+              and resumed; whether rows and newest checkpoints agree bit for bit; seconds of
+              compilation and to the first update, with and without cached programs
 """
 
 from __future__ import annotations
@@ -56,19 +56,19 @@ class Options:
     size: str = "card"
     parts: str = ",".join(SHARES)
     kernels: str = "repeatable"
-    part: str = ""  # this process does that one
+    part: str = ""  # the part that this process runs
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A model, how it decodes, and how it learns."""
+    """A model, its decoding and its updates."""
 
     model: str
     slots: int
     prompt_tokens: int
     max_new_tokens: int
     batch: tuple[int, int]  # prompts, samples of each
-    learned: tuple[int, int]  # tokens of a prompt and of a sample
+    learned: tuple[int, int]  # tokens of a prompt and of a sample, in an update
     microbatches: int
     changes: tuple[tuple[str, Any], ...] = ()  # of the model
 
@@ -102,7 +102,7 @@ def model_of(workload: Workload):
 
 
 def seconds(call: Callable[[], Any], repeats: int) -> float:
-    """The median of calls that end when the device has done its work; the first does not count."""
+    """The median time of calls until the device is done; the first call is not timed."""
     import jax
 
     jax.block_until_ready(call())
@@ -135,19 +135,19 @@ def floors(options: Options, out: Path) -> Iterator[dict[str, Any]]:
     yield {"what": "bfloat16 product", "TFLOP/s": 2 * n**3 / spent / 1e12}
     hidden_ND = jax.random.normal(key, (rows, 1024), jnp.float32)
     head_DV = jax.random.normal(jax.random.key(1), (1024, words), jnp.float32)
-    some = slice(None, 512)
-    exact = np.asarray(hidden_ND, np.float64)[:4] @ np.asarray(head_DV[:, some], np.float64)
+    part = slice(None, 512)
+    exact = np.asarray(hidden_ND, np.float64)[:4] @ np.asarray(head_DV[:, part], np.float64)
     for dtype in ("float32", "bfloat16"):
         head = jax.jit(lambda a, b, dtype=dtype: logprobs.logits(a, b, head_dtype=dtype))
         spent = seconds(lambda head=head: head(hidden_ND, head_DV), 10)
-        error = np.abs(np.asarray(head(hidden_ND, head_DV)[:4, some]) - exact).max()
+        error = np.abs(np.asarray(head(hidden_ND, head_DV)[:4, part]) - exact).max()
         rate = 2 * rows * 1024 * words / spent / 1e12
         relative = float(error / np.abs(exact).max())
         yield {"what": f"head in {dtype}", "TFLOP/s": rate, "relative_error": relative}
 
 
 def found_floors(out: Path) -> tuple[float, float]:
-    """(bytes of a copy a second, FLOP/s); NaN where the part has not been done."""
+    """(bytes per second of a copy, FLOP/s); NaN if that part has not run."""
     path = out / "floors.json"
     rows = json.loads(path.read_text()) if path.exists() else []
     rate = {row["what"]: row for row in rows}
@@ -279,7 +279,7 @@ def update(options: Options, out: Path) -> Iterator[dict[str, Any]]:
 
 
 def kernels(call: Callable[[], Any], out: Path, most: int = 12) -> list[list[Any]]:
-    """[name, ms] of the kernels on which a call spends most of the device's time."""
+    """[name, ms] of the kernels that take the most device time in a call."""
     import jax
 
     with jax.profiler.trace(str(out / "profile")):
@@ -318,13 +318,13 @@ RUNS = {
             *("algo.zero_variance=keep", "algo.reward=random"),
         ],
     },
-}  # with a random reward, so that updates move weights that know nothing
+}  # a random reward, so that updates move untrained weights
 ROWS = ("evals.jsonl", "metrics.jsonl")
 TRAIN = [sys.executable, "-m", "experiments.train"]
 
 
 def runs(options: Options, out: Path) -> Iterator[dict[str, Any]]:
-    """The second run finds the programs of the first; the third is killed past its half."""
+    """The second run uses the programs of the first; the third is killed after half its updates."""
     shutil.rmtree(out / "runs", ignore_errors=True)
     for model, words in RUNS[options.size].items():
         where = out / "runs" / model
@@ -368,14 +368,14 @@ def written(run: Path, file: str) -> bytes:
 
 
 def waited(process: subprocess.Popen, run: Path, updates: int) -> float:
-    """When the run has made so many updates, or has ended."""
+    """The time when the run has made `updates` updates, or has ended."""
     while process.poll() is None and written(run, "metrics.jsonl").count(b"\n") < updates:
         time.sleep(0.01)
     return time.perf_counter()
 
 
 def checkpointed(run: Path) -> dict[str, int]:
-    """The checksum of every array of the newest checkpoint, which the run wrote with them."""
+    """The stored checksum of every array of the newest checkpoint."""
     import orbax.checkpoint as ocp
 
     from rlx.checkpoint import unpack
@@ -389,13 +389,13 @@ PARTS = {"floors": floors, "decode": decode, "update": update, "runs": runs}
 
 
 def do(options: Options) -> None:
-    """One part, row by row, into its file."""
+    """Run one part, writing its file row by row."""
     from rlx import compilation
     from rlx.config import CompileConfig, Config
 
     out = Path(options.out)
-    if options.part != "runs":  # whose processes prepare themselves
-        made = CompileConfig(kernels=options.kernels, cache="none")  # so that it is timed
+    if options.part != "runs":  # its processes prepare themselves
+        made = CompileConfig(kernels=options.kernels, cache="none")  # to time compilation
         compilation.prepare(Config(compile=made))
     found = []
     for row in PARTS[options.part](options, out):
@@ -404,17 +404,17 @@ def do(options: Options) -> None:
 
 
 def table(out: Path, parts: list[str]) -> str:
-    """What was found, a row a line."""
+    """The results, one row per line."""
     lines = []
     for part in parts:
         path = out / f"{part}.json"
         rows = json.loads(path.read_text()) if path.exists() else []
-        lines += ["", f"{part}:"] + ([] if rows else ["  nothing within its time"])
+        lines += ["", f"{part}:"] + ([] if rows else ["  no result within its time"])
         for row in rows:
             cells = {name: value for name, value in row.items() if name not in ("what", "kernels")}
-            said = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}"
+            text = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}"
                              for k, v in cells.items())  # fmt: skip
-            lines.append(f"  {row['what']:<34} {said}")
+            lines.append(f"  {row['what']:<34} {text}")
             lines += [f"      {ms:>9.3f} ms  {name[:80]}" for name, ms in row.get("kernels", [])]
     return "\n".join(lines[1:])
 
@@ -432,7 +432,7 @@ def main(argv: list[str]) -> None:
     if not options.out or not 0 < options.minutes < math.inf:
         key = "out" if not options.out else "minutes"
         remedy = "give out=DIR" if not options.out else "give minutes above 0"
-        raise InputError(key, asdict(options)[key], "nothing to work with", remedy)
+        raise InputError(key, asdict(options)[key], "cannot be used", remedy)
     out = Path(options.out).absolute()
     out.mkdir(parents=True, exist_ok=True)
     if options.part:
@@ -449,7 +449,7 @@ def main(argv: list[str]) -> None:
             process.wait(limit_s)
         except subprocess.TimeoutExpired:
             print(f"{part}: stopped after {limit_s:.0f} s", file=sys.stderr)
-        finally:  # and the runs that it has started
+        finally:  # kill it and its runs
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()

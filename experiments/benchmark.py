@@ -1,39 +1,40 @@
-"""How fast the sampler, the learner, the whole step and the posterior are, beside a named rival.
+"""Speed of sampler, learner, whole step and posterior, compared with a named rival.
 
     python -m experiments.benchmark sampler|learner|step [rival=trl|tunix|none] [model=tiny|small]
                                     [max_new_tokens=11] [threads=2] [rounds=5] [repeats=10]
     python -m experiments.benchmark fit [rival=numpyro|nutpie|none] [size=8x3x20] [curve=burr]
                                     [warmup=500] [draws=500] [threads=2] [rounds=1] [seed=0]
 
-Of sampler, learner and step, one JSON line per system: `tokens` and `seconds` are medians per
-batch, `tok_s` counts the completion tokens actually drawn or learned from, `ratio` is rlx's tok_s
-over the system's, `mfu` is the share of the FLOP/s that a large float32 matrix product reaches in
-this process, `load` is the machine's load average before the first timing. Both systems get the
-same decoder, initial weights, prompts, group size, length limit and stop token, and take turns,
-`rounds` times `repeats` batches each. rlx's sampler time includes filling slots and grading, its
-step time also the metrics row on disk. `learner rival=packed` is rlx beside itself with
-`optim.pack`.
+For sampler, learner and step, one JSON line per system: `tokens` and `seconds` are medians per
+batch, `tok_s` counts the completion tokens actually sampled or trained on, `ratio` is rlx's tok_s
+over the system's, `mfu` is the share of the FLOP/s of a large float32 matrix product in this
+process, `load` is the machine's load average before the first timing. Both systems get the same
+decoder, initial weights, prompts, group size, length limit and stop token, and take turns, `rounds`
+times `repeats` batches each. rlx's sampler time includes filling slots and grading, its step time
+also the metrics row on disk. `learner rival=packed` compares rlx with and without `optim.pack`.
+
+For fit, one JSON line per system, each in its own process, for the posterior of one simulated
 
 Of fit, one JSON line per system, each a process of its own, for the posterior of one simulated
 study (experiments.calibration, variant "well", `size` recipes x seeds x evaluations):
 
-    seconds_cold       from the start of the process to the first draws, imports and compilation too
+    seconds_cold       from the start of the process to the first draws, with imports, compilation
     seconds_warm       of a later fit of the same data with another seed, the median of `rounds`
     ess_min, rhat_max  least bulk or tail effective sample size and largest rank-normalised R-hat of
                        all fits, over every site of the model: (a, c, b) of each recipe and run,
                        kappa, R0, mu, the standard deviations, the wander's sd and length
-    ess_per_s          effective samples per second of a warm fit, all of its warm-up counted
+    ess_per_s          effective samples per second of a warm fit, including its warm-up
     divergences        of all fits
-    converged          R-hat <= 1.01, at least 400 effective samples, no divergence; where false,
-                       ess_per_s says more than was earned
+    converged          R-hat <= 1.01, at least 400 effective samples, no divergence; if false,
+                       ess_per_s is too optimistic
     steps              gradients per kept draw
     log_density_error  largest difference from rlx's log density, at three draws from the prior
     ratio              rlx's ess_per_s over the system's
 
-rlx draws until its own rule is met; `warmup` and `draws`, per chain, are the rival's.
+rlx draws until its own rule is met; `warmup` and `draws`, per chain, are for the rival.
 
-A rival with packages of its own runs in an environment under `.rivals/`, made on first use; what
-is and is not equal work stands at the top of its driver in experiments/rivals.
+A rival with its own packages runs in an environment under `.rivals/`, made on first use; the header
+of its driver in experiments/rivals says which work is equal and which is not.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ DRIVERS = {  # of the posterior
 }
 POINTS = 3  # at which log densities are compared
 DENSITY_RTOL = 1e-9
-MAX_RHAT, MIN_ESS = 1.01, 400  # of a posterior that may be used
+MAX_RHAT, MIN_ESS = 1.01, 400  # of a converged posterior
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def rlx_system(what: str, options: Options):
     from rlx.train.step import make_train_step
 
     class AnyThree(DigitChain):
-        """Scores what untrained weights sometimes do, so that advantages are not all zero."""
+        """Scores a pattern that untrained weights sometimes produce, so that advantages differ."""
 
         def grade(self, problem, completion, stopped):
             return float("3" in completion)
@@ -160,7 +161,7 @@ def rlx_system(what: str, options: Options):
         rollout=RolloutConfig(max_new_tokens=T, decode_chunk_tokens=T),
         pipeline=PipelineConfig("sync", 0),
         optim=OptimConfig(
-            # Sampler and learner are timed at the initial weights, the step while it learns.
+            # Sampler and learner are timed at the initial weights, the step while training.
             learning_rate=2e-4 if what == "step" else 1e-12,
             microbatches=4 if options.model == "small" else 1,
         ),
@@ -236,7 +237,7 @@ def rlx_system(what: str, options: Options):
 
 
 def environment(name: str) -> Path:
-    """The Python of a rival's own environment, made on first use; else the one that runs this."""
+    """The Python of a rival's environment, made on first use; else the one running this."""
     if name not in RIVALS:
         return Path(sys.executable)
     home = ROOT / ".rivals" / name
@@ -281,7 +282,7 @@ class Driver:
 
 
 def peak_flops_per_s() -> float:
-    """What a 2048^3 float32 product reaches on the devices rlx uses, all at once."""
+    """FLOP/s of a 2048^3 float32 product on all devices of rlx at once."""
     import jax
     import jax.numpy as jnp
 
@@ -297,7 +298,7 @@ def peak_flops_per_s() -> float:
 
 
 def compare(what: str, options: Options) -> list[dict]:
-    """Take turns; the lines to print."""
+    """Time both systems in turns; the lines to print."""
     load = os.getloadavg()[0]
     timed, set_up = rlx_system(what, options)
     peak = peak_flops_per_s()
@@ -330,7 +331,7 @@ def compare(what: str, options: Options) -> list[dict]:
 
 
 def write_study(options: FitOptions, folder: Path) -> dict:
-    """Set-up line of the drivers; the simulated study and prior points of its model in `folder`."""
+    """Set-up line of the drivers; writes the simulated study and prior points to `folder`."""
     from experiments import calibration
     from rlx.scaling import Evals, Priors
     from rlx.scaling.arrays import assemble
@@ -376,7 +377,7 @@ def prior_points(study, curve: str) -> dict[str, np.ndarray]:
 
 
 def timed_fit(driver: Driver, seed: int, folder: Path, start: float) -> dict:
-    """Seconds from `start` to the draws, how good they are, and the sites they are of."""
+    """Seconds from `start` to the draws, their convergence, and the names of their sites."""
     from rlx.scaling import bayes
 
     path = folder / "draws.npz"
@@ -410,7 +411,7 @@ def time_fits(systems: list[str], options: FitOptions) -> tuple[dict, dict]:
 
 
 def fit_line(rows: list[dict]) -> dict:
-    """What the fits of one system come to, the cold one first."""
+    """The summary of one system's fits, the cold one first."""
     cold, *warm = rows
     rhat, ess = max(row["rhat"] for row in rows), min(row["ess"] for row in rows)
     divergences = sum(row["divergences"] for row in rows)
@@ -440,7 +441,7 @@ def compare_fits(options: FitOptions) -> list[dict]:
         same_sites = rows[name][0]["sites"] == rows["rlx"][0]["sites"]
         if not np.allclose(density[name], density["rlx"], rtol=DENSITY_RTOL) or not same_sites:
             reason = f"another model than rlx's, log densities differ by {error:.3g}"
-            raise ValueError(f"rival={name}: {reason}; mend {DRIVERS[name]}")
+            raise ValueError(f"rival={name}: {reason}; fix {DRIVERS[name]}")
         line = {"what": "fit", "system": name, "size": options.size, "curve": options.curve}
         line |= fit_line(rows[name]) | {"log_density_error": float(f"{error:.2g}")}
         lines.append(line | {"threads": options.threads, "load": round(load, 2)})

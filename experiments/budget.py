@@ -3,21 +3,21 @@
     python -m experiments.study sweep=NAME budget=0.5 [unit=share|flops|device_s]
                                 [policy=equal|halving|fixed] [baseline=RECIPE]
 
-The rounds are those of `rlx.scaling.stopping`; each is the study's own sweep with fewer cells, up
-to a share of their updates, so every launcher runs it. Between rounds a hierarchical fit (Laplace)
-of what is there answers both questions about every cell that still runs; at the end the posterior
-of all is `fit`'s. The budget is a share of all cells' updates, FLOPs, or seconds of devices; in the
-latter two what a cell costs to its end is known from its pace. The baseline is a cell: a recipe, or
+The rounds are those of `rlx.scaling.stopping`; each is the study's sweep with fewer cells, up to a
+share of their updates, so it runs with every launcher. Between rounds a hierarchical fit (Laplace)
+of the evaluations so far answers both questions about every running cell; at the end the posterior
+of all is `fit`'s. The budget is a share of all cells' updates, FLOPs, or device seconds; for the
+latter two the cost of a cell is extrapolated from its pace. The baseline is a cell: a recipe, or
 `KEY=VALUE, ...` of its axes; default the first.
 
-Into the study's directory go
+The study's directory gets
 
-    decisions.jsonl   a line per decision: what was compared, with its numbers and reasons
-    at_end.csv        of every run, its pass rate at the full compute as the newest fit has it
+    decisions.jsonl   a line per decision: what was compared, with numbers and reasons
+    at_end.csv        of every run, its pass rate at the full compute by the latest fit
     verdicts.csv      of every cell: its answers, and the share at which they were given
 
-Nothing is deleted. Killed at any moment, the same command goes on the same way; a cell that stopped
-goes on to its end with `cell=N`, or when `experiments.train` is given its overrides.
+Nothing is deleted. After a kill at any moment, the same command resumes with the same result. A
+stopped cell continues to its end with `cell=N`, or with its overrides for `experiments.train`.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ from rlx.scaling.stopping import (
 
 UNITS = ("share", "flops", "device_s")
 DECISIONS, FORECAST, VERDICTS = "decisions.jsonl", "at_end.csv", "verdicts.csv"
-SHARES = ".shares.json"  # what the sweep of the newest round was to run
-LAST = 3  # evaluations whose mean is where a run ends
-LEAST = 4  # evaluations of a run that a fit takes
+SHARES = ".shares.json"  # the cells and shares of the current round's sweep
+LAST = 3  # evaluations whose mean is a run's final pass rate
+LEAST = 4  # evaluations of a run that a fit needs
 
 
 class SweepFailed(RuntimeError):
@@ -63,7 +63,7 @@ class SweepFailed(RuntimeError):
 
 @dataclass
 class Run:
-    """How far a run is."""
+    """The progress of a run."""
 
     path: Path
     manifest: dict[str, Any]
@@ -90,8 +90,8 @@ class Run:
         """Compute at the last evaluation of a share of the run's updates."""
         return [row for row in self.rows if row["step"] <= self.last_update(share)][-1]["compute"]
 
-    def whole(self, spent: float, step: int) -> float:
-        """What the run takes to its end at the pace so far."""
+    def full_cost(self, spent: float, step: int) -> float:
+        """Cost of the full run at the pace so far."""
         return spent * (1.0 if self.ended else self.manifest["config"]["steps"] / step)
 
 
@@ -120,7 +120,7 @@ class Rounds:
         return self.cost()
 
     def cost(self) -> Mapping[str, float]:
-        """What each cell takes to its end, in the unit of the budget."""
+        """Cost of each full cell, in the unit of the budget."""
         if self.unit == "share":
             return dict.fromkeys(self.cells, 1.0)
         known = {}
@@ -133,24 +133,24 @@ class Rounds:
 
     def _whole_cost(self, run: Run) -> float:
         if self.unit == "flops":
-            return run.whole(run.rows[-1]["compute"], run.rows[-1]["step"])
+            return run.full_cost(run.rows[-1]["compute"], run.rows[-1]["step"])
         clock = read_rows(run.path / "clock.jsonl")[-1]
         busy = clock["device_s"]["generate"] + clock["device_s"]["train"]
-        return run.whole(busy, clock["step"] or 1)
+        return run.full_cost(busy, clock["step"] or 1)
 
     def evals(self) -> Evals:
         with contextlib.redirect_stdout(sys.stderr):
             return Evals.read(self.out)
 
-    def forecast(self, stands: dict[str, float]) -> Ahead:
-        """The fit of each cell cut to its share, which is kept as forecasts of the runs."""
+    def forecast(self, reached: dict[str, float]) -> Ahead:
+        """The fit of each cell cut to its share; also stored as forecasts of the runs."""
         runs = {name: self.run(name) for names in self.cells.values() for name in names}
-        share = {name: stands[cell] for cell, names in self.cells.items() for name in names}
+        share = {name: reached[cell] for cell, names in self.cells.items() for name in names}
         last = {name: run.compute_at(share[name]) for name, run in runs.items()}
         full = {}
         for name, run in runs.items():
             step = max(row["step"] for row in run.rows if row["compute"] <= last[name])
-            full[name] = run.rows[-1]["compute"] if run.ended else run.whole(last[name], step)
+            full[name] = run.rows[-1]["compute"] if run.ended else run.full_cost(last[name], step)
         evals = self.evals()
         evals = evals._with_rows(evals.frame["compute"] <= evals.frame["run"].map(last))
         count = evals.frame["run"].value_counts().reindex(list(runs), fill_value=0)
@@ -166,7 +166,7 @@ class Rounds:
         return seen
 
     def _most_evaluations(self, runs: Mapping[str, Run]) -> int:
-        """Of a run to its end, so that the fits of all rounds have one shape."""
+        """Of a full run, so that the fits of all rounds have the same shapes."""
         configs = [run.manifest["config"] for run in runs.values()]
         return max(config["steps"] // config["eval"]["every_steps"] + 2 for config in configs)
 
@@ -185,7 +185,7 @@ class Rounds:
 
 
 def find(baseline: str, cells: Mapping[str, Sequence[str]]) -> str:
-    """The cell that a recipe, or `KEY=VALUE, ...`, names; of several the one without ablation.
+    """The cell named by a recipe or `KEY=VALUE, ...`; of several, the one without ablation.
 
     Raises InputError if none does, or several.
     """
@@ -209,15 +209,15 @@ def conduct(
     options: Mapping[str, str],
     method: str,
 ) -> int:
-    """The study from where it is to its end; the exit status of a sweep that failed, or 0.
+    """Run the study from its current state to its end; the exit status of a failed sweep, or 0.
 
     Args:
-        command: of the sweep, without the cells that a round runs.
+        command: of the sweep, without the cells of a round.
         cells: names of the runs of each cell.
         options: budget, unit, policy and baseline as given.
         method: of the last fit.
 
-    Raises InputError on options that cannot be used, or that are not those of before.
+    Raises InputError on options that cannot be used, or that differ from those at the start.
     """
     unit, number = options.get("unit", "share"), options["budget"]
     if unit not in UNITS:
@@ -233,15 +233,15 @@ def conduct(
     try:
         lock = record.lock()
     except Busy:
-        reason = "another process conducts a study here"
-        raise InputError("out", out, reason, "wait for its end, or give another out=DIR") from None
+        reason = "another process runs this study"
+        raise InputError("out", out, reason, "wait for it, or give another out=DIR") from None
     with lock:
         rounds = Rounds(out, command, cells, baseline, unit)
         try:
             decisions = decide(record, plan, unit, rounds)
         except SweepFailed as failed:
             return int(failed.args[0])
-        table = told(decisions).replace({"decision": {"go on": "the budget is spent"}})
+        table = table_of(decisions).replace({"decision": {"go on": "the budget is spent"}})
         table.to_csv(out / VERDICTS, index=False, float_format="%.4g")
         fit.run(out, out, holdout=0.0, method=method)
         print()
@@ -262,8 +262,8 @@ def decide(record: RunRecord, plan: Plan, unit: str, rounds: Rounds) -> list[Dec
         record.append(DECISIONS, what)
     elif differing := [key for key in what if known[0].get(key) != what[key]]:
         key = differing[0]
-        reason = f"the study in {record.path} was begun with {known[0].get(key)}"
-        raise InputError(key, what[key], reason, "go on with that, or give another out=DIR")
+        reason = f"the study in {record.path} was started with {known[0].get(key)}"
+        raise InputError(key, what[key], reason, "continue with that, or give another out=DIR")
     held = {(row["round"], row["cell"]) for row in known}
     decisions = []
     made = Conduct(plan, rounds.launch, rounds.forecast, rounds.end, known[1:])
@@ -271,25 +271,25 @@ def decide(record: RunRecord, plan: Plan, unit: str, rounds: Rounds) -> list[Dec
         decisions.append(row)
         if (row["round"], row["cell"]) not in held:
             record.append(DECISIONS, row)
-            print(said(row), file=sys.stderr)
+            print(line_of(row), file=sys.stderr)
     return decisions
 
 
-def said(row: Decision) -> str:
-    """A decision in one line."""
+def line_of(row: Decision) -> str:
+    """A decision as one line."""
     what = f"round {row['round']}, share {row['share']:g}: {row['decision']} {row['cell']}".strip()
     if row["decision"] == "start":
         what += f" {len(row['cells'])} cells"
-    told = [
+    figures = [
         f"{name} {row[name]['says']} ({row[name]['mean']:+.3g})"
         for name in QUESTIONS
         if name in row
     ]
-    return "; ".join([what, *told, row["reason"]])
+    return "; ".join([what, *figures, row["reason"]])
 
 
-def told(decisions: Sequence[Decision]) -> pd.DataFrame:
-    """A row per cell: how far it came, its answers with their numbers, and why it stopped."""
+def table_of(decisions: Sequence[Decision]) -> pd.DataFrame:
+    """A row per cell: its share, its answers with their numbers, and why it stopped."""
     table = []
     for cell, row in verdicts(decisions).items():
         line = {"cell": cell, "share": row["share"], "decision": row["decision"]}
@@ -303,7 +303,7 @@ def told(decisions: Sequence[Decision]) -> pd.DataFrame:
 def status(out: Path, table: pd.DataFrame) -> pd.DataFrame:
     """The table of a study's runs with their forecasts at the end; prints the decisions."""
     decisions = [row for row in read_rows(out / DECISIONS) if row["decision"] != "plan"]
-    print(*map(said, decisions), sep="\n")
+    print(*map(line_of, decisions), sep="\n")
     if not (out / FORECAST).exists():
         return table
     names = {"share": "of_share", "forecast": "at_end", "q05": "at_end_q05", "q95": "at_end_q95"}

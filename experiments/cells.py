@@ -1,9 +1,8 @@
-"""The cells of a sweep: what makes one differ, what its directory is called, and what is looked at
-before the first is trained.
+"""The cells of a sweep: their axes, the names of their directories, and checks before training.
 
 The axes of a run are its overrides that change what it computes, by name and value, wherever they
-stand: `{"ablation": "prompt_norm", "optim.learning_rate": 0.0002}`. Recipe, axes and seed make the
-name of its directory, so a cell has one name in a sweep and alone.
+are written: `{"ablation": "prompt_norm", "optim.learning_rate": 0.0002}`. Recipe, axes and seed
+make the name of its directory, so a cell has the same name in a sweep and alone.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ from rlx.config import WHERE, Config, Options, difference, options
 from rlx.errors import InputError
 from rlx.record import Busy, RunRecord, write_json
 
-NO_AXES = ("seed", "sweep", "recipe", "study")  # nor what begins with one of these:
+NO_AXES = ("seed", "sweep", "recipe", "study")  # nor keys that begin with one of these:
 NO_SECTIONS = (*WHERE, "axes", "hydra")
-LONGEST = 100  # characters of a directory's name
-PLAN = ".sweep.json"  # what the cells of the newest sweep were to compute, beside their directories
+LONGEST = 100  # characters of a directory name
+PLAN = ".sweep.json"  # configurations of the cells of the latest sweep, beside their directories
 
 
 @functools.lru_cache(maxsize=10_000)
@@ -46,18 +45,18 @@ def parsed(word: str) -> tuple[str, Any]:
 def directory(out: object) -> str:
     """`out`, if it can be the name of a directory. Raises InputError."""
     if not isinstance(out, str | int | float) or not str(out).strip() or "\0" in str(out):
-        raise InputError("out", out, "no name of a directory", "give one, or leave it out")
+        raise InputError("out", out, "not a directory name", "give one, or leave it out")
     return str(out)
 
 
 def quoted(value: str) -> str:
-    """A value that Hydra reads as this text, whatever it holds."""
+    """A value that Hydra parses as exactly this text."""
     inside = re.sub(r"(\\*)('|$)", lambda end: 2 * end[1] + (r"\'" if end[2] else ""), value)
     return f"'{inside}'"
 
 
 def axes(words: Sequence[str]) -> dict[str, Any]:
-    """The levels of a run's axes, from its overrides; with a `recipe` of its own, `algo` is one."""
+    """The levels of a run's axes, from its overrides; if `recipe` is given, `algo` is an axis."""
     given = dict(map(parsed, words))
     label = NO_AXES if "recipe" in given else (*NO_AXES, "algo")
     seen = {key: x for key, x in sorted(given.items()) if key not in label}
@@ -65,10 +64,10 @@ def axes(words: Sequence[str]) -> dict[str, Any]:
 
 
 def name(recipe: str, levels: Mapping[str, Any], seed: int) -> str:
-    """Of the directory of a run: `cispo-optim.learning_rate_0.0002-s0`.
+    """Name of a run's directory: `cispo-optim.learning_rate_0.0002-s0`.
 
-    Lower-case letters, digits and `_ . -` only, at most LONGEST characters. What was left out or
-    written otherwise for that is told apart by a hash at the end.
+    Lower-case letters, digits and `_ . -` only, at most LONGEST characters. If anything had to be
+    left out or rewritten for that, a hash at the end keeps names distinct.
     """
     pairs = [f"{key}_{_word(levels[key])}" for key in sorted(levels)]
     plain = "-".join([recipe, *pairs])
@@ -86,7 +85,7 @@ def _word(value: Any) -> str:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether it is a word that nothing else is written as."""
+    """Whether a word is unambiguous: no other value has the same text."""
     known = ("true", "false", "null", "nan", "inf")
     return isinstance(value, str) and bool(re.fullmatch("[a-z_][a-z0-9_.]*", value)) and (
         value not in known
@@ -95,7 +94,7 @@ def _is_plain(value: Any) -> bool:
 
 def split(params: Mapping[str, Any], words: Sequence[str]) -> list[list[str]]:
     """The overrides of every cell of a sweep: its file's `params` and the words of the command,
-    which count where both name a key. The sweep's own file comes first, so that cells override it.
+    which take precedence. The sweep's own file comes first, so that cells override it.
     """
     given = [f"{key}={value}" for key, value in params.items()]
     overrides = OverridesParser.create().parse_overrides([*given, *words])
@@ -105,7 +104,7 @@ def split(params: Mapping[str, Any], words: Sequence[str]) -> list[list[str]]:
 
 
 def last_update(steps: int, every: int, share: float) -> int:
-    """The update of a share of a run: an evaluation, so that the curve is seen up to there."""
+    """The update at a share of a run, rounded to an evaluation."""
     return min(steps, every * math.ceil(round(share * steps / every, 6)))
 
 
@@ -116,13 +115,13 @@ def last_update(steps: int, every: int, share: float) -> int:
 def claimed(
     out: Path, words: Sequence[Sequence[str]], make: Callable[[Sequence[str]], Config]
 ) -> Iterator[list[Config]]:
-    """While this lasts, no other process runs a sweep in `out`; the configurations of its cells.
+    """A context in which no other process runs a sweep in `out`; yields the cells' configurations.
 
-    words: the overrides of each cell; make: its configuration from them, which may raise.
+    words: the overrides of each cell; make: makes its configuration from them, and may raise.
 
     Raises:
-        InputError: another process does; a configuration cannot be used; two cells would land in
-            one directory; or one holds a run that the cell, as it is today, would not make.
+        InputError: another process does; a configuration cannot be used; two cells would have the
+            same directory; or a directory holds a run that differs from its cell.
     """
     plan: dict[str, Options] = {}
     seen: dict[str, Sequence[str]] = {}
@@ -132,28 +131,28 @@ def claimed(
         if path.name in seen:
             apart = set(cell) ^ set(seen[path.name])
             both = f"with {' and '.join(sorted(apart))}" if apart else "with the same words"
-            remedy = "leave one out, or sweep them apart with out=DIR"
-            raise InputError("out", path, f"two cells would land there, {both}", remedy)
+            remedy = "leave one out, or sweep them separately with out=DIR"
+            raise InputError("out", path, f"two cells would have this directory, {both}", remedy)
         seen[path.name], plan[path.name] = cell, options(asdict(config))
         same_as_before(path, config, plan[path.name])
     try:
         lock = RunRecord(out / "runs").lock()
     except Busy:
         reason = "another process runs a sweep here"
-        raise InputError("out", out, reason, "wait for its end, or give another out=DIR") from None
+        raise InputError("out", out, reason, "wait for it, or give another out=DIR") from None
     with lock:
         write_json(out / "runs" / PLAN, plan)
         yield configs
 
 
 def same_as_before(path: Path, config: Config, now: Options) -> None:
-    """InputError if the run at `path` computes something else than the configuration says now."""
+    """Raises InputError if the run at `path` computes something else than the configuration."""
     file = path / "manifest.json"
     before = RunRecord(path, writes=False).manifest if file.exists() else {}
     if "config" not in before:
         return
     then = options(before["config"], before.get("migrations", 0))
-    if config.model.path:  # whose architecture and tokenizer the manifest holds
+    if config.model.path:  # the manifest has its architecture and tokenizer
         kept = lambda key: not key.startswith("model.") and key != "env.tokenizer"  # noqa: E731
         then, now = ({k: x for k, x in part.items() if kept(k)} for part in (then, now))
     if other := difference(then, now):
@@ -162,7 +161,7 @@ def same_as_before(path: Path, config: Config, now: Options) -> None:
 
 
 def as_planned(out: Path, config: Config) -> None:
-    """InputError if a cell of the sweep in `out` is no longer what it was when the sweep began."""
+    """Raises InputError if a cell of the sweep in `out` has changed since the sweep began."""
     file = out / "runs" / PLAN
     plan = json.loads(file.read_text()) if file.exists() else {}
     then = plan.get(Path(config.out).name)

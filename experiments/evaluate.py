@@ -3,9 +3,9 @@
     python -m experiments.evaluate model.path=runs/a [eval.samples_per_prompt=16] [json=FILE]
     python -m experiments.evaluate model.path=DIR env=math env.kwargs.path=FILE env.chat=true
 
-`model.path` is a run (its newest checkpoint, or the one of `runs/a/checkpoints/STEP`), a folder in
-the format of `transformers`, or a .gguf file. Intervals hold 90 % and are over problems like these:
-the bootstrap draws problems, each with all its samples.
+`model.path` is a run (its newest checkpoint, or that of `runs/a/checkpoints/STEP`), a folder in the
+format of `transformers`, or a .gguf file. Intervals are 90 %, over problems like these: the
+bootstrap resamples problems, each with all its samples.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python -m experiments.export model.path=runs/a to=DIR
 
-Configuration and safetensors; the tokenizer's files go along where the policy started from a folder
-that has them (a .gguf has none).
+Configuration and safetensors, with the tokenizer's files if the policy started from a folder that
+has them (a .gguf has none).
 """
 
 from __future__ import annotations

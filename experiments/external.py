@@ -1,4 +1,4 @@
-"""Training curves of other people, as `Evals`: what stands beside the checkout, never in it.
+"""Training curves of others, as `Evals`, from data beside the checkout.
 
 retu       RL branches of SFT checkpoints, arXiv 2512.11470
 deep_grpo  two W&B exports, by seconds and by steps
@@ -30,7 +30,7 @@ def read_retu(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
     Returns:
         points: run, recipe (the scene), compute, value, and whether the authors fitted it (window).
-            The pure-RL run, which stands there under three names, comes once.
+            The pure-RL run, which has three names there, is included once.
         published: of each fitted run P_sft, R0 = P_sft + eps, A = P_sft + PL, B, C_mid, A_printed,
             tau and alpha of the robust fit (NaN: no trimming). A_printed differs from the sum in
             three rows, where the curves show the sum.
@@ -109,14 +109,14 @@ def retu(folder: Path) -> Evals:
 
 
 def deep_grpo(folder: Path) -> tuple[Evals, Evals]:
-    """The runs by seconds, and those that stand in the export by steps alone; pooled."""
+    """The runs by seconds, and those exported by steps alone; pooled."""
     seconds = export(folder / "scale_budget.csv")
     steps = export(folder / "grpo_scale_rollout.csv", known=seconds.runs)
     return pooled(seconds), pooled(steps)
 
 
 def export(path: Path, known: Sequence[str] = ()) -> Evals:
-    """A W&B export without the runs known already; C = 0 at each run's first evaluation."""
+    """A W&B export without the runs in `known`; C = 0 at each run's first evaluation."""
     if not path.exists():
         raise InputError("data", path, "no such file", "put deep_grpo beside the folder of data=")
     evals = Evals.read(path)

@@ -1,14 +1,14 @@
-"""Fit scaling curves of a study, or of anybody's log, and forecast their held-out part.
+"""Fit scaling curves of a study, or of any log, and forecast their held-out part.
 
     python -m experiments.fit data=PATH out=DIR                    # posterior of all runs together
     python -m experiments.fit data=PATH out=DIR method=point       # least squares, run by run
     python -m experiments.fit data=PATH out=DIR eval_set=NAME      # another evaluation set
 
-`data` is anything `rlx.scaling.Evals.read` reads; run=, recipe=, compute=, value=, scale=, wide=,
-min_points= and the others of `rlx.scaling.source.Options` say how. Runs are fitted on
-C <= (1 - holdout) * C_max; holdout=0 fits everything. A study is fitted on its held-out set,
-`heldout`, unless `eval_set` names another that its runs evaluate: a task of a mixture, say. Into
-`out` go
+`data` is anything that `rlx.scaling.Evals.read` reads; run=, recipe=, compute=, value=, scale=,
+wide=, min_points= and the others of `rlx.scaling.source.Options` say how. Runs are fitted on
+C <= (1 - holdout) * C_max; holdout=0 fits everything. A study is fitted on its evaluation set
+`heldout`, unless `eval_set` names another, such as a task of a mixture. Files in `out`:
+
 
     fits.csv       one row per run, by least squares: A, B, C_mid, R0, exact ceiling, held-out error
     summary.csv    one row per recipe or run and parameter; phase is (last fitted C) / C_mid
@@ -17,16 +17,16 @@ C <= (1 - holdout) * C_max; holdout=0 fits everything. A study is fitted on its 
     report.png     the curves
     report.html    the study as one page for a browser, see rlx.scaling.page
 
-and of a posterior
+and with a posterior
 
     posterior.nc   for rlx.scaling.load
-    check.json     convergence, share of the curve seen, runs that left their curve, problems
-    effects.csv    ceiling movers and efficiency shapers, where there are axes or several recipes
+    check.json     convergence, share of the curve observed, departed runs, problems
+    effects.csv    ceiling movers and efficiency shapers, if there are axes or several recipes
     ceilings.png, ridge.png, effects.png
 
-In the .csv files a text that a spreadsheet would execute, =cmd(), has an apostrophe in front.
-A point fit has no intervals: its quantile columns other than the forecast itself are empty.
-Bad input ends with exit code 2 and one line on stderr, `error: KEY=VALUE: reason; remedy`.
+In the .csv files a text that a spreadsheet would execute, such as =cmd(), is prefixed with an
+apostrophe. A point fit has no intervals: its quantile columns other than the forecast are empty.
+Bad input exits with status 2 and one line on stderr, `error: KEY=VALUE: reason; remedy`.
 """
 
 from __future__ import annotations
@@ -68,19 +68,19 @@ REMEDIES = {"holdout": "give a number in [0, 1)", "axes": "write axes=[column,co
 
 @dataclass(frozen=True)
 class _Data:
-    data: str = ""  # study or run directory, or file: what rlx.scaling.Evals.read reads
+    data: str = ""  # study or run directory, or file, as for rlx.scaling.Evals.read
 
 
 @dataclass(frozen=True)
 class FitConfig(Options, _Data):
-    """Options of the command: those of reading data, and of the fit."""
+    """Options of the command: of reading data, and of the fit."""
 
     r0: str = "first"  # first, fit, a number in the unit of value, or a column
     method: str = "nuts"
     curve: str | None = None  # default burr; a point fit is a sigmoid
     noise: str = "normal"
-    holdout: float = 0.5  # share of each run's compute that is forecast, not fitted
-    horizon: float = 4.0  # of forecasts, over the last fitted compute
+    holdout: float = 0.5  # share of each run's compute that is held out and forecast
+    horizon: float = 4.0  # of forecasts, relative to the last fitted compute
     origins: tuple[float, ...] = ORIGINS  # shares of compute from which report.html forecasts
     sampler_seed: int = 0
     out: str = "outputs/fit"
@@ -92,7 +92,7 @@ def parse(argv: list[str]) -> FitConfig:
     if not config.data:
         raise InputError("data", "", "nothing to fit", "give data=PATH, a directory or a file")
     if not config.out.strip():
-        raise InputError("out", config.out, "names no directory", "give out=DIR")
+        raise InputError("out", config.out, "not a directory name", "give out=DIR")
     for key, built in CHOICES.items():
         name = getattr(config, key)
         if name is not None and name not in built:
@@ -125,7 +125,7 @@ def fits_table(fits: list[RunFit]) -> pd.DataFrame:
 
 
 def summary_table(fits: list[RunFit]) -> pd.DataFrame:
-    """One row per run and parameter; a point estimate stands under `mean`."""
+    """One row per run and parameter; a point estimate is in the column `mean`."""
     return pd.DataFrame(
         {
             "level": "run",
@@ -145,7 +145,7 @@ def summary_table(fits: list[RunFit]) -> pd.DataFrame:
 
 
 def forecast_table(frame: pd.DataFrame, fits: list[RunFit]) -> pd.DataFrame:
-    """One row per held-out evaluation; the point forecast stands under `q50`."""
+    """One row per held-out evaluation; the point forecast is in the column `q50`."""
     columns = ["run", "compute", "q05", "q50", "q95", "extrapolation", "observed"]
     parts = [pd.DataFrame(columns=columns)]
     for fit in fits:
@@ -174,23 +174,23 @@ def run(
     sampler_seed: int = 0,
     **options,
 ) -> pd.DataFrame:
-    """Fit a study (or evaluations), print the results and write all files into `out`.
+    """Fit a study (or evaluations), print the results and write all files to `out`.
 
     Args:
         data: path of a study, run directory or log, or evaluations.
-        out: directory of the results, made if missing.
+        out: directory of the results, created if missing.
         holdout, r0: as in rlx.scaling.run_fits.fit_study.
         method: "nuts", "laplace" or "point".
-        curve, noise, sampler_seed: of rlx.scaling.fit, there seed.
-        horizon: of forecasts, over the last fitted compute.
-        origins: shares of compute from which the page forecasts, each a fit; () for none.
-        options: fields of rlx.scaling.source.Options, where `data` is a path.
+        curve, noise, sampler_seed: of rlx.scaling.fit (there: seed).
+        horizon: of forecasts, relative to the last fitted compute.
+        origins: shares of compute from which the page forecasts, one fit each; () for none.
+        options: fields of rlx.scaling.source.Options, if `data` is a path.
 
     Returns:
         The table of point fits, one row per run.
 
     Raises:
-        InputError: the data or an option cannot be used, or `out` not be written.
+        InputError: the data or an option cannot be used, or `out` cannot be written.
     """
     known = None if r0 in ("first", "fit") else r0
     source = None if isinstance(data, Evals) else data
@@ -234,7 +234,7 @@ def run(
 
 @contextlib.contextmanager
 def _writing(out: Path):
-    """`out` is made; a failure of the system to write there is an InputError."""
+    """Creates `out`; turns an OSError inside into an InputError."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         yield
@@ -243,7 +243,7 @@ def _writing(out: Path):
 
 
 def write_csv(table: pd.DataFrame, file: Path) -> None:
-    """Texts that a spreadsheet would execute, =cmd(), get an apostrophe in front."""
+    """Prefix texts that a spreadsheet would execute, such as =cmd(), with an apostrophe."""
     table.map(
         lambda cell: f"'{cell}" if isinstance(cell, str) and EXECUTED.match(cell) else cell
     ).to_csv(file, index=False)
@@ -252,11 +252,11 @@ def write_csv(table: pd.DataFrame, file: Path) -> None:
 def write_posterior(
     posterior: sc.ScalingFit, later: Evals | None, out: Path, horizon: float
 ) -> str:
-    """All files of a posterior, and its summary on the terminal; names of the files."""
+    """Write all files of a posterior and print its summary; returns the names of the files."""
     check = posterior.check()
     posterior.save(out / "posterior.nc")
     (out / "check.json").write_text(json.dumps(check.as_dict(), indent=1) + "\n")
-    posterior = posterior.unsafe()  # the files of a fit that failed say so: check.json, status
+    posterior = posterior.unsafe()  # check.json and status say whether it converged
     recipes, runs = posterior.summary("recipe"), posterior.summary("run")
     summary = pd.concat([recipes, runs], ignore_index=True)
     write_csv(summary, out / "summary.csv")
@@ -288,7 +288,7 @@ def write_posterior(
 def posterior_forecast(
     posterior: sc.ScalingFit, later: Evals | None, horizon: float
 ) -> pd.DataFrame:
-    """Predictive quantiles of new evaluations: the held-out ones, then on to the horizon."""
+    """Predictive quantiles of new evaluations: the held-out ones, and further to the horizon."""
     last = dict(zip(posterior.runs, posterior.last_compute("run"), strict=True))
     parts = []
     for run in posterior.runs:

@@ -1,16 +1,16 @@
-"""What a compiled program moves, read from its optimised text (XLA's HLO, for CPU, GPU or TPU).
+"""Memory traffic of a compiled program, from its optimised text (XLA's HLO, for CPU, GPU or TPU).
 
 An instruction of a scheduled program reads its operands from the device's memory and writes its
 result there, with these exceptions:
 
     a slice, or a gather, reads what it takes; so does a fusion of an operand that it only slices
     an update (dynamic-update-slice, scatter) in place reads and writes what it changes. It is in
-        place if nothing reads the old array later and the array is the program's to write: an
-        argument that is not donated is copied
-    what lies in a TPU's on-chip memory (`S(1)` in its layout) costs nothing
-    a loop costs its body as often as it runs, once where the text does not say how often
+        place if nothing reads the old array later and the program may overwrite it: an argument
+        that is not donated is copied
+    data in a TPU's on-chip memory (`S(1)` in its layout) cost nothing
+    a loop costs its body times its trip count, or once if the text does not give the count
 
-Tiles are counted whole: a TPU keeps 8 x 128 numbers together, and moves the padding too.
+Tiles are counted in full: a TPU stores 8 x 128 numbers together, and moves the padding too.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ class Instruction(NamedTuple):
         return re.search(rf"\b{attribute}=%?([\w.-]+)", self.rest)[1]
 
 
-Computation = dict[str, Instruction]  # in the order in which they run; the last one is the result
+Computation = dict[str, Instruction]  # in execution order; the last one is the result
 
 
 class Program(NamedTuple):
     computations: dict[str, Computation]
     entry: str
-    donated: frozenset[int]  # arguments whose place a result takes
+    donated: frozenset[int]  # arguments whose memory a result reuses
 
 
 class Move(NamedTuple):
-    """Bytes that one instruction reads and writes each time, and how often it runs."""
+    """Bytes that an instruction reads and writes each time, and how often it runs."""
 
     name: str
     kind: str
@@ -82,12 +82,12 @@ def _instruction(name: str, text: str) -> Instruction:
     inside, rest = text[kind.end() : close - 1], text[close:]
     operands = re.findall(r"%([\w.-]+)", inside)
     if kind[1] in ("parameter", "constant"):
-        operands, rest = [], inside + rest  # the number of a parameter, the value of a constant
+        operands, rest = [], inside + rest  # parameter number, or value of a constant
     return Instruction(name, text[:end], kind[1], tuple(operands), rest)
 
 
 def _closing(text: str, at: int) -> int:
-    """Just behind the parenthesis that closes the one at `at`."""
+    """The index after the parenthesis that closes the one at `at`."""
     depth = 0
     for found in re.compile(r"[()]").finditer(text, at):
         depth += 1 if found[0] == "(" else -1
@@ -97,7 +97,7 @@ def _closing(text: str, at: int) -> int:
 
 
 def arrays(shape: str) -> list[tuple[int, bool]]:
-    """(bytes, whether they lie in the device's main memory) of every array of a shape."""
+    """(bytes, whether in the device's main memory) of every array of a shape."""
     return [_array(found) for found in ARRAY.finditer(shape)]
 
 
@@ -115,7 +115,7 @@ def _array(found: re.Match[str]) -> tuple[int, bool]:
 
 
 def size(shape: str) -> int:
-    """Bytes, wherever they are."""
+    """Bytes, in any memory."""
     return sum(n for n, _ in arrays(shape))
 
 
@@ -124,7 +124,7 @@ def in_memory(shape: str) -> int:
 
 
 def moves(program: Program, computation: str = "", times: int = 1) -> Iterator[Move]:
-    """Of everything that runs when `computation` (the whole program) runs `times` times."""
+    """Moves of all instructions when `computation` (default: the program) runs `times` times."""
     name = computation or program.entry
     inside = program.computations[name]
     last = _last_uses(inside)
@@ -145,14 +145,14 @@ def moves(program: Program, computation: str = "", times: int = 1) -> Iterator[M
 
 
 def step(program: Program) -> list[Move]:
-    """Of one turn of the loop around everything, the one in the entry that moves most."""
+    """Moves of one iteration of the outermost loop, the one in the entry that moves most."""
     entry = program.computations[program.entry].values()
     bodies = [list(moves(program, op.calls("body"))) for op in entry if op.kind == "while"]
     return max(bodies, key=lambda body: sum(move.bytes for move in body), default=[])
 
 
 def trips(program: Program, computation: str, loop: Instruction) -> int:
-    """How often a loop runs; 0 where that depends on the data."""
+    """Trip count of a loop; 0 if it depends on the data."""
     if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest):
         return int(known[1])
     *others, test = program.computations[loop.calls("condition")].values()
@@ -173,7 +173,7 @@ def trips(program: Program, computation: str, loop: Instruction) -> int:
 
 
 def _moved(program: Program, name: str, op: Instruction, dead) -> tuple[int, int]:
-    """(bytes read, bytes written) of an instruction that is no loop."""
+    """(bytes read, bytes written) of an instruction that is not a loop."""
     inside = program.computations[name]
     main = [in_memory(inside[x].shape) for x in op.operands]
     written = in_memory(op.shape)
@@ -187,7 +187,7 @@ def _moved(program: Program, name: str, op: Instruction, dead) -> tuple[int, int
         if any(target in op.rest for target in FREE_CALLS):
             return 0, 0
         results = arrays(op.shape)
-        if "__cu" in op.rest:  # a library's, whose last result is room for it to work in
+        if "__cu" in op.rest:  # a library call, whose last result is scratch memory
             results = results[: max(len(results) - 1, 1)]
         return sum(main), sum(n for n, is_main in results if is_main)
     if op.kind != "fusion":
@@ -211,7 +211,7 @@ def _moved(program: Program, name: str, op: Instruction, dead) -> tuple[int, int
         i, changed = found
         if dead(_buffer(inside, op.operands[i])) and _ours(program, name, op.operands[i]):
             written -= whole - changed
-        else:  # a copy of the rest too
+        else:  # it also copies the rest
             read[i] = main[i]
     return sum(map(min, read, main)), written
 
@@ -230,7 +230,7 @@ def _users(body: Computation) -> dict[str, list[Instruction]]:
 
 
 def _read(program: Program, body: Computation, users, name: str) -> int:
-    """Bytes of a fusion's value `name` that the fusion reads, at most."""
+    """Upper bound of the bytes of value `name` that a fusion reads."""
     total, whole = 0, size(body[name].shape)
     for user in users.get(name, ()):
         if user.kind == "bitcast":
@@ -264,9 +264,9 @@ def _parameter(body: Computation, i: int) -> str:
 
 
 def _update(program: Program, body: Computation, op: Instruction, users=None):
-    """(parameter, bytes) of a result that is that parameter of `body` with so many bytes changed.
+    """(parameter, bytes) if a result is that parameter of `body` with `bytes` bytes changed.
 
-    None if it is not, or if something else than the part to be changed is read from it.
+    None if it is not, or if other parts of it are read.
     """
     if op.kind == "bitcast":
         return _update(program, body, body[op.operands[0]], users)
@@ -285,7 +285,7 @@ def _update(program: Program, body: Computation, op: Instruction, users=None):
         source = body[source].operands[0]
     if body[source].kind != "parameter":
         return None
-    if users is None:  # an instruction by itself: its first operand
+    if users is None:  # not in a fusion: its first operand
         return 0, changed
     for user in users[source]:
         slices = user.kind in ("dynamic-slice", "gather") and size(user.shape) <= changed
@@ -295,7 +295,7 @@ def _update(program: Program, body: Computation, op: Instruction, users=None):
 
 
 def _buffer(inside: Computation, name: str) -> tuple[str, str]:
-    """(instruction, index) of the array that a value is, through bitcasts and tuples."""
+    """(instruction, index) of the array behind a value, through bitcasts and tuples."""
     op, index = inside[name], ""
     while op.kind in ("bitcast", "get-tuple-element", "tuple"):
         if op.kind == "get-tuple-element":
@@ -310,7 +310,7 @@ def _buffer(inside: Computation, name: str) -> tuple[str, str]:
 
 
 def _last_uses(inside: Computation) -> dict[tuple[str, str], int]:
-    """When every array is used last, as a place in the order of the computation."""
+    """Last use of every array, as a position in the computation."""
     last: dict[tuple[str, str], int] = {}
 
     def use(name: str, at: int) -> None:
@@ -329,7 +329,7 @@ def _last_uses(inside: Computation) -> dict[tuple[str, str], int]:
 
 
 def _ours(program: Program, computation: str, name: str) -> bool:
-    """Whether the program may write into an array: no constant, no argument that is kept."""
+    """Whether the program may overwrite an array: not a constant or a kept argument."""
     inside = program.computations[computation]
     op = inside[_buffer(inside, name)[0]]
     if op.kind == "constant":
@@ -340,10 +340,10 @@ def _ours(program: Program, computation: str, name: str) -> bool:
 
 
 def plain_products(program: Program) -> list[str]:
-    """Names of products of float32 factors at full precision, which a GPU has no matrix units for.
+    """Names of products of float32 factors at full precision, for which a GPU has no matrix units.
 
-    They are dots, or calls of cuBLAS, with `operand_precision={highest,highest}` and without one of
-    the algorithms that split float32 into bfloat16 or TF32.
+    They are dots, or calls of cuBLAS, with `operand_precision={highest,highest}` and without an
+    algorithm that splits float32 into bfloat16 or TF32.
     """
     found = []
     for inside in program.computations.values():
@@ -359,8 +359,8 @@ def plain_products(program: Program) -> list[str]:
 def collectives(program: Program) -> dict[str, dict[str, int]]:
     """{kind: {"count", "largest", "bytes"}} of a program's collectives by their results, in bytes.
 
-    count and largest are of the text, where a loop's body stands once; bytes of a whole run, as
-    far as the text says how often its loops run.
+    count and largest are of the text, in which a loop's body is written once; bytes are of a whole
+    run, with the trip counts in the text.
     """
     found: dict[str, dict[str, int]] = {}
     for move in moves(program):

@@ -1,4 +1,4 @@
-"""What a configuration needs of every device, before anyone asks for a cluster.
+"""Device memory that a configuration needs, without the devices.
 
     python -m experiments.memory devices=64 prompt_tokens=2048 model=llama3_1_8b model.remat=true
         model.query_chunk=256 mesh.data=1 mesh.fsdp=8 mesh.tensor=8 rollout.prompts_per_step=64
@@ -7,37 +7,37 @@
     python -m experiments.memory target=h200 prompt_tokens=128 model=qwen3_0_6b mesh=one
         rollout.prompts_per_step=16 rollout.max_new_tokens=896
 
-The keys of experiments.train describe the run. `target` names the accelerator to compile for, which
-need not be there (the extra `targets`; experiments/targets.py lists them); with target=cpu
+The keys of experiments.train describe the run. `target` is the accelerator to compile for, which
+need not be present (the extra `targets`; experiments/targets.py lists them); with target=cpu,
 `devices` virtual CPU devices stand for the cluster. `prompt_tokens` is the width of prompts (0: the
-longest of the environment), and the model's own `vocab_size` counts, if it has one, whatever the
+longest of the environment); the model's `vocab_size`, if it has one, takes precedence over the
 environment's characters. Nothing is allocated: parameters, moments, batch and slots are shapes with
-the shardings of a run, for which the `programs` are compiled: the update and the sampler's `insert`
-and `decode`, which evaluation runs too, on the same slots. Per device:
+the shardings of a run, for which `programs` are compiled: the update, and the sampler's `insert`
+and `decode`, which evaluation runs on the same slots. Per device:
 
-    held                 what the run keeps there; `published`: the sampler's copy of the weights
+    held                 kept during the run; `published`: the sampler's copy of the weights
     arguments, outputs   of the program; `aliased` bytes of the outputs reuse those of arguments
-    temporaries          what it allocates besides, as the target's compiler plans it. For a CPU an
+    temporaries          further allocations, as planned by the target's compiler. For a CPU an
                          upper bound for an accelerator: it computes bfloat16 in float32 and keeps
                          converted copies (with model.compute_dtype=float32 there are none, at up to
                          twice the size), scatters gradients by all-reduce, and multiplies each row
                          by every expert of the device, where others have a grouped product
     in all               arguments + outputs - aliased + temporaries
-    beside               what is held of the rest meanwhile
-    step_bytes           moved to and from memory (experiments/hlo.py) by one token of every slot,
-                         or by one update; `fewest_bytes` are the fewest possible, and
-                         `cache_bytes_ratio` is step_bytes over them. A token: every weight and the
-                         whole cache read once. An update: weights read forward and backward in
-                         every slice, their keys and values written, read forward and backward,
-                         gradients and optimiser's state read and written
-    cost_model           what a TPU's compiler expects (optimal_seconds, bytes accessed, flops). It
-                         counts the body of a loop once, and of a loop that may run any number of
-                         times it makes nothing, or less: use it on one layer, unrolled
+    beside               held, but not an argument of the program
+    step_bytes           memory traffic (experiments/hlo.py) of one token in every slot, or of one
+                         update; `fewest_bytes` is the minimum, and `cache_bytes_ratio` is
+                         step_bytes over it. A token: every weight and the whole cache are read
+                         once. An update: weights are read forward and backward in every slice,
+                         keys and values are written, read forward and backward, gradients and
+                         optimiser state are read and written
+    cost_model           estimates of a TPU's compiler (optimal_seconds, bytes accessed, flops). It
+                         counts the body of a loop once, and loops without a trip count not at all
+                         or even less: use it on one layer, unrolled
     collectives          how often each is written in the program (a loop's body counts once), the
-                         largest result, and the bytes of all results of a run of the program, or
-                         one turn of the loops whose length depends on the data
+                         largest result, and the bytes of all results of a run of the program, or of
+                         one iteration of loops whose length depends on the data
 
-The table is for reading, the JSON line after it (bytes) for programs. Exit status 2: bad input.
+The table is for people, the JSON line after it (bytes) for programs. Exit status 2: bad input.
 """
 
 from __future__ import annotations
@@ -64,21 +64,21 @@ BYTES = ("arguments", "outputs", "aliased", "temporaries", "in all", "beside")
 
 
 class Traced(NamedTuple):
-    """The programs of a run, by name, and what they work on; shapes with shardings."""
+    """The programs of a run, by name, and their arguments as shapes with shardings."""
 
     programs: dict[str, Any]  # jax.stages.Traced
     state: Any
     batch: Any
-    reference: Any  # the weights of the start, where they are kept: for adapters, KL or TBRM
+    reference: Any  # the initial weights, if they are kept: for adapters, KL or TBRM
     published: Any  # the sampler's parameters
-    copied: bool  # they are not the learner's own arrays
+    copied: bool  # whether they are not the learner's arrays
     slots: Any
     mesh: Any
-    disjoint: bool  # the sampler has devices of its own
+    disjoint: bool  # whether the sampler has separate devices
 
 
 def traced(config: Config, prompt_tokens: int = 0, devices: Sequence | None = None) -> Traced:
-    """InputError if the run could not start; devices: to compile for, those of JAX if None."""
+    """Raises InputError if the run cannot start. devices: to compile for; None: those of JAX."""
     import jax
 
     from rlx import mesh as meshes
@@ -130,10 +130,10 @@ def traced(config: Config, prompt_tokens: int = 0, devices: Sequence | None = No
 
 
 def with_kernel(model: ModelConfig, mesh: Any) -> ModelConfig:
-    """With the kernel of attention that it runs with there.
+    """The model with its attention kernel on that mesh.
 
-    For a card that is not there cuDNN's can be compiled only if its library is installed: auto is
-    then XLA's, and cudnn an InputError.
+    cuDNN's kernel can be compiled for an absent card only if its library is installed: otherwise
+    auto is XLA's, and cudnn an InputError.
     """
     from rlx.models import attention
 
@@ -147,7 +147,7 @@ def with_kernel(model: ModelConfig, mesh: Any) -> ModelConfig:
 
 
 def batch_like(config: Config, prompt_tokens: int) -> Any:
-    """The shapes of a batch; packed, of one whose samples all have the greatest length."""
+    """The shapes of a batch; if packed, of one whose samples all have the maximum length."""
     import jax
 
     from rlx.types import Batch
@@ -165,7 +165,7 @@ def batch_like(config: Config, prompt_tokens: int) -> Any:
         behavior_value_BT=floats(P * G, T),
         reward_PG=floats(P, G),
         keep_P=floats(P),
-        packed_PRW=ints(P, G, T - 1) if config.optim.pack else None,
+        packed_PRt=ints(P, G, T - 1) if config.optim.pack else None,
     )
 
 
@@ -178,7 +178,7 @@ def per_device(tree: Any) -> int:
 
 
 def held(run: Traced) -> dict[str, int]:
-    """Bytes of one device, by what they are for."""
+    """Bytes of one device, by purpose."""
     return {
         "parameters": per_device(run.state.params),
         "moments": per_device(run.state.opt_state),
@@ -191,7 +191,7 @@ def held(run: Traced) -> dict[str, int]:
 
 
 def beside(run: Traced, program: str) -> int:
-    """Bytes that a device holds while a program runs which does not take them."""
+    """Bytes held by a device while a program runs that does not use them."""
     if run.disjoint:
         return 0
     it = held(run)
@@ -202,10 +202,10 @@ def beside(run: Traced, program: str) -> int:
 
 
 def weight_bytes(run: Traced, config: Config) -> int:
-    """What a device reads to multiply by every weight once.
+    """Bytes that a device reads to multiply by every weight once.
 
-    Its heads, columns and experts, whole along the model's width, in the dtype of the products. Of
-    a table of words that is not the head too a step reads a few rows, which are not counted.
+    Its heads, columns and experts, complete along d_model, in the dtype of the products. Of an
+    embedding that is not the head, a step reads a few rows, which are not counted.
     """
     import jax
 
@@ -215,16 +215,16 @@ def weight_bytes(run: Traced, config: Config) -> int:
     mesh = jax.tree.leaves(run.published)[0].sharding.mesh
     params = {k: x for k, x in run.published.items() if k != "embed" or "head" not in run.published}
 
-    def whole(x, axes):
+    def gathered(x, axes):
         place = meshes.sharding(mesh, tuple(a if a != "model" else None for a in axes), x.shape)
         dtype = config.model.compute_dtype if x.ndim > 1 else x.dtype
         return jax.ShapeDtypeStruct(x.shape, dtype, sharding=place)
 
-    return per_device(jax.tree.map(whole, params, transformer.logical_axes(params)))
+    return per_device(jax.tree.map(gathered, params, transformer.logical_axes(params)))
 
 
 def fewest_bytes(run: Traced, config: Config) -> dict[str, int]:
-    """Of an update and of a step of decoding; the docstring of this module says which they are."""
+    """Minimum traffic of an update and of a decoding step, as defined in the module's docstring."""
     weights, cache = weight_bytes(run, config), per_device(run.slots.cache)
     W, T = run.slots.token_WT.sharding.shard_shape(run.slots.token_WT.shape)
     (P, U), optim = run.batch.prompt_PU.shape, config.optim
@@ -240,7 +240,7 @@ def fewest_bytes(run: Traced, config: Config) -> dict[str, int]:
 
 
 def moved(program: hlo.Program, turns: int) -> int:
-    """Bytes of a program whose loop around everything turns so often; 0: of one turn alone."""
+    """Bytes of a program whose outermost loop runs `turns` times; 0: of one iteration."""
     turn = sum(move.bytes for move in hlo.step(program))
     if not turns:
         return turn
@@ -250,9 +250,9 @@ def moved(program: hlo.Program, turns: int) -> int:
 def report(
     config: Config, prompt_tokens: int = 0, target: str = "cpu", programs: str = PROGRAMS
 ) -> dict[str, Any]:
-    """What a device holds and what every program takes of it, in bytes.
+    """Bytes that a device holds, and those of every program.
 
-    InputError if the run could not start there, or `target` is nothing to compile for.
+    Raises InputError if the run cannot start there, or `target` is unknown.
     """
     import jax
 
@@ -276,7 +276,7 @@ def report(
         row["beside"] = beside(run, name)
         parsed = hlo.parse(text)
         if name in fewest:
-            turns = slices if name == "update" else 0  # of decode's loop one turn alone is asked
+            turns = slices if name == "update" else 0  # decode: one step of its loop
             row["step_bytes"], row["fewest_bytes"] = moved(parsed, turns), fewest[name]
             row["cache_bytes_ratio"] = round(row["step_bytes"] / fewest[name], 3)
         if target != "cpu" and (cost := compiled.cost_analysis()):
@@ -314,7 +314,7 @@ def table(found: dict[str, Any]) -> str:
 
 
 def own_options(words: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """(values of OWN, the other words). InputError if a value is not of its kind."""
+    """(values of OWN, the other words). Raises InputError for a value of the wrong kind."""
     options, rest = dict(OWN), []
     for word in words:
         key, _, value = word.partition("=")
@@ -328,7 +328,7 @@ def own_options(words: list[str]) -> tuple[dict[str, Any], list[str]]:
                 raise InputError(key, value, f"no {min(unknown)!r} here", f"use some of {PROGRAMS}")
             options[key] = value
         elif not value.isdecimal() or int(value) < (key == "devices"):
-            raise InputError(key, value, "not such a number", "give a whole number")
+            raise InputError(key, value, "not a whole number in range", "give a whole number")
         else:
             options[key] = int(value)
     return options, rest
@@ -348,7 +348,7 @@ def main() -> int:
         asked = (options[key] for key in ("prompt_tokens", "target", "programs"))
         found = report(start.resolve(config), *asked)
     except train.BAD_INPUT as error:
-        print(f"error: {train.told(error)}", file=sys.stderr)
+        print(f"error: {train.as_input_error(error)}", file=sys.stderr)
         return 2
     print(table(found))
     print(json.dumps(found))

@@ -1,4 +1,4 @@
-"""KEY=VALUE words as a dataclass, for the commands that compose no configuration files."""
+"""KEY=VALUE words as a dataclass, for commands without configuration files."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ REMEDIES = {
 def own_options(
     kind: type[T], argv: Sequence[str], remedies: Mapping[str, str] = {}
 ) -> tuple[T, list[str]]:
-    """(The dataclass `kind` with the fields that words name, the other words).
+    """(The dataclass `kind` with the fields that words set, the other words).
 
     Raises:
-        InputError: a value is missing or not of the field's type; the remedy is that of `remedies`,
-            or the type's, or the docstring's.
+        InputError: a value is missing or not of the field's type; the remedy is from `remedies`,
+            or for the type.
     """
     options, rest = OmegaConf.structured(kind), []
     OmegaConf.set_readonly(options, False)  # a frozen dataclass makes a read-only node
@@ -50,7 +50,7 @@ def own_options(
 
 
 def read_options(kind: type[T], argv: Sequence[str], remedies: Mapping[str, str] = {}) -> T:
-    """The same where no other words may stand: InputError on one."""
+    """The same without other words: InputError on one."""
     options, rest = own_options(kind, argv, remedies)
     for key, _, value in (word.partition("=") for word in rest):
         remedy = f"write KEY=VALUE with one of {', '.join(kind.__dataclass_fields__)}"
@@ -59,7 +59,7 @@ def read_options(kind: type[T], argv: Sequence[str], remedies: Mapping[str, str]
 
 
 def check_choices(options: Any, choices: Mapping[str, Sequence[str]]) -> None:
-    """InputError on the first option whose value is none of its choices."""
+    """Raises InputError on the first option that is not one of its choices."""
     for key, allowed in choices.items():
         value = getattr(options, key)
         if value not in allowed:
@@ -67,9 +67,9 @@ def check_choices(options: Any, choices: Mapping[str, Sequence[str]]) -> None:
 
 
 def exit_status(command: Callable[[list[str]], Any], argv: list[str] | None = None) -> int:
-    """0 once the command has done what the words ask for; 2, with one line, if they are at fault.
+    """0 once the command is done; 2, after printing one line, on bad input.
 
-    Every other error is a defect of the program, and goes on.
+    Any other error is a bug, and propagates.
     """
     try:
         command(sys.argv[1:] if argv is None else argv)

@@ -2,8 +2,8 @@
 
     python -m experiments.options_page > docs/options.md
 
-A field's comment is its meaning, its section's `ranges` and `names` are what it may be.
-tests/test_docs.py compares the page with what this prints.
+The comment of a field is its meaning; `ranges` and `names` of its section are its values.
+tests/test_docs.py compares the page with this output.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ or in a file of [conf](../conf). The defaults are those of the class; groups suc
 and `optim=tiny`, which `experiments.train` composes first, may set others. A meaning that begins
 with "..." continues the row above.
 """
-MORE = {  # experiments whose configuration has options besides
+MORE = {  # experiments with further options
     "`experiments.sft`": config.SftConfig,
     "`experiments.reward_model`": config.RewardModelConfig,
 }
@@ -46,7 +46,7 @@ def page() -> str:
 
 
 def _table(title: str, kind: type, without: set[str]) -> str:
-    """One section: a row per field that is not a section itself."""
+    """One section: a row per field that is not itself a section."""
     rows = ["| option | default | values | meaning |", "|---|---|---|---|"]
     comments = comments_of(kind)
     for option in fields(kind):  # ty: ignore[invalid-argument-type]
@@ -55,9 +55,9 @@ def _table(title: str, kind: type, without: set[str]) -> str:
         default = option.default if option.default is not MISSING else option.default_factory()
         cells = (f"`{kind.section}{option.name}`", f"`{_shown(default)}`", _values(kind, option))
         rows.append(f"| {' | '.join(cells)} | {comments.get(option.name, '')} |")
-    said = inspect.cleandoc(kind.__doc__ or "") if "__doc__" in vars(kind) else ""
-    said = "" if said.startswith(f"{kind.__name__}(") else f"{said}\n\n"
-    return f"## {title}\n\n{said}" + "\n".join(rows) + "\n"
+    text = inspect.cleandoc(kind.__doc__ or "") if "__doc__" in vars(kind) else ""
+    text = "" if text.startswith(f"{kind.__name__}(") else f"{text}\n\n"
+    return f"## {title}\n\n{text}" + "\n".join(rows) + "\n"
 
 
 def _shown(value: object) -> str:
@@ -65,7 +65,7 @@ def _shown(value: object) -> str:
 
 
 def _values(kind: type, option: Field) -> str:
-    """The words that an option may be, the interval of a number, else its type."""
+    """The choices of an option, the interval of a number, else its type."""
     if words := kind.names.get(option.name, REGISTERED.get(option.name)):
         return ", ".join(f"`{word}`" for word in words)
     found = [i for i, names in kind.ranges.items() if option.name in names.split()]
@@ -74,14 +74,14 @@ def _values(kind: type, option: Field) -> str:
 
 
 def comments_of(kind: type) -> dict[str, str]:
-    """What stands behind a field on its line, by the field's name."""
+    """The comment at the end of each field's line, by name."""
     source = inspect.getsource(kind)
     lines = StringIO(source).readline
-    said = {
+    notes = {
         t.start[0]: t.string for t in tokenize.generate_tokens(lines) if t.type == tokenize.COMMENT
     }
     body = ast.parse(source).body[0].body  # ty: ignore[unresolved-attribute]
-    found = {n.target.id: said.get(n.end_lineno, "") for n in body if isinstance(n, ast.AnnAssign)}
+    found = {n.target.id: notes.get(n.end_lineno, "") for n in body if isinstance(n, ast.AnnAssign)}
     return {name: text.lstrip("# ").replace("|", "\\|") for name, text in found.items() if text}
 
 

@@ -1,9 +1,9 @@
-"""A run's forecast of itself, while it runs: `forecast.every_evals=N`, `forecast.stop_when=...`.
+"""A run's forecast of itself while it runs: `forecast.every_evals=N`, `forecast.stop_when=...`.
 
-Every N evaluations a hierarchical fit (Laplace) of the run's own evaluations, and of those of its
-finished siblings, says what pass rate to expect at the run's end and what twice the compute so far
-would buy, with 90 % intervals. Siblings are runs beside it that differ in the seed alone. A fit
-whose ceiling is not identified, or that cannot be made, says `not yet`.
+Every N evaluations a hierarchical fit (Laplace) of the run's evaluations, and of those of its
+finished siblings, forecasts the pass rate at the run's end and the gain from twice the compute so
+far, with 90 % intervals. Siblings are runs beside it that differ in the seed alone. If the ceiling
+is not identified, or no fit is possible, the forecast is `not yet`.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ NOT_YET = Outlook("forecast: not yet, ")
 
 
 class Forecaster:
-    """Asked after every evaluation of the run at `config.out`."""
+    """Called after every evaluation of the run at `config.out`."""
 
     def __init__(self, config: Config):
         self.config, self.out = config, Path(config.out)
 
     def __call__(self) -> Outlook:
         steps = list(dict.fromkeys(row["step"] for row in read_rows(self.out / "evals.jsonl")))
-        made = len(steps) - 1  # beside the one before the first update
+        made = len(steps) - 1  # without the one before the first update
         if not made or made % self.config.forecast.every_evals:
             return Outlook()
         try:
             found = self._forecast(steps[-1])
         except InputError:  # too few evaluations, or no mode
             found = NOT_YET
-        if not sys.stderr.isatty():  # else it stands in the progress bar
+        if not sys.stderr.isatty():  # otherwise it is on the progress bar
             print(
                 f"{self.out.name}, update {steps[-1]}: {found.text.removesuffix(', ')}",
                 file=sys.stderr,
@@ -69,22 +69,22 @@ class Forecaster:
 
 
 def outlook(fit: ScalingFit, run: str, longer: float, config: Config) -> Outlook:
-    """What a fit says of a run that ends at `longer` times its compute so far."""
+    """The forecast of a run that ends at `longer` times its compute so far."""
     if fit.status("run")[fit.runs.index(run)] != "ok":
         return NOT_YET
     now = fit.last_compute("run")[fit.runs.index(run)]
     draws = fit.curve(now * np.array([1.0, 2.0, longer]), by="run").sel(run=run)
     now_X, twice_X, end_X = draws.values.reshape(-1, 3).T
     answers = {"end": end_X, "gain_of_next_2x": twice_X - now_X}
-    numbers, said = {}, []
+    numbers, parts = {}, []
     for name, x_X in answers.items():
         low, middle, high = map(float, np.quantile(x_X, [0.05, 0.5, 0.95]))
         numbers |= {name: middle, f"{name}_q05": low, f"{name}_q95": high}
-        said.append(f"{name} {middle:.3f} [{low:.3f}, {high:.3f}]")
+        parts.append(f"{name} {middle:.3f} [{low:.3f}, {high:.3f}]")
     stop = ""
     if condition := config.forecast.condition:
         name, sign, bound, needed = condition
         p = float(np.mean(answers[name] < bound if sign == "<" else answers[name] > bound))
         if p >= needed:
             stop = f"P({name} {sign} {bound:g}) = {p:.3f}"
-    return Outlook("".join(f"{words}, " for words in said), numbers, stop)
+    return Outlook("".join(f"{words}, " for words in parts), numbers, stop)

@@ -1,4 +1,4 @@
-"""A policy to look at, from KEY=VALUE words: what evaluate, sample and export begin with."""
+"""A policy from KEY=VALUE words, for the commands evaluate, sample and export."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from experiments.options import own_options
 from rlx.config import Config
 from rlx.errors import InputError
 
-SECTIONS = ("env", "rollout", "episode")  # of a run, unless a word says something else about them
+SECTIONS = ("env", "rollout", "episode")  # taken from the run, unless a word overrides them
 
 
 class Policy(NamedTuple):
     config: Config
     params: Any
-    graders: Any  # with the environment
+    graders: Any  # including the environment
     mesh: Any
 
     def sampled(self) -> tuple[Any, Any]:
-        """(a generator, the weights to draw with)."""
+        """(a generator, the weights to sample with)."""
         from rlx.rollout.engine import make_generator
         from rlx.rollout.generator import Weights, published
 
@@ -35,12 +35,12 @@ class Policy(NamedTuple):
 def composed(words: Sequence[str]) -> Config:
     """The configuration that `experiments.train` would run with these words.
 
-    Where `model.path` is a run, its sections `env`, `rollout` and `episode` hold, unless a word
-    names them, and so does its `algo.reward_model`, which may be the judge.
+    If `model.path` is a run, its sections `env`, `rollout` and `episode` are used, unless a word
+    names them, and so is its `algo.reward_model`, which may be the judge.
     """
     config = train.composed(words)
     if not config.model.path:
-        raise InputError("model.path", "", "nothing to look at", "give a run, a folder or a file")
+        raise InputError("model.path", "", "no policy given", "give a run, a folder or a file")
     from rlx.train import start
 
     if start.is_run(config.model.path):
@@ -54,7 +54,7 @@ def composed(words: Sequence[str]) -> Config:
 
 
 def main(look: Callable[[Policy, dict[str, Any]], None], own: dict[str, Any]) -> int:
-    """Exit status of `look(policy, options)`; `own` are its options and their defaults."""
+    """Exit status of `look(policy, options)`; `own`: its options with their defaults."""
     kind = make_dataclass("Own", [(name, type(value), value) for name, value in own.items()])
     try:
         options, rest = own_options(kind, sys.argv[1:])
@@ -72,6 +72,6 @@ def main(look: Callable[[Policy, dict[str, Any]], None], own: dict[str, Any]) ->
         with closing(start.make_graders(config.env, env, scorer)) as graders:
             look(Policy(config, params, graders, mesh), asdict(options))
     except train.BAD_INPUT as error:
-        print(f"error: {train.told(error)}", file=sys.stderr)
+        print(f"error: {train.as_input_error(error)}", file=sys.stderr)
         return 2
     return 0

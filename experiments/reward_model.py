@@ -1,4 +1,4 @@
-"""A reward model from pairs of completions, and what it is for: a policy that pleases it.
+"""Train a reward model from pairs of completions, for RLHF.
 
     python -m experiments.reward_model pairs=pairs.jsonl model.path=DIR steps=200 out=runs/judge
     python -m experiments.train algo=rlhf algo.reward_model=runs/judge env=preference \

@@ -1,4 +1,4 @@
-"""Print what a policy says, with its score: for looking.
+"""Print completions of a policy with their scores.
 
     python -m experiments.sample model.path=runs/a [problems=4] [samples=2] [KEY=VALUE ...]
 
@@ -31,7 +31,7 @@ def sample(policy: Policy, options: dict[str, Any]) -> None:
     for answer in drawn:
         (score_G,) = grades(graders, [answer], policy.mesh).score_PG
         print(f"--- problem {answer.problem.id}\n{answer.problem.prompt.rstrip()}")
-        rows = zip(answer.said_G, score_G, answer.length_G, strict=True)
+        rows = zip(answer.text_G, score_G, answer.length_G, strict=True)
         for (text, stopped), score, n in rows:
             end = "" if stopped else ", cut"
             shown = text if isinstance(text, str) else " | ".join(text)

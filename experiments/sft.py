@@ -1,10 +1,10 @@
-"""Supervised fine-tuning on traces: where reinforcement learning of a pretrained model starts.
+"""Supervised fine-tuning on traces, the usual start of RL on a pretrained model.
 
     python -m experiments.sft model.path=DIR env=math traces=traces.jsonl steps=200 out=runs/sft
     python -m experiments.train model.path=runs/sft env=math ...
 
 A trace is a line {"prompt": TEXT, "completion": TEXT}; without `traces` the environment's own
-solutions are learned. Keys, checkpoints, signals and exit status are those of experiments.train.
+solutions are used. Keys, checkpoints, signals and exit status are those of experiments.train.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A sweep from end to end: its runs, their fits, a forecast of what was held out, one picture.
+"""A sweep from end to end: its runs, their fits, forecasts of the held-out part, a figure.
 
     python -m experiments.study [sweep=default] [out=runs/SWEEP] [fit=nuts|laplace|point]
                                 [status=true] [cell=N] [hydra/launcher=processes|slurm|ray_cluster]
@@ -6,14 +6,14 @@
                                 [policy=equal|halving|fixed]] [KEY=VALUE ...]
 
 The runs are the Hydra multirun `python -m experiments.train -m +sweep=SWEEP`, with any further
-overrides passed on. Finished runs are left as they are, so the same command continues a study that
-was interrupted. Then all runs are fitted on C <= C_max / 2 and judged on the rest, as
+overrides passed on. Finished runs are kept, so the same command resumes an interrupted study. Then
+all runs are fitted on C <= C_max / 2 and scored on the rest, as
 `python -m experiments.fit data=OUT out=OUT method=FIT` would.
 
-With a budget cells stop once what the study asks of them is answered, see experiments.budget.
+With a budget cells stop once the study's questions about them are answered, see experiments.budget.
 
-`cell=N` runs the N-th cell alone, from 0, and fits nothing: for schedulers that start a job per
-cell, which may be stopped and started again. Without `cell` the command then finds them done.
+`cell=N` runs only the N-th cell, from 0, without fits: for schedulers that start a job per cell,
+which may be stopped and restarted. Afterwards the command without `cell` fits the finished runs.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ from rlx.errors import InputError
 from rlx.record import RunRecord, read_rows, runs
 
 OF_BUDGET = ("unit", "policy", "baseline")
-LAUNCHER = ("hydra/launcher=", "hydra.launcher.")  # where cells run, not which there are
+LAUNCHER = ("hydra/launcher=", "hydra.launcher.")  # where cells run; not part of the sweep
 
 
 def planned(sweep: str, overrides: Sequence[str]) -> dict[str, list[str]]:
-    """The overrides of each cell of a sweep by the name of its directory, in order of their start.
+    """The overrides of each cell of a sweep by the name of its directory, in starting order.
 
-    Nothing but the sweep itself is composed, so a thousand cells take seconds.
+    Only the sweep itself is composed, so a thousand cells take seconds.
     """
     made = _named(sweep, overrides)
     return {naming.name(recipe, levels, seed): cell for cell, recipe, levels, seed in made}
 
 
 def seeds_of(sweep: str, overrides: Sequence[str]) -> dict[str, list[str]]:
-    """Names of the run directories by "RECIPE, KEY=VALUE, ...", of the axes that tell cells apart.
+    """Names of the run directories by "RECIPE, KEY=VALUE, ...", of the axes that differ.
 
-    Those together differ in seed.
+    The runs of one name differ in seed.
     """
     made: dict[str, list[str]] = {}
     there = list(_named(sweep, overrides))
@@ -67,7 +67,7 @@ def seeds_of(sweep: str, overrides: Sequence[str]) -> dict[str, list[str]]:
 
 def _named(sweep: str, overrides: Sequence[str]) -> Iterator[tuple[list[str], str, dict, int]]:
     """(overrides, recipe, levels of the axes, seed) of each cell."""
-    from hydra import compose, initialize_config_dir  # after the arguments have been looked at
+    from hydra import compose, initialize_config_dir  # slow to load: after checking arguments
     from omegaconf import OmegaConf
 
     from experiments import train  # which registers the schema
@@ -85,12 +85,12 @@ def _named(sweep: str, overrides: Sequence[str]) -> Iterator[tuple[list[str], st
 
 
 def cells(sweep: str, overrides: Sequence[str]) -> list[str]:
-    """Names of the run directories of a sweep, in the order in which they are started."""
+    """Names of the run directories of a sweep, in starting order."""
     return list(planned(sweep, overrides))
 
 
 def one_cell(sweep: str, out: Path, number: str, overrides: Sequence[str]) -> list[str]:
-    """The words after `python` that run one cell, in the directory that it has in the sweep."""
+    """The words after `python` that run one cell, in its directory of the sweep."""
     there = list(planned(sweep, overrides).values())
     if not number.isdecimal() or int(number) >= len(there):
         remedy = f"use 0 to {len(there) - 1}"
@@ -101,13 +101,13 @@ def one_cell(sweep: str, out: Path, number: str, overrides: Sequence[str]) -> li
 
 
 def status(out: Path, planned: Sequence[str] = ()) -> pd.DataFrame:
-    """One line per cell: how far it is, how well it does, and what its switches did.
+    """One line per cell: its progress, its pass rate, and the effect of its switches.
 
-    status is waiting, running, stopped (killed; the next start goes on), interrupted, failed or
-    done. pass_rate and ceiling are those of the held-out set. eta_min: minutes to its end, at its
-    pace so far. epochs of the prompts begun and prompts retired so far; shares of groups without
-    variance and of samples interrupted and truncated, over all updates. note: why a run failed, or
-    the switches of a finished run that are on and never did anything, about which it says nothing
+    status is waiting, running, stopped (killed; it resumes at the next start), interrupted, failed
+    or done. pass_rate and ceiling are of the held-out set. eta_min: minutes to its end, at its pace
+    so far. Epochs of prompts begun and prompts retired so far; shares of groups with zero variance
+    and of samples interrupted and truncated, over all updates. note: why a run failed, or the
+    switches of a finished run that are on and never had an effect, which it therefore cannot test
     ("void").
     """
     table = []
@@ -136,15 +136,15 @@ def status(out: Path, planned: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def whole_lines(file: Path) -> bytes:
-    """A file of rows, without a last line that was cut short."""
+    """The rows of a file, without an incomplete last line."""
     text = file.read_bytes() if file.exists() else b""
     return text[: text.rfind(b"\n") + 1]
 
 
 def events(metrics: bytes) -> dict[str, float]:
-    """How often the switches of a run did something so far, from the text of its metrics.jsonl.
+    """How often the switches of a run had an effect so far, from the text of its metrics.jsonl.
 
-    Of a thousand runs that is hundreds of megabytes, of which five numbers a row are wanted.
+    For a thousand runs these are hundreds of megabytes, of which five numbers per row are needed.
     """
     shares = {
         "dropped": "rollout/zero_variance_share",
@@ -190,7 +190,7 @@ def study(words: dict[str, str]) -> int:
         raise InputError("fit", method, "not available", f"use fit={known}")
     if limits and "budget" not in limits:
         key, value = next(iter(limits.items()))
-        raise InputError(key, value, "no budget", "give budget=0.5, or leave it out")
+        raise InputError(key, value, "there is no budget", "give budget=0.5, or leave it out")
     if cell is not None:
         os.execv(sys.executable, [sys.executable, *one_cell(sweep, out, cell, overrides)])
     failed = 0

@@ -1,12 +1,12 @@
-"""Accelerators that need not be there: their compilers run on any machine, without a driver.
+"""Compile for accelerators that are not present: compilers need no driver or device.
 
 pip install -c constraints.txt -e '.[targets]'
 
-h100, h200        one card of NVIDIA; `h200:8` eight of one host. XLA compiles for it without
-                  any library of NVIDIA, but for attention by cuDNN, which needs
-                  nvidia-cudnn-cu12 (1.5 GB with what that pulls in). Kernels are not tuned
-                  by measuring, as on the card, but chosen by a model of it
-v6e:1x1, v5p:4x4x4, ...   a TPU slice by generation and chips, as Google names them
+h100, h200        one NVIDIA card; `h200:8` eight on one host. XLA compiles for it without any
+                  library of NVIDIA, except attention by cuDNN, which needs nvidia-cudnn-cu12
+                  (1.5 GB with its dependencies). Kernels are not tuned by timing, as on the
+                  card, but chosen by a model of it
+v6e:1x1, v5p:4x4x4, ...   a TPU slice by generation and topology, in Google's names
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ CARDS = {
 KNOWN = "use cpu, h100, h200, h200:8, or a TPU slice such as v6e:1x1 or v5p:4x4x4"
 PACKAGES = {"cuda": "jax_cuda12_plugin", "tpu": "libtpu"}
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3", "TPU_STDERR_LOG_LEVEL": "3"}
-# Not to ask a cloud where this is; several processes may compile, since none of them has a chip.
+# Do not ask a cloud for metadata; several processes may compile, since none of them has a chip.
 ALONE = {"TPU_SKIP_MDS_QUERY": "1", "TPU_LOG_DIR": "disabled", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 ALONE |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}
 
 
 def platform(target: str) -> str:
-    """cpu, cuda or tpu. Raises InputError if the target is not one of them."""
+    """cpu, cuda or tpu. Raises InputError for an unknown target."""
     if target == "cpu":
         return "cpu"
     if re.fullmatch(rf"({'|'.join(CARDS)})(:[1-8])?", target):
@@ -58,12 +58,12 @@ def platform(target: str) -> str:
 
 
 def installed(target: str) -> bool:
-    """Whether the compiler of a target is there."""
+    """Whether the compiler of a target is installed."""
     return target == "cpu" or find_spec(PACKAGES[platform(target)]) is not None
 
 
 def devices(target: str) -> list[Any]:
-    """Devices to compile for, and for nothing else; of a target that is not cpu.
+    """Devices to compile for, which cannot run anything; of a target other than cpu.
 
     Raises InputError if there is no such accelerator, or its compiler is not installed.
     """

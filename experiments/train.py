@@ -4,12 +4,12 @@
     python -m experiments.train -m optim.learning_rate=1e-4,2e-4 algo.loss=cispo,gspo seed=0,1
     python -m experiments.train -m +sweep=default [hydra/launcher=processes|slurm|ray_cluster]
 
-A run's overrides that change what it computes are its axes, and give its directory its name:
-runs/NAME, or `out`. A sweep's runs lie in runs/NAME, or OUT/runs/NAME (see experiments.cells).
+A run's overrides that change what it computes are its axes, and name its directory: runs/NAME, or
+`out`. A sweep's runs are in runs/NAME, or OUT/runs/NAME (see experiments.cells).
 
-Exit status: 0 done (also when `out` already holds the finished run), 1 a cell of a sweep failed
-(the others went on), 75 interrupted (the same command goes on), 2 bad input, with one line on
-stderr: `error: KEY=VALUE: reason; remedy`.
+Exit status: 0 done (also if `out` already holds the finished run), 1 a cell of a sweep failed (the
+others ran), 75 interrupted (repeat the command to resume), 2 bad input, with one line on stderr:
+`error: KEY=VALUE: reason; remedy`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def schema(kind: type[Config]) -> DictConfig:
-    """A configuration as a schema that groups may fill; frozen classes would be read-only."""
+    """A configuration as a schema for Hydra's groups; frozen classes would be read-only."""
 
     def thaw(node: DictConfig) -> None:
         OmegaConf.set_readonly(node, None)
@@ -64,16 +64,16 @@ def schema(kind: type[Config]) -> DictConfig:
 ConfigStore.instance().store(name="schema", node=schema(Config))
 ConfigStore.instance().store(name="sft_schema", node=schema(SftConfig))
 ConfigStore.instance().store(name="reward_model_schema", node=schema(RewardModelConfig))
-OmegaConf.register_new_resolver(  # ${without:KEY,VALUE} in conf: a default where KEY is not given
+OmegaConf.register_new_resolver(  # ${without:KEY,VALUE} in conf: a default if KEY is not given
     "without", lambda other, value: value if other in (None, "") else None, replace=True
 )
 
 
 def to_config(node: DictConfig) -> Config:
-    """The frozen configuration; its checks run here. Raises InputError."""
+    """The frozen configuration, checked. Raises InputError."""
     try:
         return OmegaConf.to_object(node)
-    except FrozenInstanceError as error:  # `+key=` gets past the schema until here
+    except FrozenInstanceError as error:  # `+key=` is not caught by the schema
         key = str(error).split("'")[1]
         raise InputError(key, "?", "unknown key", SHOW_KEYS) from None
     except OmegaConfBaseException as error:
@@ -81,7 +81,7 @@ def to_config(node: DictConfig) -> Config:
 
 
 def placed(config: Config) -> Config:
-    """The configuration of a Hydra job, with its axes and the directory that it lands in."""
+    """The configuration of a Hydra job, with its axes and directory."""
     job = HydraConfig.get()
     words, many = job.overrides.task, job.mode is RunMode.MULTIRUN
     levels = cells.axes(words)
@@ -96,13 +96,13 @@ def placed(config: Config) -> Config:
 
 
 def composed(words: Sequence[str]) -> Config:
-    """The configuration of these words, for commands that make no run."""
+    """The configuration of these words, for commands that do not train."""
     with hydra.initialize_config_dir(CONF, version_base="1.3"):
         return to_config(hydra.compose("config", ["recipe=none", "out=none", *words]))
 
 
 refused: list[Exception] = []  # bad input of a single run
-signals: list[int] = []  # received, asking for a checkpoint and the end
+signals: list[int] = []  # received requests to stop
 
 
 def asked_to_stop() -> bool:
@@ -110,11 +110,11 @@ def asked_to_stop() -> bool:
 
 
 def on_signal(number: int, _) -> None:
-    """The first asks the run to stop after its update; a second Ctrl-C stops it at once."""
+    """The first stops the run after its current update; a second Ctrl-C stops it at once."""
     if signals and number == signal.SIGINT:
         raise KeyboardInterrupt
     signals.append(number)
-    print("stopping after this update; Ctrl-C once more stops at once", file=sys.stderr)
+    print("stopping after this update; press Ctrl-C again to stop at once", file=sys.stderr)
 
 
 def at_once(*_) -> None:
@@ -123,11 +123,11 @@ def at_once(*_) -> None:
 
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
-    """While this lasts, in whichever process a run is, signals ask it to stop after its update.
+    """A context in which signals ask the run to stop after its current update.
 
-    A job that submitit started in Slurm is stopped before its time is over (SIGUSR2) or when it is
-    preempted (SIGUSR2 or SIGTERM, as the cluster likes). Once its checkpoint is written submitit's
-    own handler of SIGUSR2, which was here before, requeues it and ends the process.
+    A job that submitit started in Slurm is stopped before its time limit (SIGUSR2) or when it is
+    preempted (SIGUSR2 or SIGTERM, depending on the cluster). Once its checkpoint is written,
+    submitit's own handler of SIGUSR2 requeues it and ends the process.
     """
     before = {number: signal.signal(number, on_signal) for number in STOPS}
     try:
@@ -145,8 +145,8 @@ def listening() -> Iterator[None]:
 
 
 def may_go_on() -> bool:
-    """Whether Slurm lets this job run: not once it is cancelled, nor if it is requeued already."""
-    import submitit  # which has started this process
+    """Whether Slurm lets this job continue: not once it is cancelled or requeued."""
+    import submitit  # it has started this process
 
     me = submitit.JobEnvironment().job_id
     ask = ["squeue", "--noheader", "--states=RUNNING", f"--jobs={me}"]
@@ -154,7 +154,7 @@ def may_go_on() -> bool:
 
 
 class CellFailed(RuntimeError):
-    """A cell of a sweep ended badly; where is printed where it happened."""
+    """A cell of a sweep failed; its error was printed when it happened."""
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
@@ -169,7 +169,7 @@ def work(node: DictConfig, function: str) -> None:
         if HydraConfig.get().mode is RunMode.MULTIRUN:
             cells.as_planned(Path(HydraConfig.get().sweep.dir), config)
         make_directory(config.out)
-        from rlx import compilation, processes  # slow to load: after bad input has been refused
+        from rlx import compilation, processes  # slow to load: after checking the configuration
 
         compilation.prepare(config)
         if config.distributed:
@@ -183,22 +183,22 @@ def work(node: DictConfig, function: str) -> None:
         if config.pipeline.schedule == "threads":
             print(overlap(config.out), file=sys.stderr)
         if void := [name for name, times in manifest.get("fired", {}).items() if not times]:
-            print(f"note: {config.out}: never fired: {', '.join(void)}", file=sys.stderr)
+            print(f"note: {config.out}: never had an effect: {', '.join(void)}", file=sys.stderr)
     except BAD_INPUT as error:
         if HydraConfig.get().mode is RunMode.MULTIRUN:
-            raise  # the launcher goes on with the other jobs and reports at its end
+            raise  # the launcher continues with the other jobs and reports at its end
         refused.append(error)
     except DiskFull:
         raise
     except Exception as error:
         if HydraConfig.get().mode is not RunMode.MULTIRUN:
             raise
-        traceback.print_exc()  # here: launchers pass on the exception alone
+        traceback.print_exc()  # here: launchers pass on only the exception
         raise CellFailed(f"{config.out}: {type(error).__name__}: {error}") from None
 
 
 def looking_ahead(config: Config) -> dict[str, Any]:
-    """What a run needs to forecast itself, if it is to."""
+    """The options of a run that forecasts itself."""
     if not config.forecast.every_evals:
         return {}
     from experiments.outlook import Forecaster  # slow to load
@@ -207,7 +207,7 @@ def looking_ahead(config: Config) -> dict[str, Any]:
 
 
 def overlap(out: str) -> str:
-    """What running generator and learner at the same time came to, of a finished run."""
+    """How much running generator and learner concurrently saved, for a finished run."""
     row = read_rows(Path(out) / "clock.jsonl")[-1]
     busy = row["device_s"]
     wall_s, both_s = row["modelled_device_s"], busy["generate"] + busy["train"]
@@ -218,29 +218,29 @@ def overlap(out: str) -> str:
 
 
 def make_directory(out: str) -> None:
-    """InputError where the system does not let it be."""
+    """Raises InputError if the directory cannot be created."""
     try:
         Path(out).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        reason = f"cannot be made: {error.strerror}"
+        reason = f"cannot be created: {error.strerror}"
         raise InputError("out", out, reason, "choose another directory") from None
 
 
 def raised_by_hydra(error: Exception) -> bool:
-    """Whether a plain ValueError is Hydra's word on an override, such as `algo=null`."""
+    """Whether a plain ValueError is Hydra's error about an override, such as `algo=null`."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return frame.f_globals.get("__name__", "").partition(".")[0] in ("hydra", "omegaconf")
 
 
-def told(error: Exception) -> InputError:
+def as_input_error(error: Exception) -> InputError:
     """An exception of Hydra or OmegaConf as `KEY=VALUE: reason; remedy`."""
     if isinstance(error, InputError):
         return error
     cause = error.__cause__ or error
     text = f"{error}\n{cause}"
-    word = getattr(error, "override", None)  # that could not be read
-    for said in (r"argument '(.+)'\.?$", r"Error merging override (.+)", r" use \+(.+)$"):
-        if found := re.search(said, text, re.M):
+    word = getattr(error, "override", None)  # one that cannot be parsed
+    for pattern in (r"argument '(.+)'\.?$", r"Error merging override (.+)", r" use \+(.+)$"):
+        if found := re.search(pattern, text, re.M):
             word = found[1]
     key, _, value = (word or "").partition("=")
     key = str(getattr(cause, "full_key", None) or key.lstrip("+~"))
@@ -250,21 +250,21 @@ def told(error: Exception) -> InputError:
         return InputError(group, name, "no such choice", f"use one of {names}")
     if unknown := re.search(r"Key '([^']+)' (?:is )?not in (struct|'\w+')", text):
         adds = unknown[2] == "struct" and "." in key
-        remedy = f"`+{key}=VALUE` adds an argument" if adds else SHOW_KEYS
+        remedy = f"use `+{key}=VALUE` to add an argument" if adds else SHOW_KEYS
         return InputError(key or unknown[1], value, "unknown key", remedy)
     if isinstance(error, OverrideParseException):
         quoted = f"""quote the value, "{key}={cells.quoted(value)}\""""
         if not value:
             quoted = "write KEY=VALUE"
-        return InputError(key, value, f"cannot be read ({str(cause).splitlines()[0]})", quoted)
+        return InputError(key, value, f"cannot be parsed ({str(cause).splitlines()[0]})", quoted)
     if "Ambiguous value" in text:
-        quoted = f"""-m makes a sweep of it; one value is written "{key}={cells.quoted(value)}\""""
+        quoted = f"""-m makes a sweep of it; write one value as "{key}={cells.quoted(value)}\""""
         return InputError(key, value, "several values for one run", quoted)
     reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
     if wrong := re.search(r"Value '(.*)' of type '\w+' (.+)", reason):
         return InputError(key, wrong[1], wrong[2], "give a value of that type")
     if not key:
-        return InputError("command", " ".join(sys.argv[1:]), reason, "change the word it is about")
+        return InputError("command", " ".join(sys.argv[1:]), reason, "change that word")
     return InputError(key, value, reason, "give a value of that type")
 
 
@@ -272,7 +272,7 @@ def main(job: Callable[[], None] = job) -> int:
     """Exit status of a Hydra job."""
     refused.clear()
     signals.clear()
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here instead of to Hydra's own report
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are raised here instead of reported by Hydra
     for number in STOPS:
         signal.signal(number, at_once)
     try:
@@ -280,12 +280,12 @@ def main(job: Callable[[], None] = job) -> int:
         for error in refused:
             raise error
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on", file=sys.stderr)
+        print("interrupted: repeat the command to resume", file=sys.stderr)
         return INTERRUPTED
     except (*BAD_INPUT, ValueError) as error:
         if not isinstance(error, BAD_INPUT) and not raised_by_hydra(error):
             raise
-        print(f"error: {told(error)}", file=sys.stderr)
+        print(f"error: {as_input_error(error)}", file=sys.stderr)
         return 2
     except (CellFailed, DiskFull) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -294,6 +294,6 @@ def main(job: Callable[[], None] = job) -> int:
 
 
 if __name__ == "__main__":
-    from experiments import train  # by the name under which the processes of a launcher find it
+    from experiments import train  # the name under which processes of a launcher import it
 
     sys.exit(train.main())

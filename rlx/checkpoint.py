@@ -1,15 +1,14 @@
-"""The whole state of a run on disk, and back.
+"""Checkpoints of the whole state of a run.
 
-A checkpoint has two parts. `device` is a pytree of arrays that live on devices (parameters,
-optimiser, the sequences in flight with their cache), restored onto whatever mesh it is asked for.
-`host` is a nested dictionary of numbers, strings, lists and NumPy arrays (buffer, prompts, ledger,
-row offsets, clocks), kept as one blob: a ZIP archive of arrays with the rest as JSON.
+A checkpoint has two parts. `device` is a pytree of arrays on devices (parameters, optimiser, the
+sequences in flight with their cache), restored onto any mesh. `host` is a nested dictionary of
+numbers, strings, lists and NumPy arrays (buffer, prompts, ledger, row offsets, clocks), stored as
+one blob: a ZIP archive of arrays with the rest as JSON.
 
-Orbax writes both in the background, into a directory that gets its name when it is whole: a process
-killed at any moment leaves the former checkpoint. One that cannot be read all the same (a disk that
-failed, a file cut short), or whose arrays lack the checksums written with them, is named, set
-aside, and the one before it is used. A checkpoint says which run it is of; one of another
-configuration is refused.
+Orbax writes both in the background, into a directory that is renamed when complete: a process
+killed at any moment leaves the previous checkpoint. One that cannot be read (a failed disk, a
+truncated file), or whose arrays do not match their checksums, is set aside with a message, and the
+one before it is used. A checkpoint of another configuration is refused.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from rlx.errors import InputError
 
 
 def pack(tree: Any) -> np.ndarray:
-    """Nested dictionaries (keys are strings) and lists as bytes, uint8; arrays stay arrays."""
+    """Nested dictionaries (with string keys), lists and arrays as bytes, uint8."""
     arrays: dict[str, np.ndarray] = {}
 
     def strip(node: Any) -> Any:
@@ -64,9 +63,9 @@ def unpack(blob: np.ndarray) -> Any:
 def _checksum(x: jax.Array) -> jax.Array:
     """sum_i (2 p_i + 1) b_i mod 2^32 of the bits b of an array, uint32; p depends on the position.
 
-    Odd weights have an inverse, so no single element can change unnoticed, and several do with a
-    chance of 2^-32. An integer sum is exact in any order: it is the same on every mesh, computed
-    where the array is, at the speed of its memory.
+    Odd weights are invertible, so a change of one element is always detected, a change of several
+    with probability 1 - 2^-32. An integer sum is exact in any order: the same on every mesh,
+    computed on the device at memory bandwidth.
     """
     x = x.astype(jnp.uint8) if x.dtype == bool else x
     bits = jax.lax.bitcast_convert_type(x, f"uint{min(8 * x.dtype.itemsize, 32)}")
@@ -88,10 +87,10 @@ def _checksums(named: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def checksums(tree: Any) -> dict[str, int]:
-    """Of the arrays of a pytree, by their paths.
+    """Checksums of the arrays of a pytree, by path.
 
-    One program at a time, for all arrays of the same devices: several at once, each with sums over
-    devices, may wait for each other for ever.
+    One program at a time, for all arrays on the same devices: concurrent programs that sum over
+    devices can deadlock.
     """
     apart: dict[Any, dict[str, Any]] = {}
     for name, x in _named(tree).items():
@@ -110,14 +109,14 @@ class Damaged(Exception):
 def _verify(tree: Any, written: dict[str, int]) -> None:
     wrong = [n for n, found in checksums(tree).items() if written.get(n, found) != found]
     if wrong:
-        raise Damaged(f"{len(wrong)} of its arrays, {wrong[0]} first, are not what was written")
+        raise Damaged(f"checksums of {len(wrong)} arrays do not match, first {wrong[0]}")
 
 
 def load_params(run: str | Path, like: Any, step: int = 0) -> Any:
-    """The parameters alone, of a run's newest checkpoint, or of the one after `step` updates.
+    """The parameters alone, from a run's newest checkpoint, or from the one after `step` updates.
 
-    like: their shapes, types and shardings, as jax.ShapeDtypeStruct. Raises InputError if there
-    is no such checkpoint, or if it is damaged.
+    like: shapes, dtypes and shardings, as jax.ShapeDtypeStruct. Raises InputError if there is no
+    such checkpoint, or if it is damaged.
     """
     directory = Path(run).absolute() / "checkpoints"
     steps = sorted(int(path.name) for path in directory.glob("[0-9]*") if path.name.isdigit())
@@ -138,7 +137,7 @@ def load_params(run: str | Path, like: Any, step: int = 0) -> Any:
     except Exception as error:
         _raise_if_no_damage(error)
         others = [str(directory / str(other)) for other in steps if str(other) != path.name]
-        remedy = f"use {others[-1]}" if others else "make it again: there is no other"
+        remedy = f"use {others[-1]}" if others else "run it again: there is no other checkpoint"
         raise InputError(
             "checkpoint", path, f"cannot be read ({_first_line(error)})", remedy
         ) from error
@@ -146,7 +145,7 @@ def load_params(run: str | Path, like: Any, step: int = 0) -> Any:
 
 
 def _raise_if_no_damage(error: Exception) -> None:
-    """What has nothing to do with the files: memory that does not suffice, missing rights."""
+    """Raises errors that are not due to damaged files: out of memory, missing permissions."""
     if isinstance(error, MemoryError | PermissionError) or "RESOURCE_EXHAUSTED" in str(error):
         raise error
 
@@ -157,26 +156,24 @@ def _first_line(error: Exception) -> str:
 
 
 def _shapes(tree: Any) -> dict[str, str]:
-    """`float32[16,32]` and the like, by the path of the array."""
+    """Such as `float32[16,32]`, by the path of the array."""
     named = _named(tree)
     return {name: f"{x.dtype}[{','.join(map(str, x.shape))}]" for name, x in named.items()}
 
 
 def own_process() -> ocp.options.MultiprocessingOptions:
-    """Orbax waits for no other process."""
+    """Options with which Orbax does not wait for other processes."""
     me = jax.process_index()
     return ocp.options.MultiprocessingOptions(me, {me}, f"process{me}")
 
 
 class Checkpoints:
-    """The checkpoints of one run directory, by the number of updates made."""
+    """The checkpoints of one run directory, by number of updates."""
 
     def __init__(
         self, directory: Path, config: CheckpointConfig, of: Config | None = None, alone=False
     ):
-        """of: what the run computes; checkpoints of another are refused. alone: no other process
-        takes part.
-        """
+        """of: the run's configuration; checkpoints of another are refused. alone: one process."""
         self.directory, self.of = directory.absolute(), of
         self.config, self.saved_s = config, time.monotonic()
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -188,7 +185,7 @@ class Checkpoints:
             max_to_keep=config.keep_last,
             keep_period=config.keep_every_steps or None,
             enable_async_checkpointing=True,
-            cleanup_tmp_directories=True,  # of processes that were killed, or ran out of room
+            cleanup_tmp_directories=True,  # left by processes that were killed or had a full disk
         )
         self.manager = ocp.CheckpointManager(
             self.directory, options=options, item_names=("device", "host")
@@ -208,17 +205,17 @@ class Checkpoints:
         self.saved_s = time.monotonic()
 
     def restore(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
-        """(step, device, host) of the newest checkpoint that can be read; None without any.
+        """(step, device, host) of the newest readable checkpoint; None if there is none.
 
-        `like`: the device part's shapes, types and shardings, as jax.ShapeDtypeStruct or arrays.
-        Raises InputError if the checkpoint holds others.
+        `like`: shapes, dtypes and shardings of the device part, as jax.ShapeDtypeStruct or arrays.
+        Raises InputError if those of the checkpoint differ.
         """
         steps = sorted(self.manager.all_steps(), reverse=True)
         for step, before in itertools.pairwise([*steps, 0]):
             try:
                 parts = ocp.args.Composite(host=ocp.args.StandardRestore())
                 host = unpack(self.manager.restore(step, args=parts).host["blob"])
-                written = host.pop("checksums", {})  # those of before there were any have none
+                written = host.pop("checksums", {})  # old checkpoints have none
                 self._refuse_others(step, host.pop("run", None), like)
                 parts = ocp.args.Composite(device=ocp.args.StandardRestore(like))
                 device = self.manager.restore(step, args=parts).device
@@ -226,16 +223,16 @@ class Checkpoints:
                 return step, device, host
             except InputError:
                 raise
-            except Exception as error:  # whatever a damaged file makes Orbax or NumPy raise
+            except Exception as error:  # anything that a damaged file makes Orbax or NumPy raise
                 _raise_if_no_damage(error)
                 path = self.directory / str(step)
-                then = f"{before}, the one before it, is used" if before else "the run starts anew"
+                then = f"checkpoint {before} is used" if before else "the run starts again"
                 print(f"{path}: cannot be read ({_first_line(error)}); set aside, {then}")
                 self._set_aside(step)
         return None
 
     def _refuse_others(self, step: int, run: dict[str, Any] | None, like: Any) -> None:
-        """Another configuration; if it is the same, arrays of other names or shapes are damage."""
+        """Raises InputError for another configuration, Damaged for other arrays under the same."""
         path = self.directory / str(step)
         with ocp.StandardCheckpointer() as checkpointer:
             there = _shapes(checkpointer.metadata(path / "device").item_metadata.tree)
@@ -250,7 +247,7 @@ class Checkpoints:
         if shapes or options:
             kinds = (shapes or [options])[0]
             reason = f"{path} is a checkpoint of another configuration ({kinds})"
-            remedy = f"choose another directory, or remove {self.directory} to start afresh"
+            remedy = f"choose another directory, or remove {self.directory} to start again"
             raise InputError("out", self.directory.parent, reason, remedy)
 
     def _set_aside(self, step: int) -> None:
@@ -260,6 +257,6 @@ class Checkpoints:
         self.manager.reload()
 
     def close(self) -> None:
-        """Wait for what is still being written."""
+        """Wait for checkpoints that are still being written."""
         self.manager.wait_until_finished()
         self.manager.close()

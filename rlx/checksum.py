@@ -1,4 +1,4 @@
-"""Whether arrays that come back from a disk are those that were written."""
+"""Checksums of arrays, to detect files damaged on disk."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def crc32(array: Any) -> int:
-    """Of the type, shape and values of an array; texts count as what they say."""
+    """CRC-32 of the dtype, shape and values of an array; of strings, whatever their dtype."""
     x = np.asarray(array)
     what = f"{x.dtype}{x.shape}"
     if x.dtype.kind in "OSUT":
@@ -19,13 +19,11 @@ def crc32(array: Any) -> int:
 
 
 def crc32s(arrays: Mapping[str, Any]) -> dict[str, int]:
-    """Of every array, by name; to be kept beside them."""
+    """The CRC-32 of every array, by name; stored beside them."""
     return {name: crc32(array) for name, array in arrays.items()}
 
 
 def damaged(arrays: Mapping[str, Any], written: Mapping[str, int]) -> list[str]:
-    """Names of the arrays that are missing, new or other than `crc32s` found when they were
-    written.
-    """
+    """Names of the arrays that are missing, new, or differ from the checksums `written`."""
     found = crc32s(arrays)
     return [n for n in {**written, **found} if written.get(n) != found.get(n)]

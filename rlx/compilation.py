@@ -1,15 +1,15 @@
-"""How this process makes programs for its devices, and where it keeps them.
+"""Deterministic kernels and the compilation cache.
 
-Kernels. A GPU may add up in whatever order its threads come, and XLA picks kernels by timing them,
-so another process may run others. `compile.kernels=repeatable` gives XLA the flags in FLAGS: sums
-in one order, kernels picked without a clock (openxla.org/xla/determinism). A CPU and a TPU need no
-flag. `said` tells the manifest what was asked and whether the platform keeps it.
+Kernels. The order of sums on a GPU depends on thread timing, and XLA picks kernels by timing them,
+so two processes may run different ones. `compile.kernels=repeatable` sets XLA's flags in FLAGS: a
+fixed order of sums, kernels picked without timing (openxla.org/xla/determinism). CPUs and TPUs need
+no flag. `described` records in the manifest what was requested and whether runs repeat.
 
-Programs. JAX keeps compiled programs in a directory under a key of the program, its devices, the
-flags and the versions: `compile.cache`. Numbers of a run (learning rate, caps, seed) are arguments
-of the programs, so cells of a sweep that differ in them share all, and those that differ in loss
-or advantage all but the update. A program is written under another name and renamed, so neither a
-reader nor a kill leaves a part of one.
+Programs. JAX stores compiled programs in the directory `compile.cache`, keyed by program, devices,
+flags and versions. Numbers (learning rate, caps, seed) are arguments of the programs: cells of a
+sweep that differ only in numbers share all programs, and those that differ in loss or advantage
+share all but the update. A program is written under another name and then renamed, so that no
+incomplete one is ever read.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from rlx.errors import InputError
 
 FLAGS = ("--xla_gpu_deterministic_ops=true",)  # implies xla_gpu_exclude_nondeterministic_ops
 LARGEST = 8 * 10**9  # bytes of a directory of programs
-PART = ".part-"  # begins the name of a program that is being written
+PART = ".part-"  # prefix of a program that is being written
 UNKNOWN = "this jaxlib does not know the flags"
 
-_refused: list[str] = []  # flags that XLA does not read
+_refused: list[str] = []  # flags that XLA does not know
 
 
 def prepare(config: Config) -> None:
-    """Set this process up as `compile` says, unless JAX has started, whose choices then stay.
+    """Apply the options `compile`; those that JAX reads at its start have no effect after it.
 
-    Raises InputError if the directory of programs cannot be made or written.
+    Raises InputError if the cache directory cannot be created or written.
     """
     if asked(config) == "repeatable" and _gpu_plugin():
         _set_flags()
@@ -54,7 +54,7 @@ def prepare(config: Config) -> None:
     elif directory := programs(config):
         _prune(directory)
         jax.config.update("jax_compilation_cache_dir", str(directory))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # the rest adds up
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # small ones add up
 
 
 def asked(config: Config) -> str:
@@ -64,31 +64,31 @@ def asked(config: Config) -> str:
     return by_schedule[config.pipeline.schedule] if kernels == "auto" else kernels
 
 
-def said(config: Config) -> dict[str, Any]:
-    """For the manifest: what was asked, the flags in force, whether two runs agree, and why."""
+def described(config: Config) -> dict[str, Any]:
+    """For the manifest: the request, the flags in force, whether runs repeat bit for bit, why."""
     words = [word.partition("=") for word in os.environ.get("XLA_FLAGS", "").split()]
     on = {name for name, _, value in words if value in ("", "true", "1")}
     flags = [flag for flag in FLAGS if flag.partition("=")[0] in on]
     devices = jax.devices()
     kind = devices[0].platform
     if kind != "gpu":
-        repeats, why = True, f"no kernel of a {kind} depends on time or the order of threads"
+        repeats, why = True, f"kernels of a {kind} do not depend on timing or thread order"
     elif flags != list(FLAGS):
         wanted = asked(config) == "repeatable"
         missing = UNKNOWN if _refused else "JAX had started without the flags"
-        repeats, why = False, missing if wanted else "not asked for"
+        repeats, why = False, missing if wanted else "not requested"
     elif len(devices) > 1:
-        repeats, why = False, "XLA's flags do not decide how NCCL adds up across GPUs"
+        repeats, why = False, "XLA's flags do not fix the order of NCCL's sums across GPUs"
     else:
         repeats, why = True, "XLA guarantees it for these flags"
     return {"asked": asked(config), "flags": flags, "repeats": repeats, "why": why}
 
 
 def _started() -> bool:
-    """Whether JAX has made its devices, after which flags change nothing."""
+    """Whether JAX has created its devices, after which flags have no effect."""
     name, now = "jax_num_cpu_devices", jax.config.jax_num_cpu_devices
     try:
-        jax.config.update(name, now + 1)  # which JAX then refuses
+        jax.config.update(name, now + 1)  # raises once JAX has started
         jax.config.update(name, now)
     except RuntimeError:
         return True
@@ -97,7 +97,7 @@ def _started() -> bool:
 
 def _gpu_plugin() -> bool:
     """Whether JAX may find a GPU here."""
-    plugins = find_spec("jax_plugins")  # a namespace that those who have one share
+    plugins = find_spec("jax_plugins")  # a namespace package
     where = plugins.submodule_search_locations if plugins else []
     there = [module.name for module in pkgutil.iter_modules(where)]
     wanted = (jax.config.jax_platforms or "").split(",")
@@ -105,7 +105,7 @@ def _gpu_plugin() -> bool:
 
 
 def _set_flags() -> None:
-    """FLAGS behind what XLA_FLAGS holds, which counts where it names one of them itself."""
+    """Append FLAGS to XLA_FLAGS, except those that it sets already."""
     before = os.environ.get("XLA_FLAGS", "")
     named = {word.partition("=")[0] for word in before.split()}
     flags = " ".join([before, *(f for f in FLAGS if f.partition("=")[0] not in named)]).strip()
@@ -118,7 +118,7 @@ def _set_flags() -> None:
 
 
 def _accepted(flags: str) -> bool:
-    """Whether XLA reads them: it ends a process that gives it a flag it does not know."""
+    """Whether XLA knows the flags: it aborts a process that sets an unknown one."""
     read = "from jaxlib import xla_client; xla_client.CompileOptions()"
     env = {**os.environ, "XLA_FLAGS": flags}
     done = subprocess.run([sys.executable, "-c", read], env=env, capture_output=True, check=False)
@@ -126,7 +126,7 @@ def _accepted(flags: str) -> bool:
 
 
 def use_every_core() -> None:
-    """One virtual CPU device per core, unless JAX has started; accelerators do not notice.
+    """One virtual CPU device per core, unless JAX has started; no effect on accelerators.
 
     Two devices of one thread each are faster than one device of two threads: small matrix
     products do not split well, batches do.
@@ -135,7 +135,7 @@ def use_every_core() -> None:
         return
     affinity = getattr(os, "sched_getaffinity", None)  # Linux only
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    with contextlib.suppress(RuntimeError):  # started by an earlier job of this process
+    with contextlib.suppress(RuntimeError):  # JAX was started by an earlier job of this process
         jax.config.update("jax_num_cpu_devices", cores)
 
 
@@ -143,12 +143,11 @@ def use_every_core() -> None:
 
 
 def programs(config: Config) -> Path | None:
-    """Where `compile.cache` keeps them.
+    """The directory of compiled programs.
 
-    `auto`: in $XDG_CACHE_HOME/rlx/MACHINE, apart for every kind of processor, whose instructions
-    the programs of a CPU are. None, and no directory of ours, where that cannot be written, or
-    where JAX_COMPILATION_CACHE_DIR tells JAX of another. Raises InputError for a directory that
-    was named and cannot be written.
+    `auto`: $XDG_CACHE_HOME/rlx/MACHINE, one directory per kind of processor, because CPU programs
+    are machine code. None if that cannot be written, or if JAX_COMPILATION_CACHE_DIR sets another.
+    Raises InputError if the option names a directory that cannot be written.
     """
     cache = config.compile.cache
     if cache == "auto" and os.environ.get("JAX_COMPILATION_CACHE_DIR"):
@@ -165,7 +164,7 @@ def programs(config: Config) -> Path | None:
 
 
 def _unwritable(directory: Path) -> str:
-    """Why no file can be made there; empty where one can."""
+    """Why no file can be created there; empty if one can."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=directory).close()
@@ -175,7 +174,7 @@ def _unwritable(directory: Path) -> str:
 
 
 def _machine() -> str:
-    """The architecture, and a hash of what this processor's instructions are."""
+    """The architecture, and a hash of the processor's model and instruction sets."""
     kind = platform.machine()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -185,9 +184,9 @@ def _machine() -> str:
 
 
 def _prune(directory: Path, largest: int = LARGEST) -> None:
-    """Leave `largest` bytes of programs at most, those last used; and no part that a kill left.
+    """Keep the `largest` bytes of programs used last, and remove incomplete ones left by kills.
 
-    Whatever else is there is let alone.
+    Other files are not touched.
     """
     kept, now = 0, time.time()
     there = []
@@ -203,10 +202,10 @@ def _prune(directory: Path, largest: int = LARGEST) -> None:
 
 
 def _write_whole() -> None:
-    """Make JAX write an entry of its cache under another name, and rename it.
+    """Make JAX write cache entries under another name and rename them.
 
-    JAX 0.10 to 0.12 write in place: a kill leaves a part, which is read in vain ever after.
-    Where JAX has another class for that, it stays as it is.
+    JAX 0.10 to 0.12 write in place: a kill leaves an incomplete entry, on which every later read
+    fails. If JAX has no class LRUCache any more, nothing is changed.
     """
     with contextlib.suppress(ImportError, AttributeError):
         from jax._src.lru_cache import LRUCache

@@ -1,9 +1,8 @@
-"""Every option of a run, as frozen dataclasses checked when they are made.
+"""Every option of a run, as frozen dataclasses that check their values.
 
-Words that name a choice (`loss`, `advantage`, ...) select one function each; the numbers beside
-them reach the jitted step as traced scalars, so runs that differ only in numbers share one
-compilation. A value that cannot work raises `InputError`, whose text is `key=value: reason;
-remedy`.
+Options that name a choice (`loss`, `advantage`, ...) select one function each. The numbers are
+traced scalars of the jitted step, so runs that differ only in numbers share one compilation. A
+value that cannot work raises `InputError`, printed as `key=value: reason; remedy`.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ from typing import Any, NoReturn
 from rlx.errors import InputError
 
 TYPES = {"int": int, "float": int | float, "bool": bool, "str": str, "dict": dict}
-HELD = {  # without rounding to 0 or infinity, by the arrays of a step
+HELD = {  # numbers that the arrays of a step hold without rounding to 0 or infinity
     "int": lambda x: abs(x) < 2**32,
     "float": lambda x: x == 0 or 2.0**-126 <= abs(x) < 2.0**128,
 }
 
 
 class Section:
-    """Options that are checked one by one when they are made, then against each other.
+    """Options that are checked one by one, then against each other.
 
-    `section` stands before their names in messages. `ranges`: every number belongs to one of these
-    intervals; `names`: what words may be; `remedies`: what a message advises, if not the interval.
+    `section`: prefix of their names in messages; `ranges`: the names of all numbers, by interval;
+    `names`: allowed words; `remedies`: remedies in messages, if not derived from the interval.
     """
 
     section = ""
@@ -43,7 +42,7 @@ class Section:
         for option in fields(self):  # ty: ignore[invalid-argument-type]
             name, kind = option.name, str(option.type).split("[")[0]
             value = getattr(self, name)
-            flag = isinstance(value, bool) and kind in HELD  # to Python a number
+            flag = isinstance(value, bool) and kind in HELD  # a number to Python
             if flag or not isinstance(value, TYPES.get(kind, object)):
                 self.refuse(name, f"not of type {kind}", "give a value of that type")
             if name in self.names and value not in self.names[name]:
@@ -54,7 +53,7 @@ class Section:
         self.check()
 
     def check(self) -> None:
-        """What does not go together is refused."""
+        """Refuse options that do not go together."""
 
     def refuse(self, key: str, reason: str, remedy: str) -> NoReturn:
         """Raises InputError for a field, or for SECTION.FIELD of a section."""
@@ -63,7 +62,7 @@ class Section:
 
 
 def _outside(value: float, interval: str, held: Callable[[float], bool]):
-    """(reason, remedy) where a number is none of the interval, such as [0, 1); else None."""
+    """(reason, remedy) if a number is outside an interval such as [0, 1); else None."""
     low, high = map(float, interval[1:-1].split(","))
     above = value > low or interval[0] == "[" and value == low
     below = value < high or interval[-1] == "]" and value == high
@@ -108,7 +107,7 @@ KERNELS = ("auto", "repeatable", "fastest")
 
 @dataclass(frozen=True)
 class ModelConfig(Section):
-    """One decoder: RMSNorm, RoPE, grouped-query attention, SwiGLU, a mixture of them."""
+    """One decoder: RMSNorm, RoPE, grouped-query attention, SwiGLU, optionally with experts."""
 
     d_model: int = 64
     n_layers: int = 2
@@ -116,43 +115,43 @@ class ModelConfig(Section):
     n_kv_heads: int = 2
     head_dim: int = 16
     d_ff: int = 192
-    vocab_size: int = 0  # rows of the embedding; 0: the tokenizer's words
+    vocab_size: int = 0  # rows of the embedding; 0: the tokenizer's vocabulary
     rope_theta: float = 1000.0
-    rope_scaling: str = "none"  # how the angles are stretched to reach further
-    rope_factor: float = 1.0  # ... by how much at most
-    rope_original_context: int = 0  # llama3, yarn: tokens of the unstretched model
-    rope_low: float = 1.0  # llama3, yarn: pairs that turn less often over those are stretched fully
-    rope_high: float = 4.0  # ... those that turn more often are not
-    rope_neighbours: bool = False  # the pairs are (x_2i, x_2i+1), not (x_i, x_{i + head_dim / 2})
+    rope_scaling: str = "none"  # how RoPE is extended beyond the context of pretraining
+    rope_factor: float = 1.0  # ... by at most this factor
+    rope_original_context: int = 0  # llama3, yarn: context before the extension, in tokens
+    rope_low: float = 1.0  # llama3, yarn: pairs with fewer rotations over it are stretched fully
+    rope_high: float = 4.0  # ... those with more rotations are not
+    rope_neighbours: bool = False  # pairs are (x_2i, x_2i+1) instead of (x_i, x_{i + head_dim / 2})
     no_rope_every: int = 0  # every n-th layer has no RoPE; 0: all layers have it
-    context_tokens: int = 0  # the longest sequence the weights are made for; 0: any
-    sliding_window: int = 0  # keys that a query attends to, its own included; 0: all before it
+    context_tokens: int = 0  # the longest sequence that the weights support; 0: any
+    sliding_window: int = 0  # keys that a query attends to, including its own; 0: all before it
     sliding_window_from: int = 0  # the first layer with that window
-    attention_chunk: int = 0  # layers with RoPE see their own chunk of so many tokens; 0: all
+    attention_chunk: int = 0  # layers with RoPE attend within chunks of this many tokens; 0: to all
     far_query_scale: float = 0.0  # queries without RoPE grow by scale ln(1 + floor(t / tokens)) ...
-    far_query_tokens: int = 8192
+    far_query_tokens: int = 8192  # ... with these tokens
     norm_eps: float = 1e-6
     qkv_bias: bool = False
     qk_norm: bool = False
     qk_unit_norm: bool = False  # RMSNorm without weights, after RoPE
-    n_experts: int = 0  # of a sparse layer; 0: all layers are dense
+    n_experts: int = 0  # per sparse layer; 0: all layers are dense
     experts_per_token: int = 1
     d_ff_expert: int = 0
-    d_ff_shared: int = 0  # of the expert that every token takes besides; 0: none
-    router: str = "softmax"  # over all experts, weighs outputs; sigmoid: of each, scales inputs
+    d_ff_shared: int = 0  # of an expert that all tokens share; 0: none
+    router: str = "softmax"  # over all experts, weights outputs; sigmoid: of each, scales inputs
     norm_topk: bool = False  # softmax: the weights of a token's experts sum to 1
     sparse_every: int = 1  # every n-th layer is sparse (layers n - 1, 2n - 1, ...) ...
-    sparse_from: int = 0  # ... unless it comes before this one
+    sparse_from: int = 0  # ... from this layer on
     tie_embeddings: bool = False
-    path: str = ""  # folder or .gguf file of pretrained weights, which give the fields above
+    path: str = ""  # folder or .gguf file of pretrained weights; it sets the fields above
     scan_layers: bool = False  # loop over one compiled layer: compiles sooner, moves more memory
-    moe_dispatch: str = "sorted"  # tokens to their experts; dense: every expert runs every token
+    moe_dispatch: str = "sorted"  # tokens to their experts; dense: every expert on every token
     router_aux_coef: float = 0.0  # weight of the sequence-wise balance loss
-    remat: bool = False  # a layer's activations are computed again by the backward pass, not kept
+    remat: bool = False  # recompute a layer's activations in the backward pass
     query_chunk: int = 0  # queries whose attention scores exist at once; 0: all
     attention: str = "auto"  # xla; fused, in bfloat16: cudnn on NVIDIA GPUs, splash on TPUs
-    param_dtype: str = "float32"  # parameters, and with them the optimiser's moments
-    compute_dtype: str = "float32"  # activations, keys and values; float16 scales its gradients
+    param_dtype: str = "float32"  # parameters and the optimiser's moments
+    compute_dtype: str = "float32"  # activations, keys and values; float16 uses loss scaling
 
     section = "model."
     ranges = {
@@ -181,10 +180,10 @@ class ModelConfig(Section):
                 reason = f"below model.rope_low={self.rope_low}"
                 self.refuse("rope_high", reason, "angles are blended between the two")
         if self.sliding_window and (self.attention_chunk or self.no_rope_every):
-            reason = "beside model.attention_chunk or model.no_rope_every"
-            self.refuse("sliding_window", reason, "local layers have one kind of bound: leave one")
+            reason = "together with model.attention_chunk or model.no_rope_every"
+            self.refuse("sliding_window", reason, "local layers have one kind of bound: use one")
         if self.far_query_scale and not self.no_rope_every:
-            self.refuse("far_query_scale", "no layer is without RoPE", "set model.no_rope_every")
+            self.refuse("far_query_scale", "every layer has RoPE", "set model.no_rope_every")
         self._check_experts()
 
     def _check_experts(self):
@@ -202,12 +201,12 @@ class ModelConfig(Section):
             remedy = "lower it or model.sparse_every, or set model.n_experts=0"
             self.refuse("sparse_from", reason, remedy)
         if self.scan_layers and len(self.sparse_layers) < self.n_layers:
-            reason = "dense layers and sparse ones are not one layer, looped"
+            reason = "dense and sparse layers cannot share one compiled layer"
             self.refuse("scan_layers", reason, "set model.scan_layers=false")
 
     @property
     def local_layers(self) -> tuple[int, ...]:
-        """Layers whose attention is bounded, or that alone have RoPE."""
+        """Layers with bounded attention, or, where some layers have no RoPE, those with RoPE."""
         layers = range(self.n_layers)
         if self.attention_chunk or self.no_rope_every:
             return tuple(
@@ -224,54 +223,54 @@ class ModelConfig(Section):
 
 @dataclass(frozen=True)
 class AlgoConfig(Section):
-    """One field per ablation axis; a row of conf/algo is a recipe."""
+    """One field per ablation axis; a file of conf/algo is a recipe."""
 
-    # Policy objective: names of rlx.objectives, which rlx.train.recipe knows
+    # Policy objective: names registered in rlx.objectives
     loss: str = "cispo"  # or the import path MODULE:FUNCTION of one
     advantage: str = "batch_norm"
     aggregation: str = "prompt_mean"
     clip_low: float = 0.2  # bounds on the importance ratio: 1 - clip_low ...
     clip_high: float = 0.28  # ... and 1 + clip_high; gmpo: on its log, dppo: on a divergence
     is_cap: float = 5.0  # cispo, dppo: absolute bound on the importance ratio
-    tau_positive: float = 1.0  # sapo: how soon the gate closes where the advantage is positive
-    tau_negative: float = 1.05  # sapo: and where it is not
+    tau_positive: float = 1.0  # sapo: how fast the gate closes for positive advantages
+    tau_negative: float = 1.05  # sapo: and for negative ones
     advantage_eps: float = 1e-6  # added to the std that normalises advantages
-    correction: str = "none"  # of the sampler's policy, for losses that do not correct themselves
-    correction_cap: float = 2.0  # truncated: bound on the weight; masked: [1 / cap, cap] counts
-    covariance_share: float = 0.0  # of the tokens, left out where entropy falls most by them ...
-    covariance_low: float = 1.0  # ... whose covariance of log-prob and advantage is above this
+    correction: str = "none"  # off-policy correction, for losses without one
+    correction_cap: float = 2.0  # truncated: bound on the weight; masked: keep [1 / cap, cap]
+    covariance_share: float = 0.0  # share of the tokens to mask, by their covariance (Clip-Cov) ...
+    covariance_low: float = 1.0  # ... of log-prob and advantage, if it is above this
     covariance_high: float = 5.0  # ... and below this
-    replay_routing: bool = False  # the learner takes the experts that the sampler's routers chose
-    # Terms beside it
-    kl: str = "none"  # to the warm start: k2 and k3 in the loss, k1_reward in the reward
+    replay_routing: bool = False  # the learner uses the experts of the sampler's routing
+    # Further terms
+    kl: str = "none"  # to the initial policy: k2 and k3 in the loss, k1_reward in the reward
     kl_coef: float = 0.0
     entropy_coef: float = 0.0
     value_coef: float = 0.5  # gae: weight of the value loss
-    value_clip: float = 0.2  # gae: how far a value may leave the sampler's before it is clipped
+    value_clip: float = 0.2  # gae: clips the change of a value since sampling
     gamma: float = 1.0  # gae: discount per token
     gae_lambda: float = 0.95
     tbrm_beta: float = 0.1  # tbrm: reward per nat
-    # Teacher: the token's log-ratio to it is an advantage, beside the reward's or (distill) alone
-    teacher: str = ""  # run, folder or .gguf file of a policy with the same tokens; empty: none
+    # Teacher: the token's log-ratio to it is added to the advantage, or is the advantage (distill)
+    teacher: str = ""  # run, folder or .gguf file of a policy with the same tokenizer; empty: none
     teacher_coef: float = 1.0  # advantage per nat
     # Reward
-    reward: str = "score"  # model: reward_model's; format and random know no answer: controls
+    reward: str = "score"  # model: by reward_model; format, random: controls that ignore the answer
     reward_model: str = "runs/reward_model"  # run of experiments.reward_model; judge of preference
     reward_pass: float = 1.0  # reward of a pass ...
-    reward_fail: float = -1.0  # ... and of a fail; scores between are interpolated
-    reward_shape: str = "linear"  # sigmoid: scores pass through it first
-    reward_threshold: float = 0.5  # sigmoid: the score that pays half
-    reward_sharpness: float = 10.0  # sigmoid: slope there, times 4
+    reward_fail: float = -1.0  # ... and of a fail; linear in the score between them
+    reward_shape: str = "linear"  # sigmoid: transforms scores first
+    reward_threshold: float = 0.5  # sigmoid: the score with half the reward
+    reward_sharpness: float = 10.0  # sigmoid: 4 times its slope there
     # Length
-    length_control: str = "none"  # interruption, or a penalty on right answers or on all (DAPO)
+    length_control: str = "none"  # interruption, or a penalty on correct answers or on all (DAPO)
     length_penalty_tokens: int = 2  # it grows from 0 to 1 over the last tokens of max_new_tokens
     # Prompts
-    zero_variance: str = "drop"  # prompts whose samples all score alike: keep, drop, or refill
-    no_positive_resampling: bool = False  # a prompt that passes often enough never comes back
-    retire_pass_rate: float = 0.9  # what is often enough, of its latest group
+    zero_variance: str = "drop"  # groups with zero variance: keep, drop, or refill
+    no_positive_resampling: bool = False  # never sample a prompt again once it passes often enough
+    retire_pass_rate: float = 0.9  # ... which is this pass rate of its latest group
     band_low: float = 0.0  # curriculum: prompts whose latest pass rate lies outside the band ...
     band_high: float = 1.0
-    band_retest_epochs: int = 4  # ... are asked only in every n-th epoch
+    band_retest_epochs: int = 4  # ... are sampled only in every n-th epoch
 
     section = "algo."
     ranges = {
@@ -287,23 +286,23 @@ class AlgoConfig(Section):
         "correction": CORRECTIONS, "kl": KLS, "reward": REWARDS, "reward_shape": SHAPES,
         "length_control": LENGTH_CONTROLS, "zero_variance": ZERO_VARIANCE,
     }  # fmt: skip
-    remedies = {"kl": "use none, k1_reward, or k2 or k3 in the loss (k1 has no gradient there)"}
+    remedies = {"kl": "use none, k1_reward, k2 or k3 (k1 in the loss has zero expected gradient)"}
 
     def check(self):
         if self.band_low >= self.band_high:
             reason = f"not below algo.band_high={self.band_high}"
-            self.refuse("band_low", reason, "the band must hold some pass rates")
+            self.refuse("band_low", reason, "leave room between them for pass rates")
         if self.covariance_low >= self.covariance_high:
             reason = f"not below algo.covariance_high={self.covariance_high}"
-            self.refuse("covariance_low", reason, "the band must hold some tokens")
+            self.refuse("covariance_low", reason, "leave room between them for tokens")
         if self.kl != "none" and not self.kl_coef:
             remedy = "give a coefficient above 0, or set algo.kl=none"
-            self.refuse("kl_coef", f"algo.kl={self.kl} would do nothing", remedy)
+            self.refuse("kl_coef", f"algo.kl={self.kl} would have no effect", remedy)
         if self.kl == "none" and self.kl_coef:
-            reason = f"algo.kl_coef={self.kl_coef} would do nothing"
+            reason = f"algo.kl_coef={self.kl_coef} would have no effect"
             self.refuse("kl", reason, "set algo.kl=k1_reward, k2 or k3")
         if self.reward == "model" and self.reward_shape != "linear":
-            reason = "what algo.reward=model says is no score in [0, 1]"
+            reason = "rewards of algo.reward=model are not scores in [0, 1]"
             self.refuse("reward_shape", reason, "set algo.reward_shape=linear")
         if self.reward_pass <= self.reward_fail:
             reason = f"not above algo.reward_fail={self.reward_fail}"
@@ -312,7 +311,7 @@ class AlgoConfig(Section):
 
 @dataclass(frozen=True)
 class EnvConfig(Section):
-    """The task. `kwargs` go to the environment's constructor, which rejects what it lacks."""
+    """The task. `kwargs` are arguments of the environment's constructor."""
 
     name: str = "digit_chain"  # or the path of a Python file: see rlx.envs.own
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -320,12 +319,12 @@ class EnvConfig(Section):
     heldout_prompts: int = 256
     seed: int = 0  # of the prompt sets, not of the run
     tokenizer: str = ""  # folder or GGUF file of a checkpoint; empty: the task's characters
-    chat: bool = False  # ask by the tokenizer's chat template
+    chat: bool = False  # use the tokenizer's chat template
     system_prompt: str = ""
-    prompt_template: str = "{prompt}"  # what the policy is asked, with the task's prompt inside
-    grade_timeout_s: float = 10.0  # for one answer; 0 grades in this process, without a limit
-    grade_workers: int = 2  # processes that grade
-    on_grade_error: str = "zero"  # a grader that hangs or fails: count it, or stop the run
+    prompt_template: str = "{prompt}"  # text of the prompt; {prompt} is the task's
+    grade_timeout_s: float = 10.0  # for one answer; 0: grade in this process, without a limit
+    grade_workers: int = 2  # grading processes
+    on_grade_error: str = "zero"  # if a grader hangs or fails: score 0, or stop the run
 
     section = "env."
     ranges = {
@@ -339,7 +338,7 @@ class EnvConfig(Section):
         if not self.name.endswith(".py") and self.name not in ENVS:
             self.refuse("name", "unknown name", f"use one of {', '.join(ENVS)}, or a .py file")
         if self.system_prompt and not self.chat:
-            reason = "only a chat template has a place for it"
+            reason = "it needs a chat template"
             self.refuse("system_prompt", reason, "set env.chat=true")
 
 
@@ -349,14 +348,14 @@ class RolloutConfig(Section):
     group_size: int = 16  # G
     max_new_tokens: int = 9  # T
     temperature: float = 1.0
-    slots: int = 0  # sequences in flight; 0 means prompts_per_step * group_size
-    decode_chunk_tokens: int = 3  # tokens decoded between two looks of the host
+    slots: int = 0  # sequences in flight; 0: prompts_per_step * group_size
+    decode_chunk_tokens: int = 3  # tokens decoded between two steps of the host
     head_dtype: str = "float32"  # sampler: hidden states and head weights in the logits' matmul
-    think_tokens_min: int = 5  # algo.length_control=interruption: thinking ends after a number ...
-    think_tokens_max: int = 6  # ... of tokens drawn for each sample between these two
-    answer_tokens: int = 2  # room for the answer after it
-    interruption: str = ">"  # the phrase that is inserted into the completion
-    think_end: str = ">"  # the token by which the policy ends its thinking itself
+    think_tokens_min: int = 5  # algo.length_control=interruption: each sample's thinking budget ...
+    think_tokens_max: int = 6  # ... is drawn between these two, in tokens
+    answer_tokens: int = 2  # tokens for the answer after the interruption
+    interruption: str = ">"  # the phrase that is injected into the completion
+    think_end: str = ">"  # the token with which the policy ends its thinking
 
     section = "rollout."
     ranges = {
@@ -375,30 +374,31 @@ class RolloutConfig(Section):
 
 @dataclass(frozen=True)
 class EpisodeConfig(Section):
-    """Answers of several turns: what the environment replies lies between them.
+    """Multi-turn episodes: the policy and the environment alternate.
 
-    All tokens of an episode after its prompt, replies too, are at most rollout.max_new_tokens.
+    All tokens of an episode after its prompt, including replies, are at most
+    rollout.max_new_tokens.
     """
 
-    max_turns: int = 1  # of the policy; 1: no environment is asked for a reply
-    turn_tokens: int = 0  # of one turn; 0: as many as are left
-    reply_s: float = 10.0  # for one reply; without a limit where env.grade_timeout_s=0
-    reply_chars: int = 4096  # a longer one is a failure of the environment
+    max_turns: int = 1  # of the policy; 1: the environment does not reply
+    turn_tokens: int = 0  # most tokens of one turn; 0: as many as are left
+    reply_s: float = 10.0  # time limit of one reply; none if env.grade_timeout_s=0
+    reply_chars: int = 4096  # a longer reply is a failure of the environment
 
     section = "episode."
     ranges = {"(0, inf)": "max_turns reply_s reply_chars", "[0, inf)": "turn_tokens"}
-    remedies = {"turn_tokens": "0 sets no limit but rollout.max_new_tokens"}
+    remedies = {"turn_tokens": "0 sets no limit besides rollout.max_new_tokens"}
 
 
 @dataclass(frozen=True)
 class PipelineConfig(Section):
-    """Who waits for whom. See rlx.rollout.buffer for the bound that each kind guarantees."""
+    """Staleness and schedule; rlx.rollout.buffer defines the bound that each kind guarantees."""
 
     kind: str = "sync"
     k: int = 0
-    decode_chunks_per_update: int = 3  # virtual clock: chunks that pass while one update is made
-    schedule: str = "deterministic"  # by that clock; threads: by the machine's, on two meshes
-    replay: str = ""  # run directory whose schedule.jsonl to follow instead
+    decode_chunks_per_update: int = 3  # virtual clock: duration of an update, in decode chunks
+    schedule: str = "deterministic"  # by the virtual clock; threads: at hardware speed, two meshes
+    replay: str = ""  # run directory whose recorded schedule to repeat
 
     section = "pipeline."
     ranges = {"(0, inf)": "decode_chunks_per_update", "[0, inf)": "k"}
@@ -406,11 +406,11 @@ class PipelineConfig(Section):
 
     def check(self):
         if self.replay and self.schedule != "deterministic":
-            reason = "a recorded schedule is followed by one thread"
+            reason = "a recorded schedule runs in one thread"
             self.refuse("replay", reason, "set pipeline.schedule=deterministic")
         if self.kind == "sync" and self.k:
             remedy = "set pipeline.kind=pipeline or pipeline.k=0"
-            self.refuse("k", "pipeline.kind=sync is never stale", remedy)
+            self.refuse("k", "pipeline.kind=sync has no staleness", remedy)
         if self.kind == "ppo_off_policy" and not self.k:
             reason = "ppo_off_policy generates for k updates"
             self.refuse("k", reason, "use k >= 1 (k = 1 is synchronous)")
@@ -428,13 +428,13 @@ class OptimConfig(Section):
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     microbatches: int = 1  # slices whose gradients add; slices without a kept prompt are skipped
-    group_slices: int = 1  # ... each cut again into parts of its groups; prompts run in each part
+    group_slices: int = 1  # ... each with a part of its groups; the prompt runs in every part
     pack: bool = False  # short completions of a prompt share a row of the learner's forward pass
-    vocab_chunk: int = 0  # vocabulary entries per piece of the log-prob; 0: one piece
-    lora_rank: int = 0  # of adapters that are trained instead of the matrices; 0: all is trained
-    lora_alpha: float = 32.0  # adapters count alpha / rank times
+    vocab_chunk: int = 0  # vocabulary entries per chunk of the log-prob; 0: one chunk
+    lora_rank: int = 0  # of adapters to train instead of the matrices; 0: train all parameters
+    lora_alpha: float = 32.0  # adapters are scaled by alpha / rank
     head_dtype: str = "float32"  # learner: hidden states and head weights in the logits' matmul
-    max_skipped_updates: int = 10  # updates in a row whose objective or gradient is not finite
+    max_skipped_updates: int = 10  # in a row, with an objective or gradient that is not finite
 
     section = "optim."
     ranges = {
@@ -447,18 +447,18 @@ class OptimConfig(Section):
 
     def check(self):
         if self.group_slices > 1 and self.pack:
-            reason = "rows that samples share are not cut"
+            reason = "packed rows cannot be cut"
             self.refuse("group_slices", reason, "set optim.pack=false")
 
 
 @dataclass(frozen=True)
 class WarmStartConfig(Section):
-    """Supervised training on the environment's own solutions before RL starts."""
+    """Supervised training on the environment's own solutions before RL."""
 
     steps: int = 300
     batch_size: int = 128
     learning_rate: float = 4e-3
-    worked_share_end: float = 0.05  # share of worked solutions, annealed from 1 ...
+    worked_share_end: float = 0.05  # share of worked solutions, annealed linearly from 1 ...
     anneal: float = 0.8  # ... over this share of the steps
     seed: int = 0
 
@@ -483,9 +483,9 @@ class EvalConfig(Section):
 
 @dataclass(frozen=True)
 class ForecastConfig(Section):
-    """What a run says about its own end; it changes nothing of what is computed until then."""
+    """Forecasts of a run while it runs; they do not change what it computes."""
 
-    every_evals: int = 0  # evaluations from one forecast to the next; 0: none is made
+    every_evals: int = 0  # evaluations between forecasts; 0: no forecasts
     stop_when: str = ""  # a condition that ends the run: "gain_of_next_2x < 0.005 with 0.9"
 
     section = "forecast."
@@ -494,14 +494,14 @@ class ForecastConfig(Section):
     def check(self):
         if self.stop_when and not self.condition:
             remedy = "write NAME < NUMBER with PROBABILITY, NAME end or gain_of_next_2x"
-            self.refuse("stop_when", "no condition", remedy)
+            self.refuse("stop_when", "not a condition", remedy)
         if self.stop_when and not self.every_evals:
             remedy = "forecast.stop_when needs a number above 0"
             self.refuse("every_evals", "no forecasts", remedy)
 
     @property
     def condition(self) -> tuple[str, str, float, float] | None:
-        """(name, < or >, bound, probability that it takes) of `stop_when`."""
+        """(name, < or >, bound, required probability) of `stop_when`."""
         number = r"(\d*\.?\d+)"
         form = rf"(end|gain_of_next_2x)\s*([<>])\s*{number}\s+with\s+(0?\.\d+)"
         found = re.fullmatch(form, self.stop_when.strip())
@@ -510,14 +510,14 @@ class ForecastConfig(Section):
 
 @dataclass(frozen=True)
 class GuardConfig(Section):
-    """When a run collapses, and what is done about it: see rlx.train.guard."""
+    """The guard against collapse: see rlx.train.guard."""
 
     action: str = "none"  # stop the run, or lower its learning rate
-    updates: int = 10  # over which is averaged what is compared
-    ess_min: float = 0.0  # effective sample size, as a share of the tokens; 0: not watched
-    entropy_min: float = 0.0  # nats per token; 0: not watched
-    unvaried_max: float = 1.0  # share of groups whose rewards are all alike; 1: not watched
-    lower_by: float = 0.5  # lower: factor of the learning rate, each time
+    updates: int = 10  # over which the metrics are averaged
+    ess_min: float = 0.0  # effective sample size, as a share of the tokens; 0: off
+    entropy_min: float = 0.0  # nats per token; 0: off
+    unvaried_max: float = 1.0  # share of groups with zero variance; 1: off
+    lower_by: float = 0.5  # lower: factor of the learning rate, at every event
 
     section = "guard."
     ranges = {
@@ -530,31 +530,30 @@ class GuardConfig(Section):
     names = {"action": GUARD_ACTIONS}
 
     def check(self):
-        watched = self.ess_min or self.entropy_min or self.unvaried_max < 1
-        if self.action != "none" and not watched:
+        bounded = self.ess_min or self.entropy_min or self.unvaried_max < 1
+        if self.action != "none" and not bounded:
             remedy = "set guard.ess_min, guard.entropy_min or guard.unvaried_max"
-            self.refuse("action", "nothing is watched", remedy)
+            self.refuse("action", "no bound is set", remedy)
 
 
 @dataclass(frozen=True)
 class MeshConfig(Section):
-    data: int = 0  # devices that split the prompts of a batch; 0: all that divide it
+    data: int = 0  # devices that split the prompts of a batch; 0: the most that divide it
     fsdp: int = 1  # devices that split the parameters, and the prompts too
     expert: int = 1  # devices that split the experts
     tensor: int = 1  # devices that split heads and feed-forward
-    generators: int = 0  # devices of the generator alone, the last ones; 0: it shares the learner's
+    generators: int = 0  # devices reserved for the generator, the last ones; 0: use the learner's
 
     section = "mesh."
     ranges = {"(0, inf)": "fsdp expert tensor", "[0, inf)": "data generators"}
-    remedies = {"data": "0 takes all devices", "generators": "0 shares the learner's"}
+    remedies = {"data": "0 uses all devices", "generators": "0 uses the learner's"}
 
 
 @dataclass(frozen=True)
 class CompileConfig(Section):
-    """How programs are made and where they are kept; see rlx.compilation. A CPU computes the same
-    bits whatever is chosen."""
+    """Kernels and the compilation cache; see rlx.compilation. No effect on results on a CPU."""
 
-    kernels: str = "auto"  # of a GPU: two runs agree, or not; auto: they do unless threads decide
+    kernels: str = "auto"  # of a GPU: repeatable bits, or fastest; auto: fastest only with threads
     cache: str = "auto"  # directory of programs; auto: ~/.cache/rlx (XDG_CACHE_HOME); or none
 
     section = "compile."
@@ -562,21 +561,21 @@ class CompileConfig(Section):
 
     def check(self):
         if not self.cache.strip():
-            self.refuse("cache", "no name of a directory", "give one, auto or none")
+            self.refuse("cache", "not a directory name", "give one, auto or none")
 
 
 @dataclass(frozen=True)
 class CheckpointConfig(Section):
-    """When the whole state is written; it changes nothing of what a run computes."""
+    """When the whole state is saved; no effect on what a run computes."""
 
     every_steps: int = 100  # updates between two, or ...
     every_minutes: float = 10.0  # ... minutes, whichever comes first
     keep_last: int = 2
-    keep_every_steps: int = 0  # besides, those of multiples of so many updates; 0: none
+    keep_every_steps: int = 0  # keep also those whose step is a multiple of this; 0: none
 
     section = "checkpoint."
     ranges = {"(0, inf)": "every_steps every_minutes keep_last", "[0, inf)": "keep_every_steps"}
-    remedies = {"keep_every_steps": "0 keeps no others"}
+    remedies = {"keep_every_steps": "0 keeps none"}
 
 
 @dataclass(frozen=True)
@@ -598,15 +597,15 @@ class Config(Section):
     forecast: ForecastConfig = field(default_factory=ForecastConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     steps: int = 200
-    until: int = 0  # update after which the run pauses, to be continued; 0: it runs to its end
+    until: int = 0  # update after which the run pauses, to be resumed; 0: it runs to its end
     seed: int = 0
-    recipe: str = "cispo"  # the row of conf/algo
+    recipe: str = "cispo"  # the file of conf/algo
     study: str = ""  # name of the sweep, if the run belongs to one
     axes: dict[str, Any] = field(default_factory=dict)  # overrides that change what is computed
     out: str = "runs/run"  # directory of this run
     warm_start_dir: str = ""  # where warm starts are shared; empty: inside `out`
     tracker: str = "none"  # dashboard that mirrors the rows
-    distributed: bool = False  # this process is one of several that make the run together
+    distributed: bool = False  # this process is one of several of the same run
 
     ranges = {"(0, inf)": "steps", "[0, inf)": "until seed"}
     names = {"tracker": TRACKERS}
@@ -614,37 +613,37 @@ class Config(Section):
     def check(self):
         for name in ("recipe", "study")[: 2 if self.study else 1]:
             if not re.fullmatch(r"\w[\w.+-]*", getattr(self, name), re.ASCII):
-                reason = "cannot be part of a directory's name"
+                reason = "cannot be part of a directory name"
                 self.refuse(name, reason, "use letters, digits, _ . + -")
         rollout, optim, experts = self.rollout, self.optim, self.model.n_experts
         if self.mesh.expert > 1 and (not experts or experts % self.mesh.expert):
             reason = f"does not divide model.n_experts={experts}"
-            self.refuse("mesh.expert", reason, "every device takes the same number of experts")
+            self.refuse("mesh.expert", reason, "every device holds the same number of experts")
         slices = max(self.mesh.data, 1) * self.mesh.fsdp * optim.microbatches
         if rollout.prompts_per_step % slices:
             reason = f"not divisible by mesh.data * mesh.fsdp * optim.microbatches = {slices}"
-            remedy = "every device and microbatch takes the same number of whole groups"
+            remedy = "every device and microbatch needs the same number of whole groups"
             self.refuse("rollout.prompts_per_step", reason, remedy)
         if rollout.group_size % optim.group_slices:
             reason = f"does not divide rollout.group_size={rollout.group_size}"
-            remedy = "every slice takes as many samples of a prompt"
+            remedy = "every slice needs the same number of samples of a prompt"
             self.refuse("optim.group_slices", reason, remedy)
         if rollout.prompts_per_step > self.env.train_prompts:
             reason = f"more than env.train_prompts={self.env.train_prompts}"
-            self.refuse("rollout.prompts_per_step", reason, "one batch holds different prompts")
+            self.refuse("rollout.prompts_per_step", reason, "the prompts of a batch are distinct")
         if self.pipeline.schedule == "threads" and not self.mesh.generators:
-            reason = "pipeline.schedule=threads needs devices for generation alone"
+            reason = "pipeline.schedule=threads needs separate devices for generation"
             self.refuse("mesh.generators", reason, "give a number of devices above 0")
         text = {"chat": False, "system_prompt": "", "prompt_template": "{prompt}"}
         for key, plain in text.items():
             if getattr(self.env, key) != plain and not (self.env.tokenizer or self.model.path):
                 remedy = "set env.tokenizer or model.path too"
-                self.refuse(f"env.{key}", "characters are read as they are", remedy)
+                self.refuse(f"env.{key}", "without a tokenizer it has no effect", remedy)
         if self.algo.replay_routing and optim.pack:
-            reason = "rows that samples share are routed anew"
+            reason = "it does not support packed rows"
             self.refuse("algo.replay_routing", reason, "set optim.pack=false")
         if self.distributed and self.forecast.every_evals:
-            reason = "a run of several processes makes no forecasts"
+            reason = "runs of several processes make no forecasts"
             self.refuse("forecast.every_evals", reason, "set it to 0")
         self._check_lengths()
 
@@ -670,7 +669,7 @@ class Config(Section):
             self.algo.length_penalty_tokens >= rollout.max_new_tokens
         ):
             reason = f"not below rollout.max_new_tokens={rollout.max_new_tokens}"
-            remedy = "the penalty grows over the last tokens of an answer"
+            remedy = "the penalty grows over the last tokens of max_new_tokens"
             self.refuse("algo.length_penalty_tokens", reason, remedy)
 
     @property
@@ -679,13 +678,13 @@ class Config(Section):
 
     @property
     def turn_tokens(self) -> int:
-        """The most tokens of one turn."""
+        """Most tokens of one turn."""
         limit = self.rollout.max_new_tokens
         return min(self.episode.turn_tokens or limit, limit)
 
     @property
     def turn_limit(self) -> str:
-        """The option that sets it."""
+        """The option that limits it."""
         short = self.turn_tokens < self.rollout.max_new_tokens
         return "episode.turn_tokens" if short else "rollout.max_new_tokens"
 
@@ -696,11 +695,11 @@ class Config(Section):
 
 def _supervised(config: Config) -> None:
     if config.optim.group_slices > 1:
-        config.refuse("optim.group_slices", "no groups here", "use optim.microbatches")
+        config.refuse("optim.group_slices", "there are no groups", "use optim.microbatches")
     of_rl = {"until": 0, "forecast.every_evals": 0, "guard.action": "none"}
     for key, off in {**of_rl, "algo.replay_routing": False}.items():
         if functools.reduce(getattr, key.split("."), config) != off:
-            config.refuse(key, "for runs of reinforcement learning alone", "leave it out")
+            config.refuse(key, "only for reinforcement learning", "leave it out")
 
 
 @dataclass(frozen=True)
@@ -714,7 +713,7 @@ class SftConfig(Config):
         _supervised(self)
         if (self.algo.loss, self.algo.advantage) != ("reinforce", "none"):
             reason = (
-                f"with algo.advantage={self.algo.advantage} is not the likelihood of the traces"
+                f"with algo.advantage={self.algo.advantage} it is not the likelihood of the traces"
             )
             self.refuse("algo.loss", reason, "set algo=sft")
 
@@ -729,7 +728,7 @@ class RewardModelConfig(Config):
         super().check()
         _supervised(self)
         if not self.pairs and self.env.name != "preference":
-            reason = f"env.name={self.env.name} has none"
+            reason = f"env.name={self.env.name} has no pairs"
             self.refuse("pairs", reason, "give a file of JSON lines")
 
     @property
@@ -739,29 +738,29 @@ class RewardModelConfig(Config):
 
 WHERE = (
     *("out", "warm_start_dir", "tracker", "distributed", "checkpoint", "mesh", "compile"),
-    *("until", "forecast"),  # how far, not what
+    *("until", "forecast"),  # how far it runs
 )
-LABELS = ("recipe", "study", "axes")  # what a run is called
+LABELS = ("recipe", "study", "axes")  # names of a run
 
-Options = dict[str, Any]  # "algo.loss" and the like, and what they are
+Options = dict[str, Any]  # values by name, such as "algo.loss"
 
-# One line per option whose meaning has changed: from the options of a manifest before it to those
-# that compute the same today. A manifest says how many lines were there when it was written.
+# One function per option whose meaning has changed: from the options of an older manifest to those
+# that compute the same today. A manifest records how many there were when it was written.
 MIGRATIONS: tuple[Callable[[Options], Options], ...] = ()
 
 
 def config_sha(config: object) -> str:
-    """Twelve hex digits that name a configuration (any of the dataclasses above).
+    """Twelve hex digits that identify a configuration (any of the dataclasses above).
 
-    They cover what differs from the defaults, so an option that is added later changes no name.
+    They cover what differs from the defaults, so an option added later does not change them.
     """
     return _sha(_flat(asdict(config)), type(config))  # ty: ignore[invalid-argument-type]
 
 
 def run_sha(config: Config) -> str:
-    """The name of what a run computes, whatever it is called, wherever and on whichever devices.
+    """Identifies what a run computes, whatever its name, place and devices.
 
-    So a run may go on on another mesh: from the same state, with sums that differ in rounding.
+    So a run can resume on another mesh: from the same state, with sums that differ in rounding.
     """
     return _sha(options(asdict(config), kind=type(config)), type(config))
 
@@ -769,19 +768,19 @@ def run_sha(config: Config) -> str:
 def options(
     config: dict[str, Any], migrations: int = len(MIGRATIONS), kind: type[Config] = Config
 ) -> Options:
-    """All that a run computes, flat, from the nested fields of a configuration or a manifest.
+    """Everything that determines what a run computes, flat, from a configuration or a manifest.
 
-    What it lacks has its default, as an option that is younger than the manifest does; migrations:
-    the number of them that the manifest knows.
+    Missing options have their defaults, such as those newer than the manifest. migrations: the
+    number of migrations that the manifest includes.
     """
-    made = _flat(json.loads(json.dumps(config, default=str)))  # as a manifest holds it
+    made = _flat(json.loads(json.dumps(config, default=str)))  # as in a manifest
     for change in MIGRATIONS[migrations:]:
         made = change(made)
     return {key: x for key, x in (_flat(_defaults(kind)) | made).items() if _computes(key)}
 
 
 def difference(then: Options, now: Options) -> str:
-    """ "steps=400, not 500" for the first options that differ; empty where none does."""
+    """ "steps=400, not 500" for the first options that differ; empty if none does."""
     keys = [key for key in {**then, **now} if then.get(key) != now.get(key)]
     shown = [f"{key}={then.get(key)}, not {now.get(key)}" for key in keys[:3]]
     more = f", and {len(keys) - 3} more" if len(keys) > 3 else ""
@@ -793,7 +792,7 @@ def _computes(key: str) -> bool:
 
 
 def _defaults(kind: Any) -> dict[str, Any]:
-    """The nested defaults of a configuration, which need not be one that can run."""
+    """The nested defaults of a configuration, which need not be runnable together."""
     made = {}
     for part in fields(kind):
         default: Any = part.default_factory if part.default is MISSING else part.default
@@ -812,20 +811,20 @@ def _flat(nested: dict[str, Any], prefix: str = "") -> Options:
 
 def _sha(fields: Options, kind: type) -> str:
     default = _flat(_defaults(kind))
-    set_by_hand = {key: x for key, x in fields.items() if key not in default or default[key] != x}
-    text = json.dumps(set_by_hand, sort_keys=True, default=str)
+    changed = {key: x for key, x in fields.items() if key not in default or default[key] != x}
+    text = json.dumps(changed, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """What a manifest or a checkpoint says about the configuration that made it."""
+    """What a manifest or a checkpoint records about the configuration."""
     made = {"config": asdict(config), "config_sha": run_sha(config)}
     return made | {"migrations": len(MIGRATIONS)}
 
 
 def another(run: dict[str, Any], config: Config) -> str:
-    """What a run of some `identity` computes otherwise than `config`; empty where nothing is."""
+    """How the run with this `identity` differs from `config` in what it computes; empty if not."""
     if not isinstance(run.get("config"), dict):
-        return "it does not say which"
+        return "it has no configuration"
     then = options(run["config"], run.get("migrations", 0), type(config))
     return difference(then, options(asdict(config), kind=type(config)))

@@ -1,4 +1,4 @@
-"""Pass rates on held-out problems, with the counts that say how noisy they are."""
+"""Pass rates on held-out problems, with the counts that determine their noise."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from rlx import flops
 from rlx.config import Config
 from rlx.envs.base import Env, eval_sets
 from rlx.envs.grading import Graders
-from rlx.rollout.generator import Generator, Key, Request, Said, Weights
-from rlx.rollout.grades import grades, said
+from rlx.rollout.generator import Generator, Key, Request, Transcript, Weights
+from rlx.rollout.grades import as_answer, grades
 from rlx.rollout.scorer import Answer
 from rlx.types import Problem
 
@@ -26,15 +26,15 @@ def pass_at_k(trials: int, passes_n: np.ndarray, k: int) -> float:
 
     c_n passes in `trials` samples of problem n. Chen et al. 2021 (arXiv 2107.03374), Eq. 1.
     """
-    whole = math.comb(trials, k)
-    return float(np.mean([1 - math.comb(trials - int(c), k) / whole for c in passes_n]))
+    subsets = math.comb(trials, k)
+    return float(np.mean([1 - math.comb(trials - int(c), k) / subsets for c in passes_n]))
 
 
 def standard_error(trials: int, passes_n: np.ndarray) -> float:
-    """Of the mean pass rate on this fixed set of problems, sampling noise only.
+    """Standard error of the mean pass rate on this fixed set of problems: sampling noise only.
 
-    sqrt(sum_n p_n (1 - p_n) / (n^2 (k - 1))), p_n = c_n / k; the binomial sqrt(p (1 - p) / n)
-    where k = 1 leaves the per-problem variance unknown.
+    sqrt(sum_n p_n (1 - p_n) / (n^2 (k - 1))), p_n = c_n / k; for k = 1, where the variance of a
+    problem is unknown, the binomial sqrt(p (1 - p) / n).
     """
     p_n = passes_n / trials
     if trials == 1:
@@ -46,9 +46,9 @@ def generate(
     generator: Generator, weights: Weights, config: Config, env: Env, problems: Sequence[Problem],
     samples: int, key: jax.Array,
 ) -> list[Answer]:  # fmt: skip
-    """To every problem, `samples` completions each.
+    """`samples` completions of every problem.
 
-    Problem i draws with group serial i, and a place that is free again goes to the next sample.
+    Problem i samples under group serial i; a freed slot is refilled with the next sample.
     """
     T, stop_ids = config.rollout.max_new_tokens, env.tokenizer.stop_ids
     prompts = [env.tokenizer.encode_prompt(problem.prompt) for problem in problems]
@@ -56,7 +56,7 @@ def generate(
     waiting = [Request((i, g), prompts[i], T, stop_ids, problem=problems[i]) for i, g in keys]
     token_PGT = np.full((len(problems), samples, T), env.tokenizer.pad_id, np.int32)
     length_PG = np.zeros((len(problems), samples), np.int32)
-    episodes: dict[Key, Said] = {}
+    episodes: dict[Key, Transcript] = {}
     with generator.aside(key):
         while not length_PG.all():
             room = generator.free
@@ -66,19 +66,21 @@ def generate(
             for sample in generator.collect()[0]:
                 n = length_PG[sample.key] = len(sample.token_T)
                 token_PGT[sample.key][:n] = sample.token_T
-                if sample.said:
-                    episodes[sample.key] = sample.said
-    said_PG = [[episodes[i, g] for g in range(samples) if episodes] for i in range(len(problems))]
-    return list(map(said, itertools.repeat(env), problems, token_PGT, length_PG, said_PG))
+                if sample.transcript:
+                    episodes[sample.key] = sample.transcript
+    episode_PG = [
+        [episodes[i, g] for g in range(samples) if episodes] for i in range(len(problems))
+    ]
+    return list(map(as_answer, itertools.repeat(env), problems, token_PGT, length_PG, episode_PG))
 
 
 def evaluate(
     generator: Generator, weights: Weights, config: Config, graders: Graders, ledger: flops.Ledger,
     mesh: Mesh,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """A row for every evaluation set, `heldout` first; `measure` makes them.
+    """A row of `measure` for every evaluation set, `heldout` first.
 
-    mesh: where a reward model scores.
+    mesh: of the reward model.
     """
     return [
         measure(generator, weights, config, graders, name, ledger, mesh)
@@ -90,10 +92,10 @@ def measure(
     generator: Generator, weights: Weights, config: Config, graders: Graders, eval_set: str,
     ledger: flops.Ledger, mesh: Mesh,
 ) -> dict[str, Any]:  # fmt: skip
-    """One evaluation row without its compute; spends `ledger.eval_flops`.
+    """One evaluation row without its compute; adds to `ledger.eval_flops`.
 
-    The key depends on eval.seed and the version alone, so runs that share a warm start share
-    their observation at version 0.
+    The random key depends on eval.seed and the version alone, so runs that share a warm start
+    share their evaluation at version 0.
     """
     env = graders.env
     k, vocab = config.eval.samples_per_prompt, env.tokenizer.vocab_size
@@ -109,7 +111,7 @@ def measure(
     found = grades(graders, answers, mesh)
     ledger.eval_flops += found.flops
     passes_n = np.array([int(np.sum(score_G == 1)) for score_G in found.score_PG])
-    cut = sum(not stopped for answer in answers for _, stopped in answer.said_G)
+    cut = sum(not stopped for answer in answers for _, stopped in answer.text_G)
     row = counted(eval_set, k, passes_n, cut, sum(found.ungraded.values()))
     if graders.scorer:
         row["reward_mean"] = float(np.mean(found.reward_PG))
@@ -117,7 +119,7 @@ def measure(
 
 
 def counted(eval_set: str, k: int, passes_n: np.ndarray, cut: int, ungraded: int) -> dict[str, Any]:
-    """The row of an evaluation in which problem n passed c_n of its k trials."""
+    """The row of an evaluation in which problem n passed passes_n[n] of its k trials."""
     trials = k * len(passes_n)
     powers = [2**i for i in range(k.bit_length()) if 2**i <= k]
     return {

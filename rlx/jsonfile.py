@@ -1,4 +1,4 @@
-"""Small files of JSON that come from outside."""
+"""JSON files from outside."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 from rlx.errors import InputError
 
-LONGEST_BYTES = 1 << 28  # an index of 10^6 tensors is a third of that
+LONGEST_BYTES = 1 << 28  # three times an index of 10^6 tensors
 
 
 def read(key: str, file: Path, broken: str = "not JSON") -> dict[str, Any]:
     """The object in a file, {} if there is no such file.
 
-    InputError names the file, under `key`, if it cannot be read or holds anything else.
+    Raises InputError under `key` if the file cannot be read or is not a JSON object.
     """
     try:
         with file.open("rb") as stream:

@@ -16,8 +16,8 @@ from rlx.errors import InputError
 from rlx.types import Params
 
 # Logical axis -> mesh axes. Prompts and the sampler's slots are split over data and fsdp together;
-# a matrix is split over fsdp along the model's width and over tensor along heads, ffn or words. The
-# axis `expert` splits experts; where there are none it is a part of tensor.
+# a matrix is split over fsdp along d_model and over tensor along heads, ffn or vocabulary. The
+# axis `expert` splits experts; in layers without experts it acts as part of tensor.
 WITHIN = ("expert", "tensor")
 RULES = {
     "prompts": ("data", "fsdp"),
@@ -38,11 +38,11 @@ RULES = {
 def make_mesh(
     config: MeshConfig, prompts: int = 1, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """A (data, fsdp, expert, tensor) mesh over the first devices, of all that are there or given.
+    """A (data, fsdp, expert, tensor) mesh over the first of `devices` (default: all).
 
-    data = 0 takes as many devices as divide `prompts`, the groups of a slice of the batch. The last
-    `generators` devices are left to the generator, an equal number in every process. InputError if
-    there are too few, or if a process is left without a part of the mesh.
+    data = 0: the most devices that divide `prompts`, the groups of a microbatch. The last
+    `generators` devices, an equal number in every process, are reserved for the generator. Raises
+    InputError if there are too few devices, or if the mesh leaves a process idle.
     """
     devices, others = _split(config.generators, devices)
     processes = {device.process_index for device in [*devices, *others]}
@@ -56,7 +56,7 @@ def make_mesh(
         raise InputError(
             "mesh",
             "x".join(map(str, shape)),
-            f"needs {math.prod(shape)} devices, {len(devices)} are there for the learner",
+            f"needs {math.prod(shape)} devices, the learner has {len(devices)}",
             "shrink mesh.data, mesh.fsdp, mesh.expert, mesh.tensor or mesh.generators",
         )
     used = devices[: math.prod(shape)]
@@ -73,7 +73,7 @@ def make_mesh(
 def _split(
     generators: int, devices: Sequence[jax.Device] | None
 ) -> tuple[list[jax.Device], list[jax.Device]]:
-    """(learner's, generator's) devices: the last ones of every process generate."""
+    """(learner's, generator's) devices; the generator's are the last ones of every process."""
     devices = jax.devices() if devices is None else devices
     of_process: dict[int, list[jax.Device]] = {}
     for device in devices:
@@ -93,17 +93,17 @@ def _split(
 def generator_mesh(
     config: MeshConfig, learner: Mesh, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """The learner's, or a mesh of its own over the last `generators` devices, disjoint from it."""
+    """The learner's mesh, or a disjoint one over the last `generators` devices."""
     if not config.generators:
         return learner
-    shape = (config.generators, 1, 1, 1)  # slots are split, weights are whole on every device
+    shape = (config.generators, 1, 1, 1)  # slots are split, weights are replicated
     return _mesh(shape, _split(config.generators, devices)[1])
 
 
 def _mesh(shape: tuple[int, int, int, int], devices: list[jax.Device]) -> Mesh:
-    """Mesh axes along those of a TPU's torus, which are split where the shape asks for it.
+    """Mesh axes along those of a TPU's torus, splitting a physical axis if needed.
 
-    Devices that are no block of the torus are taken as they come.
+    Devices that do not form a block of the torus are used in the order given.
     """
     names, kinds = ("data", "fsdp", "expert", "tensor"), (AxisType.Auto,) * 4
     try:
@@ -127,9 +127,9 @@ def visible(mesh: Mesh, function):
 
 
 def split(x: jax.Array, *axes: str | None) -> jax.Array:
-    """x, split by its logical axes over the mesh that is visible.
+    """x, split by its logical axes over the visible mesh.
 
-    Left to itself XLA splits activations as it finds the parameters split: along the model's width.
+    Without it XLA splits activations like the parameters: along d_model.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size <= 1:  # 0: none is visible
@@ -142,10 +142,8 @@ def sharding(
 ) -> NamedSharding:
     """Sharding of an array with these logical axes; an axis that does not divide is replicated.
 
-    A mesh axis splits the first logical axis that it can.
-
-    The spec is written in one canonical way (no mesh axis of size 1, no trailing None), because
-    jit compiles again for every other way of writing the same layout.
+    A mesh axis splits the first logical axis that it can. The spec is canonical (no mesh axis of
+    size 1, no trailing None), because jit recompiles for another spelling of the same layout.
     """
 
     taken: set[str] = set()
@@ -164,7 +162,7 @@ def sharding(
 
 
 def along(mesh: Mesh, name: str, x, axis: int = 0) -> NamedSharding:
-    """Sharding of an array that is split along one logical axis."""
+    """Sharding of an array split along one logical axis."""
     axes = [None] * x.ndim
     axes[axis] = name
     return sharding(mesh, tuple(axes), x.shape)

@@ -1,4 +1,4 @@
-"""What an environment asks. On its own, so that graders need not load JAX."""
+"""A problem of an environment. In a module of its own, so that graders need not load JAX."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Problem:
-    """A prompt as text and whatever its environment needs to grade an answer."""
+    """A prompt as text, and what its environment needs to grade an answer."""
 
     id: int
     prompt: str

@@ -1,9 +1,9 @@
-"""One run on several processes: every host does the same, and devices share the work.
+"""One run on several processes: every host runs the same code, and devices share the work.
 
 Each process holds the whole host state (prompts, buffer, ledger) and takes the same decisions, so
-that all of them call the same programs in the same order. What may differ between them (a signal,
-a clock, a grader's answer) is agreed on here; files are written by process 0 alone, in a directory
-that all of them see. With one process every function here costs nothing.
+all of them call the same programs in the same order. What may differ between them (a signal, a
+clock, a grade) is agreed on here. Process 0 alone writes files, in a directory that all processes
+can read. With one process these functions cost nothing.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from rlx.errors import InputError
 
 
 def start() -> None:
-    """Join the other processes of this run; before JAX is used.
+    """Join the other processes of this run; to be called before JAX is used.
 
-    Slurm, TPU pods, Kubernetes and Open MPI say by themselves who is there; anywhere else
-    JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID do. InputError if
-    neither does.
+    Slurm, TPU pods, Kubernetes and Open MPI are detected; elsewhere set
+    JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID. Raises InputError if
+    there is neither.
     """
-    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
+    jax.config.update("jax_enable_preemption_service", False)  # it would handle SIGTERM
     numbers = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
     given = {name: int(os.environ[key]) for name, key in numbers.items() if key in os.environ}
     try:
@@ -45,21 +45,21 @@ def is_writer() -> bool:
 
 
 def to_host(tree: Any) -> Any:
-    """Arrays, however they are laid out, as whole NumPy arrays in every process."""
+    """Arrays of any sharding, as whole NumPy arrays in every process."""
     if jax.process_count() > 1:
         return multihost_utils.process_allgather(tree, tiled=True)
     return jax.device_get(tree)
 
 
 def any_of(*flags: bool) -> list[bool]:
-    """Each flag, raised if any process raises it."""
+    """Each flag, True if it is in any process."""
     if jax.process_count() == 1:
         return list(flags)
     return multihost_utils.process_allgather(np.array(flags)).any(axis=0).tolist()
 
 
 def shared(items: Sequence[Any], work) -> np.ndarray:
-    """`work(items)`, one float each; every process does a part and all get the whole."""
+    """`work(items)`, one float each; every process does a part and all get every result."""
     n, me = jax.process_count(), jax.process_index()
     if n == 1:
         return np.array(work(items), np.float32)
@@ -70,7 +70,7 @@ def shared(items: Sequence[Any], work) -> np.ndarray:
 
 
 def gathered(items: Sequence[Any], work) -> list[Any]:
-    """`work(items)`, one object each that can be pickled, shared out in the same way."""
+    """`work(items)`, one picklable object each, divided in the same way."""
     n, me = jax.process_count(), jax.process_index()
     if n == 1:
         return work(items)
@@ -83,6 +83,6 @@ def gathered(items: Sequence[Any], work) -> list[Any]:
 
 
 def wait(name: str) -> None:
-    """Until every process is here."""
+    """Block until every process has called it."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)

@@ -1,14 +1,14 @@
-"""One directory per run: what it is, what it measured, and what that cost.
+"""One directory per run: its configuration, its measurements and their cost.
 
     manifest.json    run_id, study, recipe, seed, axes, config, versions, ceiling, status, ...
     evals.jsonl      one row per evaluation: counts, pass rate, and the compute spent so far
     metrics.jsonl    one row per update
     clock.jsonl      wall and device seconds at each evaluation
-    restarts.jsonl   work that an interruption threw away
+    restarts.jsonl   work lost to interruptions
     checkpoints/     the whole state, newest last (rlx.checkpoint)
 
-`evals.jsonl` and `metrics.jsonl` hold no clocks: they are the same, bit for bit, for every run of
-the same configuration. Rows are flushed to disk one by one; readers tolerate a torn last line.
+`evals.jsonl` and `metrics.jsonl` hold no clocks: runs of the same configuration write the same
+bits. Rows are flushed to disk one by one; readers tolerate an incomplete last line.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from typing import IO, Any
 from rlx.errors import InputError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-WORDS = {  # where the system's are a riddle
-    errno.EEXIST: "something else has that name: a file, a device or a link to nothing",
-    errno.ENOTDIR: "a part of that path is a file",
+WORDS = {  # clearer than the system's messages
+    errno.EEXIST: "the name is taken by a file, a device or a broken link",
+    errno.ENOTDIR: "a part of the path is a file",
 }
 
 
 @contextlib.contextmanager
-def said_of(
-    key: object, path: Path, remedy: str = "choose a directory that can be made and written"
+def os_errors(
+    key: object, path: Path, remedy: str = "choose a directory that can be created and written"
 ) -> Iterator[None]:
-    """What the system refuses, as an InputError; a full disk is another matter (DiskFull)."""
+    """Turns an OSError inside into an InputError, except for a full disk (see `needing_room`)."""
     try:
         yield
     except OSError as error:
@@ -48,24 +48,24 @@ def said_of(
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file; a last line that was cut short is left out.
+    """The rows of a JSON-lines file; an incomplete last line is ignored.
 
     Raises InputError naming any other line that is not a row.
     """
     if not path.exists():
         return []
     rows = []
-    with said_of("file", path, "make it a file that can be read"):
-        whole = path.read_bytes().split(b"\n")[:-1]  # a whole row ends with a newline
-    for number, line in enumerate(whole, 1):
-        rows.append(_json_object(line, f"{path}:{number}", "mend that line, or remove it"))
+    with os_errors("file", path, "make it a file that can be read"):
+        lines = path.read_bytes().split(b"\n")[:-1]  # a complete row ends with a newline
+    for number, line in enumerate(lines, 1):
+        rows.append(_json_object(line, f"{path}:{number}", "fix or remove that line"))
     return rows
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds. Raises InputError if it cannot be read or holds none."""
-    remedy = "put the file back as it was, or remove its directory"
-    with said_of("file", path, remedy):
+    """The object in a JSON file. Raises InputError if there is none or it cannot be read."""
+    remedy = "restore the file, or remove its directory"
+    with os_errors("file", path, remedy):
         text = path.read_bytes()
     return _json_object(text, str(path), remedy)
 
@@ -83,7 +83,7 @@ def _json_object(text: bytes, where: str, remedy: str) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace the file in one step: a reader sees the former content or the new one."""
+    """Replace the file atomically."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with scratch.open("w") as file:
@@ -102,14 +102,14 @@ class Busy(RuntimeError):
 
 
 class RunRecord:
-    """The writer of one run directory."""
+    """A run directory and its writer."""
 
     def __init__(self, path: str | Path, writes: bool = True):
-        """writes=False: another process writes the files; here nothing is changed."""
+        """writes=False: read only; another process writes the files."""
         self.path, self.writes = Path(path), writes
-        self._size: dict[str, int] = {}  # of the files that this process has written
+        self._size: dict[str, int] = {}  # bytes of the files that this process has written
         if writes:
-            with said_of("out", self.path):
+            with os_errors("out", self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -118,27 +118,27 @@ class RunRecord:
         return read_json(file) if file.exists() else {}
 
     def update_manifest(self, **fields: Any) -> None:
-        """Raises InputError if the manifest that this process wrote is gone."""
+        """Raises InputError if the manifest that this process wrote has been removed."""
         if not self.writes:
             return
         file = self.path / "manifest.json"
         if "manifest.json" in self._size and not file.exists():
             self._refuse_changed("manifest.json")
-        with said_of("out", self.path):
+        with os_errors("out", self.path):
             write_json(file, {**self.manifest, **fields})
         self._size["manifest.json"] = 0
 
     def append(self, name: str, row: dict[str, Any]) -> None:
-        """A row that does not fit on the disk leaves no part of itself.
+        """Append a row, or nothing if the disk is full.
 
-        Raises InputError if the file is not as this process left it.
+        Raises InputError if another process has changed the file.
         """
         if not self.writes:
             return
         size = self.sizes([name])[name]
         if self._size.setdefault(name, size) != size:
             self._refuse_changed(name)
-        with said_of("out", self.path):
+        with os_errors("out", self.path):
             try:
                 with (self.path / name).open("a") as file:
                     file.write(json.dumps(row) + "\n")
@@ -151,25 +151,25 @@ class RunRecord:
 
     def _refuse_changed(self, name: str) -> None:
         there = "was changed" if (self.path / name).exists() else "was removed"
-        reason = f"{name} {there} by another process while this run wrote it"
-        raise InputError("out", self.path, reason, "remove what is left, and start the run again")
+        reason = f"{name} {there} by another process while this run was writing it"
+        raise InputError("out", self.path, reason, "remove the directory, and start again")
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         return read_rows(self.path / name)
 
     def sizes(self, names: Sequence[str]) -> dict[str, int]:
-        """Bytes of the files of rows, 0 where there is none yet."""
+        """Sizes of files of rows in bytes, 0 if there is none yet."""
         files = {name: self.path / name for name in names}
         return {name: file.stat().st_size if file.exists() else 0 for name, file in files.items()}
 
     def lock(self) -> IO[str]:
-        """An open file; until it is closed no other process may write this run. Raises Busy.
+        """An open file; no other process can write this run until it is closed. Raises Busy.
 
-        The system gives the lock back when the process ends, however it ends.
+        The system releases the lock when the process ends, even if it is killed.
         """
-        import fcntl  # not on every system, and readers do without
+        import fcntl  # not on every system, and readers do not need it
 
-        with said_of("out", self.path):
+        with os_errors("out", self.path):
             file = (self.path / ".lock").open("a+")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -199,32 +199,32 @@ class RunRecord:
                 self._size[name] = size
 
     def marks(self, names: Sequence[str]) -> dict[str, Any]:
-        """What to remember of the files of rows: `offsets`, their sizes, and `crc32s` up to there.
+        """`offsets`, the sizes of the files of rows, and `crc32s`, their checksums up to there.
 
-        Checkpoints do, and so does the manifest of a finished run, as `rows`.
+        Stored in checkpoints, and as `rows` in the manifest of a finished run.
         """
         sizes = self.sizes(names)
         return {"offsets": sizes, "crc32s": {n: self._crc32(n, size) for n, size in sizes.items()}}
 
     def refuse_changed(self, marks: dict[str, Any]) -> None:
-        """Raises InputError if a file does not begin with what `marks` found in it."""
+        """Raises InputError if a file no longer begins with the bytes that `marks` describe."""
         written = marks.get("crc32s", {})
         for name, size in marks["offsets"].items():
             found = self._crc32(name, size)
             if found is None or found != written.get(name, found):
                 reason = f"{'shorter than' if found is None else 'not'} what this run wrote"
-                remedy = f"put the file back as it was, or remove {self.path} to start afresh"
+                remedy = f"restore the file, or remove {self.path} to start again"
                 raise InputError(self.path / name, "", reason, remedy)
 
     def _crc32(self, name: str, size: int) -> int | None:
-        """Of the first `size` bytes of a file; None if they are not there."""
+        """Checksum of the first `size` bytes of a file; None if the file is shorter."""
         file = self.path / name
         start = file.read_bytes()[:size] if file.exists() else b""
         return zlib.crc32(start) if len(start) == size else None
 
 
 def runs(path: str | Path) -> list[Path]:
-    """The run directories of a study, or the directory itself if it is a run."""
+    """The run directories of a study, or `path` itself if it is a run."""
     path = Path(path)
     if (path / "manifest.json").exists():
         return [path]
@@ -232,12 +232,12 @@ def runs(path: str | Path) -> list[Path]:
 
 
 class DiskFull(RuntimeError):
-    """There is no room for a run, which goes on once there is."""
+    """The disk is full; the run resumes once there is room."""
 
 
 @contextlib.contextmanager
 def needing_room(path: str | Path) -> Iterator[None]:
-    """Raises DiskFull for whatever fails inside because the disk is full, or a quota is used up."""
+    """Raises DiskFull if something inside fails because the disk is full or a quota is used up."""
     try:
         yield
     except Exception as error:
@@ -247,11 +247,11 @@ def needing_room(path: str | Path) -> Iterator[None]:
         sizes = [_size(saved) for saved in Path(path).glob("checkpoints/*")]
         need = f" for checkpoints of {max(sizes) / 1e6:.2g} MB" if sizes else ""
         reason = f"out={path}: the disk is full or a quota used up ({free / 1e6:.2g} MB are free)"
-        raise DiskFull(f"{reason}; make room{need}, the same command goes on") from error
+        raise DiskFull(f"{reason}; make room{need}, then repeat the command to resume") from error
 
 
 def _says_full(error: BaseException | None) -> bool:
-    """The error or one that it came from; libraries for checkpoints put it into words."""
+    """Whether the error or one of its causes says so; checkpoint libraries keep only the text."""
     while error is not None:
         words = any(os.strerror(number) in str(error) for number in FULL)
         if words or getattr(error, "errno", None) in FULL:

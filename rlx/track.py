@@ -1,9 +1,9 @@
-"""Rows of a run, mirrored to a dashboard. The files of the run remain the truth.
+"""Rows of a run, mirrored to a dashboard; the files of the run stay authoritative.
 
     tracker=tensorboard   event files in the run directory
     tracker=wandb         a Weights & Biases run; WANDB_MODE=offline keeps it on this disk
 
-After a restart the updates that are made again are sent again, under the same step.
+After a restart, updates that are repeated are sent again, under the same step.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from rlx.errors import InputError
 
 
 def tracker(config: Config) -> Callable[[int, dict[str, Any]], None]:
-    """send(step, row): numbers of the row to the dashboard that `config.tracker` names.
+    """send(step, row): sends the numbers of a row to the dashboard that `config.tracker` names.
 
-    Raises InputError if its package is not installed, or does not let us in.
+    Raises InputError if its package is not installed, or if logging in fails.
     """
     if config.tracker == "none":
         return lambda step, row: None
@@ -32,7 +32,7 @@ def tracker(config: Config) -> Callable[[int, dict[str, Any]], None]:
 
 
 def numbers(row: dict[str, Any]) -> dict[str, float]:
-    """The numbers of a row; those of nested dictionaries under group/name."""
+    """The numbers of a row; nested ones as group/name."""
     flat = {}
     for name, value in row.items():
         if isinstance(value, dict):
@@ -67,7 +67,7 @@ def _wandb(config: Config):
     except wandb.errors.Error as error:
         remedy = "log in with `wandb login`, or set WANDB_MODE=offline"
         raise InputError("tracker", "wandb", str(error), remedy) from None
-    run.define_metric("*", step_metric="update")  # steps may come again after a restart
+    run.define_metric("*", step_metric="update")  # steps repeat after a restart
 
     def send(step: int, row: dict[str, Any]) -> None:
         run.log({**numbers(row), "update": step})

@@ -112,7 +112,7 @@ def test_a_part_that_takes_too_long_ends_with_what_it_has_started(tmp_path, monk
     words = [f"out={tmp_path}", "size=tiny", "minutes=0.1", "parts=runs"]
     assert call(monkeypatch, *words) == 0
     said = capsys.readouterr()
-    assert "runs: stopped after 6 s" in said.err and "nothing within its time" in said.out
+    assert "runs: stopped after 6 s" in said.err and "no result within its time" in said.out
     left = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True).stdout
     assert str(tmp_path) not in left and Path(tmp_path, "runs").exists()
 
@@ -120,11 +120,11 @@ def test_a_part_that_takes_too_long_ends_with_what_it_has_started(tmp_path, monk
 @pytest.mark.parametrize(
     "words, said",
     [
-        ([], "out=: nothing to work with; give out=DIR"),
+        ([], "out=: cannot be used; give out=DIR"),
         (["out=a", "parts=floors,speed"], "parts=speed: unknown name; use floors, decode"),
         (["out=a", "size=huge"], "size=huge: unknown name; use card, tiny"),
         (["out=a", "kernels=any"], "kernels=any: unknown name; use repeatable, fastest"),
-        (["out=a", "minutes=0"], "minutes=0.0: nothing to work with; give minutes above 0"),
+        (["out=a", "minutes=0"], "minutes=0.0: cannot be used; give minutes above 0"),
     ],
 )
 def test_bad_input_is_one_line(monkeypatch, capsys, tmp_path, words, said):

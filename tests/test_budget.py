@@ -110,7 +110,9 @@ def test_a_study_goes_on_as_it_was_begun(tmp_path):
     with pytest.raises(TypeError):
         budget.decide(RunRecord(tmp_path), Plan(CELLS, "a", "fixed", 0.8), "share", rounds)
     assert (tmp_path / budget.DECISIONS).read_text() == lines
-    with pytest.raises(InputError, match="policy=equal: the study in .* was begun with fixed; go"):
+    with pytest.raises(
+        InputError, match="policy=equal: the study in .* was started with fixed; continue"
+    ):
         budget.decide(RunRecord(tmp_path), Plan(CELLS, "a", "equal", 0.8), "share", rounds)
 
 
@@ -121,7 +123,7 @@ def test_a_study_goes_on_as_it_was_begun(tmp_path):
         (["budget=2"], "budget=2.0: not in (0, 1]; give a share of the study, or unit=flops"),
         (["budget=.5", "unit=hours"], "unit=hours: unknown; use share|flops|device_s"),
         (["budget=.5", "policy=best"], "policy=best: unknown; use equal|halving|fixed"),
-        (["policy=equal"], "policy=equal: no budget; give budget=0.5, or leave it out"),
+        (["policy=equal"], "policy=equal: there is no budget; give budget=0.5, or leave it out"),
     ],
 )
 def test_a_bad_budget_is_one_line(tmp_path, capsys, words, line):

@@ -217,14 +217,17 @@ def test_a_cell_alone_is_the_same_run(eight):
 
 
 CLASHES = [
-    (["seed=0,0"], "two cells would land there, with the same words; leave one out, .*"),
-    (["optim.learning_rate=1e-4,0.0001"], "two cells would land there, with the same words; .*"),
+    (["seed=0,0"], "two cells would have this directory, with the same words; leave one out, .*"),
+    (
+        ["optim.learning_rate=1e-4,0.0001"],
+        "two cells would have this directory, with the same words; .*",
+    ),
     (
         ["tracker=none,tensorboard"],
-        "two cells would land there, with tracker=none and tracker=tensorboard; .*",
+        "two cells would have this directory, with tracker=none and tracker=tensorboard; .*",
     ),
     (["seed=0,-1"], "seed=-1: negative; .*"),
-    (["out=a,b"], r"out=\['a', 'b'\]: no name of a directory; .*"),
+    (["out=a,b"], r"out=\['a', 'b'\]: not a directory name; .*"),
 ]
 
 
@@ -241,8 +244,7 @@ def test_a_sweep_that_another_process_runs_is_refused(tmp_path):
     lock.close()
     assert (code, error) == (
         2,
-        "error: out=x: another process runs a sweep here; wait for its end, or give another "
-        "out=DIR",
+        "error: out=x: another process runs a sweep here; wait for it, or give another out=DIR",
     )
     assert not list(tmp_path.rglob("manifest.json"))
 

@@ -154,7 +154,7 @@ def test_a_checkpoint_of_another_model_is_refused(config, whole, tmp_path):
     line = (
         f"out={tmp_path}: {tmp_path}/checkpoints/12 is a checkpoint of another configuration "
         r"\(state/opt_state/.* is float32\[24,16\] there, float32\[48,16\] here\); choose another "
-        f"directory, or remove {tmp_path}/checkpoints to start afresh"
+        f"directory, or remove {tmp_path}/checkpoints to start again"
     )
     with pytest.raises(InputError, match=f"^{line}$"):
         rl.train(other, progress=False)
@@ -306,7 +306,7 @@ def test_a_damaged_checkpoint_gives_no_parameters(tmp_path):
         one.save(9, {"state": {"params": params}}, {})
     one.close()
     assert (load_params(tmp_path, params, 7)["w"] == params["w"]).all()
-    line = r"^checkpoint=.*/checkpoints/9: cannot be read \(.* not what was written\); use .*/7$"
+    line = r"^checkpoint=.*/checkpoints/9: cannot be read \(.* do not match, first .*\); use .*/7$"
     with pytest.raises(InputError, match=line):
         load_params(tmp_path, params)
 
@@ -338,7 +338,7 @@ def test_rows_that_are_not_those_of_the_checkpoint_are_refused(
     stopped(tmp_path)
     damage(tmp_path / name)
     before = {f: f.read_bytes() for f in tmp_path.glob("*.jsonl")}
-    line = f"{name}=: (shorter than|not) what this run wrote; put the file back as it was, or "
+    line = f"{name}=: (shorter than|not) what this run wrote; restore the file, or "
     with pytest.raises(InputError, match=line):
         rl.train(replace(config, out=str(tmp_path)), progress=False)
     assert {f: f.read_bytes() for f in tmp_path.glob("*.jsonl")} == before
@@ -349,7 +349,7 @@ def test_rows_of_a_finished_run_that_changed_are_refused(config, whole, tmp_path
     same = replace(config, out=str(tmp_path))
     assert rl.train(same, progress=False)["status"] == "done"
     change(tmp_path / "evals.jsonl")
-    with pytest.raises(InputError, match="evals.jsonl=: not what this run wrote; put the file"):
+    with pytest.raises(InputError, match="evals.jsonl=: not what this run wrote; restore the file"):
         rl.train(same, progress=False)
 
 
@@ -387,7 +387,7 @@ def test_a_directory_that_vanishes_ends_the_run_and_leaves_no_manifest(
             vanish(out)
         return False
 
-    line = "(evals|metrics|manifest).json.* was removed by another process .*; remove what is left"
+    line = "(evals|metrics|manifest).json.* was removed by another process .*; remove the directory"
     with pytest.raises(InputError, match=f"^out={out}: {line}"):
         rl.train(replace(config, out=str(out)), progress=False, stop=stop)
     assert not (out / "manifest.json").exists()
@@ -544,7 +544,7 @@ def test_a_full_disk_asks_for_room_and_loses_nothing(undisturbed, small_disk, fr
     errors = process.communicate(timeout=300)[1].decode()
     assert process.returncode == 75, errors
     (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
-    said = rf"error: out={disk}/run: the disk is full .* MB are free\); make room.*, the same .*"
+    said = rf"error: out={disk}/run: the disk is full .* MB are free\); make room.*, then repeat .*"
     assert re.fullmatch(said, line), line
     names = [path.name for path in disk.rglob(".*")]
     assert not [name for name in names if name != ".lock"], names

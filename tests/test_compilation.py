@@ -65,20 +65,20 @@ def process(monkeypatch):
 @pytest.mark.parametrize(
     "there, config, repeats, why",
     [
-        ({"kind": "cpu", "count": 2}, Config(), True, "no kernel of a cpu"),
-        ({"kind": "tpu"}, kernels(kernels="fastest"), True, "no kernel of a tpu"),
+        ({"kind": "cpu", "count": 2}, Config(), True, "kernels of a cpu"),
+        ({"kind": "tpu"}, kernels(kernels="fastest"), True, "kernels of a tpu"),
         ({"flags": f"--xla_a=1 {FLAG}"}, Config(), True, "XLA guarantees it"),
         ({"flags": FLAG.replace("true", "1")}, Config(), True, "XLA guarantees it"),
         ({"flags": FLAG.replace("true", "false")}, Config(), False, "JAX had started without"),
         ({"flags": FLAG, "count": 8}, Config(), False, "NCCL"),
         ({"flags": ""}, Config(), False, "JAX had started without"),
         ({"flags": "", "refused": [FLAG]}, Config(), False, "this jaxlib does not know"),
-        ({"flags": ""}, kernels(kernels="fastest"), False, "not asked for"),
+        ({"flags": ""}, kernels(kernels="fastest"), False, "not requested"),
     ],
 )
 def test_a_manifest_promises_no_more_than_the_platform_keeps(process, there, config, repeats, why):
     process(**there)
-    said = compilation.said(config)
+    said = compilation.described(config)
     assert said["repeats"] == repeats and said["why"].startswith(why) or why in said["why"]
     assert said["asked"] == compilation.asked(config)
     assert (said["flags"] == [FLAG]) == (
@@ -125,7 +125,7 @@ def test_a_directory_of_programs_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"^compile.cache=.*file: cannot be written: .*; choose"):
         compilation.programs(kernels(cache=str(tmp_path / "file")))
-    with pytest.raises(InputError, match="^compile.cache=: no name of a directory"):
+    with pytest.raises(InputError, match="^compile.cache=: not a directory name"):
         kernels(cache=" ")
 
 

@@ -166,14 +166,14 @@ BAD = [
     (
         "model.context_tokens=12",
         r"rollout.max_new_tokens=9: with prompts of up to \d+ tokens exceeds "
-        "model.context_tokens=12; lower it, or ask for shorter prompts",
+        "model.context_tokens=12; lower it, or use shorter prompts",
     ),
     ("rollout.slots=7", r"rollout.slots=7: not a positive multiple of rollout.group_size=16; .*"),
     ("optim.learning_rate=null", r"optim.learning_rate=null: .* not Optional; give a value .*"),
     ("algo.kl=[k2,k3]", r"algo.kl=\[k2,k3\]: Cannot convert 'list' to string.*; give a value .*"),
     (
         "model.path=runs/algo=grpo",
-        r"model.path=runs/algo=grpo: cannot be read \(mismatched input '='.*\); quote the value, "
+        r"model.path=runs/algo=grpo: cannot be parsed \(mismatched input '='.*\); quote the value, "
         r"\"model.path='runs/algo=grpo'\"",
     ),
     ("algo.loss=cispo,gspo", r"algo.loss=cispo,gspo: several values for one run; -m makes .*"),
@@ -183,19 +183,19 @@ BAD = [
         for key in ("seed", "env.seed", "eval.seed", "warm_start.seed")
         for seed, reason in {-1: "negative", 2**32: "more than 32 bits can hold"}.items()
     ),
-    ("recipe=../../x", r"recipe=../../x: cannot be part of a directory's name; use letters, .*"),
-    ("study=a/b", r"study=a/b: cannot be part of a directory's name; use letters, .*"),
-    ("out=", r"out=: no name of a directory; give one, or leave it out"),
-    ("out=/dev/null/x", r"out=/dev/null/x: cannot be made: Not a directory; choose another .*"),
+    ("recipe=../../x", r"recipe=../../x: cannot be part of a directory name; use letters, .*"),
+    ("study=a/b", r"study=a/b: cannot be part of a directory name; use letters, .*"),
+    ("out=", r"out=: not a directory name; give one, or leave it out"),
+    ("out=/dev/null/x", r"out=/dev/null/x: cannot be created: Not a directory; choose another .*"),
     ("pipeline.k=-1", r"pipeline.k=-1: negative; .*"),
-    ("pipeline.k=3", r"pipeline.k=3: pipeline.kind=sync is never stale; .*"),
+    ("pipeline.k=3", r"pipeline.k=3: pipeline.kind=sync has no staleness; .*"),
     ("env.kwargs.lo=0", r"env.kwargs.lo=0: no digits to sum; use 1 or more"),
     ("+env.kwargs.low=3", r"env.kwargs.low=3: unknown argument; digit_chain takes lo, hi, base"),
     ("env.name=chess", r"env.name=chess: unknown name; use one of digit_chain, .*"),
     ("env.name=no.py", r"env.name=no.py: no such file; give the path of a Python file"),
     (
         "env.chat=true",
-        r"env.chat=True: characters are read as they are; set env.tokenizer or model.path too",
+        r"env.chat=True: without a tokenizer it has no effect; set env.tokenizer or model.path too",
     ),
     ("env.tokenizer=no", r"env.tokenizer=no: no tokenizer there; give a folder .*"),
     ("env.grade_timeout_s=-1", r"env.grade_timeout_s=-1.0: negative; 0 sets no limit"),
@@ -209,7 +209,7 @@ BAD = [
     ),
     (
         "mesh.data=16 optim.microbatches=1",
-        r"mesh=16x1x1x1: needs 16 devices, 8 are there for the learner; shrink mesh.data, .*",
+        r"mesh=16x1x1x1: needs 16 devices, the learner has 8; shrink mesh.data, .*",
     ),
 ]
 
@@ -226,7 +226,7 @@ def test_bad_input_is_one_line_and_exit_code_2(command, words, line):
         ("", "it holds no rows; give another file"),
         (
             '{"question": "1+1", "answer": "2"}\n{"quest',
-            r"line 2 is not JSON \(.*\); mend that line",
+            r"line 2 is not JSON \(.*\); fix that line",
         ),
         ('{"question": "1+1"}', r"line 1 has no answer or solution \(fields: question\); .*"),
     ],
@@ -243,7 +243,7 @@ def test_a_directory_that_is_taken_is_refused(command, tmp_path):
     lock = record.lock()
     code, error = command("out=run")
     line = (
-        r"error: out=run: process \d+ on .* is writing this run; wait for its end, or choose .*\n"
+        r"error: out=run: process \d+ on .* is writing this run; wait until it ends, or choose .*\n"
     )
     assert code == 2 and re.fullmatch(line, error), error
     lock.close()
@@ -299,7 +299,7 @@ def test_a_reward_that_hangs_raises_or_is_nan_is_counted_or_stops_the_run(comman
     code, error = command("out=off", "env.on_grade_error=stop", *words)
     line = (
         r"error: env.on_grade_error=stop: task.py has no score for an answer to problem \d+ "
-        r"\('\d+='\): (timeout|error: \w+).*; mend the grader, or set env.on_grade_error=zero\n"
+        r"\('\d+='\): (timeout|error: \w+).*; fix the grader, or set env.on_grade_error=zero\n"
     )
     assert code == 2 and re.fullmatch(line, error), error
     assert RunRecord(tmp_path / "off").manifest["status"] == "failed"

@@ -88,7 +88,7 @@ def test_yarn_beside_rope_parameters_turns_as_in_transformers():
         ({"rope_scaling": [2.0]}, r"rope_scaling=\[2.0\] is not an object"),
         ({"rope_theta": None}, "rope_theta=None is not a number above 0"),
         ({"rope_theta": 1.0, "rope_scaling": YARN}, "rope_theta=1.0"),
-        ({"hidden_size": 64.0}, "hidden_size=64.0 is not a whole number"),
+        ({"hidden_size": 64.0}, "hidden_size=64.0 is not an integer"),
         ({"num_hidden_layers": True}, "num_hidden_layers=True"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000 is not .* to 4096"),
         ({"rms_norm_eps": "1e-6"}, "rms_norm_eps='1e-6'"),
@@ -100,7 +100,7 @@ def test_yarn_beside_rope_parameters_turns_as_in_transformers():
         ({"model_type": "mistral", "layer_types": FULL * 4}, "layer_types="),
         ({"model_type": "qwen2", "layer_types": FULL * 3}, "layer_types="),
         ({"num_key_value_heads": 3}, "as model.n_heads=4: not a multiple of model.n_kv_heads=3"),
-        ({"attn_logit_softcapping": 30.0}, "attn_logit_softcapping=30.0 .* plain llama"),
+        ({"attn_logit_softcapping": 30.0}, "attn_logit_softcapping=30.0 .* standard llama"),
         ({"residual_multiplier": 0.22}, "residual_multiplier=0.22"),
         ({"num_experts": 8, "clip_qkv": 8.0}, "clip_qkv=8.0"),
         ({"is_causal": False}, "is_causal=False"),
@@ -189,7 +189,7 @@ def test_shards_are_one_checkpoint_and_a_single_file_counts_first(folder, mesh):
 )
 def test_shards_lie_in_the_folder(folder, mesh, name):
     write_index(folder, {"weight_map": {"model.norm.weight": name}})
-    assert f"weight_map.model.norm.weight={name!r} is no file of this folder" in refused(
+    assert f"weight_map.model.norm.weight={name!r} is not a file of this folder" in refused(
         folder, mesh
     )
 
@@ -275,7 +275,7 @@ def test_any_bytes_in_a_gguf_file_give_one_error(tmp_path_factory, at, content):
 def test_a_gguf_file_that_turns_a_part_of_its_heads_is_refused(tmp_path):
     fields = {"attention.key_length": 8, "rope.dimension_count": 4}
     file = gguf_file(tmp_path / "a.gguf", **fields)
-    with pytest.raises(InputError, match=r"a.gguf: rope.dimension_count=4; the decoder turns"):
+    with pytest.raises(InputError, match=r"a.gguf: rope.dimension_count=4; the decoder rotates"):
         hf.config_of(file)
 
 

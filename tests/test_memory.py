@@ -172,9 +172,9 @@ def test_the_command_prints_a_table_and_a_line(monkeypatch, capsys):
 @pytest.mark.parametrize(
     "word, said",
     [
-        ("devices=many", "devices=many: not such a number"),
-        ("devices=0", "devices=0: not such a number"),
-        ("prompt_tokens=-1", "prompt_tokens=-1: not such a number"),
+        ("devices=many", "devices=many: not a whole number in range"),
+        ("devices=0", "devices=0: not a whole number in range"),
+        ("prompt_tokens=-1", "prompt_tokens=-1: not a whole number in range"),
         ("target=h300", "target=h300: no such accelerator; use cpu, h100, h200, h200:8, or a TPU"),
         ("target=", "target=: no such accelerator"),
         ("target=v5p", "target=v5p: no such accelerator"),
@@ -182,7 +182,7 @@ def test_the_command_prints_a_table_and_a_line(monkeypatch, capsys):
         ("target=v5p:4x0x4", "target=v5p:4x0x4: no such accelerator"),
         ("target=v5p:4x4x4x4", "target=v5p:4x4x4x4: no such accelerator"),
         ("programs=decode,learn", "programs=decode,learn: no 'learn' here; use some of update"),
-        ("mesh.tensor=16", "mesh=1x1x1x16: needs 16 devices, 8 are there"),
+        ("mesh.tensor=16", "mesh=1x1x1x16: needs 16 devices, the learner has 8"),
         ("model.query_chunk=-1", "model.query_chunk=-1: negative"),
         ("nonsense=1", "nonsense=1: unknown key"),
     ],

@@ -85,10 +85,10 @@ def test_data_0_takes_the_most_devices_that_divide_the_prompts(config, prompts, 
 
 def test_too_few_devices_are_an_error_with_numbers():
     with pytest.raises(
-        InputError, match="^mesh=4x2x1x2: needs 16 devices, 8 are there for the learner; shrink"
+        InputError, match="^mesh=4x2x1x2: needs 16 devices, the learner has 8; shrink"
     ):
         make_mesh(MeshConfig(data=4, fsdp=2, tensor=2))
     with pytest.raises(
-        InputError, match="^mesh=1x1x1x9: needs 9 devices, 8 are there for the learner; shrink"
+        InputError, match="^mesh=1x1x1x9: needs 9 devices, the learner has 8; shrink"
     ):
         make_mesh(MeshConfig(tensor=9))

@@ -39,7 +39,7 @@ def test_a_ceiling_that_is_not_identified_is_not_yet():
     [
         (
             {"stop_when": "gain < 0.1"},
-            "forecast.stop_when=gain < 0.1: no condition; write NAME < N",
+            "forecast.stop_when=gain < 0.1: not a condition; write NAME < N",
         ),
         ({"stop_when": "end < 0.5 with 0.9"}, "forecast.every_evals=0: no forecasts; .*a number"),
         ({"every_evals": -1}, "forecast.every_evals=-1: negative"),
@@ -101,5 +101,5 @@ def test_a_run_says_what_it_expects_every_so_often(easy, tmp_path, capsys):
 @pytest.mark.parametrize("options", [{"until": 3}, {"forecast": ForecastConfig(2)}])
 def test_supervised_runs_neither_pause_nor_forecast(options):
     algo = AlgoConfig(loss="reinforce", advantage="none")
-    with pytest.raises(InputError, match="for runs of reinforcement learning alone; leave it out"):
+    with pytest.raises(InputError, match="only for reinforcement learning; leave it out"):
         SftConfig(algo=algo, **options)

@@ -78,7 +78,7 @@ def test_export_writes_what_can_be_loaded(easy, finished, monkeypatch, tmp_path)
 @pytest.mark.parametrize(
     "words, said",
     [
-        ([], "model.path=: nothing to look at"),
+        ([], "model.path=: no policy given"),
         (["model.path=nowhere"], "model.path=nowhere: no model there"),
         (["model.path={run}/checkpoints/7"], "checkpoint=7: not in"),
         (["model.path={run}", "model.d_model=99"], "model.d_model=99: model.path="),

@@ -26,7 +26,9 @@ def test_a_torn_last_line_is_left_out(tmp_path, torn):
 @pytest.mark.parametrize("line", [b'{"step"', b"[1]", b"", b"\0\0\0", b"\xff", b"[" * 100_000])
 def test_damage_before_the_last_line_is_named(tmp_path, line):
     (tmp_path / "x.jsonl").write_bytes(b'{"step": 0}\n' + line + b'\n{"step": 1}\n')
-    with pytest.raises(InputError, match=r"x.jsonl:2=.*: not (JSON|a JSON object).*; mend that"):
+    with pytest.raises(
+        InputError, match=r"x.jsonl:2=.*: not (JSON|a JSON object).*; fix or remove that"
+    ):
         read_rows(tmp_path / "x.jsonl")
 
 
@@ -92,7 +94,9 @@ def a_device(path):
 def test_a_path_that_can_be_no_directory_is_refused(tmp_path, make, below):
     make(tmp_path / "run")
     path = tmp_path / "run" / below
-    with pytest.raises(InputError, match=f"^out={path}: .*; choose a directory that can be made"):
+    with pytest.raises(
+        InputError, match=f"^out={path}: .*; choose a directory that can be created"
+    ):
         RunRecord(path)
     assert RunRecord(path, writes=False).manifest == {}
 

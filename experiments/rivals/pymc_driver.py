@@ -36,7 +36,7 @@ def log_expm1(x):
 
 
 def share_of(log_C_RM, c_R1, b_R1, log_kappa):
-    """Share of the gain made at C: 1 - (1 + (2^(1/kappa) - 1) (C / C_mid)^B)^(-kappa)."""
+    """Share of the gain at C: 1 - (1 + (2^(1/kappa) - 1) (C / C_mid)^B)^(-kappa)."""
     kappa = pt.exp(log_kappa)
     u_RM = pt.exp(b_R1) * (log_C_RM - c_R1) + log_expm1(np.log(2.0) / kappa)
     return -pt.expm1(-kappa * pt.softplus(u_RM))
@@ -62,8 +62,8 @@ def make_model(setup: FitSetup) -> pm.Model:
     log_C_RM, value_RM, var_RM, gap_RM = (
         x[:, :M] for x in (study.log_C_RM, study.value_RM, study.var_RM, study.gap_RM)
     )
-    J, K = study.design_JK.shape
-    if K or study.unknown_RM.any() or (seen != seen[0]).any() or np.ptp(gap_RM, 0).any():
+    J, E = study.design_JE.shape
+    if E or study.unknown_RM.any() or (seen != seen[0]).any() or np.ptp(gap_RM, 0).any():
         raise ValueError("study: unequal times, unknown errors or effects; simulate one")
 
     def pairs(kind: str):

@@ -1,17 +1,17 @@
-r"""Which answer a completion gives, and whether two mathematical answers agree.
+r"""The answer that a completion gives, and whether two mathematical answers agree.
 
-The answer of a completion is its last `\boxed{}`, else what follows its last `####`, else the last
-value in its text: one answer, so that listing several earns nothing.
+The answer of a completion is its last `\boxed{}`, else the text after its last `####`, else the
+last value in its text. Only one answer counts, so listing several does not help.
 
-What an answer *is* decides first (rlx.envs.notation): a value, a list in any order, a set, a tuple,
-an interval, a union, a relation. Values are compared exactly: no decimal is a third, or the root of
-two. Expressions go to the parser of math-verify and to sympy; only relations and unions of sets to
-its comparison, because it takes tuples for sets, 18 cm for 18 m, and tiny values for zero.
+Answers are first classified (rlx.envs.notation): a value, a list in any order, a set, a tuple, an
+interval, a union, a relation. Values are compared exactly: no decimal equals a third, or the root
+of two. Expressions are compared by math-verify's parser and sympy; only relations and unions of
+sets by its comparison, because it takes tuples for sets, 18 cm for 18 m, and tiny values for zero.
 
 Conventions where notation is ambiguous: `2, 500` is a list and `2,500` a number; `1 000` and
-`1_000` are numbers, `1 2` is none; `3 1/2` is a mixed number; `3{,}5` is a decimal and `3,5` a
-list; `3%` is 0.03, or 3 where the question asks for per cent; 18 cm is 18, but not 18 m, and no
-unit is converted; a reference in base 2 may be answered without the subscript, not in another base.
+`1_000` are numbers, `1 2` is not; `3 1/2` is a mixed number; `3{,}5` is a decimal and `3,5` a list;
+`3%` is 0.03, or 3 if the question asks for per cent; 18 cm equals 18 but not 18 m, and units are
+not converted; a reference in base 2 matches without the subscript, but not in another base.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ from rlx.envs.notation import (
 )
 from rlx.errors import InputError
 
-LONGEST_ANSWER = 400  # characters; more is no short answer
-MOST_BITS = 100_000  # of a number that is written out: 10^{10^{10}} is compared as it stands
+LONGEST_ANSWER = 400  # characters; longer answers are ignored
+MOST_BITS = 100_000  # of a number that is expanded: 10^{10^{10}} is compared as written
 DIGITS = 50  # of irrational constants
 
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
@@ -51,21 +51,21 @@ FORMULA = re.compile(r"(?<![\\$])\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DO
 
 
 def final_answer(text: str, boxed: bool = False) -> str | None:
-    """The one answer that a completion gives, or None; see the top of this file."""
+    """The one answer of a completion, or None; see the module."""
     if BOX.search(text):
-        said = last_box(text)
+        found = last_box(text)
     elif boxed:
         return None
     elif "####" in text:
-        said = text.rpartition("####")[2].strip().partition("\n")[0]
+        found = text.rpartition("####")[2].strip().partition("\n")[0]
     else:
-        said = _last_value(text)
-    short = said and len(said) <= LONGEST_ANSWER and _depth(said) <= DEEPEST_ANSWER
-    return said if short else None
+        found = _last_value(text)
+    short = found and len(found) <= LONGEST_ANSWER and _depth(found) <= DEEPEST_ANSWER
+    return found if short else None
 
 
 def last_box(text: str) -> str | None:
-    r"""What the last `\boxed{}` holds; None if its brace is never closed."""
+    r"""The content of the last `\boxed{}`; None if its brace is never closed."""
     *_, opening = BOX.finditer(text)
     depth = 1
     for i in range(opening.end(), min(len(text), opening.end() + 2 * LONGEST_ANSWER)):
@@ -76,17 +76,17 @@ def last_box(text: str) -> str | None:
 
 
 def _depth(text: str) -> int:
-    """How deep its brackets are nested."""
+    """The depth of its nested brackets."""
     steps = ({"(": 1, "{": 1, "[": 1, ")": -1, "}": -1, "]": -1}.get(char, 0) for char in text)
     return max(itertools.accumulate(steps), default=0)
 
 
 def _last_value(text: str) -> str | None:
-    """The last formula or word with a digit in it, and what belongs to it."""
+    """The last formula or word with a digit, together with its unit, factor or fraction."""
     tail = text[-LONGEST_ANSWER - 1 :]
     words = list(re.finditer(r"\S+", tail))
     if len(text) > len(tail) and not tail[0].isspace():
-        words = words[1:]  # it is cut
+        words = words[1:]  # it may be cut
     from_last = reversed(range(len(words)))
     i = next((i for i in from_last if any(map(str.isnumeric, words[i][0]))), None)
     if i is None:
@@ -109,11 +109,11 @@ def _last_value(text: str) -> str | None:
                 break
     if last + 1 < len(word) and re.match(r"%|\\%|per\s?cent", word[last + 1]):
         last += 1
-    said = " ".join(word[first : last + 1]).lstrip("#*=:≈~\"'`").rstrip(".,;:!?*\"'`")
+    value = " ".join(word[first : last + 1]).lstrip("#*=:≈~\"'`").rstrip(".,;:!?*\"'`")
     for opening, closing in ("()", "[]", "{}"):
-        if said.count(opening) != said.count(closing):
-            said = said.strip(opening + closing)
-    return said
+        if value.count(opening) != value.count(closing):
+            value = value.strip(opening + closing)
+    return value
 
 
 PERCENT_ASKED = re.compile(r"(?<!\d)(?<!\d[ \\])(?<!\d \\)(?:\\?%|per\s?cent)", re.IGNORECASE)
@@ -121,19 +121,19 @@ BASE_ASKED = re.compile(r"\b(?:base|binary|octal|hexadecimal)\b", re.IGNORECASE)
 SETS = re.compile(r"\\(?:mathbb|setminus|neq|infty)|\\cup")
 
 
-def same(answer: str, said: str, question: str = "") -> bool:
-    """Whether two answers agree. `question` tells whether per cent or a base is asked for.
+def same(answer: str, given: str, question: str = "") -> bool:
+    """Whether two answers agree. `question`: to see whether it asks for per cent or a base.
 
-    Raises InputError where math-verify is not installed and needed. May take long, on integrals for
-    example: see rlx.envs.grading.
+    Raises InputError if math-verify is needed and not installed. May take long, for example on
+    integrals: see rlx.envs.grading.
     """
-    said = said.strip("$ ")
-    if said == answer:
+    given = given.strip("$ ")
+    if given == answer:
         return True
-    values = number(answer), number(said)
+    values = number(answer), number(given)
     if None not in values:
         return values[0] == values[1]
-    right, other = plain(answer), plain(said)
+    right, other = plain(answer), plain(given)
     parts = read(right), read(other)
     if _agree(*parts):
         return True
@@ -175,13 +175,13 @@ def _agree(one: Part, other: Part) -> bool:
 
 
 def _covers(one: Part, other: Part) -> bool:
-    """Whether each part of either has its like in the other."""
+    """Whether each part of either agrees with a part of the other."""
     found = [[_agree(part, like) for like in other.parts] for part in one.parts]
     return all(map(any, found)) and all(map(any, zip(*found, strict=True)))
 
 
-def _same_value(answer: str, said: str) -> bool:
-    (one, unit), (other, other_unit) = quantity(answer), quantity(said)
+def _same_value(answer: str, given: str) -> bool:
+    (one, unit), (other, other_unit) = quantity(answer), quantity(given)
     if unit and other_unit and unit != other_unit:
         return False
     times = TIME.fullmatch(one), TIME.fullmatch(other)
@@ -218,7 +218,7 @@ def _same_expression(one: str, other: str) -> bool:
 
 
 def _equal(a: Any, b: Any) -> bool:
-    """Whether two expressions are the same: exactly, but for DIGITS of irrational constants."""
+    """Whether two expressions are equal: exactly, or to DIGITS for irrational constants."""
     import sympy
 
     if a == b:
@@ -244,14 +244,14 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def _bits(expression: Any) -> float:
-    """About how many bits its value and its parts take when they are written out."""
+    """Roughly how many bits its value and parts take when expanded."""
     import sympy
 
     if isinstance(expression, sympy.Rational):
         return max(int(expression.p).bit_length(), int(expression.q).bit_length())
     parts = [_bits(part) for part in expression.args]
     if isinstance(expression, sympy.Sum | sympy.Product) and max(parts) > 10:
-        return math.inf  # as many terms as it says
+        return math.inf  # possibly very many terms
     if isinstance(expression, sympy.factorial | sympy.Pow | sympy.exp):
         *base, exponent = parts
         exponent = 2.0 ** min(exponent, 64) if expression.args[-1].is_number else exponent
@@ -261,7 +261,7 @@ def _bits(expression: Any) -> float:
 
 @functools.lru_cache(maxsize=4096)
 def _parsed(text: str) -> Any:
-    """As sympy reads it, nothing evaluated; None where it is not one formula."""
+    """As parsed by sympy, unevaluated; None if it is not one formula."""
     library()
     from latex2sympy2_extended import NormalizationConfig, latex2sympy, normalize_latex
 
@@ -272,17 +272,17 @@ def _parsed(text: str) -> Any:
     )  # fmt: skip
     try:
         return latex2sympy(normalize_latex(exact, config=config))
-    except Exception:  # of many kinds
+    except Exception:  # the parser raises many kinds
         return None
 
 
 @functools.cache
 def library() -> Callable[..., bool]:
-    """The comparison of math-verify. Raises InputError where it is not installed."""
+    """The comparison of math-verify. Raises InputError if it is not installed."""
     try:
         from math_verify import verify
     except ImportError as error:
         reason = f"cannot import it ({error})"
         raise InputError("env.name", "math", reason, "pip install 'rlx[math]'") from error
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of its limits' absence
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its limits are off
     return verify

@@ -1,7 +1,7 @@
-"""What an environment is: problems as text, a tokenizer, and a grader.
+"""The interface of an environment: problems as text, a tokenizer, and a grader.
 
-Environments know nothing of arrays on devices; the sampler knows nothing of text. A `Problem.id` is
-the position of the problem in its own list (`train`, `heldout` or one of `downstream`).
+Environments do not handle device arrays; the sampler does not handle text. `Problem.id` is the
+position of the problem in its list (`train`, `heldout` or one of `downstream`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rlx.problem import Problem
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """One token per character: `chars[i]` has id i, then come the stop token and the pad token."""
+    """One token per character: `chars[i]` has id i, followed by the stop and pad tokens."""
 
     chars: str
 
@@ -87,7 +87,7 @@ def characters(texts: Iterable[str]) -> Tokenizer:
 
 
 class TextTokenizer(Protocol):
-    """What the sampler's side asks of a tokenizer; see rlx.envs.text for those of checkpoints."""
+    """The interface of a tokenizer; rlx.envs.text has those of checkpoints."""
 
     @property
     def stop_id(self) -> int: ...  # supervised traces end with it
@@ -103,9 +103,9 @@ class TextTokenizer(Protocol):
 
     def encode(self, text: str) -> list[int]: ...
 
-    def encode_prompt(self, text: str) -> list[int]: ...  # as the policy is to be asked
+    def encode_prompt(self, text: str) -> list[int]: ...  # with a chat template, if there is one
 
-    def encode_reply(self, text: str) -> list[int]: ...  # from one answer's end to the next's start
+    def encode_reply(self, text: str) -> list[int]: ...  # from the end of an answer to the next
 
     def decode(self, ids: Iterable[int]) -> str: ...  # text before the first of `stop_ids`
 
@@ -114,35 +114,35 @@ class Env(Protocol):
     tokenizer: TextTokenizer
     train: list[Problem]
     heldout: list[Problem]  # no prompt of `heldout` is in `train`
-    downstream: dict[str, list[Problem]]  # further sets to evaluate on, by name
+    downstream: dict[str, list[Problem]]  # further evaluation sets, by name
     max_prompt_tokens: int  # over all lists
 
     def grade(self, problem: Problem, completion: str, stopped: bool) -> float:
-        """Score in [0, 1], 1 for a pass; 0 if the length limit cut the sample (not `stopped`)."""
+        """Score in [0, 1], 1 for a pass; 0 if the length limit truncated it (not `stopped`)."""
         ...
 
     def well_formed(self, completion: str, stopped: bool) -> bool:
-        """Whether it looks like an answer, right or wrong: the reward of a control."""
+        """Whether it has the form of an answer, right or wrong; reward of a control."""
         ...
 
     def solution(self, problem: Problem, rng: np.random.Generator, worked: bool) -> str:
-        """A right completion, without the stop token; `worked` asks for the steps too."""
+        """A correct completion without the stop token; `worked`: including the steps."""
         ...
 
     def ceiling(self, problems: Sequence[Problem], max_new_tokens: int) -> float | None:
-        """Best mean score within the length limit, stop token included; None where unknown."""
+        """Best mean score within the length limit, stop token included; None if unknown."""
         ...
 
 
 class Replying(Env, Protocol):
-    """An environment that may answer back, in episodes of up to `episode.max_turns` turns.
+    """An environment that may reply, in episodes of up to `episode.max_turns` turns.
 
-    Where text of a completion belongs elsewhere, it is given the turns: a tuple of what the policy
-    said, what it replied, what the policy said, and so on; of a single answer a tuple of one.
+    In place of a completion's text it gets the turns: a tuple of the policy's turn, the reply, the
+    policy's next turn, and so on; a single answer is a tuple of one.
     """
 
     def reply(self, problem: Problem, turns: tuple[str, ...]) -> str | None:
-        """What it says to the last turn, which is the policy's; None ends the episode."""
+        """The reply to the policy's last turn; None ends the episode."""
         ...
 
     def grade(self, problem: Problem, turns: tuple[str, ...], stopped: bool) -> float: ...
@@ -159,20 +159,20 @@ class Replying(Env, Protocol):
 
 
 def tokens_of(ids: TextTokenizer, solution: str | Sequence[str]) -> tuple[list[int], list[int]]:
-    """Tokens of an answer, or of the turns of an episode, and 1 for those that the policy says.
+    """Tokens of an answer, or of the turns of an episode, and 1 for the policy's tokens.
 
-    Its stop token is the last of each of its turns.
+    Each of the policy's turns ends with the stop token.
     """
-    tokens, own = [], []
+    tokens, learned = [], []
     for i, text in enumerate([solution] if isinstance(solution, str) else solution):
-        said = ids.encode_reply(text) if i % 2 else [*ids.encode(text), ids.stop_id]
-        tokens += said
-        own += [1 - i % 2] * len(said)
-    return tokens, own
+        turn = ids.encode_reply(text) if i % 2 else [*ids.encode(text), ids.stop_id]
+        tokens += turn
+        learned += [1 - i % 2] * len(turn)
+    return tokens, learned
 
 
 def eval_sets(env: Env) -> dict[str, list[Problem]]:
-    """Everything to evaluate on, `heldout` first."""
+    """All evaluation sets, `heldout` first."""
     return {"heldout": env.heldout, **env.downstream}
 
 
@@ -185,11 +185,11 @@ def make(
     kwargs: dict[str, Any],
     tokenizer: TextTokenizer | None = None,
 ) -> Env:
-    """The environment `name`, with as many distinct prompts as asked for, drawn from `seed`.
+    """The environment `name`, with the given numbers of distinct prompts, drawn from `seed`.
 
-    `name` is a row of `CONSTRUCTORS` or the path of a Python file with a task (rlx.envs.own).
-    Without a `tokenizer` a policy reads and writes the characters of the environment. Raises
-    InputError on a name, argument or value that cannot work.
+    `name` is a key of `CONSTRUCTORS` or the path of a Python file with a task (rlx.envs.own).
+    Without a `tokenizer`, tokens are the characters of the environment. Raises InputError on a
+    name, argument or value that cannot work.
     """
     sizes = {"train_prompts": train_prompts, "heldout_prompts": heldout_prompts}
     for key, value in sizes.items():
@@ -202,7 +202,7 @@ def make(
 
 
 def build(name: str, *, seed: int, kwargs: dict[str, Any], **sizes: int) -> Env:
-    """`make` without its checks of sizes: tasks that are only evaluated train on nothing."""
+    """`make` without checking sizes: tasks that are only evaluated have no training prompts."""
     constructor = _constructor(name)
     for key in set(kwargs) & {"seed", "size", *sizes}:
         remedy = (
@@ -213,7 +213,7 @@ def build(name: str, *, seed: int, kwargs: dict[str, Any], **sizes: int) -> Env:
     return constructor(**sizes, seed=seed, **kwargs)
 
 
-# name -> where it is; imported when asked for, because some load large libraries
+# name -> import path; imported on demand, because some load large libraries
 CONSTRUCTORS = {
     "digit_chain": "rlx.envs.digit_chain:DigitChain",
     "reasoning_gym": "rlx.envs.reasoning_gym:reasoning_gym",
@@ -242,8 +242,8 @@ def _constructor(name: str) -> Callable[..., Env]:
 
 
 def _read_by(env: Env, tokenizer: TextTokenizer) -> Env:
-    """`env`, its texts cut into the tokens of a checkpoint."""
-    for part in (env, *getattr(env, "parts", {}).values()):  # of a mixture
+    """`env` with the tokenizer of a checkpoint."""
+    for part in (env, *getattr(env, "parts", {}).values()):  # parts: of a mixture
         part.tokenizer = tokenizer
     problems = itertools.chain(env.train, *eval_sets(env).values())
     env.max_prompt_tokens = max(len(tokenizer.encode_prompt(p.prompt)) for p in problems)
@@ -251,13 +251,13 @@ def _read_by(env: Env, tokenizer: TextTokenizer) -> Env:
 
 
 def check_arguments(name: str, constructor: Any, kwargs: dict[str, Any], given: set[str]) -> None:
-    """Raises InputError on the first of `kwargs` that the constructor does not take as it is."""
+    """Raises InputError on the first of `kwargs` that the constructor does not accept."""
     for key in kwargs:
         if not isinstance(key, str):
-            raise InputError(f"env.kwargs.{key}", kwargs[key], "its name is no text", "name it")
+            raise InputError(f"env.kwargs.{key}", kwargs[key], "its name is not text", "name it")
     parameters = inspect.signature(constructor).parameters.values()
     takes = {p.name: p for p in parameters if p.name not in given and p.kind is p.KEYWORD_ONLY}
-    free = any(p.kind is p.VAR_KEYWORD for p in parameters)  # it checks the rest by itself
+    free = any(p.kind is p.VAR_KEYWORD for p in parameters)  # it checks the rest itself
     for key, value in kwargs.items():
         if key in takes:
             _check_type(key, value, str(takes[key].annotation))
@@ -270,18 +270,18 @@ def check_arguments(name: str, constructor: Any, kwargs: dict[str, Any], given: 
         raise InputError(f"env.kwargs.{missing[0]}", "", "not given", remedy)
 
 
-TYPES = {  # of an argument: what it is not, and the remedy
+TYPES = {  # type of an argument: (Python type, reason, remedy)
     "str": (str, "not text", "quote it"),
-    "int": (int, "not an integer", "give a whole number"),
-    "float": (int | float, "no number", "give a number"),
-    "bool": (bool, "neither true nor false", "give one of the two"),
-    "dict": (dict, "no mapping", "write {NAME: VALUE}"),
-    "list": (list, "no list", "write [VALUE]"),
+    "int": (int, "not an integer", "give an integer"),
+    "float": (int | float, "not a number", "give a number"),
+    "bool": (bool, "neither true nor false", "give true or false"),
+    "dict": (dict, "not a mapping", "write {NAME: VALUE}"),
+    "list": (list, "not a list", "write [VALUE]"),
 }
 
 
 def _check_type(key: str, value: Any, annotation: str) -> None:
-    """`annotation` is one of TYPES, perhaps with what it holds, or None besides."""
+    """`annotation`: one of TYPES, possibly with [...] and `| None`."""
     kinds = [kind.partition("[")[0] for kind in annotation.split(" | ")]
     kinds, optional = [kind for kind in kinds if kind != "None"], "None" in kinds
     if set(kinds) <= set(TYPES) and not (optional and value is None):
@@ -294,9 +294,9 @@ def _is(value: Any, kind: str) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """Of its message that says anything, whatever the message is; "" where there is none."""
+    """First line of its message with a letter or digit, else ""; the message may not print."""
     try:
-        said = (line.strip() for line in str(error).splitlines())
-        return next((line for line in said if any(map(str.isalnum, line))), "")
-    except Exception:  # errors of strangers need not print
+        lines = (line.strip() for line in str(error).splitlines())
+        return next((line for line in lines if any(map(str.isalnum, line))), "")
+    except Exception:  # errors of foreign code may not print
         return ""

@@ -1,12 +1,11 @@
-"""Products that take a calculator: what a tool is worth to a policy of any size.
+"""Products that need a calculator: measures what a tool is worth to a policy of any size.
 
     prompt  47*83
-    turns   47*83=  3901  3901     a turn that ends in "=" asks the calculator, any other answers
+    turns   47*83=  3901  3901     a turn that ends in "=" calls the calculator, any other answers
 
-Factors have `digits` digits. A small model can copy, and cannot multiply: with one turn it is left
-to guess, with two or more every question has an answer (`ceiling`). Solutions for a warm start give
-the answer at once, or ask first where they are `worked`, so a policy that has learned both is left
-to find out which pays.
+Factors have `digits` digits. A small model can copy but not multiply: with one turn it can only
+guess, with two or more every question can be answered (`ceiling`). Solutions for a warm start give
+the answer at once, or, if `worked`, call the calculator first; RL has to find out which pays.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ from rlx.errors import InputError
 from rlx.problem import Problem
 
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
-LONGEST = 40  # characters of an expression that is read
+LONGEST = 40  # characters of an expression
 UNREADABLE = "!"
 
 
 class Calculator:
-    """Raises InputError on `digits` outside 1..4, and where there are too few products."""
+    """Raises InputError on `digits` outside 1..4, and if there are too few products."""
 
     def __init__(self, *, train_prompts: int, heldout_prompts: int, seed: int, digits: int = 2):
         if not 1 <= digits <= 4:
@@ -49,7 +48,7 @@ class Calculator:
         self.max_prompt_tokens = 2 * digits + 1
 
     def reply(self, problem: Problem, turns: tuple[str, ...]) -> str | None:
-        """The value of what stands before the "=", where it can be read."""
+        """The value of the expression before "=", or "!" if it cannot be read."""
         if not turns[-1].endswith("="):
             return None
         value = calculated(turns[-1][:-1])
@@ -64,15 +63,15 @@ class Calculator:
         return stopped and turns[-1].isdecimal()
 
     def solution(self, problem: Problem, rng: np.random.Generator, worked: bool) -> tuple[str, ...]:
-        """The answer, after asking for it if `worked`; `rng` is not used."""
+        """The answer, after calling the calculator if `worked`; `rng` is not used."""
         asked = (f"{problem.prompt}=", problem.answer) if worked else ()
         return (*asked, problem.answer)
 
     def ceiling(
         self, problems: Sequence[Problem], max_new_tokens: int, *, max_turns: int, turn_tokens: int
     ) -> float | None:
-        """Share of `problems` whose worked solution fits into the limits; None for one turn, where
-        it takes a head for figures. Raises ValueError if there are no problems.
+        """Share of `problems` whose worked solution fits into the limits; None for one turn, which
+        takes mental arithmetic. Raises ValueError if there are no problems.
         """
         if not problems:
             raise ValueError("problems=[]: the share of nothing; give at least one problem")
@@ -88,7 +87,7 @@ class Calculator:
 
 
 def calculated(expression: str) -> int | None:
-    """The value of sums, differences and products of whole numbers; None of anything else."""
+    """The value of sums, differences and products of integers; None of anything else."""
     try:
         if len(expression) > LONGEST:
             return None

@@ -10,9 +10,9 @@ A row has a `prompt` and tests in one of these layouts:
 
 The completion's last fenced block of Python is the answer; it passes if all tests do. Printed text
 is compared outside the sandbox, line by line without trailing white space. Functions are called
-from a second sandbox, which holds the tests and does the comparing, so an answer can neither see
-nor touch what judges it; arguments and values are therefore plain data, and a function that is to
-change its arguments in place cannot pass.
+from a second sandbox, which holds the tests and compares, so an answer can neither see nor change
+its tests; arguments and values must be plain data, and a function that has to modify its arguments
+in place cannot pass.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TESTS = ("tests", "test_list", "test", "input_output")
 SOLUTIONS = ("solution", "canonical_solution", "code")
 LABELS = ("", "python", "py", "python3")
 MALFORMED = (KeyError, TypeError, SyntaxError, ValueError, RecursionError, MemoryError)
-WALL_S, MEMORY_MB = (0.1, 3600), (64, 1 << 20)  # least: an interpreter that starts
+WALL_S, MEMORY_MB = (0.1, 3600), (64, 1 << 20)  # bounds; least: enough to start an interpreter
 HARNESS = Path(__file__).with_name("harness.py")
 
 
@@ -54,11 +54,10 @@ class Tests:
 class Code:
     """`Problem.answer` is (tests, reference answer or None).
 
-    `wall_s` bounds one program, or the assertions of one problem; `max_tests` above 0 keeps the
-    first so many of a problem's pairs; `show_tests` puts so many assertions into the prompt, where
-    it does not name the function. `unsafe=True` runs answers without isolation, with limits on
-    their resources alone. Raises InputError on data that cannot be used, and where programs cannot
-    be isolated.
+    `wall_s`: limit of one program, or of the assertions of one problem; `max_tests` above 0: use
+    the first pairs only; `show_tests`: assertions to append to the prompt, if it does not name the
+    function. `unsafe=True` runs answers without isolation, with resource limits alone. Raises
+    InputError on data that cannot be used, and if programs cannot be isolated.
     """
 
     def __init__(
@@ -132,7 +131,7 @@ class Code:
     def grade(self, problem: Problem, completion: str, stopped: bool) -> float:
         """1 if the sample stopped and its program passes every test, else 0.
 
-        Raises rlx.envs.sandbox.SandboxError if nothing could be run.
+        Raises rlx.envs.sandbox.SandboxError if nothing can be run.
         """
         program = last_block(completion)
         if not stopped or program is None:
@@ -140,7 +139,7 @@ class Code:
         return float(passes(program, problem.answer[0], self.limits, self.isolate))
 
     def well_formed(self, completion: str, stopped: bool) -> bool:
-        """Whether it stopped and holds a block of Python that can be read."""
+        """Whether it stopped and has a block of valid Python."""
         program = last_block(completion)
         if not stopped or program is None:
             return False
@@ -150,7 +149,7 @@ class Code:
             return False
 
     def solution(self, problem: Problem, rng: np.random.Generator, worked: bool) -> str:
-        """The row's `solution` in a block; `rng` and `worked` are not used. InputError without."""
+        """The row's `solution` in a block; `rng` and `worked` are not used. InputError if none."""
         if problem.answer[1] is None:
             reason = "a row has no reference solution"
             raise InputError("env.name", "code", reason, "set warm_start.steps=0")
@@ -166,7 +165,7 @@ def fenced(program: str) -> str:
 
 
 def last_block(completion: str) -> str | None:
-    """What stands between the last pair of fences that is labelled Python, or not at all."""
+    """The last fenced block labelled Python, or not labelled."""
     found, begin, label = None, -1, ""
     rows = completion.splitlines(keepends=True)
     for i, row in enumerate(rows):
@@ -182,7 +181,7 @@ def last_block(completion: str) -> str | None:
 
 
 def passes(program: str, tests: Tests, limits: sandbox.Limits, isolate: bool = True) -> bool:
-    """Whether every test passes; the first that fails ends it."""
+    """Whether every test passes; stops at the first failure."""
     if tests.source:
         harness = HARNESS.read_text()
         server = f"{harness}\nserve({program!r})\n"
@@ -197,7 +196,7 @@ def passes(program: str, tests: Tests, limits: sandbox.Limits, isolate: bool = T
 
 
 def lines(text: str) -> list[str]:
-    """Without trailing white space, and without empty lines at the end."""
+    """Lines without trailing white space, and without empty lines at the end."""
     return [line.rstrip() for line in text.rstrip().splitlines()]
 
 
@@ -211,7 +210,7 @@ def pair(row: data.Row, prompts: Sequence[str], fields: Sequence[str], most: int
             found = json.loads(found)
         except (ValueError, RecursionError) as error:
             raise data.bad_row(
-                where, f"has tests that are not JSON ({error})", "mend them"
+                where, f"has tests that are not JSON ({error})", "fix them"
             ) from None
     try:
         tests = read_tests(found, values, most)
@@ -219,7 +218,7 @@ def pair(row: data.Row, prompts: Sequence[str], fields: Sequence[str], most: int
         raise data.bad_row(
             where,
             f"has tests of no known layout ({type(error).__name__}: {error})",
-            "see rlx/envs/code.py for those that are",
+            "see rlx/envs/code.py for the layouts",
         ) from None
     if shown and isinstance(found, list) and isinstance(found[0], str):
         prompt = "\n".join([prompt, *found[:shown]])
@@ -237,24 +236,24 @@ def read_tests(found: Any, values: dict[str, Any], most: int) -> Tests:
     if isinstance(found, str):
         tests = assertions(f"{found}\ncheck({function_name(values['entry_point'])})\n")
         if "check" in tests.names:
-            raise ValueError("they define no function check")
+            raise ValueError("they do not define a function check")
         return tests
     if isinstance(found, list) and found and isinstance(found[0], str):
         imports = values.get("test_imports") or []
         if not isinstance(imports, list):
-            raise TypeError("test_imports is no list")
+            raise TypeError("test_imports is not a list")
         return assertions("\n".join([values.get("test_setup_code") or "\n".join(imports), *found]))
     if isinstance(found, dict):
         columns = found["inputs"], found["outputs"]
         if not all(isinstance(column, list) for column in columns):
-            raise TypeError("inputs and outputs are no lists")
+            raise TypeError("inputs and outputs are not lists")
         pairs = list(zip(*columns, strict=True))
     elif isinstance(found, list) and all(isinstance(test, dict) for test in found):
         pairs = [(test["input"], test["output"]) for test in found]
     else:
         raise TypeError(f"neither text nor pairs but {type(found).__name__}")
     if not pairs:
-        raise ValueError("there are none")
+        raise ValueError("there are no tests")
     pairs = plain(pairs[: most or None])
     name = values.get("fn_name") or (found if isinstance(found, dict) else found[0]).get("fn_name")
     if name:
@@ -264,12 +263,12 @@ def read_tests(found: Any, values: dict[str, Any], most: int) -> Tests:
 
 def function_name(name: Any) -> str:
     if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
-        raise ValueError(f"{name!r} is no name of a function")
+        raise ValueError(f"{name!r} is not a function name")
     return name
 
 
 def plain(values: Any) -> Any:
-    """The values, if JSON has them all: no other types, infinities or halves of characters."""
+    """The values, if JSON can represent them: no other types, infinities or lone surrogates."""
     json.dumps(values, allow_nan=False, ensure_ascii=False).encode()
     return values
 
@@ -278,12 +277,12 @@ def as_text(value: Any) -> str:
     """Standard input or output, which some rows keep as a list of lines."""
     rows = value if isinstance(value, list) else [value]
     if not all(isinstance(row, str | int | float) for row in rows):
-        raise TypeError("input or output is no text")
+        raise TypeError("input or output is not text")
     return "\n".join(map(str, rows))
 
 
 def assertions(source: str) -> Tests:
-    """The names that the tests use and nobody else defines are the answer's functions."""
+    """Tests whose functions of the answer are the names that they use and do not define."""
     tree = list(ast.walk(ast.parse(source)))
     names = [node for node in tree if isinstance(node, ast.Name)]
     bound = {node.id for node in names if not isinstance(node.ctx, ast.Load)} | set(dir(builtins))
@@ -296,12 +295,12 @@ def assertions(source: str) -> Tests:
             bound.add((node.asname or node.name).split(".")[0])
     wanted = tuple(sorted({node.id for node in names} - bound))
     if not wanted:
-        raise ValueError("they call no function of the answer")
+        raise ValueError("they do not call a function of the answer")
     return Tests(source=source, names=wanted)
 
 
 def functional(name: str, pairs: Sequence[tuple[Any, Any]]) -> Tests:
-    """Arguments (a list, or one JSON value per line) and the value, which has no tuples."""
+    """Tests of arguments (a list, or one JSON value per line) and value; tuples become lists."""
     cases = plain([(given_arguments(given), one_value(wanted)) for given, wanted in pairs])
     source = (
         "def plain(x):\n"
@@ -314,7 +313,7 @@ def functional(name: str, pairs: Sequence[tuple[Any, Any]]) -> Tests:
 
 def given_arguments(given: Any) -> list[Any]:
     if isinstance(given, dict):
-        raise TypeError("arguments are a dict where a list belongs")
+        raise TypeError("arguments are a dict, not a list")
     if isinstance(given, str):
         return [json.loads(line) for line in given.splitlines() if line.strip()]
     return list(given)
@@ -324,6 +323,6 @@ def one_value(wanted: Any) -> Any:
     if isinstance(wanted, str):
         try:
             return json.loads(wanted)
-        except json.JSONDecodeError:  # and no other: a number may be too long for Python
+        except json.JSONDecodeError:  # other errors propagate: a number may be too long for Python
             return wanted
     return wanted

@@ -1,6 +1,6 @@
-"""An interpreter that keeps what it is told: cells in, what they print out, one JSON text a line.
+"""An interpreter that keeps its state: cells in, their printed output out, one JSON line each.
 
-What rlx.envs.python_tool runs in the sandbox. This file is not imported: its text runs inside.
+rlx.envs.python_tool runs it in the sandbox. This file is not imported: its text runs inside.
 """
 
 import ast
@@ -12,7 +12,7 @@ import sys
 
 
 def run(source, space):
-    """As a console does: the value of a last expression is printed, unless it is None."""
+    """Like a console: prints the value of a last expression, unless it is None."""
     tree = ast.parse(source)
     last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
     exec(compile(tree, "cell", "exec"), space)
@@ -23,7 +23,7 @@ def run(source, space):
 
 
 def serve(most):
-    """Until the other side is gone; an answer has at most so many characters and their number."""
+    """Serve until the other side closes. A reply: up to `most` characters, and the full length."""
     number = int(os.environ["CHANNEL"])
     reader, writer = os.fdopen(os.dup(number), "r"), os.fdopen(number, "w")
     sys.set_int_max_str_digits(most)

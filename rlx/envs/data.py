@@ -19,19 +19,19 @@ import numpy as np
 from rlx.errors import InputError
 from rlx.problem import Problem
 
-Row = tuple[str, dict[str, Any]]  # with the place where it stands, for messages
+Row = tuple[str, dict[str, Any]]  # (place in the file, for messages; values)
 PATH = "env.kwargs.path"
 
 
 def bad_row(where: str, reason: str, remedy: str) -> InputError:
-    """The error of the row at `where`, which is `KEY=FILE: line 3` and starts a `Row`."""
+    """The error of the row at `where`, `KEY=FILE: line 3`, the first part of a `Row`."""
     key, _, rest = where.partition("=")
     value, _, place = rest.rpartition(": ")
     return InputError(key, value, f"{place} {reason}", remedy)
 
 
 def locate(path: str, key: str = PATH) -> Path:
-    """Where a file is; `package:` looks inside an installed package, which is not imported."""
+    """The path of a file; `package:` locates it in an installed package without importing that."""
     if not path.startswith("package:"):
         return Path(path)
     name, _, rest = path.removeprefix("package:").partition("/")
@@ -49,7 +49,7 @@ def rows(path: str, key: str = PATH) -> list[Row]:
     file = locate(path, key)
     try:
         if not file.is_file():
-            reason = "no file" if file.exists() else "no such file"
+            reason = "not a file" if file.exists() else "no such file"
             raise InputError(key, path, reason, "give a .jsonl or .parquet file")
         if file.suffix == ".parquet":
             found = _parquet_rows(file, path, key)
@@ -75,16 +75,16 @@ def _json_rows(file: Path, where: str) -> Iterator[Row]:
                 row = json.loads(text, parse_constant=_refused, object_pairs_hook=_distinct)
             except json.JSONDecodeError as error:
                 reason = f"is not JSON ({error.msg} at character {error.pos + 1})"
-                raise bad_row(place, reason, "mend that line") from None
+                raise bad_row(place, reason, "fix that line") from None
             except (ValueError, RecursionError) as error:
-                raise bad_row(place, f"is not JSON ({error})", "mend that line") from None
+                raise bad_row(place, f"is not JSON ({error})", "fix that line") from None
             if not isinstance(row, dict):
-                raise bad_row(place, "is no JSON object", "one object per line")
+                raise bad_row(place, "is not a JSON object", "write one object per line")
             yield place, row
 
 
 def _refused(constant: str) -> None:
-    raise ValueError(f"{constant} is no number of JSON")
+    raise ValueError(f"{constant} is not valid JSON")
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -103,13 +103,13 @@ def _parquet_rows(file: Path, path: str, key: str) -> list[Row]:
         raise InputError(key, path, reason, "pip install pyarrow") from error
     try:
         table = parquet.read_table(file).to_pylist()
-    except Exception as error:  # of the library's many kinds, on bytes of any
+    except Exception as error:  # on damaged files the library raises many kinds
         raise InputError(key, path, f"not Parquet ({error})", "give another file") from error
     return [(f"{key}={path}: row {i}", row) for i, row in enumerate(table)]
 
 
 def hub_rows(dataset: str, subset: str | None, split: str) -> list[Row]:
-    """Every row of a split. Raises InputError if it cannot be had."""
+    """Every row of a split. Raises InputError if it cannot be loaded."""
     key = "env.kwargs.dataset"
     try:
         import datasets
@@ -126,7 +126,7 @@ def hub_rows(dataset: str, subset: str | None, split: str) -> list[Row]:
 
 
 def field(row: Row, names: Sequence[str], option: str) -> Any:
-    """The first of `names` that the row has a value for; `option` lets the user name another."""
+    """The first of `names` for which the row has a value; `option` lets the user choose another."""
     where, values = row
     for name in names:
         value = values.get(name)
@@ -134,11 +134,11 @@ def field(row: Row, names: Sequence[str], option: str) -> Any:
             return value
     has = ", ".join(values) or "none"
     reason = f"has no {' or '.join(names)} (fields: {has})"
-    raise bad_row(where, reason, f"set env.kwargs.{option} or mend it")
+    raise bad_row(where, reason, f"set env.kwargs.{option} or fix it")
 
 
 def texts(row: Row, names: Sequence[str]) -> list[str]:
-    """The row's texts under all of `names`, the first of which is a prompt and not empty."""
+    """The row's texts under all of `names`; the first, a prompt, must not be empty."""
     where, values = row
     for name in names:
         if not isinstance(values.get(name), str) or name == names[0] and not values[name]:
@@ -148,23 +148,23 @@ def texts(row: Row, names: Sequence[str]) -> list[str]:
 
 
 def text_field(row: Row, names: Sequence[str], option: str) -> str:
-    """The same where it must be text, numbers as they are written."""
+    """`field` as text; numbers are accepted."""
     value = field(row, names, option)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         kind = type(value).__name__
-        raise bad_row(row[0], f"holds a {kind} where text belongs", f"set env.kwargs.{option}")
+        raise bad_row(row[0], f"holds a {kind} instead of text", f"set env.kwargs.{option}")
     if isinstance(value, float) and not math.isfinite(value):
-        raise bad_row(row[0], f"holds {value} where text belongs", "mend it")
+        raise bad_row(row[0], f"holds {value} instead of text", "fix it")
     return encodable(row[0], str(value).strip())
 
 
 def encodable(where: str, text: str) -> str:
-    """The text, if it can be written: half a surrogate pair cannot."""
+    """The text, if it can be encoded: a lone surrogate cannot."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         half = ascii(text[error.start])
-        raise bad_row(where, f"holds {half}, half a character", "mend it") from None
+        raise bad_row(where, f"holds {half}, a lone surrogate", "fix it") from None
     return text
 
 
@@ -180,9 +180,9 @@ def divide(
 ) -> tuple[list[Problem], list[Problem]]:
     """(train, heldout) of (prompt, answer) pairs in an order drawn from `seed`, distinct by prompt.
 
-    Held-out problems come first, so they do not depend on `train_prompts`; or from a pool of their
-    own, whose prompts are then never trained on. Prompts of more than `longest` characters are left
-    out of both, unless it is 0. Raises InputError where there are too few.
+    Held-out problems come first, so they do not depend on `train_prompts`; or from `heldout_pool`,
+    whose chosen prompts are then excluded from training. Prompts of more than `longest` characters
+    are excluded from both; 0: no limit. Raises InputError if there are too few.
     """
     short = f" of at most {longest} characters" if longest else ""
     mine = _shuffled(pool, seed, longest)
@@ -193,10 +193,10 @@ def divide(
         kept = {prompt for prompt, _ in heldout}
         rest = [pair for pair in mine if pair[0] not in kept]
     if len(heldout) < heldout_prompts:
-        reason = f"{source} holds {len(heldout)} distinct prompts{short} to hold out"
+        reason = f"{source} has only {len(heldout)} distinct prompts{short} to hold out"
         raise InputError("env.heldout_prompts", heldout_prompts, reason, "ask for fewer")
     if len(rest) < train_prompts:
-        reason = f"{source} holds {len(rest)} distinct prompts{short}"
+        reason = f"{source} has only {len(rest)} distinct prompts{short}"
         reason += f" besides env.heldout_prompts={heldout_prompts}"
         raise InputError("env.train_prompts", train_prompts, reason, "ask for fewer")
     return numbered(rest[:train_prompts]), numbered(heldout)

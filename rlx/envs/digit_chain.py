@@ -1,11 +1,11 @@
-"""Digit sums modulo `base`: a task with two ways to answer and a ceiling that is known.
+"""Digit sums modulo `base`: a task with two ways to answer and a known ceiling.
 
     prompt   3872=====   3 to 8 digits, padded to a fixed width so that digit i sits at offset i
-    direct   >0          short, and right only for a policy that sums in its head
+    direct   >0          short, but needs mental arithmetic
     worked   3180>0      running sums, then the answer: easy, but one token per digit longer
 
-A warm start that knows the worked way and prefers the direct one leaves RL a strategy to discover.
-The worked way needs room, so the token limit sets the best pass rate exactly (`ceiling`).
+A warm start that knows the worked way but prefers the direct one leaves RL a strategy to discover.
+The worked way needs tokens, so the token limit determines the best pass rate exactly (`ceiling`).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from rlx.problem import Problem
 
 
 class DigitChain:
-    """Prompts of n digits below `base`, n uniform in lo..hi; the vocabulary never depends on them.
+    """Prompts of n digits below `base`, n uniform in lo..hi; the vocabulary is always the same.
 
-    The held-out prompts depend on `seed`, `lo`, `hi` and `base` alone: asking for more training
-    prompts leaves them as they are. Raises InputError on arguments that cannot work, and where a
-    length has fewer distinct prompts than were drawn of it.
+    The held-out prompts depend on `seed`, `lo`, `hi` and `base` alone, not on the number of
+    training prompts. Raises InputError on arguments that cannot work, and if a length has fewer
+    distinct prompts than were drawn.
     """
 
     def __init__(
@@ -99,8 +99,8 @@ class DigitChain:
     def ceiling(self, problems: Sequence[Problem], max_new_tokens: int) -> float:
         """Share of `problems` whose worked solution and stop token fit in `max_new_tokens`.
 
-        This is the exact ceiling of a policy that cannot sum in its head. Blind guesses on the
-        other problems add 1/base of their share. Raises ValueError if there are no problems.
+        This is the exact ceiling of a policy without mental arithmetic; blind guesses on the other
+        problems add 1/base of their share. Raises ValueError if there are no problems.
         """
         if not problems:
             raise ValueError("problems=[]: the share of nothing; give at least one problem")

@@ -1,12 +1,11 @@
-"""Grading in processes of its own, because a grader may hang, crash or eat the memory.
+"""Grading in separate processes, because a grader may hang, crash or exhaust memory.
 
-Each worker builds the environment from the arguments of `rlx.envs.base.make`, loads no JAX, grades
-in its main thread and dies with the process that started it. A worker that does not answer within
-`timeout_s` is killed and replaced. What has no score counts as 0, with the reason beside it.
+Each worker builds the environment from the arguments of `rlx.envs.base.make`, does not load JAX,
+grades in its main thread and dies with the process that started it. A worker that does not answer
+within `timeout_s` is killed and replaced. An answer without a score counts as 0, with its reason.
 
-Replies of the environment are had in the same way. All that concerns one episode goes to one
-worker, so what the environment keeps there about an episode is found again, unless that worker had
-to be replaced.
+The environment's replies are made in the same way. All requests of one episode go to one worker, so
+state that the environment keeps about an episode is found again, unless that worker was replaced.
 """
 
 from __future__ import annotations
@@ -37,16 +36,16 @@ from rlx.errors import InputError
 from rlx.problem import Problem
 
 MEMORY_BYTES = 8 << 30  # address space of a worker
-START_S = 600  # to import the task and make its problems
+START_S = 600  # to import the task and create its problems
 PR_SET_PDEATHSIG = 1
 
-# With the completion, or the turns of an episode, and whether it stopped by itself.
+# A problem, the completion or the turns of an episode, and whether it stopped.
 Item = tuple[Problem, str | tuple[str, ...], bool]
-Asked = tuple[Problem, tuple[str, ...], int]  # with the turns, and the most characters of a reply
+Asked = tuple[Problem, tuple[str, ...], int]  # a problem, its turns, most characters of a reply
 
 
 class Failure(enum.IntEnum):
-    """Why an answer has no score. Negative, to stand in place of one between processes."""
+    """Why an answer has no score; negative, so that it can be sent in place of a score."""
 
     TIMEOUT = -1
     ERROR = -2
@@ -58,7 +57,7 @@ class Failure(enum.IntEnum):
 
 
 class Outcome(NamedTuple):
-    """A score; or 0, why there is none, and the reason in words. `text` is a reply, if any."""
+    """A score; or 0, the kind of failure and its reason. `text`: a reply, if any."""
 
     score: float
     reason: str = ""
@@ -71,7 +70,7 @@ def failed(reason: str) -> Outcome:
 
 
 def guarded(function: Callable[..., Outcome]) -> Callable[..., Outcome]:
-    """Whatever the environment raises is an outcome."""
+    """Turns any exception of the environment into an outcome."""
 
     @functools.wraps(function)
     def outcome(*args: Any) -> Outcome:
@@ -79,7 +78,7 @@ def guarded(function: Callable[..., Outcome]) -> Callable[..., Outcome]:
             return function(*args)
         except KeyboardInterrupt:  # the user's
             raise
-        except BaseException as error:  # exit() in a grader does not end the run
+        except BaseException as error:  # exit() in a grader must not end the run
             return failed(f"{type(error).__name__}: {base.first_line(error)}")
 
     return outcome
@@ -87,7 +86,7 @@ def guarded(function: Callable[..., Outcome]) -> Callable[..., Outcome]:
 
 @guarded
 def judge(env: base.Env, item: Item) -> Outcome:
-    """The environment's score, if it is one: a number in [0, 1]."""
+    """The environment's score, which must be a number in [0, 1]."""
     score = env.grade(*item)
     if isinstance(score, str | bytes):
         return failed(f"score {score!r} is text, not a number")
@@ -99,7 +98,7 @@ def judge(env: base.Env, item: Item) -> Outcome:
 
 @guarded
 def respond(env: base.Env, asked: Asked) -> Outcome:
-    """The environment's reply, if it is one: text of a limited length, or None."""
+    """The environment's reply, which must be text of limited length, or None."""
     problem, turns, most = asked
     text = env.reply(problem, turns)
     if text is None:
@@ -108,15 +107,15 @@ def respond(env: base.Env, asked: Asked) -> Outcome:
         return failed(f"reply {reprlib.repr(text)} is a {type(text).__name__}, not text")
     if len(text) > most:
         return failed(f"a reply of {len(text)} characters, more than episode.reply_chars={most}")
-    text.encode()  # half a character cannot be written
-    return Outcome(0.0, text=str.__str__(text))  # of a subclass, the value
+    text.encode()  # raises on a lone surrogate
+    return Outcome(0.0, text=str.__str__(text))  # a plain str, even of a subclass
 
 
 WORK = {"grade": judge, "reply": respond}
 
 
 def home(item: Any, workers: int) -> int | None:
-    """The worker of an episode, by what it began with; None for a single answer: any."""
+    """The worker of an episode, by a hash of its start; None for a single answer: any worker."""
     problem, turns = item[0], item[1]
     if isinstance(turns, str):
         return None
@@ -124,7 +123,7 @@ def home(item: Any, workers: int) -> int | None:
 
 
 class _Worker:
-    """A process and the pipe to it; what it is busy with, and until when it may be."""
+    """A process and its pipe, the index of its current item and its deadline."""
 
     def __init__(self, arguments: dict[str, Any]):
         self.pipe, theirs = Pipe()
@@ -142,7 +141,7 @@ class _Worker:
     def give(self, index: int, kind: str, item: Any, timeout_s: float) -> None:
         self.index, self.timeout_s = index, timeout_s
         self.deadline = time.monotonic() + timeout_s
-        with contextlib.suppress(BrokenPipeError):  # it has died: `wait` says so
+        with contextlib.suppress(BrokenPipeError):  # the process died: `_wait` handles it
             self.pipe.send((kind, item))
 
     def kill(self) -> int:
@@ -153,14 +152,13 @@ class _Worker:
 
 
 class Graders:
-    """`grade` and `reply` for as many items as come, in their order.
+    """`grade` and `reply` for lists of items, in order.
 
-    `ungraded` counts the items that had no score since the start, by the kind of failure, and
-    `reasons` holds the last reason of each kind; an episode whose environment fails to reply has
-    none. With `timeout_s=0` the environment itself grades,
-    in this process and without a limit. `on_error="stop"` turns the first item without a score into
-    an InputError that names it. `scorer` is a reward model beside them (rlx.rollout.scorer), which
-    reads tokens.
+    `ungraded` counts the items without a score by kind of failure, and `reasons` has the last
+    reason of each kind; an episode whose environment fails to reply has no score. With
+    `timeout_s=0` the environment grades in this process, without a limit. `on_error="stop"` raises
+    InputError at the first item without a score. `scorer`: a reward model (rlx.rollout.scorer),
+    which reads tokens.
     """
 
     def __init__(
@@ -178,7 +176,7 @@ class Graders:
         self.ungraded = {failure.counter: 0 for failure in Failure}
         self.reasons: dict[str, str] = {}
         self._lock = threading.Lock()  # generator and learner both grade
-        # The kernel ends a worker with the thread that started it: one that stays.
+        # The kernel ends a worker with the thread that started it, so that thread has to stay.
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="graders")
         self._workers = [self._start() for _ in range(workers if timeout_s else 0)]
 
@@ -186,11 +184,11 @@ class Graders:
         return self._starter.submit(_Worker, self.arguments).result()
 
     def grade(self, items: Sequence[Item]) -> list[Outcome]:
-        """One outcome per item. Raises InputError as said above, or if no worker can start."""
+        """One outcome per item. Raises InputError with on_error="stop", or if no worker starts."""
         return self._settled("grade", items, self.timeout_s, "has no score for")
 
     def reply(self, asked: Sequence[Asked], timeout_s: float) -> list[Outcome]:
-        """What the environment says to each, in `text`; raises as `grade`."""
+        """One reply per item, in `text`; raises as `grade`."""
         return self._settled("reply", asked, timeout_s, "does not reply to")
 
     def _settled(self, kind: str, items: Sequence[Any], timeout_s: float, lacks: str):
@@ -205,7 +203,7 @@ class Graders:
         return outcomes
 
     def note(self, problem: Problem, lacks: str, outcome: Outcome) -> None:
-        """Count a failure, or stop for it; lacks: what the environment does not do."""
+        """Count a failure, or stop; lacks: what the environment did not do, for the message."""
         self.ungraded[outcome.failure.counter] += 1
         self.reasons[outcome.failure.counter] = outcome.reason
         if self.on_error == "stop":
@@ -232,11 +230,11 @@ class Graders:
             "env.on_grade_error",
             "stop",
             f"{name} {lacks} an answer to problem {problem.id} ({prompt!r}): {reason}",
-            "mend the grader, or set env.on_grade_error=zero",
+            "fix the grader, or set env.on_grade_error=zero",
         )
 
     def _hand_out(self, kind: str, items: Sequence[Any], timeout_s: float) -> list[Outcome]:
-        """Whoever is free takes the next item that is not another's."""
+        """Each free worker takes the next item that does not belong to another worker."""
         outcomes: dict[int, Outcome] = {}
         todo = deque((i, home(item, len(self._workers))) for i, item in enumerate(items))
         try:
@@ -249,13 +247,13 @@ class Graders:
                         todo.remove(mine)
                         worker.give(mine[0], kind, items[mine[0]], timeout_s)
                 outcomes |= self._wait()
-        except BaseException:  # workers hold items of this call: no other call may see them
+        except BaseException:  # workers still hold items of this call, so they cannot be reused
             self.close()
             raise
         return [outcomes[i] for i in range(len(items))]
 
     def _wait(self) -> dict[int, Outcome]:
-        """Until a worker answers, dies or has had its time: the items that are settled."""
+        """Wait until a worker answers, dies or times out; outcomes by item."""
         settled = {}
         first = min(worker.deadline for worker in self._workers)
         left = None if first == math.inf else max(first - time.monotonic(), 0)
@@ -277,16 +275,16 @@ class Graders:
         return {index: outcome for index, outcome in settled.items() if index >= 0}
 
     def _receive(self, worker: _Worker) -> Outcome:
-        """What the worker says; the pipe is closed if it has died. InputError if at its start."""
+        """The worker's outcome; closes the pipe if it died. InputError if it failed to start."""
         try:
-            said = worker.pipe.recv()
+            message = worker.pipe.recv()
         except (EOFError, ConnectionResetError):
             code = worker.kill()
-            said = failed(f"the grader's process ended with {code}")
-        if not worker.ready and isinstance(said, Outcome):
-            raise self._no_start(said.reason or "it did not start")
+            message = failed(f"the grader's process ended with {code}")
+        if not worker.ready and isinstance(message, Outcome):
+            raise self._no_start(message.reason or "it did not start")
         worker.ready = True
-        return said if isinstance(said, Outcome) else Outcome(0.0)
+        return message if isinstance(message, Outcome) else Outcome(0.0)
 
     def _no_start(self, reason: str) -> InputError:
         remedy = "look at its output above, or set env.grade_timeout_s=0 to grade without one"
@@ -295,11 +293,11 @@ class Graders:
 
 
 def serve(pipe: Connection, parent: int) -> None:
-    """A worker's life."""
-    if sys.platform == "linux":  # elsewhere it ends after the answer it is busy with
+    """The main loop of a worker."""
+    if sys.platform == "linux":  # elsewhere it ends after its current item
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
-        return  # it died before
+        return  # the parent died already
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     try:
         env = base.make(**pipe.recv())
@@ -316,7 +314,7 @@ def serve(pipe: Connection, parent: int) -> None:
 
 
 if __name__ == "__main__":
-    # The name under which the parent unpickles what comes back.
+    # The module name under which the parent unpickles outcomes.
     from rlx.envs import grading
 
     grading.serve(Connection(int(sys.argv[1])), int(sys.argv[2]))

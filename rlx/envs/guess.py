@@ -1,15 +1,15 @@
-"""Find a number in as few guesses as it takes: a game whose best play is known.
+"""Find a number in few guesses: a game whose optimal play is known.
 
     prompt  ?
     turns   11  >  17  <  14       guesses of two digits; the number is greater (>) or smaller (<)
 
-The environment has drawn one of 0 .. numbers - 1 and says nothing more once it is found. The prompt
-says nothing of the number, so held-out problems are those of training; what cannot be known from
-training is the number. With k guesses a strategy can find 2^k - 1 numbers and no more: a guess that
-is wrong tells one of two things, so k guesses are a binary tree of that many nodes (`ceiling`).
+The environment draws one of 0 .. numbers - 1 and gives no reply once it is found. The prompt says
+nothing about the number, so held-out problems are like those of training. With k guesses a strategy
+can find 2^k - 1 numbers and no more: a wrong guess has one of two replies, so k guesses are a
+binary tree of that many nodes (`ceiling`).
 
-Solutions for a warm start guess at random, `worked` ones within what the replies leave: whoever
-learns from them knows the rules, and bisection is left to be found.
+Solutions for a warm start guess at random; `worked` ones guess within the bounds of the replies. So
+a policy trained on them knows the rules, and RL has to discover bisection.
 """
 
 from __future__ import annotations
@@ -24,13 +24,11 @@ from rlx.errors import InputError
 from rlx.problem import Problem
 
 PROMPT, GREATER, SMALLER, UNREADABLE = "?", ">", "<", "!"
-SOLUTION_TURNS = 8  # a solution ends there, whether the number is found or not
+SOLUTION_TURNS = 8  # a solution ends there, even if the number is not found
 
 
 class Guess:
-    """Every number is asked equally often, or once more than the others. InputError on `numbers`
-    that two digits cannot write, or that leave nothing to guess.
-    """
+    """Numbers are equally frequent, up to one. Raises InputError on `numbers` outside 2..100."""
 
     def __init__(self, *, train_prompts: int, heldout_prompts: int, seed: int, numbers: int = 24):
         if not 2 <= numbers <= 100:
@@ -50,7 +48,7 @@ class Guess:
         return [Problem(i, PROMPT, f"{n:02}") for i, n in enumerate(numbers)]
 
     def reply(self, problem: Problem, turns: tuple[str, ...]) -> str | None:
-        """Whether the number is greater or smaller; nothing once it is found."""
+        """Whether the number is greater or smaller; None once it is found."""
         guess = turns[-1]
         if guess == problem.answer:
             return None
@@ -70,7 +68,7 @@ class Guess:
         return stopped and all(map(self._readable, turns[::2]))
 
     def solution(self, problem: Problem, rng: np.random.Generator, worked: bool) -> tuple[str, ...]:
-        """Guesses at random, and what is replied to them."""
+        """Random guesses and their replies."""
         turns, low, high = [], 0, self.numbers
         while True:
             turns.append(f"{rng.integers(low, high):02}")
@@ -85,7 +83,7 @@ class Guess:
     def ceiling(
         self, problems: Sequence[Problem], max_new_tokens: int, *, max_turns: int, turn_tokens: int
     ) -> float:
-        """Share of `problems` that ask one of the 2^k - 1 numbers asked most often, which is exact.
+        """Share of `problems` that have one of the 2^k - 1 most frequent numbers, which is exact.
 
         k: guesses within the limits; each takes 3 tokens and its reply one. Raises ValueError if
         there are no problems.

@@ -1,9 +1,9 @@
-"""Two programs that talk about calls: what rlx.envs.code puts in front of an answer and its tests.
+"""Calls between two programs: rlx.envs.code puts this text before an answer and before its tests.
 
 The answer's process defines its functions and serves calls; the tests' process makes the calls and
-compares. Only plain values travel, as tagged JSON, so nothing that an answer returns can carry
-behaviour (an `__eq__` that is always true), and nothing it does reaches the tests' process. This
-file is not imported: its text runs inside the sandbox.
+compares. Only plain values are sent, as tagged JSON, so a returned value cannot carry behaviour (an
+`__eq__` that is always true), and nothing in the answer reaches the tests' process. This file is
+not imported: its text runs inside the sandbox.
 """
 
 import builtins
@@ -12,7 +12,7 @@ import os
 
 
 def pack(value):
-    """Plain data as JSON, with the kind of each container; TypeError on anything else."""
+    """Plain data as JSON, with the kind of each container; raises TypeError on anything else."""
     if value is None or type(value) in (bool, int, float, str):
         return value
     for name, kind in (("list", list), ("tuple", tuple), ("set", (set, frozenset))):
@@ -22,7 +22,7 @@ def pack(value):
         return ["dict", [[pack(key), pack(item)] for key, item in value.items()]]
     if isinstance(value, bytes):
         return ["bytes", value.hex()]
-    for kind in (bool, int, float, str):  # of a subclass, the value
+    for kind in (bool, int, float, str):  # a plain value, even of a subclass
         if isinstance(value, kind):
             return kind(value)
     raise TypeError(f"a value of type {type(value).__name__} cannot leave its process")
@@ -50,13 +50,13 @@ class Channel:
         self.writer.flush()
 
     def receive(self):
-        """A list, or None at the end of the other side."""
+        """A list, or None once the other side has closed."""
         line = self.reader.readline()
         return unpack(json.loads(line)) if line else None
 
 
 def serve(source):
-    """Define what `source` defines, then answer calls: (name, args, kwargs) -> value or error."""
+    """Run `source`, then serve calls of its functions: (name, args, kwargs) -> value or error."""
     channel = Channel()
     space = {"__name__": "answer"}
     exec(compile(source, "answer", "exec"), space)
@@ -70,18 +70,18 @@ def serve(source):
 
 
 def check(source, names):
-    """Run tests whose `names` are functions of the other side. AssertionError if one fails."""
+    """Run tests whose `names` call the other side. Raises AssertionError if one fails."""
     channel = Channel()
 
     def remote(name):
         def function(*args, **kwargs):
             channel.send(name, args, kwargs)
-            said = channel.receive()
-            if said is None:
-                raise SystemExit(1)  # the other side is gone
-            if said[0] == "value":
-                return said[1]
-            kind = getattr(builtins, str(said[1]), None)
+            answer = channel.receive()
+            if answer is None:
+                raise SystemExit(1)  # the other side has closed
+            if answer[0] == "value":
+                return answer[1]
+            kind = getattr(builtins, str(answer[1]), None)
             raise (kind if isinstance(kind, type) and issubclass(kind, Exception) else RuntimeError)
 
         return function

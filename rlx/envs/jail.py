@@ -1,23 +1,23 @@
-"""The process in which a foreign program runs: started by rlx.envs.sandbox, standard library only.
+"""The process that runs a foreign program: started by rlx.envs.sandbox, standard library only.
 
     stage 0    unshares mount, PID, network, IPC and UTS namespaces, forks, waits
-    init       PID 1 of the new namespace: builds a root of its own, forks, waits for the program;
-               when it ends, the kernel kills whatever the program has left behind
-    program    limits on its resources, another user, no capabilities, no privileged system calls
+    init       PID 1 of the new namespace: builds its own root, forks, waits for the program; when
+               init ends, the kernel kills everything that the program left behind
+    program    resource limits, another user, no capabilities, no privileged system calls
 
-Started by root, the program runs as a user id that nobody has; started by anybody else, in a user
-namespace. It sees /usr, the libraries and the interpreter's directory, read-only, and owns /box, a
-file system in memory that goes with the namespace. There is neither /proc nor a network, and
-`socket` is refused besides, because some families know no namespaces. The first line written to the
-report descriptor is `exit N`, `signal N`, or `refused: reason` where the walls could not be built.
+Started by root, the program runs under a user id that nobody has; otherwise in a user namespace. It
+sees /usr, the libraries and the interpreter's directory, read-only, and owns /box, a file system in
+memory that vanishes with the namespace. There is no /proc and no network; `socket` is refused as
+well, because some families have no namespaces. The first line written to the report descriptor is
+`exit N`, `signal N`, or `refused: reason` if the isolation could not be set up.
 
-Limits of a process (RLIMIT_AS) see neither memory that no process maps nor the sum over several.
-Calls that make the first are refused (a file can be mapped privately, not shared), so what is left
-of it is bounded: 64 MB of pipes (the kernel's usual limit per user), 0.2 MB (its usual default) per
-socket of at most 512, /box. rlx.envs.sandbox sees to the sum, by looking. Names looked up and files
-read stay in the kernel's caches, which it empties at need. A cgroup would see all of it, but making
-one takes rights that users of clusters and of containers do not have; where they make none,
-`bwrap` and `nsjail` stop none of this.
+Limits of a process (RLIMIT_AS) cover neither memory that no process maps nor the sum over several
+processes. Calls that create the former are refused (a file can be mapped privately, not shared),
+which leaves: 64 MB of pipes (the kernel's usual limit per user), 0.2 MB (its usual default) per
+socket of at most 512, /box. rlx.envs.sandbox bounds the sum by polling. Looked-up names and read
+files stay in the kernel's caches, which it evicts at need. A cgroup would count all of it, but
+creating one takes rights that users of clusters and containers lack; without one, `bwrap` and
+`nsjail` do not stop it either.
 
 Sources: man 7 namespaces, 2 pivot_root, 2 seccomp, 2 mount_setattr (Linux 5.12), 5.14 for a count
 of processes within a user namespace.
@@ -36,10 +36,10 @@ CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 4096, 16384, 1 << 18
 MNT_DETACH, AT_FDCWD, AT_RECURSIVE, SYS_MOUNT_SETATTR = 2, -100, 0x8000, 442
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, PR_SET_THP_DISABLE = 1, 22, 38, 41
-UNUSED_USERS, USER_COUNT = 61184, 4000  # a range that belongs to no person (systemd's dynamic ids)
+UNUSED_USERS, USER_COUNT = 61184, 4000  # user ids that no person has (systemd's dynamic ids)
 
-# (x86_64, aarch64) numbers, None where there is no such call. Refused: what is privileged, and what
-# keeps memory that no process is charged for.
+# (x86_64, aarch64) numbers, None if there is no such call. Refused: privileged calls, and calls
+# that keep memory which no process is charged for.
 SYSCALLS = {
     "socket": (41, 198), "ptrace": (101, 117), "mount": (165, 40), "umount2": (166, 39),
     "pivot_root": (155, 41), "unshare": (272, 97), "setns": (308, 268), "bpf": (321, 280),
@@ -48,23 +48,23 @@ SYSCALLS = {
     "userfaultfd": (323, 282), "shmget": (29, 194), "semget": (64, 190), "msgget": (68, 186),
     "mq_open": (240, 180), "memfd_create": (319, 279), "vmsplice": (278, 75), "io_setup": (206, 0),
     "inotify_init": (253, None), "inotify_init1": (294, 26), "fanotify_init": (300, 262),
-    "setsockopt": (54, 208),  # of the size of a buffer
+    "setsockopt": (54, 208),  # it could enlarge buffers
 }  # fmt: skip
-# Refused where a bit of the mask is set in the argument: numbers, argument, mask.
+# Refused if a bit of the mask is set in the argument: numbers, argument, mask.
 ARGUMENTS = {
     "clone": (56, 220, 0, 0x7E020080),  # any namespace
-    # MAP_SHARED: pages that stay when all of a mapping but one page goes; MAP_HUGETLB: not in VmRSS
+    # MAP_SHARED: pages that stay while one page is mapped; MAP_HUGETLB: not in VmRSS
     "mmap": (9, 222, 3, 0x40001),
     "prlimit64": (302, 261, 0, 0xFFFFFFFF),  # of another process
 }
-NEWEST = 424  # calls from here on (Linux 5.1) are the same everywhere, and libraries do without
+NEWEST = 424  # calls from here on (Linux 5.1) have the same numbers everywhere; libraries cope
 MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, audit number
 
 libc = ctypes.CDLL(None, use_errno=True)
 
 
 def call(name, *arguments):
-    """A function of the C library; OSError where it fails."""
+    """Call a function of the C library; raises OSError if it fails."""
     if getattr(libc, name)(*arguments) == -1:
         number = ctypes.get_errno()
         raise OSError(number, f"{name}: {os.strerror(number)}")
@@ -83,7 +83,7 @@ def column_and_audit():
 
 
 def new_namespaces():
-    """Stage 0. Whoever is not root gets a user namespace, and with it the right to the others."""
+    """Stage 0. Without root, a user namespace gives the right to create the others."""
     uid, gid, others = os.geteuid(), os.getegid(), 0
     for flag in (CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWNET, CLONE_NEWIPC, CLONE_NEWUTS):
         others |= flag
@@ -95,7 +95,7 @@ def new_namespaces():
 
 
 def bind(path):
-    """`path` of the old root appears at the same place of the new one, links as links."""
+    """Make `path` of the old root visible at the same place of the new one; links stay links."""
     old = f"/old{path}"
     if not os.path.lexists(old) or os.path.lexists(path):
         return
@@ -111,7 +111,7 @@ def bind(path):
 
 
 def build_root(paths, scratch_mb):
-    """A root of its own in memory: `paths` read-only, /box writable, nothing else."""
+    """A new root in memory: `paths` read-only, /box writable, nothing else."""
     mount(None, "/", None, MS_REC | MS_PRIVATE)
     mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755")
     os.mkdir("/tmp/old")
@@ -132,7 +132,7 @@ def build_root(paths, scratch_mb):
 
 
 def limit(limits):
-    """Of one process, but for the number of processes, which counts threads too."""
+    """Limits of one process, except the number of processes, which includes threads."""
     mb = 2**20
     for name, value in (
         ("AS", limits["memory_mb"] * mb),
@@ -170,19 +170,19 @@ def filter_syscalls():
 
 
 def become(user):
-    os.setsid()  # so that kill(0, ...) reaches nobody outside
+    os.setsid()  # so that kill(0, ...) cannot reach processes outside
     if os.geteuid() == 0:
         os.setgroups([])
         os.setresgid(user, user, user)
         os.setresuid(user, user, user)  # from here on without capabilities
     call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    call("prctl", PR_SET_THP_DISABLE, 1, 0, 0, 0)  # 2 MB that stay while one page of them does
+    call("prctl", PR_SET_THP_DISABLE, 1, 0, 0, 0)  # huge pages stay while one small page does
     filter_syscalls()
 
 
 def program(spec, user):
     """Never returns."""
-    call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL)  # all that ends it where nothing is isolated
+    call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL)  # without isolation, only this ends it
     limit(spec["limits"])
     if spec["isolate"]:
         become(user)
@@ -194,9 +194,9 @@ def program(spec, user):
 
 
 def init(spec, user):
-    """PID 1: the line for the report. Signals from inside are lost on it.
+    """PID 1: the line for the report. Signals from inside do not reach it.
 
-    It stays "dumpable": where /proc hides what is not (hidepid), nothing below it could be seen.
+    It stays "dumpable": if /proc hides processes that are not (hidepid), polling would miss them.
     """
     call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL)
     source = os.pread(spec["source"], os.fstat(spec["source"]).st_size, 0)
@@ -210,7 +210,7 @@ def init(spec, user):
         program(spec, user)
     os.closerange(0, 3)
     while True:
-        child, status = os.wait()  # orphans too
+        child, status = os.wait()  # includes orphans
         if child == pid:
             code = os.waitstatus_to_exitcode(status)
             return f"exit {code}" if code >= 0 else f"signal {-code}"
@@ -218,7 +218,7 @@ def init(spec, user):
 
 def main():
     spec = marshal.loads(bytes.fromhex(sys.argv[1]))  # json takes 3 ms to import
-    os.set_inheritable(spec["report"], False)  # the program does not get it
+    os.set_inheritable(spec["report"], False)  # hidden from the program
     user = UNUSED_USERS + os.getpid() % USER_COUNT
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # which PID 1 ignores
     try:

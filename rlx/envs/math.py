@@ -1,9 +1,9 @@
 r"""Mathematics with short answers, from a file or a hub; graded by rlx.envs.answers.
 
-Layouts read without further ado: GSM8K (`question`, and an `answer` that ends in `#### 72`), MATH
-(`problem`, and a `solution` with `\boxed{}`), Polaris and DeepScaleR (`problem`, `answer`).
+Known layouts: GSM8K (`question`, and an `answer` that ends in `#### 72`), MATH (`problem`, and a
+`solution` with `\boxed{}`), Polaris and DeepScaleR (`problem`, `answer`).
 
-Integrals and the like can keep the library for long, so grade in processes of their own
+Integrals, for example, can take the library long, so grade in separate processes
 (rlx.envs.grading).
 """
 
@@ -25,9 +25,9 @@ CALCULATOR = re.compile(r"<<[^<>]*>>")  # GSM8K's annotations
 class Math:
     """`Problem.answer` is (answer, reference text). Raises InputError on data that cannot be used.
 
-    `boxed=True` accepts nothing but `\\boxed{}`. Without `heldout_path` held-out problems are drawn
-    from the same rows. Prompts of more than `max_prompt_chars` are left out: the longest prompt
-    decides how wide a batch is.
+    `boxed=True` accepts only `\\boxed{}`. Without `heldout_path` held-out problems are drawn from
+    the same rows. Prompts of more than `max_prompt_chars` are excluded, since the longest prompt
+    sets the width of a batch.
     """
 
     def __init__(
@@ -76,11 +76,11 @@ class Math:
         self.max_prompt_tokens = max(len(p.prompt) for p in problems)
 
     def grade(self, problem: Problem, completion: str, stopped: bool) -> float:
-        """1 if the sample stopped and its answer is the reference's, else 0."""
+        """1 if the sample stopped and its answer agrees with the reference, else 0."""
         if not stopped:
             return 0.0
-        said = answers.final_answer(completion, self.boxed)
-        return float(said is not None and answers.same(problem.answer[0], said, problem.prompt))
+        answer = answers.final_answer(completion, self.boxed)
+        return float(answer is not None and answers.same(problem.answer[0], answer, problem.prompt))
 
     def well_formed(self, completion: str, stopped: bool) -> bool:
         """Whether it stopped and gives an answer."""
@@ -109,7 +109,7 @@ def pair(row: data.Row, prompt_fields: Sequence[str], answer_fields: Sequence[st
     else:
         answer = answers.last_box(text) if answers.BOX.search(text) else text
     if not answer:
-        remedy = "set env.kwargs.answer_field or mend it"
+        remedy = "set env.kwargs.answer_field or fix it"
         raise data.bad_row(row[0], "ends without an answer", remedy)
     worked = text if answer != text else boxed_text(answer)
     return prompt + "\n", (answer.strip("$ "), worked)

@@ -5,10 +5,9 @@
                                         aime: {env: math, weight: 0, kwargs: {path: c.jsonl},
                                                heldout_prompts: 30}}
 
-Training problems are in proportion to the weights, so every epoch is. So is `heldout`; besides,
-every task has an evaluation set of its own under its name, and one of weight 0 has nothing else.
-`heldout` consists of the sets of the tasks with a weight, one after the other. Training prompts
-that any evaluation set asks are left out.
+Training problems are in proportion to the weights, and so is `heldout`, which concatenates the
+held-out sets of the tasks with a weight. Every task also has its own evaluation set under its name;
+a task of weight 0 is only evaluated. Training prompts that occur in an evaluation set are excluded.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ TASK_TYPES = {
 
 
 class Mixture:
-    """`Problem.answer` is (task, the task's own problem)."""
+    """`Problem.answer` is (task, the task's problem)."""
 
     def __init__(self, parts: dict[str, base.Env], weighted: Sequence[str]):
         self.parts = parts
@@ -54,23 +53,23 @@ class Mixture:
             self.reply = self._reply
 
     def grade(self, problem: Problem, completion: Any, stopped: bool) -> float:
-        """The score of the task that the problem comes from."""
+        """The score by the problem's task."""
         task, inner = problem.answer
         return self.parts[task].grade(inner, _shown(self.parts[task], completion), stopped)
 
     def _reply(self, problem: Problem, turns: tuple[str, ...]) -> str | None:
-        """That task's, if it replies."""
+        """The reply of the problem's task, if it replies."""
         task, inner = problem.answer
         env = self.parts[task]
         return env.reply(inner, turns) if hasattr(env, "reply") else None
 
     def well_formed(self, completion: Any, stopped: bool) -> bool:
-        """Whether it looks like an answer to any of the tasks."""
+        """Whether it has the form of an answer to any of the tasks."""
         parts = self.parts.values()
         return any(env.well_formed(_shown(env, completion), stopped) for env in parts)
 
     def solution(self, problem: Problem, rng: np.random.Generator, worked: bool) -> str:
-        """The task's own."""
+        """The solution by the problem's task."""
         task, inner = problem.answer
         return self.parts[task].solution(inner, rng, worked)
 
@@ -79,7 +78,7 @@ class Mixture:
     ) -> float | None:
         """Mean of the tasks' ceilings over their problems; None if one is unknown.
 
-        turns: the limits of an episode, where a task replies.
+        turns: limits of an episode, for tasks that reply.
         """
         total = 0.0
         for task, env in self.parts.items():
@@ -93,7 +92,7 @@ class Mixture:
 
 
 def _shown(env: base.Env, completion: Any) -> Any:
-    """What an environment that does not reply reads of the turns of an episode: the one."""
+    """The completion as the environment expects it: turns if it replies, else the single turn."""
     return completion if hasattr(env, "reply") or isinstance(completion, str) else completion[0]
 
 
@@ -104,25 +103,25 @@ def _tagged(task: str, problems: Sequence[Problem]) -> list[tuple[str, Any]]:
 def mixture(
     *, train_prompts: int, heldout_prompts: int, seed: int, tasks: dict[str, dict[str, Any]]
 ) -> Mixture:
-    """Raises InputError on tasks that cannot be mixed, or as their own environments do."""
+    """Raises InputError on tasks that cannot be mixed, and as their environments do."""
     for task, row in tasks.items():
         _check_task(task, row)
     weights = {task: row["weight"] for task, row in tasks.items() if row["weight"] > 0}
     if not weights:
         names = ", ".join(map(str, tasks))
-        raise InputError("env.kwargs.tasks", names, "no weight above 0", "give one")
+        raise InputError("env.kwargs.tasks", names, "no weight above 0", "set one")
     train = shares(train_prompts, weights)
     heldout = shares(heldout_prompts, weights)
     parts = {}
     for task, row in tasks.items():
         count = heldout.get(task, row.get("heldout_prompts", heldout_prompts))
         if count < 1:
-            reason = f"none of them falls to {task}"
+            reason = f"too few: {task} gets none"
             raise InputError("env.heldout_prompts", heldout_prompts, reason, "ask for more")
         parts[task] = _part(task, row, train.get(task, 0), count, seed)
     mixed = Mixture(parts, list(weights))
     if not mixed.train:
-        reason = "an evaluation set asks every one of them"
+        reason = "all of them occur in an evaluation set"
         raise InputError("env.train_prompts", train_prompts, reason, "ask for more")
     return mixed
 
@@ -145,7 +144,7 @@ def _check_task(task: str, row: dict[str, Any]) -> None:
     where = f"env.kwargs.tasks.{task}"
     if not isinstance(task, str) or not isinstance(row, dict):
         keys = ", ".join(TASK_TYPES)
-        raise InputError(where, row, "no task", f"write NAME: {{...}} with the keys {keys}")
+        raise InputError(where, row, "not a task", f"write NAME: {{...}} with the keys {keys}")
     for key, value in row.items():
         if key not in TASK_TYPES:
             raise InputError(f"{where}.{key}", value, "unknown key", f"use {', '.join(TASK_TYPES)}")
@@ -155,17 +154,17 @@ def _check_task(task: str, row: dict[str, Any]) -> None:
     for key, value in row.items():
         kind, words = TASK_TYPES[key]
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise InputError(f"{where}.{key}", value, f"no {words}", f"give a {words}")
+            raise InputError(f"{where}.{key}", value, f"not a {words}", f"give a {words}")
     if row["env"] == "preference":
-        reason = "a reward model grades it, as a whole"
+        reason = "only a reward model can grade it, and not in a mixture"
         raise InputError(f"{where}.env", "preference", reason, "set env.name=preference")
     weight = row["weight"]
     if not 0 <= weight < math.inf:
         reason = "negative" if weight < 0 else "not finite"
-        raise InputError(f"{where}.weight", weight, reason, "0 only evaluates it")
+        raise InputError(f"{where}.weight", weight, reason, "use 0 to evaluate it only")
     if "heldout_prompts" in row and weight > 0:
-        reason = "it has a share of env.heldout_prompts"
-        remedy = "leave it to tasks of weight 0"
+        reason = "with a weight its share of env.heldout_prompts is fixed"
+        remedy = "set it only for tasks of weight 0"
         raise InputError(f"{where}.heldout_prompts", row["heldout_prompts"], reason, remedy)
     if row.get("heldout_prompts", 1) < 1:
         value = row["heldout_prompts"]

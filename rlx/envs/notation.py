@@ -1,7 +1,7 @@
-r"""The notation of short answers: one kind of LaTeX, what an answer is, and its values and units.
+r"""The notation of short answers: one form of LaTeX, the kind of an answer, values and units.
 
-`plain` rewrites text and LaTeX of many kinds to one; `read` tells values from lists, sets, tuples,
-intervals, unions and what is said of a variable; `quantity`, `latex` and `number` read a value.
+`plain` rewrites text and many forms of LaTeX to one; `read` distinguishes values, lists, sets,
+tuples, intervals, unions and assignments; `quantity`, `latex` and `number` parse a value.
 Conventions where notation is ambiguous are those of rlx.envs.answers.
 """
 
@@ -14,7 +14,7 @@ import unicodedata
 from fractions import Fraction
 from typing import NamedTuple
 
-DEEPEST_ANSWER = 20  # brackets; the parser takes exponential time
+DEEPEST_ANSWER = 20  # nested brackets; the parser takes exponential time
 
 
 def _joined(grouped: re.Match) -> str:
@@ -81,7 +81,7 @@ REWRITE = [(re.compile(pattern), new) for pattern, new in REWRITES]
 
 @functools.lru_cache(maxsize=4096)
 def plain(text: str) -> str:
-    """The answer without its fonts, spacing and dress, in LaTeX that the rest of the file reads."""
+    """The answer without fonts, spacing and wrappers, in the LaTeX that this module reads."""
     text = SUPERSCRIPT.sub(lambda m: "^{" + unicodedata.normalize("NFKC", m[0]) + "}", text)
     text = "".join(_ascii(char) for char in text).strip("*`\"' \n")
     for _ in range(DEEPEST_ANSWER):
@@ -120,16 +120,16 @@ UNORDERED, INTERVALS = (",", "{"), ("()", "[]", "(]", "[)")
 
 
 class Part(NamedTuple):
-    """`kind` "" is one value, in LaTeX; "," a list; "{" a set; "u" a union; else two brackets."""
+    """`kind`: "" one value, in LaTeX; "," a list; "{" a set; "u" a union; else two brackets."""
 
     kind: str
     text: str
     parts: tuple[Part, ...] = ()
-    name: str = ""  # of the variable that it is said to be
+    name: str = ""  # of the variable that it is assigned to
 
 
 def read(text: str, inside: bool = False) -> Part:
-    """The structure of an answer that `plain` has rewritten; `inside` brackets or not."""
+    """The structure of an answer rewritten by `plain`; inside: within brackets."""
     grouped = GROUPED if not inside or ", " in text else None
     pieces = [one for piece in _split(text, LIST, grouped) for one in _signs(piece)]
     if len(pieces) > 1:
@@ -152,7 +152,7 @@ def read(text: str, inside: bool = False) -> Part:
 
 
 def _split(text: str, separator: re.Pattern, whole: re.Pattern | None = None) -> list[str]:
-    """Cut at the separators outside all brackets, and outside what `whole` matches there."""
+    """Cut at separators outside all brackets and outside matches of `whole`."""
     depth, start, free, pieces = 0, 0, 0, []
     patterns = [BRACKET, separator, *([whole] if whole else [])]
     marks = [mark for pattern in patterns for mark in pattern.finditer(text)]
@@ -176,7 +176,7 @@ def _signs(text: str) -> list[str]:
 
 
 def _enclosed(text: str) -> tuple[str, str]:
-    """Its brackets and what they hold, if one pair holds everything; else two empty texts."""
+    """Its brackets and their content, if one pair encloses everything; else two empty texts."""
     depth, first = 0, BRACKET.match(text)
     for mark in BRACKET.finditer(text):
         depth += 1 if mark[0][-1] in "([{" else -1
@@ -188,7 +188,7 @@ def _enclosed(text: str) -> tuple[str, str]:
 
 
 def _assigned(text: str) -> tuple[str, str]:
-    """("x", "5") of x=5, 5=x, x=2+3=5 and x in 5; ("", text) where it is no assignment."""
+    """("x", "5") of x=5, 5=x, x=2+3=5 and x in 5; ("", text) if it is not an assignment."""
     signs = [mark[1] for mark in RELATION.finditer(text)]
     sides = [side.strip() for side in _split(text, RELATION)]
     if len(sides) != len(signs) + 1 or not set(signs) <= {"=", r"\in"} or not signs:
@@ -203,7 +203,7 @@ def _assigned(text: str) -> tuple[str, str]:
 
 
 def _interval(text: str) -> Part:
-    """x>2 and 1<x<2 as intervals of x; other text as it is."""
+    """x>2 and 1<x<2 as intervals of x; other text unchanged."""
     signs = [mark[1] for mark in RELATION.finditer(text)]
     sides = [side.strip() for side in _split(text, RELATION)]
     if len(sides) != len(signs) + 1 or len(signs) not in (1, 2):
@@ -260,12 +260,12 @@ UNREADABLE = re.compile(
     r"|\d ?\\frac ?\{\d+\} ?\{\d+\}"  # neither a mixed number nor a product
     r"|(?<![\\a-zA-Z{])[a-zA-Z]{4,}"  # a word
     r"|\\(?:ldots|approx|sim|equiv|emptyset|%)|:|\d{4}-\d\d-\d\d|/[^/]+/"
-    r"|\\binom(?! ?\{\w{1,4}\} ?\{\w{1,4}\})|\\(?:gcd|lcm)[^a-z].*\^"  # evaluated as they are read
+    r"|\\binom(?! ?\{\w{1,4}\} ?\{\w{1,4}\})|\\(?:gcd|lcm)[^a-z].*\^"  # evaluated while parsing
 )
 
 
 def quantity(text: str) -> tuple[str, str]:
-    """A value and the key of its unit, if it is a known one."""
+    """A value and the key of its unit, if the unit is known."""
     if prefix := CURRENCY.match(text):
         return text[prefix.end() :].strip(), f"{unit_key(prefix[1])}^1"
     found = UNIT.fullmatch(text)
@@ -283,13 +283,13 @@ def quantity(text: str) -> tuple[str, str]:
 
 
 def unit_key(word: str) -> str:
-    """Of a word that measures something; the same for all its spellings."""
+    """The key of a unit, the same for all its spellings; "" of other words."""
     word = word.lower() if len(word) > 1 else word
     return UNIT_KEYS.get(word) or UNIT_KEYS.get(word.removesuffix("s"), "")
 
 
 def latex(text: str) -> str:
-    """What the parser may read: no per cent, base, word or mixed number; "" for what it may not."""
+    """LaTeX for the parser, without per cent, base, words or mixed numbers; "" if unreadable."""
     if text.endswith(r"\%"):
         text = text[:-2].strip()
         inner = latex(text)
@@ -334,7 +334,7 @@ def number(text: str) -> Fraction | None:
 
 
 def bare(text: str) -> str:
-    """For comparison as text: no spaces, words in lower case."""
+    """For comparison as text: without spaces, words in lower case."""
     text = re.sub(r"(?<=\d) (?=\d)", "_", text)
     text = re.sub(r"\s|\\cdot|(?<=\w)\.$", "", text)
     return text.lower() if re.search(r"[a-zA-Z]{2}", text) else text

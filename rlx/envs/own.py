@@ -1,22 +1,22 @@
-"""A task of one's own: a Python file with two functions or three, `env.name=path/to/task.py`.
+"""Your own task: a Python file with two or three functions, `env.name=path/to/task.py`.
 
-    def problems(seed, **kwargs):             pairs of a prompt and an answer, for as long as asked
+    def problems(seed, **kwargs):             pairs of a prompt and an answer, as many as needed
         yield "2+3=", "5"
 
     def grade(answer, completion):            a score in [0, 1]; 1 is a pass
         return float(completion == answer)
 
-`env.kwargs` go to `problems`. The first prompts are held out, duplicates are passed over. A sample
-that the length limit cut scores 0 without being graded. An answer that is text is also the
-reference solution of a warm start.
+`env.kwargs` are passed to `problems`. The first prompts are held out, duplicates are skipped. A
+sample truncated by the length limit scores 0 without being graded. An answer that is text is also
+the reference solution of a warm start.
 
     def reply(answer, turns):                 optional: text, or None to end the episode
         return None if turns[-1] == answer else "no"
 
-`turns` is a tuple: what the policy said, the reply, what the policy said next, and so on. A task
-with `reply` is also graded on it: `grade(answer, turns)`. Without env.tokenizer a policy knows the
-characters of prompts and answers, and those of a text CHARACTERS in the file; a reply with others
-is a failure of the task.
+`turns` is a tuple: the policy's turn, the reply, the policy's next turn, and so on. A task with
+`reply` is graded on the turns too: `grade(answer, turns)`. Without env.tokenizer the vocabulary is
+the characters of prompts and answers, and of a text CHARACTERS in the file; a reply with other
+characters is a failure of the task.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ DRAWS_PER_PROMPT = 10  # before giving up on distinct ones
 
 
 class OwnTask:
-    """Raises InputError on a file without the two functions, or with other than pairs."""
+    """Raises InputError on a file without the two functions, or if it does not yield pairs."""
 
     def __init__(
         self, file: str, /, *, train_prompts: int, heldout_prompts: int, seed: int, **kwargs: Any
     ):
         self.file = file
-        with _said_if_slow(file):
+        with _note_if_slow(file):
             self.module = _load(file)
             pairs = self._pairs(train_prompts, heldout_prompts, seed, kwargs)
         self.heldout = data.numbered(pairs[:heldout_prompts])
@@ -71,7 +71,7 @@ class OwnTask:
     def _pairs(
         self, train_prompts: int, heldout_prompts: int, seed: int, kwargs: dict[str, Any]
     ) -> list[tuple[str, Any]]:
-        """As many distinct ones as asked for. Raises InputError where there are too few."""
+        """Distinct pairs, as many as needed. Raises InputError if there are too few."""
         _check_call(self.file, "grade", self.module.grade, "answer", "completion")
         _check_call(self.file, "problems", self.module.problems, seed, **kwargs)
         wanted = train_prompts + heldout_prompts
@@ -87,7 +87,7 @@ class OwnTask:
         raise InputError("env.train_prompts", train_prompts, reason, "ask for fewer")
 
     def _drawn(self, seed: int, kwargs: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-        """What problems() gives, checked. Raises InputError where it fails."""
+        """The pairs of problems(), checked. Raises InputError if it fails."""
         try:
             yield from map(
                 _checked, repeat(self.file), count(), self.module.problems(seed, **kwargs)
@@ -98,21 +98,21 @@ class OwnTask:
             raise _fault(self.file, error, "in problems()") from error
 
     def grade(self, problem: Problem, completion: Any, stopped: bool) -> float:
-        """The file's score, which may do what it likes with a copy; 0 if the sample was cut."""
+        """The file's score, given a copy of the answer; 0 if the sample was truncated."""
         return self.module.grade(copy.deepcopy(problem.answer), completion) if stopped else 0.0
 
     def _reply(self, problem: Problem, turns: tuple[str, ...]) -> str | None:
         return self.module.reply(copy.deepcopy(problem.answer), turns)
 
     def well_formed(self, completion: Any, stopped: bool) -> bool:
-        """Whether it stopped and says anything; of an episode, its last turn."""
+        """Whether it stopped and is not empty; of an episode, its last turn."""
         text = completion if isinstance(completion, str) else completion[-1]
         return stopped and text.strip() != ""
 
     def solution(self, problem: Problem, rng: np.random.Generator, worked: bool) -> str:
-        """The answer, where it is text; `rng` and `worked` are not used. InputError otherwise."""
+        """The answer, if it is text; `rng` and `worked` are not used. InputError otherwise."""
         if not isinstance(problem.answer, str):
-            reason = "an answer is no text to learn"
+            reason = "an answer is not text, and cannot be a solution"
             raise InputError("env.name", self.file, reason, "set warm_start.steps=0")
         return problem.answer
 
@@ -122,8 +122,8 @@ class OwnTask:
 
 
 @contextlib.contextmanager
-def _said_if_slow(file: str) -> Iterator[None]:
-    """Names the file at the terminal if it is not done after SLOW_S: it may hang."""
+def _note_if_slow(file: str) -> Iterator[None]:
+    """Prints a note if it is not done after SLOW_S: the file may hang."""
     text = f"env.name={file}: still waiting for its problems after {SLOW_S:g} s"
     timer = threading.Timer(SLOW_S, print, [text], {"file": sys.stderr, "flush": True})
     timer.daemon = True
@@ -141,7 +141,7 @@ def _load(file: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # its classes can be pickled, and be dataclasses
+    sys.modules[name] = module  # so that its classes can be pickled, or be dataclasses
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
@@ -154,22 +154,22 @@ def _load(file: str) -> ModuleType:
 
 
 def _fault(file: str, error: BaseException, where: str = "") -> InputError:
-    """What the file raised, at the last of its lines that was running."""
+    """The error of the file, with the last line of it that was running."""
     lines = [s.lineno for s in traceback.extract_tb(error.__traceback__) if s.filename == file]
     reason = f"{type(error).__name__}: {base.first_line(error)}"
     reason = " ".join([reason, where, f"at line {lines[-1]}" if lines else ""])
-    return InputError("env.name", file, " ".join(reason.split()), "mend the file")
+    return InputError("env.name", file, " ".join(reason.split()), "fix the file")
 
 
 def _check_call(file: str, name: str, function: Callable, *args: Any, **kwargs: Any) -> None:
-    """Raises InputError if the function cannot be called with these."""
+    """Raises InputError if the function cannot be called with these arguments."""
     try:
         signature = inspect.signature(function)
         signature.bind(*args, **kwargs)
     except (TypeError, ValueError) as error:
         if name == "problems" and kwargs:
             takes = ", ".join(list(signature.parameters)[1:]) or "nothing"
-            remedy = f"give what problems() of {file} takes after the seed: {takes}"
+            remedy = f"problems() of {file} takes, after the seed: {takes}"
             raise InputError("env.kwargs", kwargs, error, remedy) from None
         remedy = "write problems(seed, ...) and grade(answer, completion)"
         remedy = "write reply(answer, turns)" if name == "reply" else remedy
@@ -177,7 +177,7 @@ def _check_call(file: str, name: str, function: Callable, *args: Any, **kwargs: 
 
 
 def _characters(file: str, module: ModuleType) -> str:
-    """What may be said besides prompts and answers."""
+    """Characters of the vocabulary besides those of prompts and answers."""
     more = getattr(module, "CHARACTERS", "")
     if not isinstance(more, str):
         reason = f"CHARACTERS is a {type(more).__name__}, not text"
@@ -186,7 +186,7 @@ def _characters(file: str, module: ModuleType) -> str:
 
 
 def _checked(file: str, i: int, pair: Any) -> tuple[str, Any]:
-    """A pair of a prompt that can be written and an answer that can reach a grading process."""
+    """A pair of a prompt that can be encoded and an answer that can be sent to a grader."""
     if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) and pair[0]):
         reason = f"item {i} of problems() is {reprlib.repr(pair)}"
         raise InputError("env.name", file, reason, "yield (prompt, answer)")
@@ -195,6 +195,6 @@ def _checked(file: str, i: int, pair: Any) -> tuple[str, Any]:
         pickle.dumps(pair[1])
     except Exception as error:
         reason = f"item {i} of problems(): {type(error).__name__}: {base.first_line(error)}"
-        remedy = "yield text that can be written, and an answer that can be pickled"
+        remedy = "yield text that can be encoded, and an answer that can be pickled"
         raise InputError("env.name", file, reason, remedy) from None
     return pair

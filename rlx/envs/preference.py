@@ -1,13 +1,13 @@
-"""Prompts with completions that people, or a model, have compared.
+"""Prompts with pairs of completions, compared by people or by a model.
 
 A file of JSON lines (or Parquet rows) {"prompt": TEXT, "chosen": TEXT, "rejected": TEXT}; a prompt
 may have several pairs. Prompts are divided into training and held-out ones, so a reward model and
 a policy that read the same file with the same `env.seed` and sizes hold out the same prompts.
 
-There is no grade without a reward model: a pass is a completion that stopped and that the model of
-`algo.reward_model` scores above the prompt's reference, which is the `chosen` text of its first
-pair. Since the model reads tokens, on devices, rlx.rollout.scorer makes that comparison for
-training and evaluation alike, and `grade` refuses.
+Grading needs a reward model: a completion passes if it stopped and the model of `algo.reward_model`
+scores it above the prompt's reference, the `chosen` text of its first pair. Since the model reads
+tokens, on devices, rlx.rollout.scorer makes this comparison for training and evaluation; `grade`
+raises.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FIELDS = ("prompt", "chosen", "rejected")
 
 
 class Pair(NamedTuple):
-    """Two completions of one prompt; `where` it stands in the file, for messages."""
+    """Two completions of one prompt; `where`: place in the file, for messages."""
 
     chosen: str
     rejected: str
@@ -35,7 +35,7 @@ class Pair(NamedTuple):
 class Preference:
     """`Problem.answer` is the list of the prompt's pairs.
 
-    Raises InputError that names the line which is no pair.
+    Raises InputError naming a line that is not a pair.
     """
 
     def __init__(self, *, train_prompts: int, heldout_prompts: int, seed: int, path: str):
@@ -56,16 +56,16 @@ class Preference:
         self.max_prompt_tokens = max(len(p.prompt) for p in [*self.train, *self.heldout])
 
     def reference(self, problem: Problem) -> str:
-        """What a completion is compared with."""
+        """The completion that others are compared with."""
         return problem.answer[0].chosen
 
     def grade(self, problem: Problem, completion: str, stopped: bool) -> float:
-        """Always an InputError: see the module."""
-        reason = "a reward model grades it"
+        """Raises InputError: see the module."""
+        reason = "only a reward model can grade it"
         raise InputError("env.name", "preference", reason, "set algo.reward_model")
 
     def well_formed(self, completion: str, stopped: bool) -> bool:
-        """Whether it stopped and says anything."""
+        """Whether it stopped and is not empty."""
         return stopped and completion.strip() != ""
 
     def solution(self, problem: Problem, rng: np.random.Generator, worked: bool) -> str:
@@ -73,5 +73,5 @@ class Preference:
         return self.reference(problem)
 
     def ceiling(self, problems: Sequence[Problem], max_new_tokens: int) -> None:
-        """None: how often a model can be made to prefer something else is unknown."""
+        """None: how often a policy can beat the reference is unknown."""
         return None

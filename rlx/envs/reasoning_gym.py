@@ -1,13 +1,13 @@
-"""Any dataset of the reasoning-gym library, by name, or several, graded by the library.
+"""Datasets of the reasoning-gym library, one by name or several, graded by the library.
 
     env.name=reasoning_gym  env.kwargs={dataset: chain_sum, min_terms: 2, max_terms: 3}
     env.name=reasoning_gym  env.kwargs.mixture=[{dataset: chain_sum, weight: 2, max_terms: 3},
                                                 {dataset: gcd, weight: 1}]
 
-The prompt is the question and a newline. Scores are the library's own: many datasets give partial
+The prompt is the question and a newline. Scores are the library's: many datasets give partial
 credit, such as 0.01 for any text or a share for an answer with words around it, so only a score
-of 1 is a pass. A policy can write only the characters that occur in the drawn questions and
-reference answers, unless env.tokenizer names the tokenizer of a checkpoint.
+of 1 is a pass. Without env.tokenizer the vocabulary is the characters of the drawn questions and
+reference answers.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from rlx.envs.mixture import mixture as mix
 from rlx.errors import InputError
 from rlx.problem import Problem
 
-DRAWS_PER_PROMPT = 10  # draws per distinct question wanted, before giving up
+DRAWS_PER_PROMPT = 10  # draws per distinct question before giving up
 
-# These iterate over sets, whose order changes from process to process.
+# These iterate over sets, whose order differs between processes.
 HASH_ORDERED = (
     "isomorphic_strings",
     "knight_swap",
@@ -42,13 +42,13 @@ HASH_ORDERED = (
 
 
 def reasoning_gym(*, mixture: list[dict[str, Any]] | None = None, **kwargs: Any) -> Env:
-    """One dataset, or several as the tasks of a mixture, which are named after them."""
+    """One dataset, or several as the tasks of a mixture, named after them."""
     if mixture is None:
         return ReasoningGym(**kwargs)
     sizes = ("train_prompts", "heldout_prompts", "seed")
     for key in set(kwargs) - set(sizes):
         remedy = "put it into one of its rows"
-        raise InputError(f"env.kwargs.{key}", kwargs[key], "beside a mixture", remedy)
+        raise InputError(f"env.kwargs.{key}", kwargs[key], "not allowed with a mixture", remedy)
     return mix(**kwargs, tasks=tasks_of(mixture))
 
 
@@ -58,7 +58,7 @@ def tasks_of(mixture: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     for row in mixture:
         if not isinstance(row, dict):
             raise InputError(
-                "env.kwargs.mixture", row, "no row", "write {dataset: NAME, weight: 1}"
+                "env.kwargs.mixture", row, "not a row", "write {dataset: NAME, weight: 1}"
             )
         inner = {key: value for key, value in row.items() if key != "weight"}
         name = str(row.get("dataset"))
@@ -71,8 +71,8 @@ def tasks_of(mixture: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 class ReasoningGym:
     """Questions of one dataset, distinct by text. `Problem.answer` is the library's entry.
 
-    `config` holds the dataset's own parameters. Raises InputError if the library is absent, on a
-    dataset or parameter it does not know, and where it has too few distinct questions.
+    `config`: parameters of the dataset. Raises InputError if the library is missing, on an unknown
+    dataset or parameter, and if there are too few distinct questions.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class ReasoningGym:
         **config: Any,
     ):
         wanted = heldout_prompts + train_prompts
-        # Entry i of the library depends on seed + i: neighbouring seeds must land far apart.
+        # Entry i of the library depends on seed + i, so neighbouring seeds are spread far apart.
         library_seed = int(np.random.default_rng(seed).integers(2**31))
         size = DRAWS_PER_PROMPT * wanted
         self._dataset = _create(dataset, config, seed=library_seed, size=size)
@@ -107,17 +107,17 @@ class ReasoningGym:
         self.max_prompt_tokens = max(len(p.prompt) for p in problems)
 
     def _try_grader(self, entry: dict[str, Any]) -> None:
-        """Raises InputError if it fails on its own answer: `grade` would score everything 0."""
+        """Raises InputError if the grader fails on the reference; `grade` would score it 0."""
         if entry["answer"] is not None:
             with _blamed("dataset", entry["metadata"].get("source_dataset")):
                 self._dataset.score_answer(entry["answer"], entry)
 
     def grade(self, problem: Problem, completion: str, stopped: bool) -> float:
-        """The library's score of the stripped completion, clipped to [0, 1]; 0 if cut.
+        """The library's score of the stripped completion, clipped to [0, 1]; 0 if truncated.
 
-        Some of the library's graders raise on text they cannot parse: that, or a score that is not
-        finite, is an answer that earns 0. Graders that evaluate arithmetic can be slow on text
-        such as 9**9**9: env.grade_timeout_s bounds them.
+        Some of the library's graders raise on text that they cannot parse: this, or a score that is
+        not finite, scores 0. Graders that evaluate arithmetic can be slow on text such as 9**9**9:
+        env.grade_timeout_s limits them.
         """
         if not stopped:
             return 0.0
@@ -128,13 +128,13 @@ class ReasoningGym:
         return min(max(score, 0.0), 1.0) if math.isfinite(score) else 0.0
 
     def well_formed(self, completion: str, stopped: bool) -> bool:
-        """Whether it stopped and says anything."""
+        """Whether it stopped and is not empty."""
         return stopped and completion.strip() != ""
 
     def solution(self, problem: Problem, rng: np.random.Generator, worked: bool) -> str:
-        """The reference answer; the library has no worked ones, and `rng` is not used.
+        """The reference answer; there are no worked ones, and `rng` is not used.
 
-        Raises InputError where the dataset has a grader but no reference answer.
+        Raises InputError if the dataset has no reference answers.
         """
         entry = problem.answer
         if entry["answer"] is None:
@@ -150,7 +150,7 @@ class ReasoningGym:
 
 def _import_library() -> ModuleType:
     try:
-        with warnings.catch_warnings():  # a dependency compares with `is` to a literal
+        with warnings.catch_warnings():  # a dependency compares a literal with `is`
             warnings.filterwarnings("ignore", category=SyntaxWarning)
             import reasoning_gym
     except ImportError as error:
@@ -160,11 +160,11 @@ def _import_library() -> ModuleType:
 
 
 def _create(name: str | None, config: dict[str, Any], *, seed: int, size: int) -> Any:
-    """The library's dataset; every name and parameter is checked before it is made."""
+    """The library's dataset; its name and parameters are checked first."""
     library = _import_library()
     known = library.factory.DATASETS
     if not isinstance(name, str) or name not in known:
-        hint = _closest(str(name), known) or "chain_sum, for example"
+        hint = _closest(str(name), known) or "for example chain_sum"
         raise InputError("env.kwargs.dataset", name, "unknown dataset", f"try {hint}")
     if name in HASH_ORDERED and os.environ.get("PYTHONHASHSEED", "random") == "random":
         reason = "its entries depend on Python's hash seed"
@@ -181,7 +181,7 @@ def _create(name: str | None, config: dict[str, Any], *, seed: int, size: int) -
 
 @contextlib.contextmanager
 def _blamed(key: str, value: Any, remedy: str = "choose another dataset or other parameters"):
-    """What the library raises, whatever its kind, is an InputError of env.kwargs."""
+    """Turns any exception of the library into an InputError of env.kwargs."""
     try:
         yield
     except Exception as error:

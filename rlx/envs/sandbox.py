@@ -1,11 +1,11 @@
-"""Run a foreign Python program behind walls and say what it printed. See rlx.envs.jail.
+"""Run a foreign Python program in isolation and return its output. See rlx.envs.jail.
 
     run(source, stdin)             one program, its standard output
-    converse(server, client)       two programs, each behind walls of its own, and a socket between
-    Session(source)                one program that answers line by line, for as long as it is asked
+    converse(server, client)       two programs, isolated from each other, with a socket between
+    Session(source)                one program that answers line by line
 
-What a program did is judged from outside, by what came out of it. Nothing it does can outlive the
-call: the process that holds its namespace is killed, and with it everything inside. Linux only.
+A program is judged from outside, by its output. Nothing of it outlives the call: the process that
+holds its namespace is killed, and with it everything inside. Linux only.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ JAIL = str(Path(__file__).with_name("jail.py"))
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 CHUNK = 65536
-TICK_S = 0.02  # between two looks at the memory of a run
+TICK_S = 0.02  # between two polls of a run's memory
 
 
 class SandboxError(Exception):
-    """The walls could not be built here: nothing was run."""
+    """Programs cannot be isolated here: nothing was run."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one program may use, with all that it starts.
+    """Limits of one program and all its processes.
 
-    Memory: one process never maps more; what several hold in sum is looked at every TICK_S, and two
-    looks that find more end the run, so what is written in between comes on top (120 MB on two
-    cores), as do buffers of the kernel (see rlx.envs.jail). Looking takes a kernel that lists
-    children (CONFIG_PROC_CHILDREN, which distributions set); without it the sum has no limit but
+    Memory: one process never maps more. The sum over processes is polled every TICK_S, and two
+    polls above the limit end the run, so memory written in between comes on top (120 MB on two
+    cores), as do buffers of the kernel (see rlx.envs.jail). Polling needs a kernel that lists
+    children (CONFIG_PROC_CHILDREN, set by distributions); without it the sum is limited only by
     `processes` times memory.
     """
 
     wall_s: float = 10.0
     cpu_s: int = 10  # of one process
     memory_mb: int = 512
-    processes: int = 8  # of a run; threads count
+    processes: int = 8  # of a run, including threads
     file_mb: int = 16  # of a file, and of all files together
     output_kb: int = 1024
 
@@ -67,7 +67,7 @@ class Result:
 
 
 class _Jail:
-    """One program in flight."""
+    """A running program."""
 
     def __init__(self, source: str, limits: Limits, isolate: bool, channel: int, stdin, stdout):
         self.limits = limits
@@ -107,9 +107,9 @@ class _Jail:
         os.close(report)
 
     def over(self) -> bool:
-        """Whether program and descendants held more than the limit, at two looks in a row.
+        """Whether program and descendants exceeded the memory limit at two polls in a row.
 
-        One is not enough: a process that is about to start another shares all it has for a moment.
+        One poll is not enough: a process that is forking shares all its memory for a moment.
         """
         now, most = time.monotonic(), self.limits.memory_mb * 1024
         if now < self.next_look:
@@ -123,11 +123,11 @@ class _Jail:
         return over
 
     def end(self) -> str:
-        """Kill what is left; the first line of the report. Raises SandboxError."""
+        """Kill what is left; returns the first line of the report. Raises SandboxError."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, 9)
         self.process.wait()
-        with os.fdopen(self.report, "rb") as f:  # its end: nobody inside is left
+        with os.fdopen(self.report, "rb") as f:  # at its end no process inside is left
             line = f.readline().decode(errors="replace").strip()
         for stream in (self.process.stdin, self.process.stdout):
             if stream:
@@ -141,34 +141,34 @@ class _Jail:
 
 
 def _below(pid: int | str) -> Iterator[str]:
-    """All processes below one, whichever thread started them."""
+    """All descendants of a process, whichever thread started them."""
     for file in glob.glob(f"/proc/{pid}/task/*/children"):
-        with contextlib.suppress(OSError):  # it is gone
+        with contextlib.suppress(OSError):  # it has ended
             for child in Path(file).read_text().split():
                 yield child
                 yield from _below(child)
 
 
 def _kb(pid: str, file: str, *names: str) -> int:
-    """Sum of rows of a file of /proc. The first thread may be gone and hold nothing: the most."""
+    """Sum of rows of a /proc file; maximum over threads, since the first may have ended."""
     most = 0
     for path in glob.glob(f"/proc/{pid}/task/*/{file}"):
-        with contextlib.suppress(OSError):  # it is gone, or may not be read
+        with contextlib.suppress(OSError):  # it has ended, or may not be read
             rows = map(str.split, Path(path).read_text().splitlines())
             most = max(most, sum(int(row[1]) for row in rows if row[0].rstrip(":") in names))
     return most
 
 
 def _shared_kb(pid: str) -> int:
-    """Memory and page tables, pages of several processes by parts where that can be read."""
+    """Memory and page tables, with shared pages divided among processes if that can be read."""
     pages = _kb(pid, "smaps_rollup", "Pss", "SwapPss") or _kb(pid, "status", "VmRSS", "VmSwap")
     return pages + _kb(pid, "status", "VmPTE")
 
 
 def run(source: str, stdin: str = "", limits: Limits = Limits(), isolate: bool = True) -> Result:  # noqa: B008
-    """Run `source` on `stdin`. Raises SandboxError where it cannot be isolated.
+    """Run `source` on `stdin`. Raises SandboxError if it cannot be isolated.
 
-    `isolate=False` keeps the limits on resources and the private directory, and nothing else.
+    `isolate=False` keeps only the resource limits and the private directory.
     """
     deadline = time.monotonic() + limits.wall_s
     jail = _Jail(source, limits, isolate, -1, subprocess.PIPE, subprocess.PIPE)
@@ -180,7 +180,7 @@ def run(source: str, stdin: str = "", limits: Limits = Limits(), isolate: bool =
 
 
 def _exchange(jail: _Jail, data: bytes, out: bytearray, deadline: float) -> str:
-    """Write `data` and read to the end of `out`; the limit that was reached, or ""."""
+    """Write `data` and read all of `out`; returns the limit that was reached, or ""."""
     process = jail.process
     os.set_blocking(process.stdin.fileno(), False)
     with selectors.DefaultSelector() as selector:
@@ -200,7 +200,7 @@ def _exchange(jail: _Jail, data: bytes, out: bytearray, deadline: float) -> str:
 
 
 def _write(selector, stream, data: bytes) -> bytes:
-    """What is left of `data`; the stream is closed at its end, or where nobody reads."""
+    """The rest of `data`; closes the stream at its end, or if nobody reads."""
     try:
         data = data[os.write(stream.fileno(), data[:CHUNK]) :]
     except BrokenPipeError:
@@ -212,7 +212,7 @@ def _write(selector, stream, data: bytes) -> bytes:
 
 
 def _wait(jails: Sequence[_Jail], deadline: float) -> str:
-    """Wait for the end of the last; the limit that was reached, or ""."""
+    """Wait for the last one to end; returns the limit that was reached, or ""."""
     while not (why := _exceeded(jails, deadline)):
         with contextlib.suppress(subprocess.TimeoutExpired):
             jails[-1].process.wait(TICK_S)
@@ -232,9 +232,9 @@ def converse(
     limits: Limits = Limits(),  # noqa: B008
     isolate: bool = True,
 ) -> Result:
-    """Run both, a socket between them at the descriptor in $CHANNEL; how the client ended.
+    """Run both, with a socket between them at the descriptor in $CHANNEL; the client's result.
 
-    Each of the two has the limits for itself, but for the time.
+    Each has its own limits, except for the time.
     """
     deadline = time.monotonic() + limits.wall_s
     quiet = (subprocess.DEVNULL, subprocess.DEVNULL)
@@ -255,7 +255,7 @@ def converse(
 class Session:
     """A program that reads a line from the descriptor in $CHANNEL and writes one back.
 
-    `limits.cpu_s` is for all of it, `wall_s` for each answer. Whoever holds the session ends it.
+    `limits.cpu_s` is for the whole session, `wall_s` for each answer. The caller must call `end`.
     """
 
     def __init__(self, source: str, limits: Limits, isolate: bool = True):
@@ -267,9 +267,9 @@ class Session:
         self.kept = b""
 
     def ask(self, line: str) -> Result:
-        """`ok` with the answer, or why there is none; then the session is over and is to be ended.
+        """`ok` with the answer, or the reason why there is none, after which the caller ends it.
 
-        Raises SandboxError where the program could not be isolated.
+        Raises SandboxError if the program could not be isolated.
         """
         data = f"{line}\n".encode(errors="replace")
         deadline = time.monotonic() + self.jail.limits.wall_s
@@ -293,14 +293,14 @@ class Session:
                             self.kept += chunk
                     except BlockingIOError:
                         pass
-                    except OSError:  # it is gone
+                    except OSError:  # it has ended
                         return Result(self.end(), b"")
                     if not data:
                         selector.modify(self.channel, selectors.EVENT_READ)
         return Result(why, b"")
 
     def end(self) -> str:
-        """Kill what is left; may be called again. How it ended; raises SandboxError."""
+        """Kill what is left, once; returns its status. Raises SandboxError."""
         if self.channel.fileno() < 0:
             return "over"
         self.channel.close()
@@ -315,4 +315,4 @@ def why_not() -> str:
         result = run("print('in')", limits=Limits(wall_s=60))
     except (OSError, SandboxError) as error:
         return str(error)
-    return "" if result.stdout == b"in\n" else f"a first program ended with {result.status}"
+    return "" if result.stdout == b"in\n" else f"a test program ended with {result.status}"

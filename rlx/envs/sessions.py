@@ -1,8 +1,8 @@
-"""What an environment keeps about episodes that are not over, found again by what has happened.
+"""State that an environment keeps about open episodes, found again by their history.
 
-An environment is asked with all turns of an episode, so whatever it keeps beside is no more than a
-saving: known by its history, it may be another episode's of the same history, and one that is lost
-(its process was killed, the run was resumed elsewhere, too many are open) is made again.
+An environment is called with all turns of an episode, so kept state is only a cache: it is keyed by
+history, may belong to another episode with the same history, and is rebuilt if it is lost (its
+process was killed, the run was resumed elsewhere, too many are open).
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import Any
 
-OPEN = 64  # of one process; the oldest is ended
+OPEN = 64  # sessions per process; beyond that the oldest is ended
 
 
 class Sessions:
     def __init__(self, end: Callable[[Any], None]):
-        """end: is called with a session that nobody needs any more."""
+        """end: called with a session that is not needed any more."""
         self.end = end
         self.kept: dict[Hashable, list[Any]] = {}
 
@@ -23,7 +23,7 @@ class Sessions:
         return sum(map(len, self.kept.values()))
 
     def take(self, history: Hashable) -> Any | None:
-        """One with this history, which is kept no longer."""
+        """Remove and return a session with this history."""
         kept = self.kept.get(history)
         if not kept:
             return None

@@ -1,7 +1,7 @@
-"""Chat templates of checkpoints, rendered in a process of their own.
+"""Chat templates of checkpoints, rendered in a separate process.
 
-A template is a program from outside: it may raise anything, loop for ever or fill the memory. The
-process has `CPU_S` seconds for each prompt and `MEMORY_BYTES`; it ends with the one that uses it.
+A template is foreign code: it may raise anything, loop for ever or fill the memory. The process has
+`CPU_S` seconds per prompt and `MEMORY_BYTES`; it ends with the Template object.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ LONGEST = 1 << 20  # characters of a prompt
 
 
 class Template:
-    """Renders as `transformers` does, but for the date: a prompt is the same every day.
+    """Renders as `transformers` does, except for the date: a prompt is the same every day.
 
-    InputError, naming the file, if it is no template or if it does not take a prompt.
+    Raises InputError, naming the file, if it is not a template or fails on a prompt.
     """
 
     def __init__(self, source: str, file: str | Path):
@@ -38,7 +38,7 @@ class Template:
         with self.lock:
             if self.process is None:
                 self._start()
-            return self._ask(values, "the chat template refuses: {}", "change the prompt, or {}")
+            return self._ask(values, "the chat template raised: {}", "change the prompt, or {}")
 
     def _start(self) -> None:
         self.process = subprocess.Popen(
@@ -50,29 +50,29 @@ class Template:
             text=True,
         )
         self.stop = weakref.finalize(self, _stop, self.process)
-        self._ask(self.source, "the chat template is none ({})", "set env.chat=false, or {}")
+        self._ask(self.source, "the chat template is invalid ({})", "set env.chat=false, or {}")
 
     def _ask(self, request: Any, reason: str, remedy: str) -> str:
-        """The text that the process answers."""
+        """The text in the process's answer."""
         try:
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
             answer = self.process.stdout.readline()
         except BrokenPipeError:
             answer = ""
-        except BaseException:  # an interrupt: the answer would be taken for the next one's
+        except BaseException:  # an interrupt: the pending answer must not go to the next request
             self._end()
             raise
-        kind, said = json.loads(answer) if answer.endswith("\n") else ("died", "")
+        kind, text = json.loads(answer) if answer.endswith("\n") else ("died", "")
         if kind == "text":
-            return said
+            return text
         if kind == "died":
             status = self.process.wait()
             late = status == -signal.SIGPROF
-            said = f"more than {CPU_S:g} s" if late else f"its process ended with status {status}"
+            text = f"more than {CPU_S:g} s" if late else f"its process ended with status {status}"
         self._end()
         remedy = remedy.format(f"correct {self.file}")
-        raise InputError("env.chat", True, reason.format(said), remedy)
+        raise InputError("env.chat", True, reason.format(text), remedy)
 
     def _end(self) -> None:
         self.stop()
@@ -85,18 +85,18 @@ def _stop(process: subprocess.Popen) -> None:
     for pipe in (process.stdin, process.stdout):
         try:
             pipe.close()
-        except BrokenPipeError:  # something was left to write
+        except BrokenPipeError:  # unsent data
             pass
 
 
 def compiled(source: str):
-    """The template, in the environment of `transformers`."""
+    """The template, compiled as in `transformers`."""
     from jinja2 import TemplateError, nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """{% generation %} marks what the assistant says; the text is the same."""
+        """{% generation %} marks the assistant's text and does not change it."""
 
         tags = {"generation"}
 
@@ -121,7 +121,7 @@ def compiled(source: str):
 
 
 def rendered(template, values: dict[str, Any]) -> str:
-    """In pieces, so that a flood is cut where it begins. ValueError beyond LONGEST characters."""
+    """Rendered in pieces, so that it stops early. ValueError beyond LONGEST characters."""
     pieces, room = [], LONGEST
     for piece in template.generate(**values):
         room -= len(piece)
@@ -132,11 +132,11 @@ def rendered(template, values: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """First line: the template; then one line of values each. Answers one line each."""
+    """First line: the template; then one line of values each. One answer per line."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     template = None
     for line in sys.stdin:
-        signal.setitimer(signal.ITIMER_PROF, CPU_S)  # ends the process, whatever it does
+        signal.setitimer(signal.ITIMER_PROF, CPU_S)  # kills the process
         try:
             if template is None:
                 template, text = compiled(json.loads(line)), ""

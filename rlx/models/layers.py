@@ -1,11 +1,11 @@
-"""What the blocks are made of: their parameters' axes, a matrix product, RMSNorm."""
+"""Parts of the blocks: the axes of their parameters, a matrix product, RMSNorm."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 
-# What each axis of a parameter stands for; rlx.mesh maps these names to mesh axes.
+# Logical axes of each parameter; rlx.mesh maps them to mesh axes.
 AXES = {
     "embed": ("vocab", "model"),
     "head": ("model", "vocab"),
@@ -36,7 +36,7 @@ AXES = {
 
 
 def matmul(x: jax.Array, w: jax.Array) -> jax.Array:
-    """x[..., D] @ w[D, F], on two axes: a weight gradient over [B, T] costs XLA copies on CPU."""
+    """x[..., D] @ w[D, F], on two axes: on CPU a weight gradient over [B, T] would copy."""
     return (x.reshape(-1, x.shape[-1]) @ w.astype(x.dtype)).reshape(*x.shape[:-1], -1)
 
 

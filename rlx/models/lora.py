@@ -1,9 +1,9 @@
 """Low-rank adapters: W' = W + (alpha / r) A B, with W fixed. Hu et al. 2021 (arXiv 2106.09685).
 
 Adapters are a pytree shaped like the layers they adapt, with {"a": [in, r], "b": [r, out]} in place
-of each matrix. Sampler and learner both run on the merged W', so they share one model; what is
-saved is the state of the optimiser and of checkpoints, not the gradient of W', which is formed on
-its way to A and B.
+of each matrix. Sampler and learner both run on the merged W', so they share one model. This saves
+optimiser state and checkpoint size, but not the gradient of W', from which those of A and B are
+computed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 def init(key: jax.Array, params: Params, rank: int) -> Params:
-    """A ~ N(0, 1/in), B = 0 for every matrix of the blocks, in float32: W' = W at first."""
+    """A ~ N(0, 1/in), B = 0 for every matrix of the blocks, in float32, so W' = W at first."""
 
     def adapters(key: jax.Array, w: jax.Array) -> dict[str, jax.Array]:
         *stacked, n_in, n_out = w.shape
@@ -39,7 +39,7 @@ def init(key: jax.Array, params: Params, rank: int) -> Params:
 
 
 def merged(params: Params, adapters: Params, scale) -> Params:
-    """The parameters with `adapters` in them; what is no adapter (a critic) is taken as it is."""
+    """The parameters with `adapters` merged; other entries of `adapters` (a critic) are added."""
     if isinstance(adapters, dict) and set(adapters) == {"a", "b"}:
         change = jnp.matmul(adapters["a"], adapters["b"])
         return (params + scale * change).astype(params.dtype)
@@ -53,15 +53,15 @@ def merged(params: Params, adapters: Params, scale) -> Params:
 merge = jax.jit(merged)
 
 
-def whole(config: OptimConfig, start: Params, trained: Params) -> Params:
-    """The policy's parameters: what is trained, merged into where it started if it is adapters."""
+def policy_params(config: OptimConfig, start: Params, trained: Params) -> Params:
+    """The policy's parameters: `trained`, or `start` with the trained adapters merged."""
     if not config.lora_rank:
         return trained
     return merge(start, trained, config.lora_alpha / config.lora_rank)
 
 
 def logical_axes(params: Params) -> Params:
-    """As transformer.logical_axes, with the rank of adapters left whole."""
+    """As transformer.logical_axes; the rank of adapters is not split."""
 
     def axes(path: Any, leaf: jax.Array):
         name = path[-1].key

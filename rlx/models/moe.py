@@ -1,4 +1,4 @@
-"""Mixture of experts: a router gives each token K of E feed-forward networks. No token is dropped.
+"""Mixture of experts: a router sends each token to K of E feed-forward networks. None is dropped.
 
     softmax   y = sum_k w_k f_k(x),   w = softmax over all E of x . router, kept for the K largest,
               divided by their sum if `norm_topk`                          (Mixtral, Qwen3)
@@ -6,12 +6,14 @@
     shared    + f_shared(x), for every token
 
 `sorted` orders the (token, expert) pairs by expert and multiplies each run of rows by its expert's
-matrices (jax.lax.ragged_dot); `dense` runs every expert on every token and adds what counts. On a
-mesh each device does this for its own tokens, experts and columns of F; the sum over devices is the
-layer. A token's output depends on no other token, padding included.
+matrices (jax.lax.ragged_dot); `dense` runs every expert on every token and masks. On a mesh each
+device does this for its own tokens, experts and columns of F, and the results are summed over
+devices. A token's output does not depend on other tokens or on padding.
 
-Routing replay: the learner may be told which experts the sampler's router chose (arXiv 2510.11370);
-their weights are still those of its own scores, whose gradient they carry.
+Routing replay: the learner uses the experts that the sampler's router chose (arXiv 2510.11370),
+with weights from its own scores, through which the gradient flows.
+
+K is here the number of experts per token.
 """
 
 from __future__ import annotations
@@ -34,11 +36,11 @@ EXPERT_AXES = {
 
 
 class Routed(NamedTuple):
-    """What a router did; stacked over the sparse layers, [L, B, T, ...]."""
+    """The routing of a layer; stacked over the sparse layers, [L, B, T, ...]."""
 
     score_BTE: jax.Array  # float32: softmax or sigmoid
     expert_BTK: jax.Array
-    moved_BT: jax.Array | None = None  # bool: its own choice would be another than it was told
+    moved_BT: jax.Array | None = None  # bool: its own choice differs from the replayed one
 
 
 def swiglu_shapes(d_model: int, d_ff: int, prefix: str = "") -> dict[str, tuple[int, ...]]:
@@ -47,7 +49,7 @@ def swiglu_shapes(d_model: int, d_ff: int, prefix: str = "") -> dict[str, tuple[
 
 
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Of the parameters of a sparse layer's feed-forward."""
+    """Shapes of the parameters of a sparse layer's feed-forward."""
     c = config
     experts = swiglu_shapes(c.d_model, c.d_ff_expert, "expert_")
     stacked = {name: (c.n_experts, *shape) for name, shape in experts.items()}
@@ -55,18 +57,18 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return {"router": (c.d_model, c.n_experts), **stacked, **shared}
 
 
-def route(router_DE, x_BTD, config: ModelConfig, told_BTK=None) -> tuple[Routed, jax.Array]:
-    """(what was done, the weights or input scales [B, T, K] of the chosen experts), in float32.
+def route(router_DE, x_BTD, config: ModelConfig, replay_BTK=None) -> tuple[Routed, jax.Array]:
+    """(the routing, the weights or input scales [B, T, K] of the chosen experts), in float32.
 
-    told: experts to be taken instead of those of the largest logits.
+    replay: experts to use instead of those with the largest logits.
     """
     logit_BTE = matmul(x_BTD.astype(jnp.float32), router_DE)
     top_BTK, expert_BTK = jax.lax.top_k(logit_BTE, config.experts_per_token)
     moved_BT = None
-    if told_BTK is not None:
-        same_BTKK = expert_BTK[..., None] == told_BTK[..., None, :]
-        moved_BT, expert_BTK = ~jnp.all(jnp.any(same_BTKK, axis=-1), axis=-1), told_BTK
-        top_BTK = jnp.take_along_axis(logit_BTE, told_BTK, axis=-1)
+    if replay_BTK is not None:
+        same_BTKK = expert_BTK[..., None] == replay_BTK[..., None, :]
+        moved_BT, expert_BTK = ~jnp.all(jnp.any(same_BTKK, axis=-1), axis=-1), replay_BTK
+        top_BTK = jnp.take_along_axis(logit_BTE, replay_BTK, axis=-1)
     if config.router == "sigmoid":
         return Routed(jax.nn.sigmoid(logit_BTE), expert_BTK, moved_BT), jax.nn.sigmoid(top_BTK)
     score_BTE = jax.nn.softmax(logit_BTE, axis=-1)
@@ -77,10 +79,10 @@ def route(router_DE, x_BTD, config: ModelConfig, told_BTK=None) -> tuple[Routed,
 
 
 def feed_forward(
-    weights: Params, x_BTD, config: ModelConfig, told_BTK=None
+    weights: Params, x_BTD, config: ModelConfig, replay_BTK=None
 ) -> tuple[jax.Array, Routed]:
-    """(y [B, T, D], what the router did) of a layer with the parameters of `shapes`."""
-    routed, scale_BTK = route(weights["router"], x_BTD, config, told_BTK)
+    """(y [B, T, D], the routing) of a layer with the parameters of `shapes`."""
+    routed, scale_BTK = route(weights["router"], x_BTD, config, replay_BTK)
     scale_BTK = scale_BTK.astype(x_BTD.dtype)
     one_BTK = jnp.ones_like(scale_BTK)
     scales = (scale_BTK, one_BTK) if config.router == "sigmoid" else (one_BTK, scale_BTK)
@@ -93,7 +95,7 @@ def feed_forward(
 
 
 def _over_mesh(w, x_BTD, expert_BTK, inner_BTK, outer_BTK, dispatch: str):
-    """The experts' sum; on the mesh that is visible, each device's part and then their sum."""
+    """The experts' sum; on a visible mesh, the sum over devices of each device's part."""
     compute = {"sorted": _sorted, "dense": _every_expert}[dispatch]
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size <= 1:  # 0: none is visible
@@ -108,14 +110,14 @@ def _over_mesh(w, x_BTD, expert_BTK, inner_BTK, outer_BTK, dispatch: str):
         first = n * jax.lax.axis_index("expert") if "expert" in reduced else 0
         return jax.lax.psum(compute(w, x_BTD, *choices, first), reduced)
 
-    # check_vma: a gather whose index alone differs between devices gets the wrong transpose by it
+    # check_vma gives the wrong transpose of a gather whose index alone differs between devices
     layout = {"in_specs": (specs, *[token_spec] * 4), "out_specs": token_spec}
     spread = jax.shard_map(part, mesh=mesh, **layout, check_vma=False)
     return spread(w, x_BTD, expert_BTK, inner_BTK, outer_BTK)
 
 
 def _every_expert(w, x_BTD, expert_BTK, inner_BTK, outer_BTK, first):
-    """All experts `first` ... on all tokens."""
+    """This device's experts, from number `first`, on all tokens."""
     hot_BTKE = jax.nn.one_hot(expert_BTK - first, w["gate"].shape[0], dtype=x_BTD.dtype)
     inner_BTE1, outer_BTE1 = (
         jnp.einsum("btke,btk->bte", hot_BTKE, scale_BTK)[..., None]
@@ -128,9 +130,9 @@ def _every_expert(w, x_BTD, expert_BTK, inner_BTK, outer_BTK, first):
 
 
 def _sorted(w, x_BTD, expert_BTK, inner_BTK, outer_BTK, first):
-    """Each (token, expert) pair of the experts `first` ... once, in M = B T K rows.
+    """Every (token, expert) pair of this device's experts once, in M = B T K rows.
 
-    Pairs of other devices' experts come last, outside every group, and count 0.
+    Pairs of other devices' experts come last, outside every group, and contribute 0.
     """
     (E, D, _), (*BT, K) = w["gate"].shape, expert_BTK.shape
     expert_M = expert_BTK.reshape(-1) - first
@@ -153,14 +155,14 @@ def _sorted(w, x_BTD, expert_BTK, inner_BTK, outer_BTK, first):
 
 
 def balance(routed: Routed, mask_BT) -> tuple[jax.Array, jax.Array]:
-    """(aux_B, load_LE): the sequence-wise balance loss, and how often each expert was chosen.
+    """(aux_B, load_LE): the sequence-wise balance loss, and the tokens routed to each expert.
 
         aux = sum_i f_i P_i,   f_i = E / (K n) sum_t [i chosen by t],
                                P_i = 1 / n sum_t score_ti / sum_j score_tj
 
     over the n tokens of a sequence with mask 1, averaged over layers: 1 at perfect balance, E / K
-    if all take the same experts with certainty, 0 if n = 0. DeepSeek-V3 (arXiv 2412.19437), Eq.
-    17-20. It is a sum over sequences, so the gradient is the same for any microbatch.
+    if all tokens go to the same experts with certainty, 0 if n = 0. DeepSeek-V3 (arXiv 2412.19437),
+    Eq. 17-20. It is a sum over sequences, so the gradient is the same for any microbatch.
     """
     score_LBTE, expert_LBTK = routed.score_BTE, routed.expert_BTK
     E, K = score_LBTE.shape[-1], expert_LBTK.shape[-1]
@@ -175,21 +177,21 @@ def balance(routed: Routed, mask_BT) -> tuple[jax.Array, jax.Array]:
 
 
 def moved(routed: Routed, mask_BT) -> jax.Array:
-    """[2]: tokens whose own routing would be another in any layer, and in how many layers."""
+    """[2]: tokens whose own routing differs from the replayed one, and their layers, summed."""
     moved_LBT = routed.moved_BT & mask_BT.astype(bool)[None]
     return jnp.stack([jnp.sum(jnp.any(moved_LBT, axis=0)), jnp.sum(moved_LBT)]).astype(jnp.float32)
 
 
-def zero_balance(config: ModelConfig, told: bool = False) -> dict[str, jax.Array]:
-    """Sums to which slices of a batch add."""
+def zero_balance(config: ModelConfig, replay: bool = False) -> dict[str, jax.Array]:
+    """Initial sums over slices of a batch."""
     shape = (len(config.sparse_layers), config.n_experts)
     sums = {"router/aux": jnp.zeros(()), "router/load": jnp.zeros(shape)}
-    return sums | ({"router/moved": jnp.zeros(2)} if told else {})
+    return sums | ({"router/moved": jnp.zeros(2)} if replay else {})
 
 
 def pop_balance(sums: dict[str, jax.Array], experts_per_token: int = 1) -> dict[str, jax.Array]:
-    """Metrics of a batch: its mean loss, and E times the largest share that an expert has; where
-    the experts were told, the shares of tokens, and of choices, that would be others.
+    """Metrics of a batch: its mean loss, and E times the largest share of an expert; with routing
+    replay, the shares of tokens, and of choices, that the learner's router would route differently.
     """
     load_LE = sums.pop("router/load")
     total_L1 = jnp.maximum(jnp.sum(load_LE, axis=1, keepdims=True), 1)

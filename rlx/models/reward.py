@@ -2,7 +2,7 @@
 
     r(x, y) = value . hidden(last token of y)
 
-The last token is the stop token, or whatever was drawn last where the length limit cut the sample.
+The last token is the stop token, or the last sampled one if the length limit truncated the sample.
 A prompt runs once for all its completions, as in `transformer.extend`.
 """
 
@@ -32,7 +32,7 @@ def padded(
     prompts: Sequence[Sequence[int]], groups: Sequence[Sequence[Sequence[int]]], U: int, T: int,
     pad_id: int, rows: int = 0,
 ) -> Texts:  # fmt: skip
-    """Groups of as many completions each, in token ids; up to `rows` prompts of one pad token."""
+    """Token ids of groups of equal size; padded up to `rows` prompts with one pad token each."""
     prompt_PU, prompt_length_P = right_padded(prompts, U, pad_id, rows)
     completions = [completion for group in groups for completion in group]
     B = len(prompt_PU) * len(groups[0])

@@ -1,14 +1,14 @@
-"""Rotary positions, and the ways to stretch them beyond the context that a model was trained on.
+"""Rotary position embeddings, and their extensions beyond the context of pretraining.
 
-The pair i of a head's H/2 pairs turns by position * f_i, f_i = theta^(-2i/H). Stretched by s,
+Pair i of a head's H/2 pairs is rotated by position * f_i, f_i = theta^(-2i/H). Stretched by s,
 
     f_i <- f_i (kept_i + (1 - kept_i) / s)
 
     linear   kept = 0: all positions are divided by s
-    llama3   kept = clip((r_i - low) / (high - low), 0, 1), r_i = turns of the pair over the
-             original context: fast pairs stay, slow ones are stretched (Llama 3.1)
-    yarn     the same ends, linear in i between the pairs that turn `high` and `low` times, those
-             rounded outwards; queries and keys grow by 0.1 ln s + 1 (arXiv 2309.00071)
+    llama3   kept = clip((r_i - low) / (high - low), 0, 1), r_i = rotations of the pair over the
+             original context: fast pairs are kept, slow ones stretched (Llama 3.1)
+    yarn     the same limits, linear in i between the pairs with `high` and `low` rotations, rounded
+             outwards; queries and keys are scaled by 0.1 ln s + 1 (arXiv 2309.00071)
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ def kept_share(config: ModelConfig, frequency_h: jax.Array) -> jax.Array:
         return jnp.zeros(half)
     if c.rope_scaling == "llama3":
         turns_h = c.rope_original_context * frequency_h / (2 * math.pi)
-        width = c.rope_high - c.rope_low or 1e-6  # no pair in between: a step
+        width = c.rope_high - c.rope_low or 1e-6  # low = high: a step
         return jnp.clip((turns_h - c.rope_low) / width, 0, 1)
 
     def pair(turns: float) -> float:
         return half * math.log(c.rope_original_context / (turns * 2 * math.pi), c.rope_theta)
 
     first, last = max(math.floor(pair(c.rope_high)), 0), math.ceil(pair(c.rope_low))
-    last = min(last, 2 * half - 1)  # as published: the bound is the head size, not the pairs
+    last = min(last, 2 * half - 1)  # as published: bounded by the head size, not the pairs
     width = last - first or 0.001
     return 1 - jnp.clip((jnp.arange(half, dtype=jnp.float32) - first) / width, 0, 1)
 

@@ -8,11 +8,11 @@ Parameters are a plain pytree (nested dicts; `layers` is a list, or one stacked 
     decode    one token per slot, appended to the slot's cache          (the sampler)
 
 Prompts are padded on the right: the token at position s of a sequence has its keys/values in column
-s. The learner runs a group's prompt once, as the sampler does. `published` makes the weights that
-the sampler reads: a list of layers, whatever the learner loops over, in the dtype of its products.
+s. The learner runs a group's prompt once, as the sampler does. `published` makes the weights for
+the sampler: a list of layers even if the learner scans them, in the dtype of its products.
 
 The block is an nnx module only for its initialiser and its call: at the jit boundary everything
-is a plain pytree, since dispatching an nnx module costs many times a decode step.
+is a plain pytree, since dispatching an nnx module takes many times as long as a decode step.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from rlx.models.layers import AXES, matmul, rms_norm
 from rlx.models.rope import rope
 from rlx.types import Params
 
-# Between blocks a device keeps a part of the model's width; within, its own heads or columns of F.
+# Between blocks a device holds a part of d_model; within, its own heads or columns of F.
 RESIDUAL, WHOLE = ("prompts", None, "residual"), ("prompts", None, None)
-# Matrices that are cast to the activations' dtype where they are used; the head has its own.
+# Matrices that are cast to the activations' dtype when used; the head has its own dtype.
 CAST = ("q", "k", "v", "o", "gate", "up", "down", "q_bias", "k_bias", "v_bias")
 CAST += tuple(f"{kind}_{name}" for kind in ("expert", "shared") for name in ("gate", "up", "down"))
 
 
 class Block(nnx.Module):
-    """x + attention(norm(x)), then x + swiglu(norm(x)); `sparse`: that of the token's experts."""
+    """x + attention(norm(x)), then x + swiglu(norm(x)); `sparse`: with experts."""
 
     def __init__(self, config: ModelConfig, sparse: bool, rngs: nnx.Rngs):
         c, init = config, nnx.initializers.lecun_normal()
@@ -76,35 +76,35 @@ class Block(nnx.Module):
         return y
 
     def _turned(self, x_BTNH, position_BT, local):
-        """With RoPE; in layers without it, as it is."""
+        """With RoPE applied, except in layers without it."""
         c, y_BTNH = self.config, rope(x_BTNH, position_BT, self.config)
         if c.qk_unit_norm:
             y_BTNH = rms_norm(y_BTNH, jnp.ones(c.head_dim), c.norm_eps)
         return jnp.where(local, y_BTNH, x_BTNH) if c.no_rope_every else y_BTNH
 
-    def _mlp(self, y_BTD, told_BTK):
-        """(swiglu [B, T, D], what the router did)."""
+    def _mlp(self, y_BTD, replay_BTK):
+        """(swiglu [B, T, D], the routing)."""
         if self.names:
             weights = {name: getattr(self, name)[...] for name in self.names}
-            return moe.feed_forward(weights, y_BTD, self.config, told_BTK)
+            return moe.feed_forward(weights, y_BTD, self.config, replay_BTK)
         y_BTF = jax.nn.silu(matmul(y_BTD, self.gate[...])) * matmul(y_BTD, self.up[...])
         return matmul(y_BTF, self.down[...]), None
 
-    def __call__(self, x_BTD, seen: Seen, local, past, attend, told_BTK=None):
-        """(x, what `attend` of rlx.models.attention left of the past, what the router did)."""
+    def __call__(self, x_BTD, seen: Seen, local, past, attend, replay_BTK=None):
+        """(x, (the past returned by `attend`, a function of rlx.models.attention; the routing))."""
         c, position_BT = self.config, seen.position_BT
         y_BTD = split(rms_norm(x_BTD, self.attn_norm[...], c.norm_eps), *WHOLE)
-        q_BTNH = self._turned(self._heads(y_BTD, "q", c.n_heads), position_BT, local)
+        q_BTQH = self._turned(self._heads(y_BTD, "q", c.n_heads), position_BT, local)
         k_BTKH = self._turned(self._heads(y_BTD, "k", c.n_kv_heads), position_BT, local)
         if c.far_query_scale:
             far_BT = jnp.log1p(jnp.floor((position_BT + 1.0) / c.far_query_tokens))
             growth_BT = jnp.where(local, 1.0, 1.0 + c.far_query_scale * far_BT)
-            q_BTNH = (q_BTNH * growth_BT[..., None, None]).astype(q_BTNH.dtype)
+            q_BTQH = (q_BTQH * growth_BT[..., None, None]).astype(q_BTQH.dtype)
         v_BTKH = self._heads(y_BTD, "v", c.n_kv_heads)
-        y_BTD, past = attend(q_BTNH, k_BTKH, v_BTKH, past, seen, local, c)
+        y_BTD, past = attend(q_BTQH, k_BTKH, v_BTKH, past, seen, local, c)
         x_BTD = split(x_BTD + matmul(y_BTD, self.o[...]), *RESIDUAL)
         y_BTD = split(rms_norm(x_BTD, self.mlp_norm[...], c.norm_eps), *WHOLE)
-        y_BTD, routed = self._mlp(y_BTD, told_BTK)
+        y_BTD, routed = self._mlp(y_BTD, replay_BTK)
         return split(x_BTD + y_BTD, *RESIDUAL), (past, routed)
 
 
@@ -131,18 +131,18 @@ def init(key: jax.Array, config: ModelConfig, vocab_size: int) -> Params:
 
 
 def with_critic(params: Params) -> Params:
-    """The same with a value head [D] that starts at 0: V = hidden . value."""
+    """`params` with a value head [D], initially 0: V = hidden . value."""
     return {**params, "value": jnp.zeros_like(params["final_norm"])}
 
 
 def values(params: Params, hidden_BD: jax.Array) -> jax.Array:
-    """The critic's values, float32, of hidden states [..., D]; V of the token they predict."""
+    """The critic's values, float32, of hidden states [..., D], each for the token it predicts."""
     dtype = jnp.float32
     return jnp.matmul(hidden_BD.astype(dtype), params["value"].astype(dtype))
 
 
 def stack_layers(layers: list[Params]) -> Params:
-    """[{name: [...]}] * L -> {name: [L, ...]}, the layout that `scan_layers` loops over."""
+    """[{name: [...]}] * L -> {name: [L, ...]}, the layout of `scan_layers`."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
 
 
@@ -162,10 +162,10 @@ def head_matrix(params: Params) -> jax.Array:
 
 
 def published(params: Params, config: ModelConfig, head_dtype: str) -> Params:
-    """The weights as `prefill` and `decode` of the sampler read them, each cast once.
+    """The weights as the sampler's `prefill` and `decode` read them, each cast once.
 
-    The same values that the learner's products see: matrices in the compute dtype, the head in its
-    own; norms, router and critic as they are. A tied embedding has the wider of the two dtypes.
+    The same values as in the learner's products: matrices in the compute dtype, the head in its
+    own; norms, router and critic unchanged. A tied embedding has the wider of the two dtypes.
     """
     cast = dict.fromkeys(CAST, config.compute_dtype) | {"head": head_dtype}
     tied_apart = "head" not in params and head_dtype != config.compute_dtype
@@ -184,33 +184,34 @@ def published(params: Params, config: ModelConfig, head_dtype: str) -> Params:
     return narrowed(rest) | {"layers": [narrowed(layer) for layer in layers]}
 
 
-def _forward(params, config: ModelConfig, tokens_BT, seen: Seen, pasts, attend, told_LBTK=None):
-    """Embed, run the blocks, normalise: (hidden_BTD, the layers' pasts, what the routers did).
+def _forward(params, config: ModelConfig, tokens_BT, seen: Seen, pasts, attend, replay_LBTK=None):
+    """Embed, run the blocks, normalise: (hidden_BTD, the layers' pasts, the routing).
 
-    told: the experts of the sparse layers; None: as their routers choose.
+    replay: experts of the sparse layers; None: chosen by their routers.
     """
     embed_VD = params["embed"]
-    if attend is not attention.cached:  # tokens outnumber words: the table goes to them
+    if attend is not attention.cached:  # more tokens than vocabulary: gather the table instead
         embed_VD = split(embed_VD, None, "residual")
     x_BTD = jnp.take(embed_VD, tokens_BT, axis=0).astype(config.compute_dtype)
     x_BTD = split(x_BTD, *RESIDUAL)
     local = [np.bool_(i in config.local_layers) for i in range(config.n_layers)]
 
-    def step(x_BTD, layer_past_local_told):
-        layer, past, local, told_BTK = layer_past_local_told
+    def step(x_BTD, layer_past_local_replay):
+        layer, past, local, replay_BTK = layer_past_local_replay
         block = nnx.merge(_block(config, "router" in layer), _gathered(layer, config))
-        return block(x_BTD, seen, local, past, attend, told_BTK)
+        return block(x_BTD, seen, local, past, attend, replay_BTK)
 
     if config.remat:
         step = jax.checkpoint(step, prevent_cse=not config.scan_layers)
     if isinstance(params["layers"], dict):  # stacked
-        layers = (params["layers"], pasts, jnp.array(local), told_LBTK)
+        layers = (params["layers"], pasts, jnp.array(local), replay_LBTK)
         x_BTD, (pasts, routed) = jax.lax.scan(step, x_BTD, layers)
     else:
         pasts = pasts or [None] * config.n_layers
-        told = dict(zip(config.sparse_layers, () if told_LBTK is None else told_LBTK, strict=False))
-        told = map(told.get, range(config.n_layers))
-        layers, outputs = zip(params["layers"], pasts, local, told, strict=True), []
+        experts = () if replay_LBTK is None else replay_LBTK
+        replay = dict(zip(config.sparse_layers, experts, strict=False))
+        replay = map(replay.get, range(config.n_layers))
+        layers, outputs = zip(params["layers"], pasts, local, replay, strict=True), []
         for layer in layers:
             x_BTD, output = step(x_BTD, layer)
             outputs.append(output)
@@ -221,7 +222,7 @@ def _forward(params, config: ModelConfig, tokens_BT, seen: Seen, pasts, attend, 
 
 
 def _gathered(layer: Params, config: ModelConfig) -> Params:
-    """The layer's parameters, whole along the model's width: they come to where the tokens are.
+    """The layer's parameters gathered along d_model, on every device with tokens.
 
     XLA 0.10.2, left to gather them itself, adds up wrongly where it also scatters the output.
     """
@@ -246,14 +247,13 @@ def prefill(params, config: ModelConfig, prompt_PU, length_P):
 
 def extend(
     params, config: ModelConfig, context, length_P, tokens_BT, offset_BT=None, routing=False,
-    told_LBTK=None,
+    replay_LBTK=None,
 ):  # fmt: skip
     """Hidden states [B, T, D] of completions teacher-forced after their prompts' keys/values.
 
     `context` and `length_P` are those of P prompts; row b continues prompt b // (B / P). A row
-    may hold several completions: `offset_BT` is then a token's position in its own.
-    routing: give (hidden states, what rlx.models.moe.route did in every layer with experts), who is
-    told what to choose if `told_LBTK` is given.
+    may hold several completions; `offset_BT` is then a token's position in its own.
+    routing: return (hidden states, routing of the sparse layers); `replay_LBTK`: experts to use.
     """
     B, T = tokens_BT.shape
     column_BT = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
@@ -261,7 +261,7 @@ def extend(
     at_BT = column_BT if offset_BT is None else offset_BT
     seen = Seen(jnp.repeat(length_P, B // len(length_P))[:, None] + at_BT, length_P, start_BT)
     hidden_BTD, _, routed = _forward(
-        params, config, tokens_BT, seen, context, attention.completions, told_LBTK
+        params, config, tokens_BT, seen, context, attention.completions, replay_LBTK
     )
     return (hidden_BTD, routed) if routing else hidden_BTD
 
@@ -269,7 +269,7 @@ def extend(
 def decode(params, config: ModelConfig, caches: list[Cache], token_W, position_W, routing=False):
     """Feed one token per slot, at its position in its sequence: (hidden_WD, caches).
 
-    routing: and expert_WLK, that the routers of the sparse layers chose for it.
+    routing: return also expert_WLK, the experts that it is routed to.
     """
     seen = Seen(position_W[:, None], position_W)
     hidden_W1D, caches, routed = _forward(

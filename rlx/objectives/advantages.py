@@ -1,9 +1,9 @@
 """From rewards to advantages: how much better a sample is than its baseline.
 
 Symbols: r = reward_PG, rewards of G >= 2 samples for each of P prompts; mean_g and std_g run over
-the samples of one prompt. keep_P is 0 for prompts that do not count; they get advantage 0 and do
-not enter the statistics of the batch, whatever their rewards. Advantages have the unit of the
-reward, or none once divided by a standard deviation. std has ddof: 1 divides by the count - 1.
+the samples of one prompt. keep_P is 0 for prompts that are filtered out: they get advantage 0 and
+do not enter the statistics of the batch. Advantages have the unit of the reward, or none once
+divided by a standard deviation. std divides by count - ddof.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rlx.objectives import named
 
 
 def _std(x, count, axis, ddof):
-    """Standard deviation of what is centred already and padded with zeros."""
+    """Standard deviation of centred values padded with zeros."""
     return jnp.sqrt(jnp.sum(x**2, axis=axis, keepdims=True) / jnp.maximum(count - ddof, 1))
 
 
@@ -39,8 +39,8 @@ def prompt_norm(reward_PG, *, eps, ddof):
 def batch_norm(reward_PG, keep_P, *, eps, ddof):
     """A = (r - mean_g(r)) / (std_pg(r - mean_g(r)) + eps), std over the kept batch
 
-    The std is that of the *centred* advantages of all kept prompts together, so a batch of hard
-    and easy prompts is not divided by the spread between prompts.
+    The std is over the *centred* advantages of all kept prompts, so the spread between easy and
+    hard prompts does not enter it.
     ScaleRL (arXiv 2510.13786), section 4.
     """
     adv_PG = jnp.where(keep_P.astype(bool)[:, None], centered(reward_PG), 0)
@@ -63,17 +63,17 @@ def none(reward_PG):
 
 
 def distill(reward_PG):
-    """A = 0: the reward is only watched, and what `towards_teacher` adds is all"""
+    """A = 0: the reward is only reported; the advantage is that of `towards_teacher` alone"""
     return jnp.zeros_like(reward_PG)
 
 
 def towards_teacher(teacher_logp_BT, behavior_logp_BT, mask_BT):
-    """A = log pi_teacher - log pi_behavior of the token that was drawn, [B, T]; 0 where masked
+    """A = log pi_teacher - log pi_behavior of the sampled token, [B, T]; 0 where masked
 
-    Added to what a reward says, or alone. On-policy its policy gradient is that of
-    -KL(pi || pi_teacher), token by token with discount 0: a token does not answer for those after
-    it. It has to be of the token that was drawn. The KL itself, over all words or over the k
-    likeliest, is the same whatever was drawn, and as an advantage has no gradient in expectation.
+    Used alone or added to the advantage of a reward. On-policy its policy gradient is that of
+    -KL(pi || pi_teacher) per token with discount 0: a token gets no credit for later ones. It must
+    be of the sampled token: the KL itself, over the vocabulary or its top k, does not depend on the
+    sample, and as an advantage has zero expected gradient.
     On-policy distillation: Agarwal et al. 2023 (arXiv 2306.13649); in this form Thinking Machines
     2025, "On-policy distillation".
     """
@@ -81,14 +81,14 @@ def towards_teacher(teacher_logp_BT, behavior_logp_BT, mask_BT):
 
 
 def clipped_by_covariance(adv_BT, behavior_logp_BT, mask_BT, key, *, share, low, high):
-    """A, but 0 for max(floor(share N), 1) of the N tokens, drawn from those with low < cov < high
+    """A, but 0 for max(floor(share n), 1) of the n tokens, drawn from those with low < cov < high
 
-        cov = (logp - mean(logp)) (A - mean(A)),  means over the N tokens that count
+        cov = (logp - mean(logp)) (A - mean(A)),  means over the n unmasked tokens
 
-    Entropy falls by the covariance of log-probability and advantage, of which few tokens have
-    most; some of them are left out at random, or all if there are fewer. logp is the sampler's, so
-    that the choice is the same for any slices of the batch; the paper has the learner's, which is
-    the same on-policy. Clip-Cov (arXiv 2505.22617); share 2e-4, low 1 and high 5 in its code.
+    The covariance of log-probability and advantage lowers entropy, and most of it comes from few
+    tokens; a random subset of them is left out (all, if there are fewer). logp is the sampler's, so
+    that the choice is the same for any microbatch; the paper uses the learner's, which is the same
+    on-policy. Clip-Cov (arXiv 2505.22617); share 2e-4, low 1 and high 5 in its code.
     """
     sampled_BT = mask_BT.astype(bool)
     count = jnp.sum(sampled_BT)
@@ -105,7 +105,7 @@ def clipped_by_covariance(adv_BT, behavior_logp_BT, mask_BT, key, *, share, low,
 
 
 def advantages(reward_PG, keep_P, *, kind, eps, ddof=1):
-    """The advantage of each sample, [P, G], under the estimator named `kind`; 0 where dropped."""
+    """The advantage of each sample, [P, G], by the estimator named `kind`; 0 where keep_P is 0."""
     if kind not in ADVANTAGES:
         raise ValueError(f"kind={kind}: unknown advantage")
     reward_PG = jnp.where(keep_P.astype(bool)[:, None], reward_PG, 0)
@@ -113,14 +113,14 @@ def advantages(reward_PG, keep_P, *, kind, eps, ddof=1):
 
 
 def zero_variance(reward_PG):
-    """bool [P]: True where all samples of a prompt score alike, so centred advantages are 0."""
+    """bool [P]: True where all rewards of a prompt are equal, so centred advantages are 0."""
     return jnp.max(reward_PG, axis=1) == jnp.min(reward_PG, axis=1)
 
 
 def whitened(adv_BT, mask_BT, *, eps):
-    """(A - mean(A)) / (std(A) + eps) over the tokens that count; 0 where masked
+    """(A - mean(A)) / (std(A) + eps) over unmasked tokens; 0 where masked
 
-    What PPO's implementations do to the result of `gae`. std with ddof 1.
+    Implementations of PPO apply it to `gae`. std with ddof 1.
     """
     sampled_BT = mask_BT.astype(bool)
     count = jnp.sum(mask_BT)
@@ -133,8 +133,8 @@ def gae(value_BT, reward_BT, mask_BT, *, gamma, lam):
     """A_t = delta_t + gamma lam A_{t+1}, delta_t = r_t + gamma V_{t+1} - V_t, return_t = A_t + V_t
 
     Generalised advantage estimation over the tokens of a sequence; V = 0 and A = 0 after the last
-    one. Masked tokens are passed over: t + 1 is the next unmasked token, a reward placed on a
-    masked token is ignored, and both results are 0 there. All [B, T], in the unit of the reward.
+    one. Masked tokens are skipped: t + 1 is the next unmasked token, a reward on a masked token is
+    ignored, and both results are 0 there. All [B, T], in the unit of the reward.
     Schulman et al. 2016 (arXiv 1506.02438), Eq. 16.
     """
     sampled_BT = mask_BT.astype(bool)
@@ -154,7 +154,7 @@ def gae(value_BT, reward_BT, mask_BT, *, gamma, lam):
     return adv_BT, adv_BT + value_BT
 
 
-# Those that ask for value_BT need a critic, and are called by the step themselves.
+# Those with a parameter value_BT need a critic; rlx.train.targets calls them directly.
 ADVANTAGES = {
     f.__name__: f for f in (none, centered, prompt_norm, batch_norm, leave_one_out, distill, gae)
 }

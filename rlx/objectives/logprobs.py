@@ -4,9 +4,9 @@ Symbols: z = logits of one position over V words, lse = log sum_v exp(z_v), p_v 
 
     logp = z_token - lse        entropy = -sum_v p_v log p_v = lse - sum_v p_v z_v
 
-Both in nats and float32, whatever the inputs. Here N counts positions (sequences and tokens
-flattened together). Learner and sampler share these functions, so their log-probabilities differ
-by numerics only. Logits are finite: use a very negative number for a word that cannot be sampled.
+Both in nats and float32 for inputs of any dtype. N: tokens of all sequences, flattened. Learner and
+sampler share these functions, so their log-probabilities differ by numerics only. Logits are
+finite: a token that must not be sampled gets a very negative one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-NEVER = -1e30  # a logit of probability 0 whose products with 0 stay finite
+NEVER = -1e30  # a logit of probability 0; its product with 0 is finite
 
 
 def from_logits(logits_NV, token_N):
@@ -33,9 +33,9 @@ def from_logits(logits_NV, token_N):
 def logits(hidden_ND, head_DV, *, temperature=1.0, head_dtype=jnp.float32):
     """z = hidden @ head / temperature, float32 [N, V]
 
-    The factors of this product, and of the two that are its gradient, are rounded to `head_dtype`,
-    and added up in float32. Relative error: bfloat16 2e-3; float32 3e-7 on CPU, 4e-6 on GPU and
-    TPU, whose matrix units multiply three times in bfloat16 (their default would give 3e-4).
+    The factors of this product and of the two in its gradient are rounded to `head_dtype`, with
+    float32 accumulation. Relative error: bfloat16 2e-3; float32 3e-7 on CPU, 4e-6 on GPU and TPU,
+    where it is three bfloat16 products (the default there would give 3e-4).
     """
     shape = (*hidden_ND.shape[:-1], head_DV.shape[1])
     hidden_ND = hidden_ND.reshape(-1, hidden_ND.shape[-1])
@@ -44,7 +44,7 @@ def logits(hidden_ND, head_DV, *, temperature=1.0, head_dtype=jnp.float32):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def product(x_ND, w_DV, dtype):
-    """x @ w, float32; forward and backward all factors are rounded to `dtype`."""
+    """x @ w, float32; all factors, forward and backward, are rounded to `dtype`."""
     return _dot(x_ND.astype(dtype), w_DV.astype(dtype), (1, 0))
 
 
@@ -82,10 +82,10 @@ def token_logprobs(
 ):
     """logp_N and entropy_N of integer tokens under softmax(hidden @ head / temperature).
 
-    vocab_chunk: words of the vocabulary held at once, V need not be a multiple of it; 0 holds all.
-    With a chunk the [N, V] logits exist neither forward nor backward: the largest arrays are
-    [N, vocab_chunk] and the head's own size, for one more matmul in the backward pass.
-    temperature may be traced; vocab_chunk and head_dtype are static.
+    vocab_chunk: tokens of the vocabulary per chunk; V need not be a multiple of it; 0: one chunk.
+    With chunks the [N, V] logits are never materialised: the largest arrays are [N, vocab_chunk]
+    and [D, V], for one more matmul in the backward pass. temperature may be traced; vocab_chunk and
+    head_dtype are static.
     """
     chunk_logits = functools.partial(logits, temperature=temperature, head_dtype=head_dtype)
     if not vocab_chunk:
@@ -100,14 +100,14 @@ def log_partition(hidden_ND, head_DV, *, temperature=1.0, head_dtype=jnp.float32
 
 
 def _chunked(chunk_logits, hidden_ND, head_DV, token_N, vocab_chunk):
-    """One pass over the vocabulary, keeping for each position, of the words seen so far,
+    """One pass over the vocabulary that keeps, for each position, over the tokens seen so far,
 
         m = max_v z_v,  s = sum_v exp(z_v - m),  u = sum_v exp(z_v - m) (z_v - m),  z_token
 
     so that lse = m + log s and entropy = log s - u / s. The results do not depend on m, which is
-    therefore a constant to the gradient. Milakov and Gimelshein 2018 (arXiv 1805.02867),
-    algorithm 3, with u beside it. A chunk holds every C-th word of C chunks, so that devices which
-    share the vocabulary share each chunk.
+    therefore treated as a constant by the gradient. Milakov and Gimelshein 2018 (arXiv 1805.02867),
+    algorithm 3, with u added. Of C chunks each holds every C-th token of the vocabulary, so that
+    devices which share the vocabulary share every chunk. v: the tokens of one chunk.
     """
     D, V = head_DV.shape
     chunks = -(-V // vocab_chunk)

@@ -1,28 +1,28 @@
-"""Policy objectives, token by token: what one sampled token adds before any averaging.
+"""Policy objectives of single tokens, before any averaging.
 
     loss(logp_BT, behavior_logp_BT, adv_BT, mask_BT, *, ...) -> (obj_BT, info)
 
-A loss asks for what else it needs by the names of its keywords: numbers of the step, such as
-`is_cap`, and the arrays ref_logp_BT (log-probs of the start), reward_B (a sequence's reward) and
+Further inputs of a loss are its keyword parameters: numbers of the step, such as `is_cap`, and the
+arrays ref_logp_BT (log-probs under the initial weights), reward_B (a sequence's reward) and
 log_partition_B (log Z of the first sampled token's logits). `algo.loss` is the name of a function
-here, or the import path MODULE:NAME of one elsewhere.
+here, or the import path MODULE:NAME of another.
 
-`obj_BT` is to be *maximised*; `rlx.objectives.weights` says how its tokens add up, so every
-reduction goes with every loss. Symbols: rho = exp(logp - behavior_logp), A = adv_BT, sg =
-stop_gradient; log-probabilities in nats, shapes [B, T], float32. `adv_BT` is a constant of the
-objective, already spread over the tokens. `behavior_logp` belongs to the weights that sampled, so
-rho is 1 only on-policy.
+`obj_BT` is to be *maximised*; `rlx.objectives.weights` defines the reduction, and every reduction
+goes with every loss. Symbols: rho = exp(logp - behavior_logp), A = adv_BT, sg = stop_gradient;
+log-probabilities in nats, shapes [B, T], float32. `adv_BT` is a constant of the objective, already
+broadcast over tokens. `behavior_logp` is under the weights that sampled, so rho is 1 only
+on-policy.
 
-Masked entries (mask 0; holes allowed) are exactly 0 in value and in gradient, whatever the arrays
-hold there, inf and nan included: they are replaced *before* any arithmetic. log rho is held in
-[-20, 20]; beyond that rho is constant.
+Masked entries (mask 0; holes allowed) are exactly 0 in value and in gradient, even where the arrays
+hold inf or nan: they are replaced *before* any arithmetic. log rho is clipped to [-20, 20]; outside
+that range rho is constant.
 
-`info` holds two arrays for the caller to reduce: `ratio_BT`, the importance ratio (1 where masked,
-the neutral value), and `clipped_BT`, 1 where the clip or cap decides the value (0 where masked).
+`info` holds two arrays for metrics: `ratio_BT`, the importance ratio (1 where masked), and
+`clipped_BT`, 1 where the clip or cap decides the value (0 where masked).
 
-`clips` says that a bound can decide the value; `corrects`, that the loss knows nothing of stale
-samples, so that `rlx.objectives.terms.correction` goes with it. GRPO, DAPO and Dr. GRPO are
-`ppo_clip` with different bounds, advantages and weights.
+`clips`: a bound can decide the value. `corrects`: the loss has no off-policy correction of its own,
+so `rlx.objectives.terms.correction` may be combined with it. GRPO, DAPO and Dr. GRPO are `ppo_clip`
+with different bounds, advantages and weights.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ import jax.numpy as jnp
 from rlx.objectives import named
 
 MAX_LOG_RATIO = 20.0
-LEAST_OTHER = 1e-8  # probability of all other words together, where float32 makes it 0
+LEAST_OTHER = 1e-8  # floor of the probability of all other tokens, which float32 may round to 0
 LOSSES: dict[str, Callable] = {}
 
 
 def loss(*, clips: bool = False, corrects: bool = False) -> Callable[[Callable], Callable]:
-    """Gives a function its name in `algo.loss`, and says what goes with it."""
+    """Registers a function under its name for `algo.loss`, with its two properties."""
 
     def known(function: Any) -> Any:
         function.clips, function.corrects = clips, corrects
@@ -61,13 +61,13 @@ def _exp(log_ratio):
 
 
 def _mean(x_BT, sampled_BT):
-    """Over the tokens of a sequence that count, [B, 1]; x is 0 at the others."""
+    """Mean over the sampled tokens of a sequence, [B, 1]; x is 0 at the others."""
     tokens_B1 = jnp.maximum(jnp.sum(sampled_BT, axis=1, keepdims=True), 1).astype(x_BT.dtype)
     return jnp.sum(x_BT, axis=1, keepdims=True) / tokens_B1
 
 
 def _pessimistic(ratio_BT, adv_BT, clip_low, clip_high):
-    """min(rho A, clip(rho) A) and where the clip is the smaller; ties go to rho A."""
+    """min(rho A, clip(rho) A), and 1 where the clip decides; ties go to rho A."""
     free_BT = ratio_BT * adv_BT
     bound_BT = jnp.clip(ratio_BT, 1 - clip_low, 1 + clip_high) * adv_BT
     clipped_BT = bound_BT < free_BT
@@ -105,7 +105,7 @@ def cispo(logp_BT, behavior_logp_BT, adv_BT, mask_BT, *, is_cap):
     """obj = sg(min(rho, is_cap)) A logp
 
     Truncated importance sampling: every token keeps a gradient, of at most is_cap times its
-    on-policy size. `is_cap` bounds rho itself: what others write 1 + epsilon is is_cap, whole.
+    on-policy size. `is_cap` bounds rho itself (where others write 1 + epsilon, it is the sum).
     MiniMax-M1 (arXiv 2506.13585), Eq. 4 and 5; ScaleRL (arXiv 2510.13786), Eq. 4.
     """
     _, logp_BT, behavior_logp_BT, adv_BT = _zero_masked(mask_BT, logp_BT, behavior_logp_BT, adv_BT)
@@ -119,8 +119,8 @@ def cispo(logp_BT, behavior_logp_BT, adv_BT, mask_BT, *, is_cap):
 def gspo(logp_BT, behavior_logp_BT, adv_BT, mask_BT, *, clip_low, clip_high):
     """obj = min(s A, clip(s, 1 - clip_low, 1 + clip_high) A),  s = exp(mean_t(log rho_t))
 
-    One length-normalised ratio s per sequence, the mean over its unmasked tokens; each of these
-    tokens carries the sequence's objective, and its gradient is shared among them. `ratio_BT` is s.
+    One length-normalised ratio s per sequence, over its sampled tokens; each of them carries the
+    objective of the sequence and shares its gradient. `ratio_BT` is s.
     GSPO (arXiv 2507.18071), Eq. 5 and 7.
     """
     sampled_BT, logp_BT, behavior_logp_BT, adv_BT = _zero_masked(
@@ -137,9 +137,9 @@ def gmpo(logp_BT, behavior_logp_BT, adv_BT, mask_BT, *, clip_low, clip_high):
     """obj = exp(mean_t(l_t)) mean_t(A_t),  l = min(log rho, clip_high) where A > 0,
                                          l = max(log rho, -clip_low) where A < 0
 
-    The geometric mean of the ratios of a sequence, each of them held on the side towards which A
-    moves it; the bounds are of log rho. Each unmasked token carries the sequence's objective, and a
-    token whose bound binds has no gradient of its own. GMPO (arXiv 2507.20673).
+    The geometric mean of the ratios of a sequence, each clipped on the side towards which A moves
+    it; the bounds are on log rho. Each sampled token carries the objective of the sequence; a
+    token whose bound binds has no gradient. GMPO (arXiv 2507.20673).
     """
     sampled_BT, logp_BT, behavior_logp_BT, adv_BT = _zero_masked(
         mask_BT, logp_BT, behavior_logp_BT, adv_BT
@@ -158,8 +158,8 @@ def gmpo(logp_BT, behavior_logp_BT, adv_BT, mask_BT, *, clip_low, clip_high):
 def sapo(logp_BT, behavior_logp_BT, adv_BT, mask_BT, *, tau_positive, tau_negative):
     """obj = 4 / tau sigmoid(tau (rho - 1)) A,  tau = tau_positive where A > 0, else tau_negative
 
-    A gate that closes smoothly where a clip is hard: d obj / d rho is A at rho = 1 and falls to 0
-    on either side, the sooner the larger tau. SAPO (arXiv 2511.20347).
+    A smooth gate instead of a hard clip: d obj / d rho is A at rho = 1 and falls to 0 on either
+    side, faster for a larger tau. SAPO (arXiv 2511.20347).
     """
     _, logp_BT, behavior_logp_BT, adv_BT = _zero_masked(mask_BT, logp_BT, behavior_logp_BT, adv_BT)
     ratio_BT = _exp(logp_BT - behavior_logp_BT)
@@ -179,8 +179,8 @@ def _gated(logp_BT, ratio_BT, weight_BT, adv_BT, shut_BT):
 def double_sided(logp_BT, behavior_logp_BT, adv_BT, mask_BT, *, clip_low, clip_high):
     """obj = sg(f(rho)) A logp,  f(rho) = rho inside (1 - clip_low, 1 + clip_high), else 0
 
-    Unlike PPO's clip it drops a token that has left the interval on either side, whatever the sign
-    of A. GLM-5 (arXiv 2602.15763), Eq. 3 to 5.
+    Masks a token outside the interval on either side, whatever the sign of A; PPO's clip depends
+    on the sign. GLM-5 (arXiv 2602.15763), Eq. 3 to 5.
     """
     sampled_BT, logp_BT, behavior_logp_BT, adv_BT = _zero_masked(
         mask_BT, logp_BT, behavior_logp_BT, adv_BT
@@ -196,9 +196,10 @@ def dppo_tv(logp_BT, behavior_logp_BT, adv_BT, mask_BT, *, clip_low, clip_high, 
                                        or where A < 0 and q - p > clip_low
 
     p = exp(logp) and q = exp(behavior_logp) of the sampled token: |p - q| is the total variation
-    between the two policies if all other words are taken as one. A token stops where it has moved
-    too far and A would move it further; a rare one may grow many times over, a common one cannot.
-    DPPO with a binary divergence (arXiv 2602.04879); `is_cap` truncates the ratio, at 20 in verl.
+    between the two policies with all other tokens merged into one. A token is masked where it has
+    moved too far and A would move it further. A rare token may grow by a large factor, a common
+    one cannot. DPPO with a binary divergence (arXiv 2602.04879); `is_cap` truncates the ratio, at
+    20 in verl.
     """
     _, logp_BT, behavior_logp_BT, adv_BT = _zero_masked(mask_BT, logp_BT, behavior_logp_BT, adv_BT)
     ratio_BT = _exp(logp_BT - behavior_logp_BT)
@@ -211,8 +212,8 @@ def dppo_tv(logp_BT, behavior_logp_BT, adv_BT, mask_BT, *, clip_low, clip_high, 
 def dppo_kl(logp_BT, behavior_logp_BT, adv_BT, mask_BT, *, clip_low, clip_high, is_cap):
     """As dppo_tv, with D in place of |p - q|:  D = q log(q / p) + (1 - q) log((1 - q) / (1 - p))
 
-    The KL divergence of the sampler's policy from the learner's if all other words are taken as
-    one. A token stops where A > 0, p > q and D > clip_high, or where A < 0, p < q and D > clip_low.
+    D is KL(sampler || learner) with all other tokens merged into one. A token is masked where
+    A > 0, p > q and D > clip_high, or where A < 0, p < q and D > clip_low.
     DPPO (arXiv 2602.04879).
     """
     _, logp_BT, behavior_logp_BT, adv_BT = _zero_masked(mask_BT, logp_BT, behavior_logp_BT, adv_BT)
@@ -238,8 +239,8 @@ def tbrm(
 
     With Q(s, a) = beta z(s, a) for the logits z, V(s) = beta log Z(s) = beta log sum_a exp z(s, a)
     and a reward r - beta log(pi / ref), the Bellman residuals of the tokens of a trajectory add up
-    to beta times what is squared, for Q - V = beta logp telescopes. It asks nothing of who drew the
-    trajectory, and nothing of advantages. reward is the whole trajectory's. Trajectory Bellman
+    to beta times the squared bracket, since Q - V = beta logp telescopes. It holds for trajectories
+    of any policy and uses no advantages; reward is that of the trajectory. Trajectory Bellman
     residual minimisation: arXiv 2505.15311.
     """
     info = reinforce(logp_BT, behavior_logp_BT, adv_BT, mask_BT)[1]
@@ -250,6 +251,6 @@ def tbrm(
 
 
 def policy_objective(kind, logp_BT, behavior_logp_BT, adv_BT, mask_BT, **given):
-    """The loss of that name, handed what it asks for of what is `given`; numbers may be traced."""
+    """The loss named `kind`, called with those of `given` that it takes; numbers may be traced."""
     function = named.find(LOSSES, kind)
     return named.call(function, logp_BT, behavior_logp_BT, adv_BT, mask_BT, **given)

@@ -1,10 +1,9 @@
-"""How far the learner's log-probabilities are from the sampler's: sums over tokens, what they say.
+"""Mismatch between learner and sampler: sums over tokens, and the metrics made of them.
 
-    gap = |log rho|,  log rho = logp - behavior_logp, of the tokens that the sampler drew
+    gap = |log rho|,  log rho = logp - behavior_logp, of the sampled tokens
 
-On-policy a gap is numerics alone; off-policy it is staleness too. All sums add over slices of a
-batch, so no metric depends on microbatches or on the mesh. Conventions are those of
-`rlx.objectives.losses`.
+On-policy a gap is numerics alone; off-policy it includes staleness. All sums add over slices of a
+batch, so no metric depends on microbatches or mesh. Conventions of `rlx.objectives.losses`.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 
 from rlx.objectives.losses import _exp, _zero_masked
 
-EDGES = tuple(2.0 ** (i / 2) for i in range(-40, 10))  # nats; quantiles are one of them
+EDGES = tuple(2.0 ** (i / 2) for i in range(-40, 10))  # nats; the possible values of a quantile
 QUANTILES = {"q50": 0.5, "q99": 0.99, "q999": 0.999}
 SUMS = ("mismatch/kl", "mismatch/ratio", "mismatch/ratio_squared", "mismatch/above")
 
@@ -23,7 +22,7 @@ def zero_sums():
 
 
 def sums(logp_BT, behavior_logp_BT, mask_BT):
-    """Of rho - 1 - log rho, rho, rho^2, and of how many gaps lie above each of EDGES."""
+    """Sums of rho - 1 - log rho, rho and rho^2, and the number of gaps above each of EDGES."""
     sampled_BT, logp_BT, behavior_logp_BT = _zero_masked(mask_BT, logp_BT, behavior_logp_BT)
     log_ratio_BT = logp_BT - behavior_logp_BT
     ratio_BT = _exp(log_ratio_BT)
@@ -35,12 +34,12 @@ def sums(logp_BT, behavior_logp_BT, mask_BT):
 
 
 def pop(sums, tokens):
-    """Metrics of a batch of so many tokens, of sums that leave the dict; 0 without a token.
+    """Metrics of a batch of `tokens` tokens; removes their sums from the dict. 0 without a token.
 
     policy/sampler_kl       mean(rho - 1 - log rho): an estimate of KL(sampler || learner), >= 0
-    policy/ess              (sum rho)^2 / (tokens sum rho^2): the share of tokens that as many of
-                            equal weight would be worth; Kong 1992
-    policy/logp_gap_q99     the least of EDGES that at most 1 % of the gaps exceed; q50, q999
+    policy/ess              (sum rho)^2 / (tokens sum rho^2): effective sample size as a share of
+                            the tokens; Kong 1992
+    policy/logp_gap_q99     the smallest of EDGES that at most 1 % of the gaps exceed; q50, q999
     """
     kl, ratio, squared, above_E = (sums.pop(name) for name in SUMS)
     n = jnp.maximum(tokens, 1)

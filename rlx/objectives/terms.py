@@ -1,4 +1,4 @@
-"""What stands beside a policy's ratio: corrections, KL to a reference, values.
+"""Terms beside the policy loss: off-policy corrections, KL to a reference, value loss.
 
 Conventions are those of `rlx.objectives.losses`: shapes [B, T], nats, float32; masked entries are
 exactly 0 in value and gradient, replaced before any arithmetic; sg = stop_gradient. Costs (kl,
@@ -20,13 +20,13 @@ def correction(logp_BT, behavior_logp_BT, mask_BT, *, kind, cap):
         s = prod_t rho_t of its sequence          sequence_truncated, sequence_masked
         s = (prod_t rho_t)^(1 / tokens)           geometric_truncated, geometric_masked
 
-    rho = exp(logp - behavior_logp). For a loss whose own ratio is between the learner's weights
-    before and after an update (with one update per batch, between logp and sg(logp)), this is what
-    makes up for the weights that sampled: of a sequence's gradient without bias if the whole
-    product counts, whose variance grows with its length. The weight is 1 where masked. Truncated:
-    Espeholt et al. 2018 (arXiv 1802.01561); masked: IcePop (arXiv 2510.18855), section 3; of
-    sequences: Liu, Li et al. 2025, "When speed kills stability", and verl 0.6 (`rollout_is_level`;
-    later versions mask by the geometric mean without weighing by it).
+    rho = exp(logp - behavior_logp). It goes with a loss whose own ratio is between the learner's
+    weights before and after an update (with one update per batch, between logp and sg(logp)), and
+    corrects for the weights that sampled. The product over a sequence is unbiased, but its variance
+    grows with length. The weight is 1 where masked. Truncated: Espeholt et al. 2018 (arXiv
+    1802.01561); masked: IcePop (arXiv 2510.18855), section 3; per sequence: Liu, Li et al. 2025,
+    "When speed kills stability", and verl 0.6 (`rollout_is_level`; later versions mask by the
+    geometric mean without weighting by it).
     """
     level, _, action = kind.rpartition("_")
     if level not in ("", "sequence", "geometric") or action not in ("truncated", "masked"):
@@ -45,14 +45,14 @@ def correction(logp_BT, behavior_logp_BT, mask_BT, *, kind, cap):
 
 
 def kl(logp_BT, ref_logp_BT, mask_BT, *, kind):
-    """Estimates of KL(pi || ref) from a token that pi drew; d = logp - ref_logp
+    """Estimates of KL(pi || ref) from a token sampled by pi; d = logp - ref_logp
 
         k1 = d        k2 = d^2 / 2        k3 = exp(-d) - 1 + d
 
-    k1 and k3 have the right mean under pi. As a loss, k1 has no gradient in expectation (it belongs
-    into the reward), k2 has that of the reverse KL, and k3 that of the forward KL. Under stale
-    samples all three are those of the policy that drew. Schulman 2020, "Approximating KL
-    divergence"; GRPO (arXiv 2402.03300), Eq. 4, is k3.
+    k1 and k3 are unbiased under pi. As a loss, k1 has zero expected gradient (it belongs in the
+    reward), k2 has the gradient of the reverse KL, and k3 that of the forward KL. With stale
+    samples the expectations are under the policy that sampled. Schulman 2020, "Approximating KL
+    divergence"; k3 is Eq. 4 of GRPO (arXiv 2402.03300).
     """
     _, logp_BT, ref_logp_BT = _zero_masked(mask_BT, logp_BT, ref_logp_BT)
     gap_BT = logp_BT - ref_logp_BT
@@ -66,10 +66,11 @@ def kl(logp_BT, ref_logp_BT, mask_BT, *, kind):
 
 
 def value_loss(value_BT, behavior_value_BT, return_BT, mask_BT, *, clip):
-    """max((V - R)^2, (clip(V, V_b - clip, V_b + clip) - R)^2) / 2, V_b the value when sampled
+    """max((V - R)^2, (clip(V, V_b - clip, V_b + clip) - R)^2) / 2, V_b the value at sampling time
 
-    Pessimistic, as the clipped policy objective is: a value that has left V_b by more than `clip`
-    towards its return has no gradient. PPO's reference implementation (openai/baselines, ppo2).
+    Pessimistic like the clipped policy objective: a value that has moved from V_b towards its
+    return by more than `clip` has no gradient. PPO's reference implementation (openai/baselines,
+    ppo2).
     """
     _, value_BT, behavior_value_BT, return_BT = _zero_masked(
         mask_BT, value_BT, behavior_value_BT, return_BT

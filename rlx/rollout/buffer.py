@@ -1,19 +1,18 @@
-"""Graded groups between generation and learning, and the bound on their staleness.
+"""Graded groups between generation and training, and the bound on their staleness.
 
-Groups are started with serial numbers 0, 1, 2, ... and learned from in that order, P at a time,
-so a batch is decided before any of its samples is: nothing is selected by length, and nothing
-is dropped. A group that is started when `ahead` groups before it are still to be learned from will
-be used ahead // P updates later (sooner if groups are passed over), so
+Groups start with serial numbers 0, 1, 2, ... and are trained on in that order, P at a time. A batch
+is therefore fixed before it is sampled: nothing is selected by length, and nothing is dropped. A
+group that starts with `ahead` earlier groups still in the queue is used ahead // P updates later
+(sooner if groups are refilled), so
 
-    pipeline       staleness <= k      by starting a group only while fewer than (k + 1) P are out
+    pipeline       staleness <= k      a group starts only if fewer than (k + 1) P are in the queue
     sync           staleness  = 0      the same with k = 0: a batch, then its update
-    ppo_off_policy staleness <= k - 1  k P groups are started, all finish, then k updates are made
+    ppo_off_policy staleness <= k - 1  k P groups start, all finish, then k updates are made
 
-Whoever would break the bound waits: the generator for an update, the learner for its oldest group.
+The bound is enforced by waiting: the generator for an update, the learner for its oldest group.
 
-With `refill`, a finished group whose samples all score alike leaves the queue at once and another
-may start in its place: batches are full, and the bound is the same, since what stands before a
-group only ever gets less.
+With `refill`, a finished group with zero variance leaves the queue at once and another may start:
+batches are full, and the bound still holds, since the queue before a group only shrinks.
 """
 
 from __future__ import annotations
@@ -34,10 +33,10 @@ class Buffer:
         self.kind, self.k, self.P, self.refill = kind, k, prompts_per_step, refill
         self.note, self.refilled_in_a_row = note, 0
         self.started = 0  # groups given a serial number
-        self.queue: list[int] = []  # those still to be learned from, oldest first
-        self.waiting: dict[int, Group] = {}  # of these, the finished ones
-        self.refilled = 0  # finished groups that left the queue for want of variance
-        self.used_of_phase = 0  # ppo_off_policy: groups of this phase learned from already
+        self.queue: list[int] = []  # serial numbers of groups not yet used, oldest first
+        self.waiting: dict[int, Group] = {}  # the finished ones among them
+        self.refilled = 0  # finished groups that left the queue with zero variance
+        self.used_of_phase = 0  # ppo_off_policy: groups of this phase used already
 
     def state_dict(self) -> dict[str, Any]:
         waiting = {str(serial): dict(vars(group)) for serial, group in self.waiting.items()}
@@ -54,7 +53,7 @@ class Buffer:
         return self.k - 1 if self.kind == "ppo_off_policy" else self.k
 
     def may_start(self) -> bool:
-        """Whether one more group can be started without ever breaking the bound."""
+        """Whether one more group can start within the bound."""
         if self.kind == "ppo_off_policy":
             return self.used_of_phase + len(self.queue) < self.k * self.P
         return len(self.queue) < (self.k + 1) * self.P
@@ -80,17 +79,15 @@ class Buffer:
             self.queue.remove(group.serial)
             self.refilled += 1
             self.refilled_in_a_row += 1
-            said = (
-                f"{self.refilled_in_a_row} groups in a row were refilled: each was rewarded alike"
-            )
-            self.note("refilled", self.refilled_in_a_row // self.P, said)
+            text = f"{self.refilled_in_a_row} groups in a row had zero variance and were refilled"
+            self.note("refilled", self.refilled_in_a_row // self.P, text)
             return False
         self.refilled_in_a_row = 0
         self.waiting[group.serial] = group
         return True
 
     def ready(self) -> bool:
-        """Whether the next update has all its groups (ppo_off_policy: every group of the phase)."""
+        """Whether all groups of the next update are finished (ppo_off_policy: of the phase)."""
         needed = self.queue[: self.P]
         if self.kind == "ppo_off_policy":
             needed = self.queue
@@ -103,7 +100,7 @@ class Buffer:
         return [self.waiting[serial] for serial in self.queue[: self.P]]
 
     def take(self, version: int) -> list[Group]:
-        """The same, and they leave the buffer; the update of weights `version` follows at once."""
+        """Remove and return them, for the update of weights `version`."""
         batch = self.oldest()
         staleness = version - min(group.first_version for group in batch)
         if staleness > self.max_staleness_steps:

@@ -1,10 +1,9 @@
 """The generator on the host: problems in, graded groups out.
 
-A group waits until the generator has room for all its samples, then starts; there is room again as
-soon as a sample is finished, whatever the rest of its group does. Drawing tokens lies between two
-short moments on the host, which hold `lock`: `begin` starts groups and picks up the newest weights,
-`collect` grades what finished. `events` says in which order they happened ("b",
-"c"); with the updates between them that order decides everything, whichever threads were at work.
+A group starts once the generator has room for all its samples; each sample frees its place when it
+finishes. Sampling runs between two short steps on the host, which hold `lock`: `begin` starts
+groups and takes the newest weights, `collect` grades finished samples. `events` records their order
+("b", "c"); together with the updates in between it determines the run, whatever the threads do.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ from rlx.rollout.generator import (
     Finished,
     Generator,
     Request,
-    Said,
     SlotGenerator,
+    Transcript,
     Weights,
 )
-from rlx.rollout.grades import grades, said
+from rlx.rollout.grades import as_answer, grades
 from rlx.rollout.prompts import Prompts
 from rlx.rollout.rewards import rewards
 from rlx.rollout.scorer import Answer
@@ -48,13 +47,13 @@ class _Running:
     problem_index: int
     problem: Problem
     prompt_U: np.ndarray
-    length_G: np.ndarray  # tokens of the sample; 0 until it is finished
+    length_G: np.ndarray  # tokens of a sample; 0 until it is finished
     token_GT: np.ndarray
     logp_GT: np.ndarray
     value_GT: np.ndarray
     version_GT: np.ndarray
     expert_GTLK: np.ndarray | None = None
-    said_G: list[Said | None] = field(default_factory=list)  # of episodes
+    said_G: list[Transcript | None] = field(default_factory=list)  # of episodes
 
     def take(self, sample: Finished) -> None:
         g, n = sample.key[1], len(sample.token_T)
@@ -66,13 +65,13 @@ class _Running:
                 shape = (*self.token_GT.shape, *sample.expert_TLK.shape[1:])
                 self.expert_GTLK = np.zeros(shape, np.int32)
             self.expert_GTLK[g, :n] = sample.expert_TLK
-        if sample.said:
+        if sample.transcript:
             self.said_G = self.said_G or [None] * len(self.length_G)
-            self.said_G[g] = sample.said
+            self.said_G[g] = sample.transcript
 
 
 def rules(config: Config, env: Env) -> sampler.Rules:
-    """When samples end, in token ids. InputError where the interruption cannot be said."""
+    """When samples end, in token ids. Raises InputError for an interruption that does not fit."""
     rollout, ids = config.rollout, env.tokenizer
     always = {"head_dtype": rollout.head_dtype, "routing": config.algo.replay_routing}
     if config.algo.length_control != "interruption":
@@ -80,9 +79,9 @@ def rules(config: Config, env: Env) -> sampler.Rules:
     try:
         phrase, (think_end_id,) = ids.encode(rollout.interruption), ids.encode(rollout.think_end)
     except ValueError as error:
-        said = f"{rollout.interruption!r}, {rollout.think_end!r}"
-        remedy = "use words of the environment, think_end a single token"
-        raise InputError("rollout.interruption", said, str(error), remedy) from None
+        phrases = f"{rollout.interruption!r}, {rollout.think_end!r}"
+        remedy = "use the environment's vocabulary, and one token as think_end"
+        raise InputError("rollout.interruption", phrases, str(error), remedy) from None
     room = config.turn_tokens - rollout.think_tokens_max - rollout.answer_tokens
     if not 0 < len(phrase) <= room:
         raise InputError(
@@ -102,9 +101,7 @@ def rules(config: Config, env: Env) -> sampler.Rules:
 
 
 def make_generator(config: Config, graders: Graders, mesh: Mesh) -> Generator:
-    """The generator of a run: training and evaluation share it. The environment replies through
-    the graders.
-    """
+    """The generator of a run, for training and evaluation; `graders` make replies."""
     env, ids = graders.env, graders.env.tokenizer
     single = SlotGenerator(
         config, rules(config, env), env.max_prompt_tokens, len(ids.stop_ids), ids.pad_id, mesh,
@@ -113,13 +110,13 @@ def make_generator(config: Config, graders: Graders, mesh: Mesh) -> Generator:
     return single if config.episode.max_turns == 1 else Episodes(single, config, graders)
 
 
-def _turns(said: str | tuple[str, ...]) -> int:
-    """Of the policy; the environment's lie between them."""
-    return 1 if isinstance(said, str) else len(said) // 2 + 1
+def _turns(text: str | tuple[str, ...]) -> int:
+    """Number of the policy's turns; turns alternate between policy and environment."""
+    return 1 if isinstance(text, str) else len(text) // 2 + 1
 
 
 class Engine:
-    """Keeps the generator busy, as far as the buffer lets it; spends into the ledger."""
+    """Keeps the generator busy as far as the buffer allows, and accounts for its compute."""
 
     def __init__(
         self, config: Config, graders: Graders, buffer: Buffer, ledger: flops.Ledger, mesh: Mesh
@@ -152,11 +149,11 @@ class Engine:
             for serial, group in state["running"].items()
         }
         for group in self.running.values():
-            group.said_G = [one and Said(tuple(one[0]), *one[1:]) for one in group.said_G]
+            group.said_G = [one and Transcript(tuple(one[0]), *one[1:]) for one in group.said_G]
         self.generator.load(state["generator"], arrays)
 
     def has_work(self) -> bool:
-        """Whether `step` would draw tokens: a sequence is in flight, or a group may start."""
+        """Whether `step` would sample: a sequence is in flight, or a group may start."""
         return bool(self.running) or self._may_start()
 
     def _may_start(self) -> bool:
@@ -167,7 +164,7 @@ class Engine:
         self.collect()
 
     def begin(self, weights: Weights) -> None:
-        """Start groups where there is room and draw tokens."""
+        """Start groups where there is room, and start sampling."""
         with self.lock:
             weights = Weights(weights.params, weights.version)
             while self.generator.free >= self.G and self._may_start():
@@ -176,12 +173,12 @@ class Engine:
         self.generator.begin(weights, self.config.rollout.decode_chunk_tokens)
 
     def collect(self) -> None:
-        """What was drawn: ledger, finished samples, groups that are complete."""
+        """Account for sampled tokens, and grade complete groups."""
         finished, drawn = self.generator.collect()
         for sample in finished:
             self.running[sample.key[0]].take(sample)
         complete = {serial: g for serial, g in self.running.items() if g.length_G.all()}
-        graded, spent = self._grade(complete)  # without the lock: a grader may take its time
+        graded, spent = self._grade(complete)  # without the lock: graders may be slow
         with self.lock:
             self._spend(drawn)
             self.ledger.reward_flops += spent
@@ -190,7 +187,7 @@ class Engine:
             self.events += "c"
 
     def _start_group(self) -> list[Request]:
-        """The samples of the group that starts now."""
+        """Requests for the samples of the next group."""
         index, serial = self.prompts.next(), self.buffer.start()
         problem, ids = self.env.train[index], self.env.tokenizer
         prompt_U = np.array(ids.encode_prompt(problem.prompt), np.int32)
@@ -217,7 +214,7 @@ class Engine:
         if not complete:
             return {}, 0.0
         groups = complete.values()
-        answers = [said(self.env, g.problem, g.token_GT, g.length_G, g.said_G) for g in groups]
+        answers = [as_answer(self.env, g.problem, g.token_GT, g.length_G, g.said_G) for g in groups]
         found = grades(self.graders, answers, self.mesh)
         for name, count in found.ungraded.items():
             self.ungraded[name] += count
@@ -229,7 +226,7 @@ class Engine:
         return graded, found.flops
 
     def _spend(self, drawn: Drawn) -> None:
-        """Enter the tokens drawn since the last look."""
+        """Add the tokens sampled since the last call to the ledger."""
         model, vocab = self.config.model, self.env.tokenizer.vocab_size
         now_and_before = np.stack([drawn.now_W, drawn.before_W])
         spent = flops.decode_flops(model, vocab, drawn.prompt_length_W, now_and_before)
@@ -239,7 +236,7 @@ class Engine:
         self.ledger.tokens_put_in += put_in
 
     def _finish(self, group: Group, problem_index: int) -> None:
-        """Into its problem's history and the buffer; what the buffer drops counts as discarded."""
+        """Add it to its problem's history and the buffer; count a refilled group as discarded."""
         self.prompts.graded(problem_index, float(np.mean(group.score_G == 1)))
         if not self.buffer.put(group):
             model, vocab = self.config.model, self.env.tokenizer.vocab_size
@@ -247,7 +244,7 @@ class Engine:
             self.ledger.samples += self.G
 
     def _graded(self, serial: int, group: _Running, answer: Answer, score_G, model_G) -> Group:
-        """Scores, rewards, and nothing beyond the length."""
+        """The group with scores and rewards, padded beyond the lengths."""
         length_G, token_GT = group.length_G, group.token_GT
         within_GT = np.arange(self.T) < length_G[:, None]
         version_GT = np.where(within_GT, group.version_GT, INJECTED)
@@ -263,19 +260,19 @@ class Engine:
             version_GT=version_GT,
             reward_G=self._rewards(serial, answer, score_G, model_G),
             score_G=score_G,
-            stopped_G=np.array([stopped for _, stopped in answer.said_G]),
+            stopped_G=np.array([stopped for _, stopped in answer.text_G]),
             expert_GTLK=group.expert_GTLK,
-            turns_G=np.array([_turns(text) for text, _ in answer.said_G], np.int32),
+            turns_G=np.array([_turns(text) for text, _ in answer.text_G], np.int32),
         )
 
     def _rewards(self, serial: int, answer: Answer, score_G, model_G) -> np.ndarray:
-        """Of the scores, or of what the controls put in their place, or a model's."""
+        """Rewards from scores, from a control in their place, or from a reward model."""
         algo = self.config.algo
-        if algo.reward == "random":  # heads or tails, whatever was said
+        if algo.reward == "random":  # a fair coin
             coin = np.random.default_rng((self.config.seed, serial))
             score_G = coin.integers(0, 2, self.G).astype(np.float32)
         if algo.reward == "format":
-            said_G = answer.said_G
-            score_G = np.array([self.env.well_formed(*sample) for sample in said_G], np.float32)
+            formed = [self.env.well_formed(*sample) for sample in answer.text_G]
+            score_G = np.array(formed, np.float32)
         raw_G = model_G if algo.reward == "model" else None
         return rewards(score_G, answer.length_G, algo, self.T, raw_G)

@@ -1,9 +1,9 @@
-"""The seam between those who want samples and whatever draws them: token ids in, token ids out.
+"""The interface to whatever samples: token ids in, token ids out.
 
-Engine and evaluation know `Generator` alone. Requests go in as far as there is room; `begin` draws
-some tokens of all sequences in flight and `collect` gives those that are finished. A paged kernel
-or an engine of another library is one more class here. `SlotGenerator` is the built-in one, on the
-programs of rlx.rollout.sampler; rlx.rollout.episodes makes episodes of several turns out of one.
+Engine and evaluation use `Generator` alone. Requests are submitted as far as there is room; `begin`
+samples some tokens of all sequences in flight, and `collect` returns those that are finished. A
+paged kernel or an external engine is one more class here. `SlotGenerator` is the built-in one, with
+the programs of rlx.rollout.sampler; rlx.rollout.episodes builds multi-turn episodes from one.
 """
 
 from __future__ import annotations
@@ -26,85 +26,85 @@ from rlx.models import attention, lora, transformer
 from rlx.rollout import sampler
 from rlx.types import Params, Problem, right_padded
 
-Key = tuple[int, int]  # (serial number of the group, number of the sample in it)
+Key = tuple[int, int]  # (serial number of the group, index of the sample in it)
 
 
 class Request(NamedTuple):
-    """One sample that is wanted."""
+    """A sample to generate."""
 
     key: Key
-    ids: Sequence[int]  # the prompt; of a continuation, what is put behind the sequence
-    limit: int  # tokens after the prompt, drawn or put in
+    ids: Sequence[int]  # the prompt; of a continuation, the tokens to inject
+    limit: int  # tokens after the prompt, sampled or injected
     stop_ids: tuple[int, ...]
-    holds: bool = False  # once finished it keeps its place, until it is continued or released
-    continues: bool = False  # behind the held sequence of this key
-    problem: Problem | None = None  # of an episode, whose environment is asked
+    holds: bool = False  # once finished it keeps its slot until it is continued or released
+    continues: bool = False  # continues the held sequence of this key
+    problem: Problem | None = None  # of an episode
 
 
-class Said(NamedTuple):
-    """An episode in words."""
+class Transcript(NamedTuple):
+    """A finished episode as text."""
 
     turns: tuple[str, ...]  # the policy's, the environment's, and so on
-    stopped: bool  # False where a limit on tokens cut it
+    stopped: bool  # False if a token limit truncated it
     failure: int = 0  # of the environment (rlx.envs.grading.Failure): it has no score
 
 
 class Finished(NamedTuple):
-    """One sample that came to a stop token, or to its limit; n tokens."""
+    """A sample that reached a stop token or its limit; n tokens."""
 
     key: Key
     token_T: np.ndarray  # int32
     logp_T: np.ndarray  # float32, of the distribution that was sampled
     value_T: np.ndarray  # float32, of the critic before the token
-    version_T: np.ndarray  # int32, of the weights that drew the token; INJECTED if none did
-    expert_TLK: np.ndarray | None = None  # int32, that took it, if that is asked for
-    said: Said | None = None  # of an episode
+    version_T: np.ndarray  # int32, of the weights that sampled the token, or INJECTED
+    expert_TLK: np.ndarray | None = None  # int32, its routing, if requested
+    transcript: Transcript | None = None  # of an episode
 
 
 class Drawn(NamedTuple):
-    """What `collect` found since it last looked, sequence by sequence: for the ledger."""
+    """Token counts per sequence since the last `collect`, for the ledger."""
 
     prompt_length_W: np.ndarray
-    before_W: np.ndarray  # tokens of its completion
+    before_W: np.ndarray  # tokens of its completion at the last `collect`
     now_W: np.ndarray
-    put_in_W: np.ndarray  # of those in between, the ones that a continuation brought
+    put_in_W: np.ndarray  # of the new tokens, those injected by a continuation
 
 
 @dataclass
 class Weights:
-    """What is sampled with: the newest that the learner has published."""
+    """The newest weights published by the learner."""
 
-    params: Params  # as `published` makes them
+    params: Params  # made by `published`
     version: int
 
 
 class Generator(Protocol):
-    """Sequences in flight. What a key samples does not depend on its neighbours."""
+    """Sequences in flight. The samples of a key do not depend on other sequences."""
 
-    reply_s: float  # seconds that an environment took to reply, evaluations left out
+    reply_s: float  # seconds of the environment's replies, without evaluations
 
     @property
     def free(self) -> int:
-        """How many more requests there is room for; a continuation needs none."""
+        """How many more requests fit; a continuation needs no room."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it holds on all devices."""
+        """Bytes held on all devices."""
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Take them on; they start at the next `begin`."""
+        """Accept requests; they start at the next `begin`."""
 
     def begin(self, weights: Weights, tokens: int) -> None:
-        """Draw so many tokens of every sequence in flight; may return before they are there."""
+        """Sample `tokens` tokens of every sequence in flight; may return before they are done."""
 
     def collect(self) -> tuple[list[Finished], Drawn]:
-        """What has finished since, and what was drawn."""
+        """Samples finished since the last call, and token counts."""
 
     def release(self, keys: Sequence[Key]) -> None:
-        """Held sequences are over."""
+        """Free the slots of held sequences."""
 
     def aside(self, key: jax.Array) -> Any:
-        """A context in which it is empty and draws with another random key."""
+        """A context in which it starts empty and uses another random key."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -114,8 +114,7 @@ class Generator(Protocol):
 
 
 def published(params: Params, model: ModelConfig, head_dtype: str, learner: Mesh, mesh: Mesh):
-    """`transformer.published`, laid out where the generator works; the arrays themselves where
-    nothing is to be cast or moved."""
+    """`transformer.published` in the generator's layout; the same arrays if nothing changes."""
     make = functools.partial(transformer.published, config=model, head_dtype=head_dtype)
     like = jax.eval_shape(make, params)
     shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
@@ -132,7 +131,7 @@ def _published(params, model: ModelConfig, head_dtype: str, mesh: Mesh):
 
 
 class SlotGenerator:
-    """W slots of one cache; every sequence in flight owns one."""
+    """W slots of one cache, one per sequence in flight."""
 
     reply_s = 0.0
 
@@ -140,10 +139,10 @@ class SlotGenerator:
         self, config: Config, rules: sampler.Rules, prompt_tokens: int, stop_ids: int, pad_id: int,
         mesh: Mesh, key: jax.Array,
     ):  # fmt: skip
-        """prompt_tokens: of the longest prompt; stop_ids: how many tokens may end a sample."""
+        """prompt_tokens: of the longest prompt; stop_ids: the most that a request has."""
         rollout, self.W = config.rollout, config.slots
         self.U, self.T, self.N = prompt_tokens, rollout.max_new_tokens, stop_ids
-        self.P = max(self.W // rollout.group_size, 1)  # prompts that `insert` runs at once
+        self.P = max(self.W // rollout.group_size, 1)  # prompts per call of `insert`
         self.temperature, self.pad_id, self.mesh, self.key = rollout.temperature, pad_id, mesh, key
         model = attention.chosen(config.model, mesh)
         self.static = {"config": model, "rules": rules, "mesh": mesh}
@@ -157,12 +156,12 @@ class SlotGenerator:
     def _clear(self, slots: sampler.Slots) -> None:
         self.slots = slots
         self.slot_of: dict[Key, int] = {}  # in flight
-        self.held: dict[Key, int] = {}  # finished, and not to be forgotten
+        self.held: dict[Key, int] = {}  # finished, but kept
         self.holds: set[Key] = set()
         self.idle = list(range(self.W))
         self.prompt_length_W = np.zeros(self.W, np.int64)
-        self.count_W = np.zeros(self.W, np.int64)  # as of the last look
-        self.given_W = np.zeros(self.W, np.int64)  # where the last continuation draws again
+        self.count_W = np.zeros(self.W, np.int64)  # at the last `collect`
+        self.given_W = np.zeros(self.W, np.int64)  # end of the last injected tokens
         self.new: list[tuple[int, Request]] = []  # with their slots
 
     @property
@@ -202,11 +201,11 @@ class SlotGenerator:
         )
 
     def _insertions(self, fresh: list[tuple[int, Request]]):
-        """Arguments of `sampler.insert`: samples of P prompts at most, a group's prompt once."""
+        """Arguments of `sampler.insert`: P prompts at most per call, one per group."""
         by_group = itertools.groupby(fresh, key=lambda item: item[1].key[0])
         groups = [list(items) for _, items in by_group]
-        for some in (groups[at : at + self.P] for at in range(0, len(groups), self.P)):
-            prompts = [items[0][1].ids for items in some]
+        for batch in (groups[at : at + self.P] for at in range(0, len(groups), self.P)):
+            prompts = [items[0][1].ids for items in batch]
             new = sampler.New(
                 row_W=np.full(self.W, -1, np.int32),
                 serial_W=np.zeros(self.W, np.int32),
@@ -214,9 +213,9 @@ class SlotGenerator:
                 limit_W=np.zeros(self.W, np.int32),
                 stop_WN=np.full((self.W, self.N), -1, np.int32),
             )
-            slot_B, requests = zip(*itertools.chain(*some), strict=True)
+            slot_B, requests = zip(*itertools.chain(*batch), strict=True)
             slot_B = np.array(slot_B)
-            new.row_W[slot_B] = np.repeat(np.arange(len(some)), [len(items) for items in some])
+            new.row_W[slot_B] = np.repeat(np.arange(len(batch)), [len(items) for items in batch])
             new.serial_W[slot_B], new.sample_W[slot_B] = np.array([r.key for r in requests]).T
             new.limit_W[slot_B] = np.minimum([r.limit for r in requests], self.T)
             fill = (-1,) * self.N
@@ -251,8 +250,8 @@ class SlotGenerator:
         return finished, Drawn(self.prompt_length_W.copy(), before_W, self.count_W, put_in_W)
 
     def _taken(self, over: list[tuple[Key, int]]) -> list[Finished]:
-        """Only these rows leave the device, a power of two of them, so that programs are few; all
-        of them where that is half of the slots.
+        """Finished samples. Only their rows leave the device, their number rounded up to a power of
+        two to limit compilations; all rows if that exceeds half of the slots.
         """
         if not over:
             return []
@@ -273,7 +272,7 @@ class SlotGenerator:
 
     @contextmanager
     def aside(self, key: jax.Array) -> Iterator[None]:
-        """What is in flight waits on the host meanwhile, so a device never holds a second cache."""
+        """Sequences in flight are moved to the host, so a device never holds two caches."""
         before, mine = dict(vars(self)), self.slots
         busy = bool(self.slot_of or self.held)
         parked = self._parked(mine) if busy else mine
@@ -305,13 +304,13 @@ class SlotGenerator:
                 "holds": sorted(map(list, self.holds))}  # fmt: skip
 
     def arrays(self) -> sampler.Slots:
-        """What is on the device, for a checkpoint."""
+        """The device part of a checkpoint."""
         return sampler.to_arrays(self.slots)
 
     def load(self, state: dict[str, Any], arrays: sampler.Slots) -> None:
         for name in ("idle", "prompt_length_W", "count_W"):
             setattr(self, name, state[name])
-        self.given_W = state.get("given_W", np.zeros(self.W, np.int64))  # older states lack it
+        self.given_W = state.get("given_W", np.zeros(self.W, np.int64))  # absent in old states
         for name in ("slot_of", "held"):
             setattr(self, name, {(s, g): slot for s, g, slot in state[name]})
         self.holds = {(s, g) for s, g in state["holds"]}

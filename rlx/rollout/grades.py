@@ -1,4 +1,4 @@
-"""What samples are worth: the grade of the environment, or the verdict of a reward model."""
+"""Grades of samples: the environment's scores, or the verdict of a reward model."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ from jax.sharding import Mesh
 from rlx import processes
 from rlx.envs.base import Env
 from rlx.envs.grading import Failure, Graders, Item
-from rlx.rollout.generator import Said
+from rlx.rollout.generator import Transcript
 from rlx.rollout.scorer import Answer
 from rlx.types import Problem
 
 
 class Grades(NamedTuple):
-    """Of every sample of P problems."""
+    """Grades of every sample of P problems."""
 
     score_PG: list[np.ndarray]  # in [0, 1], 1 for a pass
     reward_PG: list[np.ndarray] | list[None]  # of a reward model, if there is one
-    ungraded: dict[str, int]  # how many samples have no score, and why: they score 0
+    ungraded: dict[str, int]  # samples without a score, by reason; they score 0
     flops: float  # of the reward model
 
 
-def said(
+def as_answer(
     env: Env, problem: Problem, token_GT: np.ndarray, length_G: np.ndarray,
-    episode_G: Sequence[Said] = (),
+    episode_G: Sequence[Transcript] = (),
 ) -> Answer:  # fmt: skip
-    """The samples with their text; one that the length limit cut has not stopped.
+    """The samples with their text, and whether they stopped or were truncated.
 
-    episode_G: what was said in them, where they are episodes. An environment that replies is given
-    the turns, of a single answer too.
+    episode_G: transcripts, if they are episodes. For an environment that replies the text is a
+    tuple of turns, even of a single answer.
     """
     if episode_G:
-        said_G = [(episode.turns, episode.stopped) for episode in episode_G]
-        return Answer(problem, token_GT, length_G, said_G, [e.failure for e in episode_G])
+        text_G = [(episode.turns, episode.stopped) for episode in episode_G]
+        return Answer(problem, token_GT, length_G, text_G, [e.failure for e in episode_G])
     decode, stop_ids = env.tokenizer.decode, env.tokenizer.stop_ids
     shown = (lambda text: (text,)) if hasattr(env, "reply") else lambda text: text
     rows = zip(token_GT, length_G.tolist(), strict=True)
-    said_G = [(shown(decode(row[:n].tolist())), bool(row[n - 1] in stop_ids)) for row, n in rows]
-    return Answer(problem, token_GT, length_G, said_G)
+    text_G = [(shown(decode(row[:n].tolist())), bool(row[n - 1] in stop_ids)) for row, n in rows]
+    return Answer(problem, token_GT, length_G, text_G)
 
 
 def grades(graders: Graders, answers: Sequence[Answer], mesh: Mesh) -> Grades:
-    """The graders' scores and the reward model's, where they have one; its verdict if it judges."""
+    """The graders' scores and the reward model's rewards; its verdict as scores if it judges."""
     if graders.scorer is None:
         score_PG, ungraded = graded(graders, answers)
         return Grades(score_PG, [None] * len(answers), ungraded, 0.0)
@@ -58,7 +58,7 @@ def grades(graders: Graders, answers: Sequence[Answer], mesh: Mesh) -> Grades:
 
 
 def graded(graders: Graders, answers: Sequence[Answer]):
-    """(score_PG, ungraded) of the environment. The processes of a run share the work.
+    """(score_PG, ungraded) of the environment; the processes of a run share the work.
 
     An episode in which the environment failed is not graded.
     """
@@ -67,11 +67,11 @@ def graded(graders: Graders, answers: Sequence[Answer]):
         outcomes = graders.grade(items)
         return [o.score if o.failure is None else float(o.failure) for o in outcomes]
 
-    items = [(answer.problem, *sample) for answer in answers for sample in answer.said_G]
-    failures = [answer.failure_G or [0] * len(answer.said_G) for answer in answers]
+    items = [(answer.problem, *sample) for answer in answers for sample in answer.text_G]
+    failures = [answer.failure_G or [0] * len(answer.text_G) for answer in answers]
     score_N = np.array(list(itertools.chain(*failures)), np.float32)
-    whole_N = score_N == 0
-    score_N[whole_N] = processes.shared(list(itertools.compress(items, whole_N)), work)
+    open_N = score_N == 0
+    score_N[open_N] = processes.shared(list(itertools.compress(items, open_N)), work)
     counts = {failure.counter: int(np.sum(score_N == failure)) for failure in Failure}
-    ends = np.cumsum([len(answer.said_G) for answer in answers])[:-1]
+    ends = np.cumsum([len(answer.text_G) for answer in answers])[:-1]
     return np.split(np.maximum(score_N, 0), ends), counts

@@ -1,15 +1,15 @@
-"""Which problem the next group is asked: epochs of permutations, and a history of pass rates.
+"""The order of problems: epochs of permutations, filtered by a history of pass rates.
 
-Every epoch is a permutation of the finite training set that follows from (seed, epoch). A problem
-is passed over if the pass rate of its latest group says so:
+Every epoch is a permutation of the training set, determined by (seed, epoch). A problem is skipped
+because of the pass rate of its latest group:
 
-    no_positive_resampling   it reached `retire_pass_rate`: never asked again
+    no_positive_resampling   it reached `retire_pass_rate`: never sampled again
                              (ScaleRL, arXiv 2510.13786, section 3: 0.9)
-    band                     it lies outside [band_low, band_high]: asked again only in epochs that
-                             are multiples of `band_retest_epochs`, counted from 1
+    band                     it lies outside [band_low, band_high]: sampled again only in epochs
+                             that are multiples of `band_retest_epochs`, counted from 1
 
-A problem that was never asked is always due. What is asked thus follows from what was graded
-before, in the order of the generator's steps.
+A problem without a group yet is never skipped. The order therefore follows from earlier grades, in
+the order of the generator's steps.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def epoch_order(seed: int, epoch: int, problems: int) -> np.ndarray:
 class Prompts:
     def __init__(self, algo: AlgoConfig, problems: int, seed: int):
         self.algo, self.problems, self.seed = algo, problems, seed
-        self.asked = 0  # places of the epochs gone through, those passed over included
+        self.asked = 0  # position in the sequence of epochs, skipped problems included
         self.passed_over = 0
         self.pass_rate_N = np.full(problems, NEVER_ASKED)  # of the latest group
 
@@ -42,7 +42,7 @@ class Prompts:
 
     @property
     def retired(self) -> int:
-        """Problems that are never asked again."""
+        """Number of problems that are never sampled again."""
         often_N = self.pass_rate_N >= self.algo.retire_pass_rate
         return int(often_N.sum()) if self.algo.no_positive_resampling else 0
 
@@ -59,7 +59,7 @@ class Prompts:
         return self.retired == self.problems
 
     def next(self) -> int:
-        """The index of the next problem that is due. Some problem must not be retired."""
+        """The index of the next problem. Not all problems may be retired."""
         if self.exhausted():
             raise RuntimeError("every training problem is retired")
         while True:

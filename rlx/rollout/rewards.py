@@ -1,6 +1,6 @@
-"""From scores and lengths to rewards: what the policy is trained on, and what it is not judged by.
+"""From scores and lengths to training rewards.
 
-Host side, float32 NumPy, [G] for the samples of one prompt. Scores lie in [0, 1]; a pass is 1.
+On the host, float32 NumPy, [G] for the samples of one prompt. Scores lie in [0, 1]; a pass is 1.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from rlx.config import AlgoConfig
 
 
 def shaped(score_G: np.ndarray, *, threshold: float, sharpness: float) -> np.ndarray:
-    """s(x) = 1 / (1 + exp(-sharpness (x - threshold))), stretched so that s(0) = 0, s(1) = 1
+    """s(x) = 1 / (1 + exp(-sharpness (x - threshold))), rescaled to s(0) = 0 and s(1) = 1
 
-    Between a linear reward (sharpness near 0) and pass or fail at `threshold` (sharpness large).
+    Near sharpness 0 it is linear; with a large sharpness, pass or fail at `threshold`.
     """
     s = lambda x: 1 / (1 + np.exp(-sharpness * (x - threshold)))  # noqa: E731
     low, high = s(0.0), s(1.0)
@@ -23,8 +23,8 @@ def shaped(score_G: np.ndarray, *, threshold: float, sharpness: float) -> np.nda
 def length_penalty(length_G: np.ndarray, *, longest: int, margin: int) -> np.ndarray:
     """clip((longest - length) / margin - 1, -1, 0), in tokens
 
-    0 up to longest - margin, then falling to -1 at `longest`. ScaleRL (arXiv 2510.13786), Eq. 9,
-    adds it to right answers; DAPO (arXiv 2503.14476), Eq. 13, to all.
+    0 up to longest - margin, then falling linearly to -1 at `longest`. ScaleRL (arXiv 2510.13786),
+    Eq. 9, adds it to correct answers; DAPO (arXiv 2503.14476), Eq. 13, to all.
     """
     return np.clip((longest - length_G) / margin - 1, -1, 0)
 
@@ -35,7 +35,7 @@ def rewards(
 ) -> np.ndarray:  # fmt: skip
     """reward_fail + shape(score) (reward_pass - reward_fail) + penalty, float32 [G]
 
-    What a reward model says stands as it is in place of the first two, where it is given.
+    model_G: rewards of a reward model, which replace the first two terms.
     """
     share_G = score_G
     if algo.reward_shape == "sigmoid":

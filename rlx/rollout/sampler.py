@@ -1,18 +1,18 @@
-"""The sampler's programs: prefill and chunked decode over slots. They know token ids alone.
+"""The sampler's programs: prefill and chunked decode over slots, on token ids.
 
-A slot holds one sequence in flight. `insert` runs some prompts once each, copies their keys/values
-into the slots of their samples and draws every first token; `decode` feeds the last tokens back
-until `max_steps` tokens were drawn or no slot is active; `rows` takes finished sequences out;
-`resume` lets one go on behind tokens that somebody else said. Slots move independently: a finished
-one can be refilled while the others go on. Weights may change between calls: the keys/values of the
-earlier weights stay, and each token stores the version that drew it.
+A slot holds one sequence in flight. `insert` runs P prompts once each, copies their keys/values
+into the slots of their samples and samples every first token; `decode` feeds the last tokens back
+until `max_steps` tokens are sampled or no slot is active; `rows` extracts finished sequences;
+`resume` continues sequences after injected tokens. Slots are independent: a finished one can be
+refilled while the others continue. Weights may change between calls: the keys/values of earlier
+weights are kept, and each token stores the version that sampled it.
 
-The key of a token is fold_in(fold_in(fold_in(key, serial), sample), token index), so what is
-sampled depends neither on the slot, nor on the chunks, nor on the neighbours.
+The key of a token is fold_in(fold_in(fold_in(key, serial), sample), token index), so samples do not
+depend on slots, chunks or other sequences.
 
-Forced interruption: a sample that has not ended its thinking within its budget of tokens, drawn
-from [think_min, think_max] by the key of token T, has a phrase inserted into its completion; those
-tokens are fed and kept, with version INJECTED and log-probability 0. Then `answer_tokens` are left.
+Forced interruption: a sample still thinking at the end of its token budget, drawn from
+[think_min, think_max] by the key of token T, gets a phrase injected into its completion; these
+tokens have version INJECTED and log-probability 0. `answer_tokens` tokens are left after it.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ from rlx.types import INJECTED
 
 
 class Rules(NamedTuple):
-    """What is the same for every sample of a run. With `phrase` empty, nothing is interrupted."""
+    """Settings common to all samples of a run. With an empty `phrase`, nothing is interrupted."""
 
     phrase: tuple[int, ...] = ()
-    think_end_id: int = -1  # the policy's own way out of thinking
+    think_end_id: int = -1  # the token with which the policy ends its thinking
     think_min: int = 0
     think_max: int = 0
     answer_tokens: int = 0
     head_dtype: str = "float32"
-    routing: bool = False  # note which experts a token that is fed takes
+    routing: bool = False  # record the experts of every token that is fed
 
 
 class New(NamedTuple):
-    """The samples that `insert` starts, by slot; `row_W` is -1 where a slot keeps what it has."""
+    """The samples that `insert` starts, by slot; `row_W` is -1 for slots without a new one."""
 
     row_W: jax.Array  # int32, the prompt of the slot's sample
     serial_W: jax.Array  # int32, of its group
-    sample_W: jax.Array  # int32, its number in the group
-    limit_W: jax.Array  # int32, tokens that it may have
-    stop_WN: jax.Array  # int32, tokens that end it; -1 fills up
+    sample_W: jax.Array  # int32, its index in the group
+    limit_W: jax.Array  # int32, most tokens of the completion
+    stop_WN: jax.Array  # int32, stop tokens, padded with -1
 
 
 NEVER = 2**30  # a token index that no sample reaches
@@ -59,27 +59,27 @@ NEVER = 2**30  # a token index that no sample reaches
 
 @struct.dataclass
 class Slots:
-    """Everything a sequence in flight needs, one row per slot."""
+    """The state of the sequences in flight, one row per slot."""
 
     cache: list[attention.Cache]
     key_W: jax.Array  # of (group serial, sample)
     prompt_W: jax.Array  # int32, tokens of the prompt
-    count_W: jax.Array  # int32, tokens drawn or put in so far
-    given_W: jax.Array  # int32, tokens before this one are in token_WT already: put in, not drawn
+    count_W: jax.Array  # int32, tokens sampled or injected so far
+    given_W: jax.Array  # int32, end of the injected tokens in token_WT; 0: none
     limit_W: jax.Array  # int32, as in New
     stop_WN: jax.Array  # int32, as in New
     active_W: jax.Array  # bool, neither stopped nor at the length limit
-    think_W: jax.Array  # int32, thinking is interrupted after so many tokens
-    answer_W: jax.Array  # int32, where the answer begins; NEVER while the sample thinks
+    think_W: jax.Array  # int32, thinking is interrupted after this many tokens
+    answer_W: jax.Array  # int32, where the answer starts; NEVER while the sample thinks
     token_WT: jax.Array  # int32
     logp_WT: jax.Array  # float32, of the distribution that was sampled
     value_WT: jax.Array  # float32, of the critic before the token; 0 without one
-    version_WT: jax.Array  # int32, of the weights that drew the token
-    expert_WTLK: jax.Array | None = None  # int32, that took the token, of those fed; with `routing`
+    version_WT: jax.Array  # int32, of the weights that sampled the token
+    expert_WTLK: jax.Array | None = None  # int32, routing of the tokens fed; with `routing`
 
 
 def shardings(slots: Slots, mesh: Mesh) -> Slots:
-    """Every array is split over the mesh along its slots, keys and values along their heads too."""
+    """Every array is split over the mesh along its slots, keys and values also along heads."""
     cache = [
         jax.tree.map(lambda x, axes=layer.axes: meshes.sharding(mesh, axes, x.shape), layer)
         for layer in slots.cache
@@ -92,9 +92,9 @@ def empty(
     config: ModelConfig, slots: int, prompt_tokens: int, max_new_tokens: int, stop_ids: int,
     mesh: Mesh, routing: bool = False,
 ) -> Slots:  # fmt: skip
-    """No sequence in flight. The last token drawn is never fed back, so S = U + T - 1.
+    """Slots without sequences. The last sampled token is never fed back, so S = U + T - 1.
 
-    stop_ids: how many tokens may end a sample.
+    stop_ids: number of stop tokens per sample.
     """
     shape, columns = (slots, max_new_tokens), prompt_tokens + max_new_tokens - 1
     chosen = (*shape, len(config.sparse_layers), config.experts_per_token)
@@ -124,7 +124,7 @@ def empty(
 
 
 def to_arrays(slots: Slots) -> Slots:
-    """The same with its random keys as integers, for a checkpoint."""
+    """The same with random keys as integers, for a checkpoint."""
     return slots.replace(key_W=jax.random.key_data(slots.key_W))
 
 
@@ -151,9 +151,9 @@ def _stops(stop_WN, token_W):
 
 
 def _force(rules: Rules, think_W, answer_W, count_W, given_W, token_W):
-    """(token_W, injected_W, answer_W, limit_W) once token `count_W` is drawn or put in.
+    """(token_W, injected_W, answer_W, limit_W) after token `count_W` is sampled or injected.
 
-    Thinking ends neither within the tokens before `given_W`, which others said, nor by them.
+    Injected tokens before `given_W` neither end thinking nor count as thinking.
     """
     if not rules.phrase:
         return token_W, jnp.zeros(token_W.shape, bool), answer_W, jnp.full_like(count_W, NEVER)
@@ -174,13 +174,13 @@ def insert(
     params, slots: Slots, prompt_PU, length_P, new: New, key, version, temperature,
     *, config: ModelConfig, rules: Rules, mesh: Mesh,
 ) -> Slots:  # fmt: skip
-    """Start samples of P prompts, each in the slot that `new` says; params: `published` ones."""
+    """Start samples of P prompts in the slots of `new`; params: from `published`."""
     T = slots.token_WT.shape[1]
     prefill = meshes.visible(mesh, transformer.prefill)
     hidden_PD, context = prefill(params, config, prompt_PU, length_P)
     logits_PV, value_P = _logits_and_values(params, hidden_PD, temperature, rules)
 
-    # Every slot looks up its new sample, if it has one, so that a mesh can split the slots.
+    # Every slot gathers its new sample, if it has one, so that a mesh can split the slots.
     new_W, p_W = new.row_W >= 0, jnp.maximum(new.row_W, 0)
     group_key_W = jax.vmap(jax.random.fold_in, (None, 0))(key, new.serial_W)
     key_W = jax.vmap(jax.random.fold_in)(group_key_W, new.sample_W)
@@ -227,7 +227,7 @@ def decode(
     params, slots: Slots, version, temperature, max_steps,
     *, config: ModelConfig, rules: Rules, mesh: Mesh,
 ) -> Slots:  # fmt: skip
-    """Draw up to `max_steps` tokens in every active slot; params: `published` ones."""
+    """Sample up to `max_steps` tokens in every active slot; params: from `published`."""
     W, T = slots.token_WT.shape
     write = jax.vmap(lambda row_T, at, value: row_T.at[at].set(value, mode="drop"))
     version_W = jnp.full(W, version, jnp.int32)
@@ -237,7 +237,7 @@ def decode(
 
     def one_token(carry):
         step, s = carry
-        position_W = s.prompt_W + s.count_W - 1  # where there is no column for it, it is dropped
+        position_W = s.prompt_W + s.count_W - 1  # dropped if there is no column for it
         run = meshes.visible(mesh, transformer.decode)
         last_W = at_index(s.token_WT, s.count_W - 1)
         at = (s.cache, last_W, position_W, rules.routing)
@@ -251,7 +251,7 @@ def decode(
         given_W = s.count_W < s.given_W
         token_W = jnp.where(given_W, at_index(s.token_WT, s.count_W), token_W)
         injected_W |= given_W
-        at_W = jnp.where(s.active_W, s.count_W, T)  # T is outside: idle slots keep what they have
+        at_W = jnp.where(s.active_W, s.count_W, T)  # T is outside: idle slots are unchanged
         fed_W = jnp.where(s.active_W, s.count_W - 1, T)
         count_W = s.count_W + s.active_W
         goes_on_W = ~_stops(s.stop_WN, token_W) | injected_W
@@ -277,10 +277,10 @@ def decode(
 
 @functools.partial(jax.jit, static_argnames="mesh", donate_argnames="slots")
 def resume(slots: Slots, given_WT, n_W, limit_W, *, mesh: Mesh) -> Slots:
-    """Sequences go on behind the first n_W tokens of given_WT, which are fed and not drawn.
+    """Continue sequences after the first n_W tokens of given_WT, which are injected.
 
-    Where n_W is 0 a slot keeps what it has. Nothing before is computed again. Each turn thinks
-    anew, as long as the first might.
+    A slot with n_W = 0 is unchanged. Nothing is recomputed. Each turn has the thinking budget of
+    the first.
     """
     W, T = slots.token_WT.shape
     on_W, index_WT = n_W > 0, jnp.broadcast_to(jnp.arange(T)[None], (W, T)) - slots.count_W[:, None]
@@ -299,12 +299,12 @@ def resume(slots: Slots, given_WT, n_W, limit_W, *, mesh: Mesh) -> Slots:
 
 
 def arrays(slots: Slots) -> tuple[jax.Array, ...]:
-    """(tokens, log-probabilities, values, versions), [W, T] each, and the experts if noted."""
+    """(tokens, log-probabilities, values, versions), [W, T] each, and the routing if recorded."""
     always = slots.token_WT, slots.logp_WT, slots.value_WT, slots.version_WT
     return always if slots.expert_WTLK is None else (*always, slots.expert_WTLK)
 
 
 @jax.jit
 def rows(slots: Slots, slot_N) -> tuple[jax.Array, ...]:
-    """The same of some slots, [N, T, ...] each."""
+    """The same of the given slots, [N, T, ...] each."""
     return tuple(x_WT[slot_N] for x_WT in arrays(slots))

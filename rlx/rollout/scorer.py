@@ -1,11 +1,11 @@
 """A frozen reward model: the reward of a policy, and the judge of env.name=preference.
 
-It reads the policy's own token ids, so both have one vocabulary. Every process of a run calls it
-with the same samples, and the mesh divides them. As a judge it also reads the reference completion
-of each prompt, beside the samples: a pass is a sample that stopped with r above the reference's.
+It reads the policy's token ids, so both must have the same vocabulary. Every process of a run calls
+it with the same samples, and the mesh divides them. As a judge it also scores the reference
+completion of each prompt: a sample passes if it stopped and r exceeds that of the reference.
 
-There is a copy of the parameters on every mesh of the run: a generator with devices of its own
-scores there, at the time of its own thread.
+Every mesh of the run has a copy of the parameters: with separate generator devices, scoring happens
+there, in the generator's thread.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Answer(NamedTuple):
     problem: Problem
     token_GT: np.ndarray
     length_G: np.ndarray
-    said_G: list[tuple[Any, bool]]  # text, or the turns of an episode; with whether it stopped
-    failure_G: Sequence[int] = ()  # of the environment of an episode, 0 for none
+    text_G: list[tuple[Any, bool]]  # (text, or turns of an episode; whether it stopped)
+    failure_G: Sequence[int] = ()  # of an episode's environment, 0: none
 
 
 class Scores(NamedTuple):
@@ -47,13 +47,13 @@ _scores = jax.jit(reward.scores, static_argnames="config")
 
 
 class Scorer:
-    """`spent` is what the model's training cost, in FLOPs."""
+    """spent: FLOPs of the model's training."""
 
     def __init__(
         self, env: Env, model: ModelConfig, params: Params, longest: int, on: Sequence[Mesh],
         spent: float = 0.0,
     ):  # fmt: skip
-        """longest: tokens of the samples; `on`: where they will be scored."""
+        """longest: most tokens of a sample; on: the meshes that score."""
         self.env, self.model, self.spent = env, model, spent
         axes = lora.logical_axes(params)
         self.params = {
@@ -63,7 +63,7 @@ class Scorer:
         self.T = max([longest, *(len(self._reference(problem)[0]) for problem in everything)])
 
     def __call__(self, answers: Sequence[Answer], mesh: Mesh) -> Scores:
-        """Of problems with as many samples each."""
+        """Scores of problems with the same number of samples each."""
         prompts = [self.env.tokenizer.encode_prompt(a.problem.prompt) for a in answers]
         groups = [_completions(a) + self._reference(a.problem) for a in answers]
         reward_PN = self._rewards(prompts, groups, mesh)
@@ -76,14 +76,14 @@ class Scorer:
         return Scores([reward_N[:-1] for reward_N in reward_PN], win_PG, spent)
 
     def _reference(self, problem: Problem) -> list[list[int]]:
-        """What the samples are compared with: one completion, or none."""
+        """The completion that the samples are compared with, if the model judges."""
         if not isinstance(self.env, Preference):
             return []
         ids = self.env.tokenizer
         return [[*ids.encode(self.env.reference(problem)), ids.stop_id]]
 
     def _rewards(self, prompts, groups, mesh: Mesh) -> list[np.ndarray]:
-        """A prompt per device at a time, whatever their number: one compilation."""
+        """One prompt per device at a time, so that there is a single compilation."""
         P = math.prod(mesh.shape[name] for name in meshes.RULES["prompts"])
         U, pad_id = self.env.max_prompt_tokens, self.env.tokenizer.pad_id
         found = []
@@ -103,5 +103,5 @@ def _completions(answer: Answer) -> list[list[int]]:
 
 
 def _wins(answer: Answer, reward_N: np.ndarray) -> np.ndarray:
-    stopped_G = np.array([stopped for _, stopped in answer.said_G])
+    stopped_G = np.array([stopped for _, stopped in answer.text_G])
     return (stopped_G & (reward_N[:-1] > reward_N[-1])).astype(np.float32)

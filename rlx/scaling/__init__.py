@@ -1,4 +1,4 @@
-"""Scaling curves of RL runs: read them, fit them, forecast, decide. See docs/posterior.md.
+"""Scaling curves of RL runs: read, fit, forecast, decide. See docs/posterior.md.
 
 import rlx.scaling as sc
 evals = sc.Evals.read("runs/default")
@@ -13,18 +13,25 @@ Modules, each importing only those above it:
     infer                                            `Evals` -> a posterior as an xarray.DataTree
     draws                                            `Draws`: that tree as named arrays
     fate, paths, parameters                          the pass rate at any compute; A, B, C_mid
-    forecast, compare, effects, worth, allocate      questions, each a function over `Draws`
-    residuals, check, stopping, backtest             may it be believed; may a cell stop; trust
+    forecast, compare, effects, worth, allocate      questions, each a function of `Draws`
+    residuals, check, stopping, backtest             model checks; early stopping; trust
     saved, posterior                                 the file; `ScalingFit`, questions as methods
-    simulate, power                                  studies of known truth; plan before you spend
-    style                                            the look of every figure
-    plot.shared, plot.fitted, plot.point_fits        pictures: curves, point fits,
+    simulate, power                                  simulated studies; power analysis
+    style                                            colours and layout of figures
+    plot.shared, plot.fitted, plot.point_fits        figures: curves, point fits,
     plot.density, plot.forests, plot.records         the ridge, forests, records of forecasts
     recorded, page, point_page                       a study as one HTML file
 
-A family of curves is a class in `families`. A question is a function over `Draws` in a module of
-its own, bound in `posterior`; it asks `paths` for pass rates, computes and ceilings, so that a
-discrepancy of the curves is added there, once. A reader is a function of `readers`.
+A family of curves is a class in `families`. A question is a function of `Draws` in its own module,
+bound in `posterior`; it gets pass rates, computes and ceilings from `paths`, where discrepancies of
+the curves are added, once for all. A reader is a function of `readers`.
+
+Letters of dimensions, as in rlx.types:
+
+    X draws       R runs     J recipes  N runs or recipes    S starts   P pairs of recipes
+    M evaluations of a run   T new evaluations               C computes E effects (design columns)
+    Q parameters of a curve  D coordinates of the sampler    H chains   F features of evaluations
+    K curves fitted at once by least squares    G shapes of its grid    L starts of its search
 """
 
 from rlx.errors import InputError
@@ -41,7 +48,7 @@ from rlx.scaling.priors import Priors
 from rlx.scaling.run_fits import fit_study
 from rlx.scaling.simulate import simulate
 
-DataError = InputError  # the name that notebooks of earlier versions import
+DataError = InputError  # its name in earlier versions
 
 __all__ = [
     "Backtest",

@@ -1,8 +1,4 @@
-"""Where compute goes: continue, stop, or add a seed.
-
-Letters: X draws, J recipes, R runs, T new evaluations, N things to choose from, K numbers that
-summarise new evaluations.
-"""
+"""Where to spend compute: continue, stop, or add a seed."""
 
 from __future__ import annotations
 
@@ -25,10 +21,10 @@ from rlx.scaling.worth import Offer, Plan, Problem
 Floats = NDArray[np.float64]
 
 OBJECTIVES = ("pick_best", "best_final")
-SEEDS = {"run": "typical", "recipe": "new"}  # whose curve new evaluations follow
-PIECES, MOST_PIECES = 8, 64  # of a budget: the default, the most
+SEEDS = {"run": "typical", "recipe": "new"}  # the seed that new evaluations belong to
+PIECES, MOST_PIECES = 8, 64  # of a budget: default, maximum
 MAX_DRAWS = 4000
-PER_CHUNK, PER_SEED = 4, 12  # new evaluations, at most; where there are more, neighbours are pooled
+PER_CHUNK, PER_SEED = 4, 12  # most new evaluations; if there are more, neighbours are pooled
 BLOCKS = 3  # means of neighbours that summarise new evaluations
 FANTASY_SEED = 0
 
@@ -44,24 +40,24 @@ def allocate(
 ) -> pd.DataFrame:
     """Where to spend compute before choosing: continue or stop each run, add a seed to a recipe.
 
-    New evaluations y are worth the better choice that they allow (Raiffa & Schlaifer 1961, Applied
-    Statistical Decision Theory, chapter 4: expected value of sample information), in pass rate:
+    The value of new evaluations y is the improvement of the choice that they allow, in pass rate
+    (expected value of sample information; Raiffa & Schlaifer 1961, Applied Statistical Decision
+    Theory, chapter 4):
 
         value = E_y[max_n E[U_n | y]] - max_n E[U_n]
 
-    U_n is the ceiling A of recipe n's typical seed ("pick_best": the choice is a recipe), or
-    R_n(horizon) ("best_final": the choice is the run to be continued; a new seed, once bought, is
-    one more). Every draw fantasises its own y: curve + wander + sampling noise, at the cadence of
-    the run. E[U_n | y] is the linear regression of U_n, over the draws, on the means of 3 blocks
-    of y (Strong, Oakley, Brennan & Breeze 2015, Med. Decis. Making 35:570): no refits, and jointly
-    for all that is bought.
+    U_n is the ceiling A of recipe n's typical seed ("pick_best": choose a recipe), or R_n(horizon)
+    ("best_final": choose the run to continue; a new seed, once bought, is one more). Every draw
+    simulates its own y: curve + wander + sampling noise, at the run's cadence. E[U_n | y] is the
+    linear regression of U_n, over the draws, on the means of 3 blocks of y (Strong, Oakley, Brennan
+    & Breeze 2015, Med. Decis. Making 35:570), jointly for everything bought; nothing is refitted.
 
-    The plan is greedy: again and again the size of the offer that adds the most value per compute,
-    until nothing affordable adds more than 1e-4 and than the Monte Carlo error; the rest of the
-    budget is not spent. Sizes are 1, 2, 4, ... chunks of a run, for one chunk may be worth nothing
-    where several are (Frazier & Powell 2010, Decis. Anal. 7:378), and one new seed of a recipe,
-    from C = 0 to the recipe's last compute. Runs that departed from their curve are neither
-    continued nor chosen, nor is a recipe all of whose runs did.
+    The plan is greedy: it repeatedly takes the offer and size with the highest added value per
+    compute, until nothing affordable adds more than 1e-4 and than the Monte Carlo error; the rest
+    of the budget is not spent. Sizes are 1, 2, 4, ... chunks of a run, because one chunk may have
+    no value where several do (Frazier & Powell 2010, Decis. Anal. 7:378), and one new seed of a
+    recipe, from C = 0 to the recipe's last compute. Runs that departed from their curve are neither
+    continued nor chosen, nor are recipes all of whose runs departed.
 
     Args:
         fit: the posterior.
@@ -69,23 +65,23 @@ def allocate(
         horizon: compute at which "best_final" compares; default twice the study's last compute.
         chunk: compute of the smallest continuation; default budget / 8.
         objective: "pick_best" or "best_final".
-        trials: graded samples of a new evaluation; default as those fitted.
+        trials: graded samples of a new evaluation; default: as those fitted.
 
     Returns:
         One row per run, then one per recipe: kind, name; action ("continue" or "stop"; "add seed"
-        or "no seed"); compute, of the plan; payoff = E[U] (of A, that of the row's own curve; of
+        or "no seed"); compute, in the plan; payoff = E[U] (of A, that of the row's own curve; of
         R(horizon), on a recipe's row that of a new seed); p_best = P(its U is the highest), on a
         run's row in "pick_best" that of its recipe, on a recipe's row in "best_final" that of its
-        runs; offered, value, value_per_compute: the size that is worth most per compute, bought
-        alone (NaN: nothing on offer); gain_mean, gain_q05, gain_q95 = R(C + budget) - R(C);
-        extrapolation of the gain; prior_share of A; status as `fit.status`.
+        runs; offered, value, value_per_compute: the size with the highest value per compute, bought
+        alone (NaN: no offer); gain_mean, gain_q05, gain_q95 = R(C + budget) - R(C); extrapolation
+        of the gain; prior_share of A; status as `fit.status`.
         `attrs`: objective, horizon, chunk; spent; value of the whole plan; perfect =
-        E[max U] - max E[U], more than which no evaluations are worth; error, its Monte Carlo
-        standard error, about that of all values.
+        E[max U] - max E[U], an upper bound of the value of any evaluations; error, its Monte Carlo
+        standard error, roughly that of all values.
 
     Raises:
-        InputError: an unknown objective; budget, chunk, horizon or trials out of range; no run
-            follows its curve.
+        InputError: an unknown objective; budget, chunk, horizon or trials out of range; all runs
+            departed from their curves.
     """
     fit.guard()
     chunk = budget / PIECES if chunk is None else chunk
@@ -112,10 +108,10 @@ def _check_allocate(budget, chunk, horizon, last, objective, trials) -> None:
     if objective not in OBJECTIVES:
         raise InputError("objective", objective, "unknown", f"use {' or '.join(OBJECTIVES)}")
     if not 0 < budget < np.inf:
-        raise InputError("budget", budget, "buys nothing", "give a compute above 0")
+        raise InputError("budget", budget, "not a positive compute", "give a compute above 0")
     if not budget / MOST_PIECES <= chunk <= budget:
         reason = f"not in [budget / {MOST_PIECES}, budget]"
-        raise InputError("chunk", chunk, reason, "leave it out: an eighth of the budget")
+        raise InputError("chunk", chunk, reason, "leave it out to use an eighth of the budget")
     if not last <= horizon < np.inf:
         reason = f"not beyond the last compute, {last:g}"
         raise InputError("horizon", horizon, reason, "give a compute ahead of all runs")
@@ -126,8 +122,8 @@ def _check_allocate(budget, chunk, horizon, last, objective, trials) -> None:
 def _payoffs(
     fit: Draws, stays_R: NDArray[np.bool_], objective: str, horizon: float
 ) -> tuple[Floats, NDArray[np.bool_]]:
-    """U [X, N] and what may be chosen now [N]: recipes, or runs and then one new seed of each
-    recipe."""
+    """U [X, N] and what may be chosen without buying [N]: recipes; or runs, followed by a new seed
+    of each recipe."""
     if objective == "pick_best":
         return ceiling(fit, "recipe"), _recipes_of(fit, stays_R)
     payoff = [paths(fit, np.array([horizon]), by, SEEDS[by])[..., 0] for by in ("run", "recipe")]
@@ -135,14 +131,14 @@ def _payoffs(
 
 
 def _recipes_of(fit: Draws, stays_R: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Recipes with a run that follows its curve [J]."""
+    """Recipes with a run that has not departed [J]."""
     return np.bincount(fit.recipe_of_run, stays_R, len(fit.recipes)) > 0
 
 
 def _run_offers(
     fit: Draws, stays_R: NDArray[np.bool_], budget: float, chunk: float, trials: float | None
 ) -> list[Offer]:
-    """1, 2, 4, ... chunks of every run that follows its curve."""
+    """1, 2, 4, ... chunks of every run that has not departed."""
     rng, source = np.random.default_rng(FANTASY_SEED), Source.of(fit, "run", trials)
     gap_R, last_R = fit.wander[2], fit.last_compute("run")
     sizes = [2**i for i in range(int(np.log2(budget / chunk * (1 + 1e-9))) + 1)]
@@ -158,7 +154,7 @@ def _run_offers(
 def _seed_offers(
     fit: Draws, stays_R: NDArray[np.bool_], budget: float, objective: str, trials: float | None
 ) -> list[Offer]:
-    """One new seed of every recipe that the budget can take to the recipe's last compute."""
+    """One new seed of every recipe whose last compute the budget can pay for."""
     rng, source = np.random.default_rng(FANTASY_SEED + 1), Source.of(fit, "recipe", trials)
     gap_R, last_J = fit.wander[2], fit.last_compute("recipe")
     offers = []
@@ -173,14 +169,14 @@ def _seed_offers(
 
 @dataclass(frozen=True)
 class Source:
-    """What new evaluations are drawn from: the runs of a fit, or a new seed of each recipe."""
+    """Simulates new evaluations, of the runs of a fit or of a new seed of each recipe."""
 
-    latent: Callable[[int, Floats], Floats]  # pass rate [X, T] of one of them at computes [T]
-    wander_mean_XN: Floats  # where the evaluations start
+    latent: Callable[[int, Floats], Floats]  # (index, computes [T]) -> pass rates [X, T]
+    wander_mean_XN: Floats  # before the first new evaluation
     wander_var_XN: Floats
     noise_sd_XN: Floats
     sigma_X: Floats  # sd of the wander
-    length_X: Floats  # of its correlation, in gaps
+    length_X: Floats  # correlation length of the wander, in gaps
 
     @classmethod
     def of(cls, fit: Draws, by: str, trials: float | None) -> Source:
@@ -202,7 +198,7 @@ class Source:
 
             y = R(C) + w + e,   w <- rho w + sigma sqrt(1 - rho^2) z,   rho = exp(-step/gap/length)
 
-        A step of several gaps pools as many evaluations: the sd of e falls with the root.
+        A step of several gaps pools as many evaluations: the sd of e falls with their square root.
         """
         C_T = np.asarray(start + step * np.arange(1, T + 1), float)
         y_XT = self.latent(n, C_T)
@@ -219,10 +215,10 @@ class Source:
 
 
 def _blocks(y_XT: Floats) -> Floats:
-    """Means of up to BLOCKS pieces of consecutive evaluations [X, K], in standard deviations."""
+    """Means of up to BLOCKS blocks of consecutive evaluations [X, F], standardised."""
     pieces = np.array_split(y_XT, min(BLOCKS, y_XT.shape[1]), axis=1)
-    Z_XK = np.stack([piece.mean(1) for piece in pieces], axis=1)
-    return (Z_XK - Z_XK.mean(0)) / np.maximum(Z_XK.std(0), 1e-12)
+    Z_XF = np.stack([piece.mean(1) for piece in pieces], axis=1)
+    return (Z_XF - Z_XF.mean(0)) / np.maximum(Z_XF.std(0), 1e-12)
 
 
 def _table(fit: Draws, problem: Problem, plan: Plan, objective: str, budget: float) -> pd.DataFrame:

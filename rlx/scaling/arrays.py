@@ -1,4 +1,4 @@
-"""Evaluations as the padded arrays of the model, and the names that belong to their axes."""
+"""Evaluations as the padded arrays of the model, with the names along their axes."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from rlx.scaling.priors import Priors
 Floats = NDArray[np.float64]
 
 MAX_POINTS = 128  # evaluations of a run; longer ones pool neighbours
-KNOWN_R0_SD = 0.01  # logit: a stated R0 is exact
-LATEST_FIRST = 0.9  # of a run's last compute, where its first evaluation may be
-START_STDERR = 0.01  # of an evaluation at C = 0 whose sampling error is unknown
+KNOWN_R0_SD = 0.01  # logit: a given R0 is treated as exact
+LATEST_FIRST = 0.9  # latest first evaluation, as a share of a run's last compute
+START_STDERR = 0.01  # of an evaluation at C = 0 without a known sampling error
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Names along the model's axes, and what the study says of them."""
+    """Names along the model's axes, and constants of the study."""
 
     runs: list[str]
     recipes: list[str]  # a recipe at one level of every axis
@@ -40,7 +40,7 @@ class Labels:
 
 
 def cell_names(frame: pd.DataFrame) -> pd.Series:
-    """Recipe and levels of its axes, the unit that is replicated by seeds."""
+    """Recipe with the levels of its axes: the unit that seeds replicate."""
     axes = frame["axes"].astype(str)
     return frame["recipe"].astype(str).where(axes == "", frame["recipe"].astype(str) + ", " + axes)
 
@@ -57,11 +57,11 @@ def assemble(
 
     Args:
         evals: the evaluations.
-        axes: columns whose levels get effects of their own; default those of the study, with
-            `recipe` where several recipes are crossed with axes.
+        axes: columns whose levels have effects; default those of the study, and `recipe` if several
+            recipes are crossed with axes.
         r0: pass rate at C = 0: a number or a column; default the evaluations at C = 0, or a prior
             from each start's first evaluation.
-        priors: for starts that have no evaluation at C = 0.
+        priors: for starts without an evaluation at C = 0.
         pad_to: least number of columns of the arrays, so that windows of a study share a program.
 
     Raises:
@@ -83,7 +83,7 @@ def assemble(
     cells = list(dict.fromkeys(frame["cell"]))
     starts = list(dict.fromkeys(frame["start"].astype(str)))
     first = [rows.iloc[0] for _, rows in groups]
-    levels, effects, design_JK = _design(frame, evals.axes, axes, cells)
+    levels, effects, design_JE = _design(frame, evals.axes, axes, cells)
     mean_S, sd_S = _starts(frame, starts, r0, priors)
     labels = Labels(
         runs=[run for run, _ in groups],
@@ -97,19 +97,19 @@ def assemble(
         C_max_R=np.array([rows["compute"].max() for _, rows in groups]),
         truth_R=np.array([float(row["truth"]) for row in first]),
     )
-    arrays |= {"recipe_R": labels.recipe_R, "start_R": labels.start_R, "design_JK": design_JK}
+    arrays |= {"recipe_R": labels.recipe_R, "start_R": labels.start_R, "design_JE": design_JE}
     arrays |= {"start_mean_S": mean_S, "start_sd_S": sd_S}
     return Study(**arrays), labels, notes
 
 
 def _check_offset(frame: pd.DataFrame, later: pd.DataFrame) -> None:
-    """Compute counts from the start of training: a run that begins near its end shows no curve."""
+    """Raises InputError if all runs begin near their end: compute counted from before training."""
     ends = later.groupby("run")["compute"].agg(["min", "max", "size"])
     late = ends["min"] / ends["max"] > LATEST_FIRST
     known = frame.loc[frame["compute"] == 0, "run"].unique()
     if late.all() and not len(known) and (ends["size"] > 1).all():
         reason = f"starts at {(ends['min'] / ends['max']).min():.3g} of its end"
-        remedy = "subtract what it is at the start of training, or name another column"
+        remedy = "subtract its value at the start of training, or name another column"
         raise InputError("compute", f"{ends['min'].min():.10g}", reason, remedy)
 
 
@@ -127,7 +127,7 @@ def make_options(evals: Evals, curve: str, noise: str, priors: Priors) -> Option
 
 
 def _pool(run: str, rows: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
-    """Means of neighbouring evaluations where there are more than MAX_POINTS."""
+    """Means of neighbouring evaluations if there are more than MAX_POINTS."""
     if len(rows) <= MAX_POINTS:
         return rows.assign(pooled=1)
     group = np.arange(len(rows)) * MAX_POINTS // len(rows)
@@ -141,7 +141,7 @@ def _pool(run: str, rows: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
 
 
 def _row(rows: pd.DataFrame, C_ref: float, M: int) -> dict[str, Floats]:
-    """One run's line of every padded array."""
+    """One run's row of every padded array."""
     n = len(rows)
     compute_M = rows["compute"].to_numpy(float)
     known_M = rows["stderr"].notna().to_numpy()
@@ -166,7 +166,7 @@ def _starts(
 ) -> tuple[Floats, Floats]:
     """Mean and sd of logit R0 of every start.
 
-    Evaluations at C = 0 that agree in value and trials are one observation, shared by their runs.
+    Evaluations at C = 0 with equal value and trials are one observation, shared by their runs.
     """
     means, sds = [], []
     for start in starts:
@@ -193,11 +193,11 @@ def _stated(rows: pd.DataFrame, start: str, r0: float | str) -> float:
     values = rows[r0].unique() if isinstance(r0, str) else np.array([r0])
     if len(values) > 1:
         raise InputError(
-            "r0", r0, f"start {start} has {len(values)} values", "give each its own start="
+            "r0", r0, f"start {start} has {len(values)} values", "give each a separate start="
         )
     if not 0 <= values[0] < 1:
         raise InputError(
-            "r0", values[0], f"start {start}: not in [0, 1)", "give it as value's unit"
+            "r0", values[0], f"start {start}: not in [0, 1)", "give it in the unit of value"
         )
     return float(logit(max(values[0], 1e-3)))
 
@@ -205,7 +205,7 @@ def _stated(rows: pd.DataFrame, start: str, r0: float | str) -> float:
 def _design(
     frame: pd.DataFrame, known: tuple[str, ...], axes: tuple[str, ...] | None, cells: list[str]
 ) -> tuple[pd.DataFrame, list[str], Floats]:
-    """Levels of every recipe, and sum-to-zero contrasts scaled to unit variance per level."""
+    """Levels of every recipe; sum-to-zero contrasts scaled to unit variance per level."""
     if axes is None:
         axes = ("recipe", *known) if known else ()
     missing = [axis for axis in axes if axis not in frame]
@@ -220,7 +220,7 @@ def _design(
         found = list(dict.fromkeys(levels[axis]))
         n = len(found)
         if n < 2 or n == len(cells) > 2 and len(axes) == 1:
-            continue  # nothing to compare, or every recipe has a level of its own
+            continue  # nothing to compare, or every recipe has its own level
         centred = np.eye(n) - 1 / n
         contrast = np.linalg.svd(centred)[0][:, : n - 1] * np.sqrt(n / (n - 1))
         index = [found.index(level) for level in levels[axis]]

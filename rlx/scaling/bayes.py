@@ -4,8 +4,8 @@
     draws, stats = sample(study, options, mode, ...)   # NumPyro's NUTS from there
     draws, stats = laplace(study, options, mode, ...)  # or a normal at the mode
 
-All of it runs in float64 inside `jax.enable_x64`, which leaves the process's own setting alone.
-Compiled programs depend on shapes and options only, so refits of one study compile once.
+Everything runs in float64 inside `jax.enable_x64`, which does not change the process's setting.
+Compiled programs depend on shapes and options only, so refits of a study do not compile again.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ Floats = NDArray[np.float64]
 SiteDraws = dict[str, Floats]  # [chain, draw, ...]
 
 CHAINS, WARMUP, DRAWS, MAX_ROUNDS = 4, 100, 450, 8
-ACCEPTS = (0.9, 0.97, 0.99)  # targets of the acceptance, the next after a divergence
+ACCEPTS = (0.9, 0.97, 0.99)  # target acceptance; the next one after a divergence
 MAX_RHAT, MIN_ESS, MIN_BFMI = 1.01, 400, 0.3
-MODE_ROUNDS, MODE_STEP = 8, 0.02  # relinearise until no theta moves further
-MAX_DENSE = 1000  # dimensions up to which the curvature is taken whole
+MODE_ROUNDS, MODE_STEP = 8, 0.02  # relinearise until no theta moves further than this
+MAX_DENSE = 1000  # dimensions up to which the whole curvature is computed
 SMALL, CURVATURE_FLOOR = 1e-4, 0.2
 MAX_CELLS = 1_000_000  # draws x evaluations at once
 
@@ -62,7 +62,7 @@ class Mode(NamedTuple):
 
 
 class Stats(NamedTuple):
-    """Of the sampler, [chain, draw]."""
+    """Statistics of the sampler, [chain, draw]."""
 
     diverging: NDArray[np.bool_]
     energy: Floats
@@ -74,7 +74,7 @@ class Stats(NamedTuple):
 
 
 def first_sites(study: Study, options: Options) -> Sites:
-    """Prior means, and for every run the best of a grid of shapes with the prior as penalty."""
+    """Prior means; for every run the best of a grid of shapes, penalised by the prior."""
     priors = options.priors
     mean = [getattr(priors, f"mean_{q}") for q in COORDINATES]
     grid_c, grid_b = (np.linspace(m - 2.5 * s, m + 2.5 * s, 25) for m, s in mean[1:])
@@ -93,7 +93,7 @@ def first_sites(study: Study, options: Options) -> Sites:
         theta_KQ = np.stack([a_K, c_K, b_K], -1)
         penalty_K = sum(((theta_KQ[:, q] - m) / s) ** 2 for q, (m, s) in enumerate(mean))
         theta_RQ[r] = theta_KQ[np.argmin(sse_K + penalty_K)]
-    J = study.design_JK.shape[0]
+    J = study.design_JE.shape[0]
     theta_JQ = np.stack([theta_RQ[np.asarray(study.recipe_R) == j].mean(0) for j in range(J)])
     known = {"mu": theta_JQ.mean(0), "theta_recipe": theta_JQ, "theta_run": theta_RQ}
     sites: Sites = {}
@@ -125,7 +125,7 @@ def sites_at(study: Study, options: Options, mode: Mode) -> Sites:
 
 
 def find_mode(study: Study, options: Options, sites: Sites | None = None) -> Mode:
-    """Maximum of the density in whitened coordinates, relinearised there until it rests."""
+    """Maximum of the density in whitened coordinates, relinearised until it converges."""
     sites = first_sites(study, options) if sites is None else sites
     reference, center = _relinearise(study, options, sites)
     for round in range(MODE_ROUNDS):
@@ -159,7 +159,7 @@ def _minimise(study: Study, options: Options, reference: Reference, v: Array, n:
 def _scale(study: Study, options: Options, reference: Reference, center: Array) -> Array:
     """Square root of the inverse curvature at the center.
 
-    Beyond MAX_DENSE dimensions the latent of every evaluation counts as whitened by its prior.
+    Beyond MAX_DENSE dimensions the latents of evaluations are taken as whitened by their prior.
     """
     blocks, latent_D = _blocks(study, options)
     dense_D = ~latent_D if center.size > MAX_DENSE else np.ones(center.size, bool)
@@ -172,18 +172,17 @@ def _scale(study: Study, options: Options, reference: Reference, center: Array) 
 
 
 class Blocks(NamedTuple):
-    """Who is coupled with whom: given what is shared by all, recipes are independent of each other,
-    and given a recipe, its runs."""
+    """Conditional independence: given what is shared, of recipes; given a recipe, of its runs."""
 
-    recipe_D: NDArray[np.int64]  # whose coordinate it is; -1: shared by several
-    run_D: NDArray[np.int64]  # -1: a recipe's, or shared
-    slot_D: NDArray[np.int64]  # place among the coordinates of its run, recipe, or of all
+    recipe_D: NDArray[np.int64]  # owner of the coordinate; -1: shared by several recipes
+    run_D: NDArray[np.int64]  # -1: of a recipe, or shared
+    slot_D: NDArray[np.int64]  # index among the coordinates of the same run, recipe, or of all
 
 
 def _blocks(study: Study, options: Options) -> tuple[Blocks, NDArray[np.bool_]]:
-    """Of every coordinate: its place in the hierarchy, and whether it is one of an evaluation."""
+    """Of every coordinate: its place in the hierarchy, and whether it belongs to an evaluation."""
     recipe_R, start_R = np.asarray(study.recipe_R), np.asarray(study.start_R)
-    J = study.design_JK.shape[0]
+    J = study.design_JE.shape[0]
     owners = [np.unique(recipe_R[start_R == s]) for s in range(len(study.start_mean_S))]
     recipe_S = [own[0] if len(own) == 1 else -1 for own in owners]
     recipe_of = {"run": recipe_R, "recipe": np.arange(J), "start": np.array(recipe_S)}
@@ -211,9 +210,9 @@ def _curvature(
 ) -> Floats:
     """Second derivatives [D, D] of the potential, by central differences of the gradient.
 
-    One pair of gradients moves the coordinates of one slot in all runs, or in all recipes, together
+    One pair of gradients moves one slot's coordinates in all runs, or in all recipes, together
     (Curtis, Powell & Reid 1974, J. Inst. Maths Applics 13:117): the cost grows with the number of
-    evaluations, not with that times the number of runs.
+    evaluations per run, not with the number of runs.
     """
     H, known = np.zeros((2, v_D.size, v_D.size))
     recipe_D, run_D, slot_D = blocks
@@ -241,8 +240,8 @@ def _curvature(
 
 
 @partial(jax.jit, static_argnames="options")
-def _round(key: Array, z_XD: Array, study: Study, mode: Mode, accept: Array, options: Options):
-    """One warm-up of the step size and DRAWS draws of every chain, in z."""
+def _round(key: Array, z_HD: Array, study: Study, mode: Mode, accept: Array, options: Options):
+    """A warm-up of the step size and DRAWS draws of every chain, in z."""
     unravel = ravel_pytree(template(study, options))[1]
 
     def energy(z: Array) -> Array:
@@ -267,13 +266,13 @@ def _round(key: Array, z_XD: Array, study: Study, mode: Mode, accept: Array, opt
 
         return jax.lax.scan(step, state, None, WARMUP + DRAWS)[1]  # one loop compiles faster
 
-    drawn = jax.vmap(chain)(jax.random.split(key, z_XD.shape[0]), z_XD)
-    return jax.tree.map(lambda x_XN: x_XN[:, WARMUP:], drawn)
+    drawn = jax.vmap(chain)(jax.random.split(key, z_HD.shape[0]), z_HD)
+    return jax.tree.map(lambda x_HX: x_HX[:, WARMUP:], drawn)
 
 
 @partial(jax.jit, static_argnames="options")
-def _sites_of(z_XND: Array, study: Study, mode: Mode, options: Options) -> Sites:
-    """Sites of draws in z, but those of evaluations; some draws at a time, to bound the memory."""
+def _sites_of(z_HXD: Array, study: Study, mode: Mode, options: Options) -> Sites:
+    """Sites of draws in z, without those of evaluations; in batches, to limit memory."""
     unravel = ravel_pytree(template(study, options))[1]
     kept = {site.name for site in sites_of(study, options) if site.dims != LATENT_DIMS}
 
@@ -282,10 +281,10 @@ def _sites_of(z_XND: Array, study: Study, mode: Mode, options: Options) -> Sites
         sites = natural(u, study, mode.reference, options)[0]
         return {name: x for name, x in sites.items() if name in kept}
 
-    X, N, D = z_XND.shape
-    some = min(X * N, max(1, MAX_CELLS // study.value_RM.size))
-    sites = jax.lax.map(one, z_XND.reshape(-1, D), batch_size=some)
-    return jax.tree.map(lambda x: x.reshape(X, N, *x.shape[1:]), sites)
+    H, X, D = z_HXD.shape
+    batch = min(H * X, max(1, MAX_CELLS // study.value_RM.size))
+    sites = jax.lax.map(one, z_HXD.reshape(-1, D), batch_size=batch)
+    return jax.tree.map(lambda x: x.reshape(H, X, *x.shape[1:]), sites)
 
 
 class Round(NamedTuple):
@@ -300,20 +299,20 @@ class Round(NamedTuple):
 def sample(
     study: Study, options: Options, mode: Mode, *, seed: int, progress: bool = False
 ) -> tuple[SiteDraws, Stats]:
-    """NUTS in rounds of WARMUP + DRAWS until R-hat, effective samples and energies are good.
+    """NUTS in rounds of WARMUP + DRAWS until R-hat, effective sample size and E-BFMI are good.
 
-    A round that only needs to be longer is continued. One with divergences is discarded and taken
-    again with the next of ACCEPTS, in coordinates centred and scaled by its draws.
+    If a round is merely too short, the next one is appended. After divergences it is discarded and
+    repeated with the next of ACCEPTS, in coordinates centred and scaled by its draws.
     """
     key = jax.random.key(seed)
     shape = (CHAINS, mode.center.size)
-    z_XD = 0.5 * jax.random.normal(jax.random.fold_in(key, MAX_ROUNDS), shape)
+    z_HD = 0.5 * jax.random.normal(jax.random.fold_in(key, MAX_ROUNDS), shape)
     rung, kept = 0, []
     bar = tqdm(total=MAX_ROUNDS, desc="NUTS", unit="round", disable=not progress)
     for round in range(1, MAX_ROUNDS + 1):
         args = (study, mode, jnp.asarray(ACCEPTS[rung]), options)
-        z_XND, *stats = _round(jax.random.fold_in(key, round), z_XD, *args)
-        draws = {k: np.asarray(x) for k, x in _sites_of(z_XND, study, mode, options).items()}
+        z_HXD, *stats = _round(jax.random.fold_in(key, round), z_HD, *args)
+        draws = {k: np.asarray(x) for k, x in _sites_of(z_HXD, study, mode, options).items()}
         kept.append(Round(draws, *(np.asarray(x) for x in stats)))
         rhat, ess = convergence(_joined(kept))
         diverging, energy, _ = _statistics(kept)
@@ -322,9 +321,9 @@ def sample(
         good = rhat <= MAX_RHAT and ess >= MIN_ESS and bfmi(energy) > MIN_BFMI
         if round == MAX_ROUNDS or (good and not diverging.any()):
             break
-        z_XD = z_XND[:, -1]
+        z_HD = z_HXD[:, -1]
         if diverging.any():
-            mode, z_XD = _rescaled(mode, z_XND)
+            mode, z_HD = _rescaled(mode, z_HXD)
             rung, kept = min(rung + 1, len(ACCEPTS) - 1), []
     bar.close()
     return _joined(kept), Stats(*_statistics(kept), round)
@@ -339,15 +338,15 @@ def _statistics(kept: list[Round]) -> tuple[NDArray[np.bool_], Floats, NDArray[n
     return np.concatenate(diverging, 1), np.concatenate(energy, 1), np.concatenate(n_steps, 1)
 
 
-def _rescaled(mode: Mode, z_XND: Array) -> tuple[Mode, Array]:
-    """Coordinates with the mean and the sds of the draws at 0 and 1, and each chain's last draw."""
-    mean_D, sd_D = z_XND.mean((0, 1)), z_XND.std((0, 1))
+def _rescaled(mode: Mode, z_HXD: Array) -> tuple[Mode, Array]:
+    """Coordinates in which the draws have mean 0 and sd 1, and each chain's last draw in them."""
+    mean_D, sd_D = z_HXD.mean((0, 1)), z_HXD.std((0, 1))
     center = mode.center + mode.scale @ mean_D
-    return Mode(mode.reference, center, mode.scale * sd_D), (z_XND[:, -1] - mean_D) / sd_D
+    return Mode(mode.reference, center, mode.scale * sd_D), (z_HXD[:, -1] - mean_D) / sd_D
 
 
 def laplace(study: Study, options: Options, mode: Mode, *, seed: int) -> tuple[SiteDraws, Stats]:
-    """Independent draws of the normal at the mode, a preview; what is not finite is redrawn.
+    """Independent draws of the normal at the mode, a preview; infinite ones are redrawn.
 
     Raises:
         InputError: no draw is finite.
@@ -355,8 +354,8 @@ def laplace(study: Study, options: Options, mode: Mode, *, seed: int) -> tuple[S
     shape = (1, 2 * CHAINS * DRAWS, mode.center.size)
     halves = jnp.split(jax.random.normal(jax.random.key(seed), shape), 2, axis=1)
     draws: SiteDraws = {}
-    for z_XND in halves:  # the second only where some of the first are not finite
-        sites = _sites_of(z_XND, study, mode, options)
+    for z_HXD in halves:  # the second only if draws of the first are not finite
+        sites = _sites_of(z_HXD, study, mode, options)
         new = {k: np.asarray(x)[0] for k, x in sites.items()}
         draws = {k: np.concatenate([draws[k], x]) for k, x in new.items()} if draws else new
         finite = [np.isfinite(x).reshape(len(x), -1).all(1) for x in draws.values()]
@@ -364,10 +363,10 @@ def laplace(study: Study, options: Options, mode: Mode, *, seed: int) -> tuple[S
         if len(kept) == CHAINS * DRAWS:
             break
     if not len(kept):
-        reason = "the fit has no mode: what is seen determines no curve"
-        remedy = "leave out runs whose rise is not seen, or give method=nuts"
+        reason = "the fit has no mode: the data determine no curve"
+        remedy = "leave out runs that have not risen, or give method=nuts"
         raise InputError("method", "laplace", reason, remedy)
-    kept = np.resize(kept, (CHAINS, DRAWS))  # repeats some where more than half are not finite
+    kept = np.resize(kept, (CHAINS, DRAWS))  # repeats draws if more than half are not finite
     none = np.zeros((CHAINS, DRAWS))
     stats = Stats(none.astype(bool), none, none.astype(int), 0)
     return {k: x[kept] for k, x in draws.items()}, stats

@@ -1,9 +1,9 @@
-"""Which column of a table is what, where nobody says; what is not safe to infer is an error.
+"""Inferring the columns of a table; what cannot be inferred safely is an error.
 
-Compute is what has been spent since training began: a column of that name, or one in FLOPs, device
-hours, seconds, tokens, steps, ..., in this order. Per run it must not fall or stay the same, and
-it must grow as the steps do, where there are steps: the length of answers, the rate of a machine
-or the time that each step takes do not.
+Compute is cumulative from the start of training: a column of that name, or one in FLOPs, device
+hours, seconds, tokens, steps, ..., in this order. In a run it must never fall and must rise; if
+there are steps, it must be roughly proportional to them, which the length of answers, throughput or
+the time per step are not.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rlx.errors import InputError
 from rlx.scaling.files import numbers
 from rlx.scaling.source import some
 
-NAMES = {  # patterns that a column's whole name is compared with, most telling first
+NAMES = {  # patterns of a column's whole name, the most specific first
     "run": ("run", "run_id", "run_name", "experiment"),
     "recipe": ("recipe", "algo", "algorithm", "method"),
     "seed": ("seed",),
@@ -35,7 +35,7 @@ STEPS = (".*steps?", ".*(updates?|iterations?|iters?)", ".*epochs?", ".*(checkpo
 STATISTICS = set(
     "mean avg average max min median std per rate length len throughput achieved new limit".split()
 )
-SINCE_THE_START = set(  # words that leave no doubt beside a unit
+SINCE_THE_START = set(  # words that are unambiguous together with a unit
     "total cumulative cum num train training trained rl gpu device wall s elapsed used spent "
     "consumed processed seen global modelled generated input compute optimizer policy".split()
 )
@@ -102,7 +102,7 @@ def compute_column(table: pd.DataFrame, name: str, run: pd.Series) -> str:
         if best:
             raise _several(best if len(best) > 1 else list(cells), name, "compute")
     fall = [c for c in cells if _is_since_the_start(c, c in steps) and np.ptp(cells[c]) > 0]
-    if len(fall) == 1:  # the error about its cells says more
+    if len(fall) == 1:  # the error about its cells is more specific
         return fall[0]
     raise _several(list(cells), name, "compute")
 
@@ -113,9 +113,9 @@ def _is_since_the_start(column: str, steps: bool) -> bool:
 
 
 def _accumulates(cells: np.ndarray, step: np.ndarray | None, run: pd.Series) -> bool:
-    """Whether no run's cells fall, some rise, and all run along with the steps.
+    """Whether no run's cells fall, some rise, and all are roughly proportional to the steps.
 
-    max |x / x_last - s / s_last| <= 1/4, where there are steps s. One row a run shows nothing.
+    max |x / x_last - s / s_last| <= 1/4, for steps s. Runs of one row are ignored.
     """
     rows = pd.DataFrame({"run": run.to_numpy(), "x": cells, "s": cells if step is None else step})
     rows = rows[np.isfinite(rows["x"]) & np.isfinite(rows["s"])]
@@ -131,9 +131,9 @@ def _accumulates(cells: np.ndarray, step: np.ndarray | None, run: pd.Series) -> 
 
 
 def value_column(table: pd.DataFrame, name: str, other: Iterable[str], counted: bool) -> str | None:
-    """The column of pass rates, or None where there is none.
+    """The column of pass rates, or None if there is none.
 
-    other: columns that are something else; counted: whether passes and trials are there.
+    other: columns with another role; counted: whether there are passes and trials.
     """
     found = _matching(table, VALUE)
     if not found and not counted:
@@ -146,7 +146,7 @@ def value_column(table: pd.DataFrame, name: str, other: Iterable[str], counted: 
 
 
 def score_key(keys: Sequence[str]) -> str:
-    """The one key that names a pass rate, those of held-out data first; "" if there is not one."""
+    """The only key that names a pass rate, held-out data first; "" if it is not unique."""
     scores = [key for key in keys if SCORE.fullmatch(key)]
     held_out = [key for key in scores if HELD_OUT.fullmatch(key)]
     (best,) = [found[0] for found in (held_out, scores) if len(found) == 1][:1] or [""]
@@ -156,11 +156,11 @@ def score_key(keys: Sequence[str]) -> str:
 def told_apart(
     table: pd.DataFrame, name: str, run: pd.Series, compute: pd.Series, unused: Sequence[str]
 ) -> pd.Series:
-    """What tells the rows of a run at one compute apart, NaN where nothing does.
+    """What distinguishes rows of a run at the same compute; NaN if nothing does.
 
     Raises:
-        InputError: they are of several tasks, or of what else nobody says; evaluations with
-            several seeds or of several prompts are one evaluation.
+        InputError: they belong to several tasks, or the reason is unknown; evaluations with several
+            seeds or of several prompts are one evaluation.
     """
     point = pd.DataFrame({"run": run, "compute": compute})
     again = point.notna().all(axis=1) & point.duplicated(keep=False)
@@ -171,13 +171,13 @@ def told_apart(
     for column in unused:
         rows = point[again].assign(label=cells[column])
         varies = rows.drop_duplicates().duplicated(["run", "compute"]).any()
-        whole = not cells[column].str.fullmatch(r"[-+\d]*\.\d*[1-9].*|.*e-.*").any()
+        discrete = not cells[column].str.fullmatch(r"[-+\d]*\.\d*[1-9].*|.*e-.*").any()
         label = not rows.duplicated().any() and 2 * rows["label"].nunique() <= len(rows)
         if varies and REPEATS.fullmatch(column):
             repeats = True
-        elif varies and whole and (SETS.fullmatch(column) or label):
+        elif varies and discrete and (SETS.fullmatch(column) or label):
             reason = (
-                f"column {column} tells rows at the same compute apart "
+                f"column {column} distinguishes rows at the same compute "
                 f"({some(cells[column].unique(), most=3)})"
             )
             remedy = f"rename {column} to eval_set to read one with eval_set=NAME, or average it"
@@ -210,7 +210,7 @@ def _is_numeric(cells: pd.Series) -> bool:
 
 
 def _distinct(columns: Sequence[str], cells: Mapping[str, Iterable]) -> list[str]:
-    """The columns without those whose cells are another's; one row shows nothing."""
+    """The columns without duplicates; of a single row all are kept."""
     if columns and len(list(cells[columns[0]])) < 2:
         return list(columns)
     return list({str(list(cells[c])): c for c in reversed(columns)}.values())[::-1]
@@ -224,6 +224,6 @@ def _one(found: Sequence[str], name: str, key: str) -> str:
 
 def _several(found: Sequence[str], name: str, key: str) -> InputError:
     columns = (
-        f"columns {some(found)}" if len(found) > 1 else f"column {found[0]}, which may not be it"
+        f"columns {some(found)}" if len(found) > 1 else f"column {found[0]}, which is uncertain"
     )
     return InputError(key, "", f"{name} has {columns}", f"name one with {key}=")

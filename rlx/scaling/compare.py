@@ -1,4 +1,4 @@
-"""Comparisons: which is higher, and what compute a pass rate takes."""
+"""Comparisons: which is higher, and the compute to reach a pass rate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rlx.scaling.paths import ceiling, reach
 
 Floats = NDArray[np.float64]
 
-SHARE = 0.8  # of the gain to the lower ceiling, where compute is compared
+SHARE = 0.8  # of the gain to the lower ceiling, at which compute is compared
 
 
 def prob(
@@ -47,7 +47,7 @@ def prob(
     i, j = fit.index(by, left), fit.index(by, right)
     if param == "curve":
         if at is None:
-            raise InputError("at", at, "no compute", "give at=COMPUTE")
+            raise InputError("at", at, "no compute given", "give at=COMPUTE")
         x = curve(fit, at, by).values[..., 0]
         far = float(at / min(fit.last_compute(by)[[i, j]]))
         share = float(curve_prior_share(fit, np.array([at]), by)[[i, j], 0].max())
@@ -68,7 +68,7 @@ def prob_best(fit: Draws, at: str | float = "ceiling", by: str = "recipe") -> xr
 
 
 def compute_to(fit: Draws, target: float, prob: float = 0.9, by: str = "recipe") -> pd.DataFrame:
-    """Compute at which the curve reaches `target`, inf where it never does.
+    """Compute at which the curve reaches `target`, inf if it never does.
 
     Columns: prob_reachable = P(A > target); quantiles of the compute; budget, the compute that
     reaches the target with probability `prob`; extrapolation of the median; prior_share of A.
@@ -100,8 +100,8 @@ def efficiency(
     target: pass rate; default, draw by draw, R0 + 0.8 (min(A_left, A_right) - R0).
 
     Returns:
-        Quantiles of the ratio over the draws in which both arrive, prob_both of those,
-        prob_cheaper = P(left needs less, or right never arrives), target (mean), extrapolation.
+        Quantiles of the ratio over the draws in which both reach it, prob_both of these,
+        prob_cheaper = P(left needs less, or right never reaches it), target (mean), extrapolation.
     """
     fit.guard()
     i, j = fit.index(by, left), fit.index(by, right)
@@ -120,7 +120,7 @@ def efficiency(
 def compute_ratio(
     fit: Draws, i: int, j: int, target: float | None, by: str
 ) -> tuple[Floats, Floats, Floats]:
-    """Of one pair: ratio of compute-to-target [X] (NaN unless both arrive), the target [X], see
+    """Of one pair: ratio of compute-to-target [X] (NaN unless both reach it), the target [X] of
     `efficiency`, and both computes [2, X]."""
     A, R0 = ceiling(fit, by), fit.curves(by)["R0"]
     if target is None:

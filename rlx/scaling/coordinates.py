@@ -1,12 +1,12 @@
 """Coordinates in which the posterior of `model.scaling_model` is close to a unit normal.
 
-A sampler is slow on a hierarchy of curves for two reasons. The width of theta depends on the
-hyper-parameters (the funnel), and a ceiling that was not reached lies on a curved ridge with
-C_mid, B and kappa. Both go away in coordinates made from what the data determine:
+Sampling a hierarchy of curves is slow for two reasons. The width of theta depends on the
+hyper-parameters (the funnel), and a ceiling that was not reached lies on a curved ridge with C_mid,
+B and kappa. Both disappear in coordinates made of what the data determine:
 
 1. Level. A recipe's (a, c, b) is replaced by psi = (ceiling above the last level, level at the
-   last compute x1, level at an earlier x2 as a share of that), which the data see almost
-   separately. `theta_of` is the exact inverse; along psi_0 the curve keeps its observed part.
+   last compute x1, level at an earlier x2 relative to it), which the data determine almost
+   separately. `theta_of` is the exact inverse; along psi_0 the observed part of the curve is fixed.
 2. Recipe. Around a reference the likelihood of theta is a normal in the runs' effects, so that
    given hyper-parameters the posterior of a recipe, its runs integrated out, is a normal with
    known mean and precision P_j; xi_recipe is its standardised deviation, in psi.
@@ -14,8 +14,8 @@ C_mid, B and kappa. Both go away in coordinates made from what the data determin
 4. A family's own parameter of every recipe is xi times its prior sd from its prior mean.
 
 `natural` maps (hyper-parameters, xi_recipe, xi_run, ...) to the sites of the model and returns the
-log of the Jacobian determinant, so the density is exact however poor the approximation; only speed
-depends on it.
+log of the Jacobian determinant, so the density is exact however poor the approximation is; only the
+speed depends on it.
 """
 
 from __future__ import annotations
@@ -47,20 +47,20 @@ from rlx.scaling.model import (
 from rlx.scaling.priors import Site
 
 Sites = dict[str, Array]
-MOST_AHEAD, MOST_PAST = 30.0, 20.0  # log odds of the share seen; beyond, it rounds to 0 or 1
-EARLY_SHARE = 0.4  # x2 is where the reference curve has made this share of the gain at x1
+MOST_AHEAD, MOST_PAST = 30.0, 20.0  # log odds of the observed share; beyond, it rounds to 0 or 1
+EARLY_SHARE = 0.4  # at x2 the reference curve has this share of its gain at x1
 
 
 class Reference(NamedTuple):
     """A point of the sites and the derivatives of every run's curve there."""
 
-    own: Sites  # the family's own parameters, of each run or of all
-    log_kappa: Array  # of the level coordinates: Burr's, of each recipe or of all, or 0
+    own: Sites  # the family's own parameters, per run or shared
+    log_kappa: Array  # of the level coordinates: Burr's, per recipe or shared, or 0
     logit_R0_S: Array
     theta_RQ: Array
     information_RQQ: Array  # F = J' Sigma^-1 J of every run
     score_RQ: Array  # J' Sigma^-1 (value - mean)
-    cross_RQe: Array  # J' Sigma^-1 d mean / d (each own parameter, logit R0)
+    cross_RQn: Array  # J' Sigma^-1 d mean / d (each own parameter, logit R0)
     theta_JQ: Array
     psi_JQ: Array
     psi_of_theta_JQQ: Array  # d psi / d theta
@@ -117,8 +117,7 @@ def log_odds_of(log_left: Array, log_kappa: Array) -> Array:
 
 
 def level_kappa(u: Sites, family: Family) -> Array:
-    """log kappa of the level coordinates: the family's where it has one, of each recipe or of all,
-    else 0."""
+    """log kappa of the level coordinates: the family's, per recipe or shared; 0 if it has none."""
     return u[family.own["kappa"].site] if "kappa" in family.own else jnp.zeros(())
 
 
@@ -162,7 +161,7 @@ def columns_of(study: Study, sites: Sites, theta_RQ: Array, curve: str) -> Array
     """d mean / d (a, c, b, each of the family's own parameters, logit R0) of every evaluation, and
     value - mean, [M, R, n].
 
-    Derivatives that are not used cost nothing once compiled.
+    Unused derivatives cost nothing once compiled.
     """
     family = FAMILIES[curve]
 
@@ -175,16 +174,16 @@ def columns_of(study: Study, sites: Sites, theta_RQ: Array, curve: str) -> Array
     zero = jax.tree.map(jnp.zeros_like, point)
     unit = [(zero[0].at[:, q].set(1.0), *zero[1:]) for q in range(3)]
     of_own = [(zero[0], zero[1] | {k: jnp.ones_like(x)}, zero[2]) for k, x in own.items()]
-    unit += of_own or [zero]  # in any case a column: how many there are decides how sums round
+    unit += of_own or [zero]  # at least one column: their number determines how sums round
     unit += [(*zero[:2], jnp.ones_like(shift_R))]
     columns = [jax.jvp(mean_RM, point, tangent)[1] for tangent in unit]
     return jnp.stack([*columns, study.value_RM - mean_RM(*point)], -1).swapaxes(0, 1)
 
 
 def make_reference(study: Study, sites: Sites, curve: str) -> Reference:
-    """Linearise every run at its theta, every recipe at the anchors that its runs reach.
+    """Linearise every run at its theta, every recipe at the last compute of its runs.
 
-    A recipe of which nothing, or everything, is seen is linearised where a trace of it is.
+    A recipe whose gain is entirely, or not at all, in the data is linearised where a trace is.
     """
     theta_RQ, theta_JQ = sites["theta_run"], sites["theta_recipe"]
     family = FAMILIES[curve]
@@ -228,7 +227,7 @@ def information(J_MRQ: Array, residual_MR: Array) -> tuple[Array, Array]:
 def recipes(u: Sites, study: Study, reference: Reference, curve: str) -> tuple[Array, Array]:
     """theta of the recipes [J, Q] and log |d theta / d xi|, with the runs integrated out."""
     family = FAMILIES[curve]
-    F_R, eta_R, cross_R = reference.information_RQQ, reference.score_RQ, reference.cross_RQe
+    F_R, eta_R, cross_R = reference.information_RQQ, reference.score_RQ, reference.cross_RQn
     for e, (name, x) in enumerate(own_R(study, u, family).items()):
         moved = x - reference.own[name]
         eta_R = eta_R - cross_R[..., e] * (moved[:, None] if moved.ndim else moved)
@@ -241,7 +240,7 @@ def recipes(u: Sites, study: Study, reference: Reference, curve: str) -> tuple[A
     inverse_R = jnp.stack([backward3(L_R, forward3(L_R, e_RQ)) for e_RQ in basis], -1)
     G_R = jnp.diag(S)[None] - S[None, :, None] * inverse_R * S[None, None]  # run about recipe
     gamma_R = S[None] * backward3(L_R, forward3(L_R, eta_R))
-    n = study.design_JK.shape[0]
+    n = study.design_JE.shape[0]
     P_J = jax.ops.segment_sum(G_R, study.recipe_R, n) + jnp.diag(T)[None]
     b_J = jax.ops.segment_sum(gamma_R, study.recipe_R, n) + T[None] * recipe_mean(study, u)
     L_J = cholesky3(P_J)
@@ -263,8 +262,8 @@ def recipes(u: Sites, study: Study, reference: Reference, curve: str) -> tuple[A
 
 
 def coordinate(site: Site) -> str:
-    """The name of a site's coordinate: that of its standardised deviation, where it is a recipe's
-    or a run's own, else its own name."""
+    """The name of a site's coordinate: of its standardised deviation if it belongs to a recipe or a
+    run, else its own name."""
     whitened = site.dims[:1] in (("recipe",), ("run",)) and site.dims != LATENT_DIMS
     return f"xi_{site.name.removeprefix('theta_')}" if whitened else site.name
 
@@ -273,7 +272,7 @@ def natural(u: Sites, study: Study, reference: Reference, options: Options) -> t
     """Sites of the model at the coordinates u, and log |d sites / d u|.
 
     u holds the model's global sites under their own names, xi_recipe [J, Q] and xi_run [R, Q], and
-    an xi [J] of every parameter that the family has for each recipe.
+    an xi [J] of every parameter that the family has per recipe.
     """
     log_det_own = jnp.zeros(())
     for site in FAMILIES[options.curve].sites:
@@ -297,7 +296,7 @@ def natural(u: Sites, study: Study, reference: Reference, options: Options) -> t
 
 
 def coordinates_at(sites: Sites, study: Study, options: Options) -> Sites:
-    """The coordinates of the point that a reference is made at; xi of theta to first order, 0."""
+    """The coordinates of a reference's own point; xi of theta to first order, 0."""
     u = {}
     for site in sites_of(study, options):
         x = sites[site.name]
@@ -317,6 +316,6 @@ def template(study: Study, options: Options) -> Sites:
 
 
 def potential(u: Sites, study: Study, reference: Reference, options: Options) -> Array:
-    """-log density of the coordinates, up to the evidence."""
+    """-log density of the coordinates, up to a constant."""
     sites, log_det = natural(u, study, reference, options)
     return -log_density(scaling_model, (study, options), {}, sites)[0] - log_det

@@ -2,7 +2,7 @@
 
 `sigmoid` is the curve of "The Art of Scaling Reinforcement Learning Compute for LLMs" (arXiv
 2510.13786, Eq. 1); `burr` adds one parameter for the speed of the final approach and `lomax` is
-its power-law end: three families of rlx.scaling.families by their parameters. `power` is the
+its power-law limit: three families of rlx.scaling.families, by their parameters. `power` is the
 paper's alternative. Written in log C, none overflows, and the first three give exactly R0 at C = 0.
 """
 
@@ -55,7 +55,7 @@ def burr(
         R = R0 + (A - R0) * s(u),   u = B * log(C / C_mid)
         s(u) = 1 - (1 + (2^(1/kappa) - 1) * e^u)^-kappa
 
-    Half of A - R0 is gained at C_mid whatever kappa is. The gap to the ceiling closes as
+    Half of A - R0 is gained at C_mid, whatever kappa. The gap to the ceiling closes as
     C^-(B * kappa); kappa = 1 is `sigmoid`, kappa -> inf is Weibull, 1 - 2^-(C / C_mid)^B.
 
     Args:

@@ -2,18 +2,18 @@
 
     evals = Evals.read("runs/default")                       # any source, see rlx.scaling.readers
     evals = Evals.from_frame(table, recipe="algo", compute="gpu_hours", passes="k", trials="n")
-    half = evals.until(share=0.5)                            # what a forecast may see
+    half = evals.until(share=0.5)                            # the data of a forecast
 
-Standard error of a value, from sampling alone, by the first rule that applies (0 does not count):
+Standard error of a value, from sampling alone, by the first rule that applies (0 is unknown):
 
-    stated, as a column or as one number
+    given, as a column or as one number
     sqrt(sum_i p_i (1 - p_i) / (n^2 (k - 1))),  p_i = c_i / k     c_i of k samples of prompt i pass
-    sqrt(p (1 - p) / trials),  p = (passes + 1/2) / (trials + 1)  totals alone
-    NaN                                                          nothing known
+    sqrt(p (1 - p) / trials),  p = (passes + 1/2) / (trials + 1)  totals only
+    NaN                                                          unknown
 
-The second is unbiased for a fixed set of n prompts; the third overstates the noise there.
-Every treatment is printed in one line and kept in `Evals.notes`; data that cannot be used raise
-`InputError`.
+The second is unbiased for a fixed set of n prompts; the third overstates its noise. Every
+treatment of the data is printed in one line and kept in `Evals.notes`; data that cannot be used
+raise `InputError`.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ from rlx.scaling.source import Notes, Options, Source, r0_column, some, stated
 
 COLUMNS = [
     "run",  # name of the run
-    "recipe",  # what the run is an instance of; the run's own name where unknown
-    "seed",  # NaN or "" where unknown
+    "recipe",  # what the run replicates; the run's name if unknown
+    "seed",  # NaN or "" if unknown
     "axes",  # the levels of all axes, "key=value, key=value", or ""
     "compute",  # training compute C, in the source's unit
     "value",  # pass rate, a fraction
-    "stderr",  # standard error of `value` from sampling, a fraction, NaN where unknown
-    "passes",  # graded samples that passed, NaN where unknown
-    "trials",  # graded samples, NaN where unknown
-    "truth",  # exact ceiling, a fraction, NaN where unknown
-    "start",  # what the run started from; runs with the same label share R0
+    "stderr",  # standard error of `value` from sampling, a fraction, NaN if unknown
+    "passes",  # graded samples that passed, NaN if unknown
+    "trials",  # graded samples, NaN if unknown
+    "truth",  # exact ceiling, a fraction, NaN if unknown
+    "start",  # the initial policy; runs with the same label share R0
 ]
 OF_SOURCE = ["row", "passes_per_prompt", "samples_per_prompt", "evaluation"]  # not kept
 PER_RUN = ("recipe", "seed", "truth", "start")  # one value per run, as the axes and r0
-COUNT_TOLERANCE = 0.005  # between a value, as logs round it, and passes / trials
-LEAST_PERCENT = 20  # no lower values are taken for per cents unasked
-SHAPED = "a shaped or negative reward is no pass rate: name the pass rate with value="
-MOST_COPIES = 3  # groups of runs named
+COUNT_TOLERANCE = 0.005  # between a value, rounded by a log, and passes / trials
+LEAST_PERCENT = 20  # smaller values are not taken as per cents unless the user says so
+SHAPED = "a shaped or negative reward is not a pass rate: name the pass rate with value="
+MOST_COPIES = 3  # groups of duplicate runs to name
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,9 +60,9 @@ class Evals:
     """Evaluations of the runs of a study.
 
     frame: one row per evaluation, the rows of a run together in order of compute, columns COLUMNS,
-        then one per name in `axes` with the run's level, then the column of r0 where asked for.
+        then one per name in `axes` with the run's level, then the column of r0 if requested.
     axes: names of the columns of design choices.
-    compute_label, value_label, title: of figures.
+    compute_label, value_label, title: for figures.
     notes: every treatment and inference, one line each, as printed.
     """
 
@@ -87,7 +87,7 @@ class Evals:
             path: a study or run directory of rlx; a .csv, .jsonl or .parquet file with one
                 evaluation per row; the CSV that W&B exports from a chart; a directory of
                 TensorBoard event files; trainer_state.json of transformers or TRL, or a directory
-                of runs that hold it.
+                of runs that have one.
             options: fields of `Options`.
 
         Raises:
@@ -101,7 +101,7 @@ class Evals:
 
     @classmethod
     def from_frame(cls, table: pd.DataFrame, *, name: str = "frame", **options) -> Evals:
-        """The curves of a table with one evaluation per row; `name` is how messages call it.
+        """The curves of a table with one evaluation per row; `name` identifies it in messages.
 
         Options and errors are those of `read`.
         """
@@ -112,11 +112,11 @@ class Evals:
     def concat(cls, parts: Sequence[Evals]) -> Evals:
         """Several sources as one study.
 
-        A run that stands in several parts with the same rows is kept once. An axis that a part
-        lacks has the level "default" there.
+        A run that is in several parts with the same rows is kept once. If a part lacks an axis, its
+        level there is "default".
 
         Raises:
-            InputError: no part, other compute labels, or one run name with different rows.
+            InputError: no part, different compute labels, or one run name with different rows.
         """
         labels = list(dict.fromkeys(part.compute_label for part in parts))
         if len(labels) != 1:
@@ -129,7 +129,7 @@ class Evals:
             for run in part.runs:
                 content = part.select([run]).sha256()
                 if seen.setdefault(run, content) != content:
-                    reason = "stands in several parts with different rows"
+                    reason = "is in several parts with different rows"
                     raise InputError("run", run, reason, "rename one of the two")
             frames.append(part.frame[part.frame["run"].isin(fresh)])
         axes = tuple(dict.fromkeys(axis for part in parts for axis in part.axes))
@@ -151,7 +151,7 @@ class Evals:
         return self.frame["run"].unique().tolist()
 
     def select(self, runs: Sequence[str]) -> Evals:
-        """The runs named, in the order of the table. Raises InputError on a name it lacks."""
+        """The runs named, in the order of the table. Raises InputError on an unknown name."""
         unknown = [run for run in runs if run not in self.runs]
         if unknown:
             remedy = f"use names among {', '.join(self.runs[:8])}"
@@ -179,7 +179,7 @@ class Evals:
         return self._with_rows(self._early(compute, share))
 
     def after(self, compute: float | None = None, *, share: float | None = None) -> Evals:
-        """What `until` cuts off."""
+        """The complement of `until`."""
         return self._with_rows(~self._early(compute, share))
 
     def sha256(self) -> str:
@@ -192,8 +192,8 @@ class Evals:
         for column in self.frame:
             cells = self.frame[column]
             if pd.api.types.is_numeric_dtype(cells):
-                number_M = cells.to_numpy(np.float64, copy=True) + 0.0  # -0 is 0
-                number_M[np.isnan(number_M)] = np.nan  # one NaN among the many
+                number_M = cells.to_numpy(np.float64, copy=True) + 0.0  # -0 becomes 0
+                number_M[np.isnan(number_M)] = np.nan  # one bit pattern for NaN
                 digest.update(number_M.astype("<f8").tobytes())
             else:
                 digest.update(json.dumps([str(cell) for cell in cells]).encode())
@@ -225,7 +225,7 @@ class Evals:
             reason = (
                 f"{self.compute_label} starts at {begins:.3g} of its end, after {share:g} of it"
             )
-            remedy = "subtract what it starts with, name another with compute=, or cut later"
+            remedy = "subtract its first value, name another with compute=, or cut later"
             raise InputError("data", self.title, reason, remedy)
         return early
 
@@ -236,7 +236,7 @@ class Evals:
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-    """Each name without the words (split at - / and space) that all of them share."""
+    """Each name without the words (split at - / and space) common to all."""
     words = {name: re.split(r"([-/ ])", name) for name in dict.fromkeys(names)}
     shared = set.intersection(*({w.lower() for w in ws} for ws in words.values()))
     short = {
@@ -250,12 +250,12 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
 
 
 def _build(source: Source, options: Options, notes: Notes) -> Evals:
-    """Every column, row and run of the source treated, in this order."""
+    """Evals from a source: columns, then rows, then runs are checked and treated."""
     name, r0 = source.name, r0_column(options.r0)
     own = [*source.axes, *([r0] if r0 else [])]
     for key, column in [*(("axes", axis) for axis in source.axes), ("r0", r0)]:
         if column in [*COLUMNS, *OF_SOURCE] or own.count(str(column)) > 1:
-            raise InputError(key, column, "a name that Evals uses itself", "rename that column")
+            raise InputError(key, column, "a name reserved by Evals", "rename that column")
     table = source.table.reset_index(drop=True)
     table = table.reindex(columns=[*COLUMNS, *own, *OF_SOURCE])
     table = _counted(_scaled(table, name, options, r0, notes), name)
@@ -280,8 +280,8 @@ def _build(source: Source, options: Options, notes: Notes) -> Evals:
     if r0:
         _check(table[r0].notna(), table, name, f"{r0} is empty", "give each run one R0")
     for axis in source.axes if source.named_runs else ():
-        said = table[axis].notna() | ~(table[axis] == "default").any()
-        _check(said, table, name, f"axis {axis} is empty, other runs say default", "fill it in")
+        given = table[axis].notna() | ~(table[axis] == "default").any()
+        _check(given, table, name, f"axis {axis} is empty, other runs say default", "fill it in")
     table["run"] = table["run"].astype(str)
     table["recipe"] = table["recipe"].astype(object).fillna(table["run"]).astype(str)
     table = _typed(_with_starts(table, name, notes), source.axes, name, notes)
@@ -290,7 +290,7 @@ def _build(source: Source, options: Options, notes: Notes) -> Evals:
 
 
 def _check(ok_M: pd.Series, table: pd.DataFrame, name: str, reason: str, remedy: str) -> None:
-    """Raise a InputError about the first row that is not ok; `reason` may name its columns."""
+    """Raises InputError about the first row that is not ok; `reason` may name its columns."""
     if not ok_M.all():
         row = table[~ok_M].iloc[0]
         where = f"run {row['run']}, {row['row']}: "
@@ -300,14 +300,14 @@ def _check(ok_M: pd.Series, table: pd.DataFrame, name: str, reason: str, remedy:
 def _scaled(
     table: pd.DataFrame, name: str, options: Options, r0: str | None, notes: Notes
 ) -> pd.DataFrame:
-    """Stated numbers entered; value, stderr, truth and r0 checked and turned into fractions."""
+    """Numbers given as options filled in; value, stderr, truth and r0 checked, as fractions."""
     entered = {"trials": options.trials, "stderr": options.stderr, r0: options.r0}
     entered["samples_per_prompt"] = options.samples_per_prompt
     for column, option in entered.items():
         number = stated(option)
         if column and number is not None:
             table[column] = number
-            notes.say(f"{name}: {column}={number:g} on every row, as stated")
+            notes.say(f"{name}: {column}={number:g} on every row, as given")
     scale = options.scale or _inferred_scale(table, name, notes)
     full, remedy = (100, "fix it") if scale == "percent" else (1, "fix it, or give scale=percent")
     if options.scale is None and not table["value"].dropna().between(0, full).all():
@@ -326,7 +326,7 @@ def _scaled(
 
 
 def _inferred_scale(table: pd.DataFrame, name: str, notes: Notes) -> str:
-    """The unit that most values of every run agree on: fractions are at most 1, per cents reach 20.
+    """The unit of most values of every run: fractions are at most 1, per cents reach 20.
 
     Raises:
         InputError: runs disagree, or values are neither.
@@ -400,7 +400,7 @@ def _prompts_counted(table: pd.DataFrame, cells: pd.Series, name: str) -> pd.Dat
 def _treated(
     table: pd.DataFrame, name: str, per_run: list[str], name_run: str, notes: Notes
 ) -> pd.DataFrame:
-    """Each run: empty rows dropped, one of each per_run, compute checked, repeats merged."""
+    """Each run: empty rows dropped, one value of each per_run, compute checked, repeats merged."""
     empty = table["compute"].isna() | table["value"].isna()
     dropped = table.loc[empty, "run"].value_counts(sort=False).to_dict()
     notes.say_runs(name, dropped, "{n} rows with an empty cell dropped")
@@ -422,14 +422,14 @@ def _treated(
 
 
 def _one_each(table: pd.DataFrame, column: str, name: str, name_run: str) -> pd.Series:
-    """The column with the one value of each run where it is empty."""
-    said = table.loc[table[column].notna(), ["run", column]].drop_duplicates()
-    twice = said[said["run"].duplicated(keep=False)]
+    """The column, filled with the run's value where it is empty."""
+    given = table.loc[table[column].notna(), ["run", column]].drop_duplicates()
+    twice = given[given["run"].duplicated(keep=False)]
     if len(twice):
         first, second = twice.loc[twice["run"] == twice["run"].iloc[0], column].iloc[:2]
         reason = f"run {twice['run'].iloc[0]}: several values of {column} ({first}, {second})"
         raise InputError("data", name, reason, f"give each run one{name_run}")
-    of_run = table["run"].map(said.set_index("run")[column])
+    of_run = table["run"].map(given.set_index("run")[column])
     return table[column].where(table[column].notna() | of_run.isna(), of_run)
 
 
@@ -463,20 +463,20 @@ def _merged(table: pd.DataFrame, name: str, notes: Notes) -> pd.DataFrame:
 
 
 def _say_copies(table: pd.DataFrame, name: str, notes: Notes) -> None:
-    """Name the runs that hold the same evaluations: one run under several names counts as many."""
+    """Name runs with the same evaluations: one run under several names counts several times."""
     names: dict[bytes, list[str]] = {}
     cells = table[["compute", "value"]].to_numpy()
     for run, at in table.groupby("run", sort=False).indices.items():
         names.setdefault(cells[at].tobytes(), []).append(str(run))
     copies = [same for same in names.values() if len(same) > 1]
     for same in copies[:MOST_COPIES]:
-        notes.say(f"{name}: runs {some(same)} hold the same evaluations; all are kept")
+        notes.say(f"{name}: runs {some(same)} have the same evaluations; all are kept")
     if copies[MOST_COPIES:]:
-        notes.say(f"{name}: {len(copies) - MOST_COPIES} more groups of runs hold the same")
+        notes.say(f"{name}: {len(copies) - MOST_COPIES} more groups of runs have the same")
 
 
 def _say_offset(table: pd.DataFrame, source: Source, notes: Notes) -> None:
-    """Name the runs whose compute begins past the middle: from elsewhere, or as a date."""
+    """Name runs whose compute starts past the middle of its range: an offset, or a date."""
     by_run = table.groupby("run", sort=False)["compute"]
     share = by_run.first() / by_run.last()
     late = share[share > 0.5]
@@ -487,7 +487,7 @@ def _say_offset(table: pd.DataFrame, source: Source, notes: Notes) -> None:
 
 
 def _with_stderr(table: pd.DataFrame) -> pd.DataFrame:
-    """The binomial standard error, p shrunk towards 1/2, where nothing better is known."""
+    """The binomial standard error, p shrunk towards 1/2, if nothing better is known."""
     trials = table["trials"]
     passes = table["passes"].fillna(table["value"] * trials)
     p = (passes + 0.5) / (trials + 1)
@@ -496,7 +496,7 @@ def _with_stderr(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _with_starts(table: pd.DataFrame, name: str, notes: Notes) -> pd.DataFrame:
-    """A start for the runs that have none: those with the same evaluation at C = 0 share it."""
+    """A start for runs without one: those with the same evaluation at C = 0 share it."""
     first = table.drop_duplicates("run").set_index("run")
     first = first[first["start"].isna()]
     label, group = {}, {}
@@ -513,16 +513,16 @@ def _with_starts(table: pd.DataFrame, name: str, notes: Notes) -> pd.DataFrame:
 
 
 def _typed(table: pd.DataFrame, axes: Sequence[str], name: str, notes: Notes) -> pd.DataFrame:
-    """Seeds and levels of axes as numbers where all are numbers, else as text; their label.
+    """Seeds and levels of axes as numbers if all are numbers, else as text; and their label.
 
-    The level None is one of its own; a run that does not say its level has the level "default".
+    The level None is one of its own; a run without a level has the level "default".
     """
     table = table.assign(seed=_numbers_or_text(table["seed"]))
     for axis in axes:
         table[axis] = table[axis].map(lambda cell: "None" if cell is None else cell)
         if table[axis].isna().any():
             count = table.loc[table[axis].isna(), "run"].nunique()
-            notes.say(f"{name}: axis {axis}: {count} runs do not say it: level default")
+            notes.say(f"{name}: axis {axis}: {count} runs have no level: level default")
             table[axis] = table[axis].astype(object).fillna("default")
         table[axis] = _numbers_or_text(table[axis])
     label = [table[axis].map(lambda level, a=axis: f"{a}={level}") for axis in axes]
@@ -530,7 +530,7 @@ def _typed(table: pd.DataFrame, axes: Sequence[str], name: str, notes: Notes) ->
 
 
 def _numbers_or_text(cells: pd.Series) -> pd.Series:
-    """Numbers, also as text, unless texts such as 7 and 007 would become one."""
+    """Numbers, also if given as text, unless texts such as 7 and 007 would become equal."""
     distinct = cells.dropna().drop_duplicates()
     number = distinct.map(lambda cell: isinstance(cell, Real) and not isinstance(cell, bool))
     if number.all() or _are_distinct_numbers(distinct):
@@ -547,5 +547,5 @@ def _are_distinct_numbers(cells: pd.Series) -> bool:
 
 
 def _text(cell: object) -> str:
-    """A whole number has no decimals: a gap in its column had made it a float."""
+    """Whole numbers have no decimals: an empty cell makes a column float."""
     return "" if pd.isna(cell) else str(text(cell))

@@ -1,11 +1,8 @@
-"""`Draws`: a posterior over the curves of a study, as named arrays. The core that questions ask.
+"""`Draws`: a posterior over the curves of a study, as named arrays: the input of all questions.
 
-A fit is an `xarray.DataTree` in ArviZ's layout and this class reads nothing else, so a loaded fit
-answers as the fitted one does. Needs no JAX. What follows from the draws is a function over them in
-a module of its own (see rlx.scaling).
-
-Letters: X draws, chains joined; N runs or recipes; R runs, J recipes, S starts, M evaluations of a
-run, C computes.
+A fit is an `xarray.DataTree` in ArviZ's layout, and this class reads nothing else, so a loaded fit
+answers like the original. It does not need JAX. Everything that follows from the draws is a
+function of them in another module (see rlx.scaling).
 """
 
 from __future__ import annotations
@@ -32,11 +29,11 @@ from rlx.scaling.priors import NUMPY, Priors, prior_theta
 Floats = NDArray[np.float64]
 
 FARTHEST = 30.0  # bound of a, c and b, beyond which exp would overflow
-DRAWS_SEED = 0  # of whatever is simulated: equal questions get equal answers
+DRAWS_SEED = 0  # of all simulations, so that equal questions have equal answers
 
 
 class NotConverged(RuntimeError):
-    """The sampler has not converged: answers would not mean what they say."""
+    """The sampler has not converged, so its answers are not reliable."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ class Curves:
     parameters: dict[str, Floats]
 
     def __getitem__(self, name: str) -> Floats:
-        """A, C_mid, B, R0, one of the family's own, or B_tail, see `Family.tail`."""
+        """A, C_mid, B, R0, one of the family's own, or B_tail (see `Family.tail`)."""
         if name == "B_tail":
             own = {k: self.parameters[k] for k in self.family.own}
             return self.family.tail(B=self.parameters["B"], **own)
@@ -58,19 +55,19 @@ class Curves:
         return self.family.at(compute, **{k: x[..., None] for k, x in self.parameters.items()})
 
     def compute_to(self, target: ArrayLike) -> Floats:
-        """Compute [X, N] at which the curve reaches a pass rate, inf where it never does."""
+        """Compute [X, N] at which the curve reaches a pass rate, inf if it never does."""
         return self.family.compute_to(target, **self.parameters)
 
     def only(self, index: Sequence[int] | None) -> Curves:
-        """Some of the N; all where None."""
+        """The given ones of the N; None: all."""
         if index is None:
             return self
-        some = list(index)
-        return Curves(self.family, {k: x[:, some] for k, x in self.parameters.items()})
+        chosen = list(index)
+        return Curves(self.family, {k: x[:, chosen] for k, x in self.parameters.items()})
 
 
 class Draws:
-    """A posterior over scaling curves. `unsafe` answers even when the sampler did not converge."""
+    """A posterior over scaling curves. unsafe: answer even if the sampler did not converge."""
 
     def __init__(self, tree: xr.DataTree, *, unsafe: bool = False):
         self.tree, self.is_unsafe = tree, unsafe
@@ -134,9 +131,9 @@ class Draws:
 
     @property
     def departed(self) -> dict[str, float]:
-        """Runs that left their curve, with the z of the departure, see rlx.scaling.departure.
+        """Runs that departed from their curve, with z of the departure; see rlx.scaling.departure.
 
-        What follows a fall (z < 0) was not fitted.
+        Evaluations after a fall (z < 0) were not fitted.
         """
         return json.loads(self.attrs["departed"])
 
@@ -148,39 +145,39 @@ class Draws:
         return bool(good and a["divergences"] == 0)
 
     def unsafe(self) -> Self:
-        """The same posterior, answering although it has not converged."""
+        """The same posterior, answering even if it has not converged."""
         return type(self)(self.tree, unsafe=True)
 
     @cached_property
     def doubt(self) -> Doubt | None:
-        """What lies beyond the data, see rlx.scaling.doubt; files of before had none and get it."""
+        """The discrepancy beyond the data, see rlx.scaling.doubt; older files get the default."""
         return Doubt.of(self.attrs.get("doubt"))
 
     def with_doubt(self, doubt: Doubt | None) -> Self:
-        """The same posterior with another doubt beyond the data; None: the curves alone."""
+        """The same posterior with another discrepancy beyond the data; None: the curves alone."""
         tree = self.tree.copy()
         tree.attrs["doubt"] = Doubt.text(doubt)
         return type(self)(tree, unsafe=self.is_unsafe)
 
     @cached_property
     def kept(self) -> dict[str, Any]:
-        """What questions make once of this posterior."""
+        """Cache of the questions."""
         return {}
 
     def thinned(self, most: int) -> Self:
-        """Every so many draws, so that about `most` remain."""
+        """Every n-th draw, so that about `most` remain."""
         every = -(-len(self.site("theta_run")) // most)
         tree = self.tree.copy()
         tree["posterior"] = self.group("posterior").isel(draw=slice(None, None, every))
         return type(self)(tree, unsafe=self.is_unsafe)
 
     def guard(self) -> None:
-        """Raises NotConverged unless the sampler converged, or the fit answers all the same."""
+        """Raises NotConverged unless the sampler converged or the fit is `unsafe`."""
         if self.attrs["method"] == "nuts" and not self.converged and not self.is_unsafe:
             a = self.attrs
             raise NotConverged(
                 f"rhat={a['rhat']:.3f}: the sampler has not converged (ess {a['ess']:.0f}, "
-                f"{a['divergences']} divergences, bfmi {a['bfmi']:.2f}); see fit.check(), or ask "
+                f"{a['divergences']} divergences, bfmi {a['bfmi']:.2f}); see fit.check(), or use "
                 "fit.unsafe()"
             )
 
@@ -211,7 +208,7 @@ class Draws:
         return self.recipes if by == "recipe" else self.runs
 
     def index(self, by: str, name: str) -> int:
-        """The place of a recipe, or a run. Raises InputError for a name it lacks."""
+        """The index of a recipe, or a run. Raises InputError for an unknown name."""
         names = self.names(by)
         if name not in names:
             there = ", ".join(f'"{name}"' for name in names)  # names have commas in them
@@ -247,7 +244,7 @@ class Draws:
         return theta
 
     def R0(self, by: str) -> Floats:
-        """[X, N]; a recipe whose runs have several starts gets the mean of their logits."""
+        """[X, N]; for a recipe whose runs have several starts, the mean of their logits."""
         logit_R0_XS = self.site("logit_R0")
         logit_R0_XR = logit_R0_XS[:, self.constant("start_of_run").astype(int)]
         if by == "run":
@@ -256,7 +253,7 @@ class Draws:
         return expit(logit_R0_XR @ (members / members.sum(1, keepdims=True)).T)
 
     def curves(self, by: str, seeds: str = "typical") -> Curves:
-        """The fitted curves; those of recipes are of their typical seed, or of a "new" one."""
+        """The fitted curves; of recipes, those of their typical seed, or of a "new" one."""
         held = self._curves
         if (by, seeds) not in held:
             theta = np.clip(self.theta(by, seeds), -FARTHEST, FARTHEST)
@@ -270,7 +267,7 @@ class Draws:
     def curves_of(
         self, theta: Floats, R0: Floats, site: Callable[[str], Floats], by: str
     ) -> Curves:
-        """The curves of theta [X, N, 3], R0 [X, N], and the draws that `site` gives of a site."""
+        """The curves of theta [X, N, 3], R0 [X, N], and the draws site(name) of other sites."""
         a, c, b = np.moveaxis(theta, -1, 0)
         A, B = R0 + (1 - R0) * expit(a), np.exp(b)
         p = {"A": A, "B": B, "C_mid": self.attrs["C_ref"] * np.exp(c)}
@@ -287,7 +284,7 @@ class Draws:
         return prior_theta(self.priors, self.constant("design"), self.family.sites)
 
     def prior_curves(self, by: str) -> Curves:
-        """Curves that the prior alone would draw, with the R0 of the posterior's mean."""
+        """Curves drawn from the prior, with the posterior mean of R0."""
         theta = self._prior[by]
         if by == "run":
             theta = theta[:, self.recipe_of_run]
@@ -305,7 +302,7 @@ class Draws:
         return mean_XR, P_XR, kalman.gap_R
 
     def noise_variance(self) -> Floats:
-        """Sampling variance of the fitted evaluations [X or 1, R, M]; 1 where there is none."""
+        """Sampling variance of the fitted evaluations [X or 1, R, M]; 1 for padding."""
         sd_RM = self.constant("stderr")
         known = np.nan_to_num(sd_RM, nan=0.0) ** 2
         if "log_noise_sd" not in self.tree["posterior"]:
@@ -315,7 +312,7 @@ class Draws:
 
 
 def quantiles(x_XN: Floats, prob: float) -> pd.DataFrame:
-    """Equal-tailed interval and median of [X, N]; inf where that many draws are infinite."""
+    """Equal-tailed interval and median of [X, N]; inf if as many draws are infinite."""
     points = ((1 - prob) / 2, 0.5, (1 + prob) / 2)
     q = np.quantile(x_XN, points, axis=0, method="inverted_cdf")
     return pd.DataFrame({f"q{100 * p:02.0f}": row for p, row in zip(points, q, strict=True)})

@@ -1,7 +1,4 @@
-"""Which design choices matter: ceiling movers and efficiency shapers.
-
-Letters: X draws, J recipes, P pairs of recipes.
-"""
+"""Which design choices matter: ceiling movers and efficiency shapers."""
 
 from __future__ import annotations
 
@@ -33,7 +30,7 @@ def effects(
     """Each level of an ablation axis against a reference level: ceiling movers, efficiency shapers.
 
     Averages over pairs of recipes (i at the level, j at the reference) that agree on every other
-    axis, draw by draw; C*(y) is the compute at which a curve reaches pass rate y:
+    axis, in each draw; C*(y) is the compute at which a curve reaches pass rate y:
 
         dA            = mean (A_i - A_j)
         compute_ratio = exp mean log(C*_i(y) / C*_j(y)),   y = target, or R0 + 0.8 (min(A) - R0)
@@ -41,14 +38,15 @@ def effects(
         dlogC_mid     = mean log(C_mid_i / C_mid_j)
         B_ratio, B_tail_ratio   geometric means likewise
 
-    A higher ceiling alone makes any fixed pass rate cheaper; pace_ratio leaves that out. B_tail =
-    B kappa is the exponent with which the gap to the ceiling closes, the B of arXiv 2510.13786
-    (Eq. 1); under `burr`, B itself is not. With kappa shared by all runs the two ratios agree.
+    A higher ceiling alone makes any fixed pass rate cheaper; pace_ratio does not count that.
+    B_tail = B kappa is the exponent with which the gap to the ceiling closes, the B of arXiv
+    2510.13786 (Eq. 1); under `burr`, B itself is not. With kappa shared by all runs the two ratios
+    agree.
 
-    A curve that never reaches y has C* = inf: the ratio is inf where the level never does, 0 where
-    the reference never does. Draws in which neither does (or both start above y) compare nothing:
-    they are left out of the quantiles and count as `p_uncompared`, neither for a difference nor
-    against one. With several pairs, those that compare are averaged; one that is inf outweighs all.
+    If a curve never reaches y, C* = inf: the ratio is inf if the level never does, 0 if the
+    reference never does. Draws in which neither does (or both start above y) are left out of the
+    quantiles and counted as `p_uncompared`, neither for nor against a difference. With several
+    pairs, the others are averaged; an infinite one dominates.
 
     Args:
         fit: the posterior.
@@ -58,11 +56,11 @@ def effects(
         margin_compute: relative difference of compute that matters.
         target: pass rate y; see above.
         prob: mass of the equal-tailed intervals.
-        decide: probability that a verdict takes.
+        decide: probability that a verdict requires.
 
     Returns:
         One row per other level, by value on a numeric axis: axis, level, reference, matched (pairs
-        that agree on the other axes, recipe names set aside where none agrees on those too; 0: all
+        that agree on the other axes, ignoring recipe names if none agrees on those too; 0: all
         cells of the level against all of the reference); quantiles of the above (`dA_q05`, ...);
         p_raises = P(dA > margin_A), p_lowers = P(dA < -margin_A), p_ceiling, their sum;
         p_cheaper = P(log compute_ratio < -log(1 + margin_compute)), p_dearer, p_efficiency
@@ -70,15 +68,15 @@ def effects(
         P(C* is finite); p_uncompared; verdict; extrapolation (of C*, the farther of a pair, over
         the last compute; median); prior_share of dA (posterior sd / prior sd).
 
-        verdict, a direction beyond the margin that has probability `decide` at least: "ceiling
-        mover" (it raises A, or it lowers A), "both" (and it is sooner, or later), "efficiency
-        shaper" (cheaper and sooner, or dearer and later: at equal pass rate, and not for its
-        ceiling alone). "neither" (p_ceiling and p_efficiency + p_uncompared <= 1 - decide), else
-        "undecided": a posterior that is merely wide puts much beyond both margins and knows no
-        direction. How often recipes that are equal get a verdict: experiments/verdicts.py.
+        verdict, for a direction beyond the margin with probability `decide` or more: "ceiling
+        mover" (A is raised, or lowered), "both" (and sooner, or later), "efficiency shaper"
+        (cheaper and sooner, or dearer and later: at equal pass rate, not only through its ceiling).
+        "neither" (p_ceiling and p_efficiency + p_uncompared <= 1 - decide), else "undecided": a
+        wide posterior has mass beyond both margins without a direction. How often equal recipes get
+        a verdict: experiments/verdicts.py.
 
     Raises:
-        InputError: an unknown axis or level, an axis of one level, an option out of its range.
+        InputError: an unknown axis or level, an axis with one level, an option out of range.
 
     Source: after arXiv 2510.13786, sections 3 and 4, which judge by |dA| > 0.02 and B of
         point fits.
@@ -113,7 +111,7 @@ def _check_effects(margin_A, margin_compute, target, prob, decide) -> None:
     if not 0 < prob < 1:
         raise InputError("prob", prob, "not the mass of an interval", "give 0.9")
     if not 0.5 < decide <= 1:
-        raise InputError("decide", decide, "decides nothing", "give more than 0.5, at most 1")
+        raise InputError("decide", decide, "not in (0.5, 1]", "give more than 0.5, at most 1")
 
 
 def _levels(fit: Draws, axis: str) -> pd.DataFrame:
@@ -128,7 +126,7 @@ def _levels(fit: Draws, axis: str) -> pd.DataFrame:
 
 
 def _ordered(levels: pd.Series) -> list[str]:
-    """By value where all are numbers, else as they come."""
+    """By value if all are numbers, else in order of appearance."""
     names = list(dict.fromkeys(levels))
     values = pd.to_numeric(pd.Series(names), errors="coerce")
     return names if values.isna().any() else [names[i] for i in np.argsort(values, kind="stable")]

@@ -1,4 +1,4 @@
-"""Families of scaling curves: one object each, and whatever fits or answers reads that alone.
+"""Families of scaling curves, one object each, which is all that fits and questions need.
 
     R(C) = R0 + (A - R0) * s(x),   x = log(C / C_mid),   s from 0 at C = 0 to 1 in the limit
 
@@ -6,13 +6,12 @@
     burr     s = 1 - (1 + (2^(1/kappa) - 1) exp(B x))^-kappa         kappa shared by all runs
     power    s = 1 - (1 + (2^(1/B) - 1) exp(x))^-B                   a power law that starts at R0
 
-All three make half of the gain at C_mid. kappa = 1 is the sigmoid. The gap to the ceiling closes as
-C^-(B kappa) under burr, as C^-B under the others.
+All three reach half of the gain at C_mid. kappa = 1 is the sigmoid. The gap to the ceiling closes
+as C^-(B kappa) under burr, as C^-B under the others.
 
-A family is a class with a name, its share and, where it has any, the parameters that it adds to A,
-B, C_mid and R0, the sites of the model that hold them, with their priors, and the inverse of its
-share in closed form; it is entered in FAMILIES. The model, the sampler and its coordinates, the
-saved file and every question follow from that.
+A family is a class with a name, its share s, its parameters besides A, B, C_mid and R0 with their
+sites and priors, and the inverse of s if it has a closed form; it is registered in FAMILIES. The
+model, the sampler and its coordinates, the saved file and every question follow from that.
 """
 
 from __future__ import annotations
@@ -32,21 +31,20 @@ FARTHEST_X = 700.0  # of |log(C / C_mid)|, beyond which exp would overflow
 
 
 class Own(NamedTuple):
-    """A parameter of a family's own: the site that holds it, and the function that undoes its log
-    or logit, a field of `Ops`."""
+    """A parameter of a family: the site that holds it, and the inverse of its log or logit, a field
+    of `Ops`."""
 
     site: str
     link: str
 
 
 class Family:
-    """A family of curves. Share, tail and inverse take B and the family's own parameters, p, by
-    name."""
+    """A family of curves. share, tail and inverse take B and the family's parameters p by name."""
 
     name: ClassVar[str]
     own: ClassVar[dict[str, Own]] = {}  # parameters besides A, B, C_mid and R0
-    sites: ClassVar[tuple[Site, ...]] = ()  # of the model, of one value or of one per recipe
-    leveled: ClassVar[bool] = True  # Burr's level coordinates suit it, with its kappa or 1
+    sites: ClassVar[tuple[Site, ...]] = ()  # of the model, shared or per recipe
+    leveled: ClassVar[bool] = True  # uses Burr's level coordinates, with its kappa or 1
 
     def share(self, x: Any, ops: Ops, *_: Any, **p: Any) -> Any:
         """s at x = log(C / C_mid), rising in x."""
@@ -57,9 +55,9 @@ class Family:
         return p["B"]
 
     def inverse(self, log_left: Any, ops: Ops, *_: Any, **p: Any) -> Any:
-        """x at which 1 - s = exp(log_left): by bracketing, unless a family knows better.
+        """x at which 1 - s = exp(log_left), by bracketing; families may have a closed form.
 
-        -inf and inf where it lies beyond FARTHEST_X.
+        -inf and inf if it lies beyond FARTHEST_X.
         """
         args = np.broadcast_arrays(log_left, *p.values())
 
@@ -72,7 +70,7 @@ class Family:
         return np.select([early, late], [-np.inf, np.inf], found.x)
 
     def of_sites(self, values: dict[str, Any], ops: Ops) -> dict[str, Any]:
-        """The family's own parameters at values of them as the sites hold them."""
+        """The family's own parameters from the values of their sites."""
         return {name: getattr(ops, own.link)(values[name]) for name, own in self.own.items()}
 
     def at(

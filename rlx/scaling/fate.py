@@ -1,10 +1,10 @@
-"""Runs that have no curve to follow: those that fell, and those that have not begun to rise.
+"""Runs without a curve to follow: those that fell, and those that have not begun to rise.
 
-A run that fell (`rlx.scaling.departure`) stays at its last level, give or take
-FALLEN_SD sqrt(1 + log(C / last C)), which promises neither recovery nor ruin. A run that has not
-begun to rise has a curve that is its siblings' or the prior's: it may follow that one, or never
-rise. In a share of the draws (`Doubt.stays`) it stays where it is. A recipe is one of its runs,
-another in each draw: where two of three fell, so do two draws of three.
+A run that fell (`rlx.scaling.departure`) stays at its last level, up to
+FALLEN_SD sqrt(1 + log(C / last C)), neither recovering nor collapsing. The curve of a run that has
+not begun to rise comes from its siblings or the prior: it may follow it, or never rise. In a share
+of the draws (`Doubt.stays`) it stays at its level. Each draw of a recipe is one of its runs: if two
+of three fell, two thirds of the draws did.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from rlx.scaling.draws import DRAWS_SEED, Draws
 Floats = NDArray[np.float64]
 
 FALLEN_SD = 0.08  # of the pass rate of a run that fell; measured on falls of sweep=hard_mix
-FLAT_SD = 0.02  # of one that has not begun to rise
+FLAT_SD = 0.02  # of a run that has not begun to rise
 LAST = 3  # evaluations whose mean is the level of such a run
 RISE = 2.0  # standard errors
 
 
 class Fates(NamedTuple):
-    """Which draws stay at a level beyond the last compute, [X, N]."""
+    """The draws that stay at a level beyond the last compute, [X, N]."""
 
     stays_XN: NDArray[np.bool_]
     level_N: Floats
@@ -35,8 +35,8 @@ class Fates(NamedTuple):
 
 
 def fallen(fit: Draws) -> dict[int, tuple[float, float]]:
-    """Of every run that fell: mean of its last evaluations, also those not fitted, and the compute
-    of the last one."""
+    """Of every run that fell: the mean of its last evaluations, fitted or not, and the last
+    compute."""
     out = {}
     for run, z in fit.departed.items():
         if z < 0:
@@ -47,7 +47,7 @@ def fallen(fit: Draws) -> dict[int, tuple[float, float]]:
 
 
 def has_risen(fit: Draws) -> NDArray[np.bool_]:
-    """Whether a run's last third lies above its first, or above R0, by RISE standard errors."""
+    """Whether a run's last third is above its first, or above R0, by RISE standard errors."""
     value_RM, sd_RM = np.asarray(fit.tree["observed_data"]["value"]), fit.constant("stderr")
     R0_XR = fit.R0("run")
     risen = []
@@ -63,7 +63,7 @@ def has_risen(fit: Draws) -> NDArray[np.bool_]:
 
 
 def fates(fit: Draws, doubt: Doubt | None, by: str) -> Fates | None:
-    """Of the runs, or the recipes; None where all follow their curves."""
+    """Fates of the runs, or the recipes; None if all follow their curves."""
     R, X = len(fit.runs), len(fit.site("theta_run"))
     fell, frame = fallen(fit), fit.evals.frame
     stays_XR, level_R = np.zeros((X, R), bool), np.zeros(R)
@@ -91,15 +91,15 @@ def _of_recipes(fit: Draws, runs: Fates, rng: np.random.Generator) -> Fates:
     for j in range(J):
         mine = np.flatnonzero(fit.recipe_of_run == j)
         stays_XJ[:, j] = runs.stays_XN[np.arange(X), rng.choice(mine, X)]
-        some = mine[runs.stays_XN[:, mine].any(0)]
-        if len(some):
-            level_J[j], sd_J[j] = runs.level_N[some].mean(), runs.sd_N[some].max()
-            from_J[j] = max(from_J[j], runs.from_N[some].max())
+        stuck = mine[runs.stays_XN[:, mine].any(0)]
+        if len(stuck):
+            level_J[j], sd_J[j] = runs.level_N[stuck].mean(), runs.sd_N[stuck].max()
+            from_J[j] = max(from_J[j], runs.from_N[stuck].max())
     return Fates(stays_XJ, level_J, sd_J, from_J)
 
 
 def held(R_XNC: Floats, C_NC: Floats, last_N: Floats, fates: Fates, z_X: Floats) -> Floats:
-    """Pass rates, at their level beyond the last fitted compute in the draws that stay."""
+    """Pass rates; in draws that stay, their level beyond the last fitted compute."""
     ahead_NC = np.log(np.maximum(C_NC / fates.from_N[:, None], 1.0))
     sd_NC = fates.sd_N[:, None] * np.sqrt(1 + ahead_NC)
     level_XNC = np.clip(fates.level_N[:, None] + sd_NC * z_X[:, None, None], 0.0, 1.0)

@@ -1,6 +1,6 @@
-"""From the bytes of a file to cells; what cannot be read raises InputError with file and line.
+"""Files to cells; a file that cannot be read raises InputError with file and line.
 
-Cells of a .csv are text, so that runs 007 and 7 stay two; `numbers` reads those that are numbers.
+Cells of a .csv are text, so that runs 007 and 7 stay distinct; `numbers` parses numeric columns.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rlx.scaling.source import Notes
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf(inity)?", re.I | re.A)
 EMPTY = ("", "-", "nan", "na", "n/a", "#n/a", "<na>", "null", "none")  # in a column of numbers
 COUNTER = re.compile(r"([^\W\d_].*?)(?<!\d[.,e_ ])(?<!\de[+-])(\d+)", re.A | re.I)  # step_0100
-NOT_JSON = (ValueError, RecursionError, LookupError)  # also: too deep, a name twice
+NOT_JSON = (ValueError, RecursionError, LookupError)  # also: too deep, a duplicate name
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
@@ -42,12 +42,12 @@ def table_of(path: Path, notes: Notes) -> pd.DataFrame:
         return pd.read_parquet(path, engine="pyarrow")
     except ImportError as error:
         raise lacking("Parquet files", path, "pyarrow") from error
-    except Exception as error:  # whatever pyarrow makes of bytes from outside
+    except Exception as error:  # pyarrow raises many kinds on damaged files
         raise InputError("data", path, f"unreadable ({error})", "give a table") from error
 
 
 def text_of(file: Path) -> str:
-    """Text in UTF-8, or in UTF-16 where a byte order mark says so."""
+    """Text in UTF-8, or in UTF-16 with a byte order mark."""
     try:
         data = file.read_bytes()
     except OSError as error:
@@ -70,14 +70,14 @@ def json_of(file: Path) -> Any:
 
 
 def jsonl(file: Path, notes: Notes, *, flat: bool = False) -> list[dict[str, Any]]:
-    """Rows of a JSONL file; a torn last line, as an interrupted writer leaves it, is dropped.
+    """Rows of a JSONL file; an incomplete last line, left by an interrupted writer, is dropped.
 
-    flat: objects in a row become names, {"eval": {"acc": 1}} eval/acc; those of an object that
-        stands beside a step alone, {"step": 1, "data": {"acc": 1}}, keep their own names.
+    flat: nested objects become names, {"eval": {"acc": 1}} eval/acc; the keys of a single object
+        beside a step, {"step": 1, "data": {"acc": 1}}, keep their names.
     """
     if not file.exists():
         raise InputError("data", file, "no such file", "give a directory that a run wrote")
-    rows, lines = [], text_of(file).split("\n")  # U+2028 may stand in a string
+    rows, lines = [], text_of(file).split("\n")  # splitlines would split at U+2028 in a string
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -85,14 +85,14 @@ def jsonl(file: Path, notes: Notes, *, flat: bool = False) -> list[dict[str, Any
             row = _parsed(line)
             rows.append(_flat(row) if flat and isinstance(row, dict) else row)
         except NOT_JSON as error:
-            if number < len(lines):  # it ends in a newline
+            if number < len(lines):  # a complete line
                 what = error.args[0] if isinstance(error, LookupError) else "is not JSON"
                 remedy = "restore or remove that line"
                 raise InputError("data", file, f"line {number} {what}", remedy) from error
-            notes.say(f"{file}: torn last line dropped")
+            notes.say(f"{file}: incomplete last line dropped")
         else:
             if not isinstance(row, dict):
-                reason, remedy = f"line {number} is not an object", "write one object a line"
+                reason, remedy = f"line {number} is not an object", "write one object per line"
                 raise InputError("data", file, reason, remedy)
     return rows
 
@@ -105,7 +105,7 @@ def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     pairs = list(pairs)
     if len(found := dict(pairs)) < len(pairs):
         names = [name for name, _ in pairs]
-        raise LookupError(f"says {next(n for n in names if names.count(n) > 1)} twice")
+        raise LookupError(f"has {next(n for n in names if names.count(n) > 1)} twice")
     return found
 
 
@@ -133,12 +133,12 @@ def _csv(path: Path, notes: Notes) -> pd.DataFrame:
         notes.say(f"{path.name}: cells are separated by {SEPARATORS[separator]}")
     names = [name.strip() for name in names]
     while names and not names[-1] and not any("".join(row[len(names) - 1 :]) for _, row in rows):
-        names.pop()  # each line ends in a separator
+        names.pop()  # every line ends with a separator
     names = [name or f"column {i}" for i, name in enumerate(names, start=1)]
     refuse_twice(names, f"{path}:{head}")
     torn = rows and len(rows[-1][1]) < len(names) and not text.endswith(("\n", "\r"))
     if torn:
-        notes.say(f"{path}: torn last line dropped")
+        notes.say(f"{path}: incomplete last line dropped")
         del rows[-1]
     for line, row in rows:
         if len(row) < len(names) or "".join(row[len(names) :]):
@@ -150,10 +150,10 @@ def _csv(path: Path, notes: Notes) -> pd.DataFrame:
 
 
 def refuse_twice(names: list[str], where: object) -> None:
-    """Raise InputError about a name that two columns have."""
+    """Raises InputError about a name of two columns."""
     twice = pd.Series(names, dtype=object)
     if twice := twice[twice.duplicated()].tolist():
-        reason = f"the column {twice[0]} stands twice"
+        reason = f"the column {twice[0]} appears twice"
         raise InputError("data", where, reason, "rename or remove one (of two runs, too)")
 
 
@@ -161,7 +161,7 @@ def _split(path: Path, text: str) -> tuple[str, list[tuple[int, list[str]]]]:
     """The separator, and (line, cells) of each line that is not blank.
 
     The first separator that gives every line the same number of cells, more than one; else the
-    one that splits the header most.
+    one that splits the header into the most cells.
     """
     found = {}
     for separator in SEPARATORS:
@@ -188,12 +188,12 @@ def _split(path: Path, text: str) -> tuple[str, list[tuple[int, list[str]]]]:
 def numbers(
     cells: pd.Series, name: str, key: str, column: str, *, counter: bool = False
 ) -> np.ndarray:
-    """Cells as float64, NaN where empty. True and false are no numbers.
+    """Cells as float64, NaN if empty. True and false are not numbers.
 
-    counter: `step_0100`, `checkpoint-200` count as 100 and 200 where the words before agree.
+    counter: `step_0100`, `checkpoint-200` count as 100 and 200 if all prefixes are equal.
 
     Raises:
-        InputError: a cell is no number.
+        InputError: a cell is not a number.
     """
     if cells.dtype.kind in "iuf":
         return cells.to_numpy(np.float64, na_value=np.nan)
@@ -226,11 +226,11 @@ def _number(cell: object) -> float:
         return np.nan
     elif isinstance(cell, Real | Decimal) and not isinstance(cell, bool | np.bool_):
         return float(cell)
-    raise ValueError("no number")
+    raise ValueError("not a number")
 
 
 def text(cell: object) -> object:
-    """The text of a cell, NaN where it is empty; whole numbers have no decimals."""
+    """The text of a cell, NaN if it is empty; whole numbers have no decimals."""
     if isinstance(cell, float):
         return np.nan if np.isnan(cell) else str(int(cell) if cell % 1 == 0 else cell)
     return np.nan if cell is None or cell is pd.NA or cell is pd.NaT else str(cell)
@@ -241,7 +241,7 @@ def texts(cells: pd.Series) -> pd.Series:
 
 
 def listed(cell: object) -> object:
-    """The numbers that a cell lists, as a list or JSON text; [NaN] if they are none."""
+    """A list of numbers, from a list or JSON text; [NaN] if it is something else."""
     if cell is None or isinstance(cell, float):  # an empty cell is NaN
         return np.nan if cell is None or cell != cell else [np.nan]
     try:

@@ -1,4 +1,4 @@
-"""Forecasts: the curve, the next evaluation, and what more compute buys."""
+"""Forecasts: the curve, the next evaluation, and the gain of more compute."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def predict(
 ) -> xr.DataArray:
     """A new evaluation at `compute`: draws of curve + wander + sampling noise.
 
-    The wander of a run carries over from its last evaluation, and fades with the gap; of a
-    recipe it is that of a new seed. `trials`: graded samples, default those of the fitted
-    evaluations (with neither, the noise is that of the fit).
+    The wander of a run carries over from its last evaluation and decays with the gap; a recipe's
+    is that of a new seed. `trials`: graded samples, default as the fitted evaluations (without
+    those, the noise of the fit).
     """
     fit.guard()
     compute_C = np.atleast_1d(np.asarray(compute, float))
@@ -60,9 +60,9 @@ def predict(
 def predictive(
     fit: Draws, compute: list[Floats], stderr: list[Floats], runs: list[int]
 ) -> tuple[Floats, Floats, Floats]:
-    """Draws, and mean and sd given theta, [X, P], of given evaluations of given runs.
+    """Draws, and mean and sd given theta, [X, n], of given evaluations of given runs.
 
-    Points of all runs stand one after another. A NaN in stderr takes the noise of the fit.
+    The n points of all runs are concatenated. NaN in stderr: the noise of the fit.
     """
     fit.guard()
     width = max(map(len, compute))
@@ -99,7 +99,7 @@ def noise_sd(fit: Draws, p: Floats, by: str, trials: float | None) -> Floats:
         return np.exp(fit.site("log_noise_sd"))[:, None, None]
     if trials is not None:
         return np.sqrt(p * (1 - p) / trials)
-    later = fit.evals.frame[fit.evals.frame["compute"] > 0]  # as given, nothing pooled
+    later = fit.evals.frame[fit.evals.frame["compute"] > 0]  # not pooled
     sd_R = later.groupby("run")["stderr"].median().loc[fit.runs].to_numpy()
     if by == "recipe":
         recipe_R = fit.recipe_of_run
@@ -108,7 +108,7 @@ def noise_sd(fit: Draws, p: Floats, by: str, trials: float | None) -> Floats:
 
 
 def gain(fit: Draws, extra: float, by: str = "run", prob: float = 0.9) -> pd.DataFrame:
-    """Pass rate that `extra` compute buys beyond the last evaluation: R(C + extra) - R(C)."""
+    """Gain of `extra` compute beyond the last evaluation: R(C + extra) - R(C)."""
     fit.guard()
     last = fit.last_compute(by)
     ends_N2 = np.stack([np.nextafter(last, np.inf), last + extra], 1)  # after a fall

@@ -1,9 +1,9 @@
 """`posterior_of`: evaluations in, posterior out.
 
-The order of things: arrays (`arrays`), the mode in whitened coordinates (`coordinates`, `bayes`),
-runs that fall off their curve are cut there (`departure`), NUTS or a normal at the mode, and one
-`xarray.DataTree` in ArviZ's layout with the data, the labels, the priors and the versions, which is
-all that `draws.Draws` needs to answer.
+The steps: arrays (`arrays`), the mode in whitened coordinates (`coordinates`, `bayes`), cutting
+runs that fall off their curve (`departure`), NUTS or a normal at the mode, and one
+`xarray.DataTree` in ArviZ's layout with data, labels, priors and versions: all that `draws.Draws`
+needs.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ def posterior_of(
             2510.13786 Eq. 1) or "power" (a power law that starts at R0).
         noise: "normal"; "student", for isolated bad evaluations; "betabinomial", for few counts.
         axes: columns whose levels have effects; default those of the study.
-        r0: pass rate at C = 0, a number or a column; default what the evaluations say.
+        r0: pass rate at C = 0, a number or a column; default: from the evaluations.
         priors: default Priors().
-        doubt: what is added to the curves beyond the data; None: nothing.
-        method: "nuts", or "laplace": a normal at the mode, in a second, as a preview.
+        doubt: the discrepancy of the curves beyond the data; None: none.
+        method: "nuts", or "laplace": a normal at the mode, a preview that takes a second.
         seed: of the sampler.
         progress: show a progress bar.
         pad_to: least padded length of a run, so that windows of one study compile once.
@@ -171,7 +171,7 @@ def make_tree(
         "start_of_run": np.asarray(labels.start_R),
         "truth": labels.truth_R,
         "C_max": labels.C_max_R,
-        "design": study["design_JK"],
+        "design": study["design_JE"],
         "start_mean": study["start_mean_S"],
         "start_sd": study["start_sd_S"],
     }

@@ -3,9 +3,9 @@
     w_m     = rho_m w_(m-1) + sigma sqrt(1 - rho_m^2) z_m,   rho_m = exp(-gap_m / length)
     value_m = R(C_m) + w_m + e_m
 
-an Ornstein-Uhlenbeck process of sd sigma, seen with noise e of known variance. `variances` and
-`update` are one evaluation's step of the filter: `rlx.scaling.model` scans them in JAX, `Kalman`
-loops over them.
+an Ornstein-Uhlenbeck process of sd sigma, observed with noise e of known variance. `variances` and
+`update` are one step of the filter: `rlx.scaling.model` scans them in JAX, `Kalman` loops over
+them.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def drift(w: Any, rho: Any, sigma: Any, z: Any, ops: Ops) -> Any:
 
 
 def variances(P: Any, rho: Any, sigma: Any, noise: Any, is_seen: Any) -> tuple[Any, Any, Any]:
-    """Of a wander known with variance P: its variance after the next evaluation, that evaluation's
-    gain, and the variance of its innovation.
+    """From the variance P of the wander: its variance after the next evaluation, the gain of that
+    evaluation, and the variance of its innovation.
 
-    sigma: sd of the wander; noise: variance of e; is_seen: 1, or 0 where there is no evaluation.
+    sigma: sd of the wander; noise: variance of e; is_seen: 1, or 0 if there is no evaluation.
     """
     ahead = sigma**2 + rho**2 * (P - sigma**2)
     innovation = ahead + noise
@@ -57,7 +57,7 @@ class Kalman:
         self.sd_X1 = sd_X[:, None]
 
     def run(self, residual_XRM: Floats, var_XRM: Floats) -> tuple[Floats, Floats, Floats]:
-        """One-step-ahead errors over their sd [X, R, M], NaN where nothing was seen, and the mean
+        """One-step-ahead errors over their sd [X, R, M], NaN without an evaluation, and the mean
         and variance [X, R] of the wander after the last evaluation."""
         X, R = len(self.sd_X1), len(self.seen_RM)
         mean, P = np.zeros((X, R)), np.broadcast_to(self.sd_X1**2, (X, R))

@@ -13,9 +13,7 @@
 
 The share s, its own parameters and their priors are those of a family (rlx.scaling.families);
 `sites_of` lists every unknown with its prior. The wander is integrated out exactly by a Kalman
-filter. Evaluations at C = 0 inform R0 alone, once for all runs of a start that share them.
-
-Letters: R runs, M measurements, J recipes, S starts, K effects, Q = 3 coordinates of theta.
+filter. Evaluations at C = 0 inform R0 alone, once for all runs that share a start.
 """
 
 from __future__ import annotations
@@ -36,11 +34,11 @@ from rlx.scaling.priors import COORDINATES, Ops, Priors, Site
 
 NOISES = ("normal", "student", "betabinomial")
 JAX = Ops(jnp.sqrt, jnp.exp, jnp.log, jnp.expm1, jax.nn.softplus, jax.nn.sigmoid)
-FIRST_GAP = 1e6  # of a run's first evaluation: nothing to be correlated with
+FIRST_GAP = 1e6  # before a run's first evaluation: no correlation
 
 
 class Options(NamedTuple):
-    """What is fixed when the model is compiled."""
+    """Static choices of the compiled model."""
 
     curve: str = "burr"
     noise: str = "normal"
@@ -49,29 +47,29 @@ class Options(NamedTuple):
 
 
 class Study(NamedTuple):
-    """Evaluations with C > 0 as padded arrays, and what is known of each start."""
+    """Evaluations with C > 0 as padded arrays, and the prior of each start."""
 
     log_C_RM: Array  # log(C / C_ref)
     value_RM: Array
-    var_RM: Array  # sampling variance; 0 where unknown
-    unknown_RM: Array  # 0 where the sampling variance is known, else 1 / evaluations pooled
-    seen_RM: Array  # 1 where there is an evaluation, 0 for padding
-    gap_RM: Array  # time since the evaluation before, in median gaps of the run
-    trials_RM: Array  # graded samples, 0 where unknown
+    var_RM: Array  # sampling variance; 0 if unknown
+    unknown_RM: Array  # 0 if the sampling variance is known, else 1 / evaluations pooled
+    seen_RM: Array  # 1 for an evaluation, 0 for padding
+    gap_RM: Array  # compute since the previous evaluation, in median gaps of the run
+    trials_RM: Array  # graded samples, 0 if unknown
     recipe_R: Array
     start_R: Array
-    design_JK: Array
-    start_mean_S: Array  # what is known of logit R0: a normal
+    design_JE: Array
+    start_mean_S: Array  # normal prior of logit R0
     start_sd_S: Array
 
 
 def shape(log_C: Array, c: Array, b: Array, own: dict[str, Array], family: Family) -> Array:
-    """Share s of the gain made at C, in [0, 1]; arguments broadcast."""
+    """Share s of the gain at C, in [0, 1]; arguments broadcast."""
     return family.share(log_C - c, JAX, B=jnp.exp(b), **family.of_sites(own, JAX))
 
 
 def own_R(study: Study, sites: dict[str, Array], family: Family) -> dict[str, Array]:
-    """The family's own parameters as the sites hold them: of each run [R], or one number."""
+    """The family's own parameters, as stored in the sites: per run [R], or one number."""
     values = {name: sites[own.site] for name, own in family.own.items()}
     return {name: x[study.recipe_R] if x.ndim else x for name, x in values.items()}
 
@@ -88,14 +86,14 @@ def latent_RM(
 
 
 def curve_RM(study: Study, theta_RQ: Array, sites: dict[str, Array], curve: str) -> Array:
-    """The same at the values of the sites."""
+    """`latent_RM` at the values of the sites."""
     family = FAMILIES[curve]
     logit_R0_R = sites["logit_R0"][study.start_R]
     return latent_RM(study, theta_RQ, logit_R0_R, own_R(study, sites, family), family)
 
 
 class Filter(NamedTuple):
-    """Kalman filter of the wander: everything that does not depend on the residuals."""
+    """Kalman filter of the wander: the parts that do not depend on the residuals."""
 
     decay_MR: Array  # exp(-gap / length)
     gain_MR: Array
@@ -106,7 +104,7 @@ class Filter(NamedTuple):
 def make_filter(
     var_RM: Array, gap_RM: Array, seen_RM: Array, sigma_w: Array, length: Array
 ) -> Filter:
-    """Gains and innovation variances of an Ornstein-Uhlenbeck process seen with noise var."""
+    """Gains and innovation variances of an Ornstein-Uhlenbeck process observed with noise var."""
     decay_MR = jnp.exp(-gap_RM.T / length)
 
     def step(P_R: Array, x: tuple[Array, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
@@ -120,7 +118,7 @@ def make_filter(
 
 
 def whiten(filter: Filter, residual_MRn: Array) -> Array:
-    """Standardised one-step-ahead errors of n columns of residuals; 0 where nothing was seen."""
+    """Standardised one-step-ahead errors of n columns of residuals; 0 for padding."""
 
     def step(mean_Rn: Array, x: tuple[Array, ...]) -> tuple[Array, Array]:
         decay_R, gain_R, S_R, seen_R, residual_Rn = x
@@ -132,7 +130,7 @@ def whiten(filter: Filter, residual_MRn: Array) -> Array:
 
 
 def noise_variance(study: Study, sites: dict[str, Array]) -> Array:
-    """Variance of e, [R, M]: the sampling variance, or the estimated one where that is unknown.
+    """Variance of e, [R, M]: the sampling variance, or the estimated one if that is unknown.
 
     A Student t is a normal whose precision is multiplied by exp(log_weight) ~ gamma(df/2, df/2).
     """
@@ -153,7 +151,7 @@ def wander_filter(study: Study, sites: dict[str, Array]) -> Filter:
     )
 
 
-LATENT_DIMS = ("run", "evaluation")  # of sites with a value per evaluation, whitened by their prior
+LATENT_DIMS = ("run", "evaluation")  # of sites with a value per evaluation, whitened by the prior
 
 
 class LogGamma(Site):
@@ -185,12 +183,12 @@ def _field(name: str) -> Callable:
 
 
 def sites_of(study: Study, options: Options) -> list[Site]:
-    """Every site of the model in the order in which they depend on each other."""
-    K = study.design_JK.shape[1]
+    """Every site of the model, in order of dependence."""
+    E = study.design_JE.shape[1]
 
     def effect(priors: Priors, *_) -> tuple:
         scale_Q = np.array([getattr(priors, f"effect_{q}") for q in COORDINATES])
-        return 0.0, np.broadcast_to(scale_Q, (K, 3))
+        return 0.0, np.broadcast_to(scale_Q, (E, 3))
 
     def recipe(_, sites: dict[str, Array], ops: Ops) -> tuple:
         return recipe_mean(study, sites), ops.exp(sites["log_recipe_sd"])[None]
@@ -202,7 +200,7 @@ def sites_of(study: Study, options: Options) -> list[Site]:
         Site("mu", ("coordinate",), _pairs("mean")),
         Site("log_recipe_sd", ("coordinate",), _log(_pairs("recipe_sd"))),
         Site("log_seed_sd", ("coordinate",), _log(_pairs("seed_sd"))),
-        *([Site("beta", ("effect", "coordinate"), effect)] if K else []),
+        *([Site("beta", ("effect", "coordinate"), effect)] if E else []),
         Site("logit_R0", ("start",), lambda *_: (study.start_mean_S, study.start_sd_S)),
         Site("log_wander_sd", (), _log(_field("wander_sd"))),
         Site("log_wander_length", (), _log(_field("wander_length"))),
@@ -224,8 +222,8 @@ def sites_of(study: Study, options: Options) -> list[Site]:
 def site_shape(site: Site, study: Study) -> tuple[int, ...]:
     """The lengths of a site's axes."""
     R, M = study.value_RM.shape
-    J, K = study.design_JK.shape
-    sizes = {"coordinate": len(COORDINATES), "effect": K, "start": len(study.start_mean_S)}
+    J, E = study.design_JE.shape
+    sizes = {"coordinate": len(COORDINATES), "effect": E, "start": len(study.start_mean_S)}
     sizes |= {"recipe": J, "run": R, "evaluation": M}
     return tuple(sizes[dim] for dim in site.dims)
 
@@ -233,7 +231,7 @@ def site_shape(site: Site, study: Study) -> tuple[int, ...]:
 def prior_of(
     site: Site, study: Study, priors: Priors, sites: dict[str, Array]
 ) -> dist.Distribution:
-    """Of a site, given those before it."""
+    """The prior of a site, given those before it."""
     mean, sd = site.prior(priors, sites, JAX)
     law: dist.Distribution = dist.Normal(mean, sd)
     if isinstance(site, LogGamma):
@@ -243,7 +241,7 @@ def prior_of(
 
 
 def scaling_model(study: Study, options: Options) -> None:
-    """The joint density of the module's docstring, in the coordinates a user would write."""
+    """The joint density of the module's docstring, in its natural parameters."""
     sites: dict[str, Array] = {}
     for site in sites_of(study, options):
         prior = prior_of(site, study, options.priors, sites)
@@ -258,8 +256,8 @@ def scaling_model(study: Study, options: Options) -> None:
 
 def recipe_mean(study: Study, sites: dict[str, Array]) -> Array:
     """mu + X_j beta, [J, Q]."""
-    mean_JQ = jnp.broadcast_to(sites["mu"][None], (study.design_JK.shape[0], 3))
-    return mean_JQ + study.design_JK @ sites["beta"] if "beta" in sites else mean_JQ
+    mean_JQ = jnp.broadcast_to(sites["mu"][None], (study.design_JE.shape[0], 3))
+    return mean_JQ + study.design_JE @ sites["beta"] if "beta" in sites else mean_JQ
 
 
 def normal(study: Study, sites: dict[str, Array], mean_RM: Array) -> Array:

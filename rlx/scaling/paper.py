@@ -18,9 +18,9 @@ from rlx.scaling.profile import descend, errors_of
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
-# arXiv 2510.13786, A.5: 71 ceilings, and 100 values of C_mid in [100, 40000] GPU-hours. The C_mid
-# in print are not cells of that grid (its step is 403): 1675, 2542, 2818, 2857, 2896, 2936 and 3054
-# are cells of the first grid below, 10909 and 11272 of the second, 4242 (Scout) of neither.
+# arXiv 2510.13786, A.5: 71 ceilings, and 100 values of C_mid in [100, 40000] GPU-hours. The printed
+# C_mid are not on that grid (its step is 403): 1675, 2542, 2818, 2857, 2896, 2936 and 3054 are on
+# the first grid below, 10909 and 11272 on the second, 4242 (Scout) on neither.
 PAPER_A = np.arange(0.450, 0.8001, 0.005)
 PAPER_C_MID = np.linspace(100.0, 40000.0, 100)
 PAPER_C_MID_SHORT = np.floor(np.linspace(100.0, 4000.0, 100))
@@ -54,12 +54,12 @@ def fit_paper(
     C_mid_grid: ArrayLike = PAPER_C_MID,
     drop_below: float = 0.0,
 ) -> PointFit:
-    """The published procedure: the cell of a grid over (A, C_mid) with the least squared error.
+    """The published procedure: the point of a grid over (A, C_mid) with the least squared error.
 
-    In every cell B is fitted alone by damped Gauss-Newton from B = 1, which is what
-    `scipy.optimize.curve_fit` does with its default start; here all cells advance together, and B
-    stays within B_BOUNDS. The paper does not say where R0 comes from: "fit" gives every cell the
-    R0 in [0, A] that is best for it (in closed form given B), as `curve_fit` over (B, R0) would.
+    At every point B is fitted alone by damped Gauss-Newton from B = 1, as
+    `scipy.optimize.curve_fit` does with its default start; here all points advance together, and B
+    stays within B_BOUNDS. The paper does not say where R0 comes from: "fit" gives every point its
+    best R0 in [0, A] (in closed form given B), as `curve_fit` over (B, R0) would.
 
     Args:
         compute_M: compute of M evaluations, >= 0, in the unit of C_mid_grid.
@@ -71,10 +71,10 @@ def fit_paper(
         drop_below: as in `fit_point`; the paper drops the first 1500 GPU-hours (PAPER_DROP_BELOW).
 
     Returns:
-        The estimate, quantised to the grids. The status names a grid whose edge was chosen.
+        The estimate, quantised to the grids. The status names a grid at whose edge it lies.
 
     Raises:
-        ValueError: as `fit_point`, or no candidate ceiling is above R0.
+        ValueError: as `fit_point`, or if no candidate ceiling is above R0.
 
     Source: arXiv 2510.13786, A.5.
     """
@@ -115,7 +115,7 @@ def compare_efficiency(
     C_mid_grid: ArrayLike = PAPER_C_MID,
     drop_below: float = 0.0,
 ) -> dict[str, PointFit]:
-    """Runs of equal ceiling, compared by B: each refitted with A fixed to their average A.
+    """Runs of equal ceiling, compared by B: each refitted with A fixed to their mean A.
 
     Args:
         curves: (compute_M, value_M) of each run.
@@ -125,7 +125,7 @@ def compare_efficiency(
         The refitted runs, largest B (most efficient) first.
 
     Raises:
-        ValueError: as `fit_paper`, or the freely fitted ceilings lie further apart than 0.02
+        ValueError: as `fit_paper`, or if the freely fitted ceilings differ by more than 0.02
             (PAPER_MARGIN): then A decides, and B at a common A means nothing.
 
     Source: arXiv 2510.13786, A.5 and Fig. 7.
@@ -151,9 +151,8 @@ def fit_power(compute_M: ArrayLike, value_M: ArrayLike, *, drop_below: float = 0
 
     Args:
         compute_M: compute of M evaluations, >= 0, in any unit.
-        value_M: their pass rates, fractions.
         drop_below: points below this compute are not fitted, nor are those at C = 0, where the
-            power law has no value.
+            power law is not defined.
 
     Returns:
         The estimate; D is in units of C^B. The status names a bound that was hit.
@@ -163,7 +162,7 @@ def fit_power(compute_M: ArrayLike, value_M: ArrayLike, *, drop_below: float = 0
 
     Source: arXiv 2510.13786, A.4.
     """
-    window = window_of(compute_M, value_M, 0.0, None, drop_below)  # r0 plays no part
+    window = window_of(compute_M, value_M, 0.0, None, drop_below)  # r0 is not used
     y_M, log_ref = window.value_M, window.log_C.mean()
 
     def solve(log_B: float) -> tuple[float, float, float]:

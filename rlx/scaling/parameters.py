@@ -1,4 +1,4 @@
-"""What a posterior says of its parameters: draws, tables, and whether a ceiling may be trusted."""
+"""Parameters of a posterior: draws, tables, and whether a ceiling is identified."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def param(fit: Draws, name: str, by: str = "recipe") -> xr.DataArray:
     """Draws of A, asymptote, C_mid, B, R0, or B_tail, the exponent of the gap to the asymptote.
 
     A is the ceiling at a horizon: the pass rate at 10 times the largest compute of the study, with
-    the doubt beyond the data. `asymptote` is the limit of the fitted curve, which no data show: it
-    is what the family makes of them. A recipe's parameters are those of its typical seed.
-    B_tail = B kappa under burr.
+    the discrepancy beyond the data. `asymptote` is the limit of the fitted curve, which no data
+    show: the family determines it. A recipe's parameters are those of its typical seed. B_tail = B
+    kappa under burr.
     """
     fit.guard()
     if name not in PARAMS:
@@ -44,8 +44,8 @@ def prior_share(fit: Draws, param: str, by: str = "recipe") -> Floats:
         first = [int(np.argmax(fit.recipe_of_run == j)) for j in range(len(fit.recipes))]
         return share_S[start_R[first]]
     if param == "A":
-        there = np.array([horizon(fit)])
-        return ceiling(fit, by).std(0) / fit.prior_curves(by).at(there)[..., 0].std(0)
+        at_horizon = np.array([horizon(fit)])
+        return ceiling(fit, by).std(0) / fit.prior_curves(by).at(at_horizon)[..., 0].std(0)
     name = "A" if param == "asymptote" else param
     link = (lambda x: x) if name == "A" else np.log
     return link(fit.curves(by)[name]).std(0) / link(fit.prior_curves(by)[name]).std(0)
@@ -56,19 +56,19 @@ def summary(fit: Draws, by: str = "recipe", prob: float = 0.9) -> pd.DataFrame:
 
     Columns: level, name, param, mean, quantiles, contraction (1 - prior share), phase (last
     compute / C_mid, median), gained (median, see `gained`) and status: "ok", or why the ceiling is
-    not to be trusted.
+    not identified.
     """
     fit.guard()
     names, last, curves = fit.names(by), fit.last_compute(by), fit.curves(by)
     made, phase = gained(fit, by), np.median(last / curves["C_mid"], 0)
-    said = status(fit, by)
+    statuses = status(fit, by)
     parts = []
     for name in PARAMS:
         x = param(fit, name, by).values.reshape(-1, len(names))
         part = pd.DataFrame({"level": by, "name": names, "param": name, "mean": x.mean(0)})
         part = part.join(quantiles(x, prob))
         part["contraction"], part["phase"] = 1 - prior_share(fit, name, by), phase
-        part["gained"], part["status"] = np.median(made, 0), said
+        part["gained"], part["status"] = np.median(made, 0), statuses
         parts.append(part)
     order = {name: i for i, name in enumerate(names)}
     table = pd.concat(parts, ignore_index=True)
@@ -76,7 +76,7 @@ def summary(fit: Draws, by: str = "recipe", prob: float = 0.9) -> pd.DataFrame:
 
 
 def gained(fit: Draws, by: str) -> Floats:
-    """Share [X, N] of the gain up to the ceiling at the horizon that is made at the last compute,
+    """Share [X, N] of the gain up to the ceiling at the horizon reached at the last compute,
     (R_T - R0) / (max(A, R_T) - R0)."""
     now = paths(fit, fit.last_compute(by)[:, None], by)[..., 0]
     R0 = fit.curves(by)["R0"]
@@ -102,7 +102,7 @@ def status(fit: Draws, by: str = "recipe") -> list[str]:
         elif share[i] > 0.5:
             out.append(f"ceiling not identified: prior share {share[i]:.2f}")
         elif hi[i] - lo[i] > 0.3:
-            out.append(f"ceiling not identified: {lo[i]:.0%} to {hi[i]:.0%} of the gain seen")
+            out.append(f"ceiling not identified: {lo[i]:.0%} to {hi[i]:.0%} of the gain reached")
         else:
             out.append("ok")
     return out

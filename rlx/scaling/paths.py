@@ -1,12 +1,9 @@
-"""Where a run goes: the pass rate of every draw at any compute, and the compute that it takes.
+"""The pass rate of every draw at any compute, and the compute to reach a pass rate.
 
-Every question about a pass rate at some compute goes through `paths`, every one about the compute
-to a pass rate through `reach` and every one about ceilings through `ceiling`, so that what a
-posterior believes beyond its curves is said here, once for all of them: its doubt (`doubt`), and
-the runs that have no curve to follow (`fate`). A draw of a run is one path: asked at several
-computes, or twice, it answers as one.
-
-Letters: X draws, N runs or recipes, C computes.
+All questions about a pass rate at some compute use `paths`, those about the compute to a pass rate
+`reach` and those about ceilings `ceiling`, so that what a posterior adds to its curves is added
+here, once for all of them: the discrepancy beyond the data (`doubt`), and runs without a curve to
+follow (`fate`). A draw of a run is one path: at several computes, or asked twice, it is consistent.
 """
 
 from __future__ import annotations
@@ -23,14 +20,14 @@ from rlx.scaling.fate import Fates, fates, held
 
 Floats = NDArray[np.float64]
 
-HORIZON = 10.0  # of the compute seen, where ceilings are compared
-REACHABLE = 1000.0  # of the compute seen, up to which a pass rate may be reached
-STEPS = np.geomspace(1.0, REACHABLE, 64)  # where a path is looked at for a pass rate
-MOST_CELLS = 4_000_000  # of an array at once
+HORIZON = 10.0  # times the last compute, where ceilings are compared
+REACHABLE = 1000.0  # times the last compute, up to which a pass rate may be reached
+STEPS = np.geomspace(1.0, REACHABLE, 64)  # computes at which a path is evaluated by `reach`
+MOST_CELLS = 4_000_000  # of an array
 
 
 class Beyond(NamedTuple):
-    """What a fit adds to its curves, of the runs or of the recipes."""
+    """What a fit adds to its curves, for runs or for recipes."""
 
     noise: Noise | None
     recipe_N: NDArray[np.int64]
@@ -39,7 +36,7 @@ class Beyond(NamedTuple):
 
 
 def beyond(fit: Draws, by: str) -> Beyond:
-    """The same in every question, so kept with the fit."""
+    """Cached in the fit, since it is the same in every question."""
     if by not in fit.kept:
         X, J = len(fit.site("theta_run")), len(fit.recipes)
         recipe_N = fit.recipe_of_run if by == "run" else np.arange(J)
@@ -56,14 +53,14 @@ def paths(
     seeds: str = "typical",
     only: Sequence[int] | None = None,
 ) -> Floats:
-    """Latent pass rates [X, N, C] at computes [C] or [N, C], with the doubt beyond the data.
+    """Latent pass rates [X, N, C] at computes [C] or [N, C], with the discrepancy beyond the data.
 
     Args:
         fit: the posterior.
         compute: in the unit of the fit.
         by: "run" or "recipe".
         seeds: of a recipe, its "typical" seed or a "new" one.
-        only: places of the runs or recipes that are asked about, the N; default all.
+        only: indices of the runs or recipes that make the N; default all.
     """
     index = list(range(len(fit.names(by))) if only is None else only)
     curves = fit.curves(by, seeds).only(only)
@@ -98,9 +95,9 @@ def reach(
 ) -> Floats:
     """Compute [X, N] at which a run first reaches `target` (one number, or [X, N]).
 
-    Up to the last compute by the curve's inverse, 0 where it starts above; beyond, the path is
-    looked at in STEPS, log C between two of them by a line; inf where it is not reached within
-    REACHABLE times the last compute. Without doubt and fates it is the inverse alone, inf where the
+    Up to the last compute by the curve's inverse, 0 if it starts above; beyond, the path is
+    evaluated at STEPS and interpolated linearly in log C; inf if the target is not reached within
+    REACHABLE times the last compute. Without doubt and fates it is the inverse alone, inf if the
     ceiling is lower.
     """
     index = list(range(len(fit.names(by))) if only is None else only)
@@ -110,9 +107,9 @@ def reach(
         return C_XN
     target_XN = np.broadcast_to(target, C_XN.shape)
     out = np.where(C_XN <= last_N, C_XN, np.inf)
-    some = max(1, MOST_CELLS // (len(C_XN) * len(STEPS)))
-    for start in range(0, len(index), some):
-        part = slice(start, start + some)
+    size = max(1, MOST_CELLS // (len(C_XN) * len(STEPS)))
+    for start in range(0, len(index), size):
+        part = slice(start, start + size)
         R_XNC = paths(fit, last_N[part, None] * STEPS, by, only=index[part])
         later_XN = last_N[part] * first_passage(R_XNC, target_XN[:, part])
         out[:, part] = np.minimum(out[:, part], later_XN)
@@ -120,7 +117,7 @@ def reach(
 
 
 def first_passage(R_XNC: Floats, target_XN: Floats) -> Floats:
-    """Of paths at STEPS, the step at which each first reaches its target, inf where none does."""
+    """Of paths at STEPS, the step at which each first reaches its target, inf if none."""
     there_XNC = R_XNC >= target_XN[..., None]
     k_XN = there_XNC.argmax(-1)
     before_XN = np.maximum(k_XN - 1, 0)
@@ -137,8 +134,8 @@ def horizon(fit: Draws) -> float:
 
 
 def ceiling(fit: Draws, by: str = "recipe") -> Floats:
-    """Ceilings A [X, N] as questions compare them: the pass rate at `horizon`; of curves alone,
-    without doubt, their asymptotes."""
+    """Ceilings A [X, N] for all questions: the pass rate at `horizon`; without doubt, the
+    asymptotes of the curves."""
     if fit.doubt is None:
         return fit.curves(by)["A"]
     return paths(fit, np.array([horizon(fit)]), by)[..., 0]

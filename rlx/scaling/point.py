@@ -1,11 +1,11 @@
 """Point fit of the scaling curve: least squares, one run at a time.
 
-`fit_point` is the fit to use. `rlx.scaling.profile` gives an interval for its ceiling,
+`fit_point` is the default fit. `rlx.scaling.profile` gives an interval for its ceiling,
 `rlx.scaling.robust` leaves outliers out, `rlx.scaling.paper` is the grid search of arXiv 2510.13786
 for comparison with published numbers, and `rlx.scaling.run_fits` fits every run of a table.
 
-A window that ends before the curve bends does not determine the ceiling: the least-squares
-solution then runs to a bound. `PointFit.status` says so, and is "ok" otherwise.
+A window that ends before the curve bends does not determine the ceiling: least squares then ends at
+a bound. `PointFit.status` says so, and is "ok" otherwise.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rlx.scaling.curve import sigmoid
 Floats = NDArray[np.float64]
 
 B_BOUNDS = (0.05, 20.0)
-C_MID_BELOW, C_MID_ABOVE = 0.1, 100.0  # of the smallest and of the largest compute of the window
+C_MID_BELOW, C_MID_ABOVE = 0.1, 100.0  # times the smallest and the largest compute of the window
 A_ERROR_MAX = 0.05  # a ceiling with a larger standard error counts as not determined
 TINY = np.finfo(np.float64).tiny
 
@@ -91,15 +91,14 @@ def fit_point(
 ) -> PointFit:
     """Least squares for R0 + (A - R0) / (1 + (C_mid / C)^B) with R0 < A <= 1.
 
-    A grid over (B, log C_mid), where the best A is known in closed form (`best_levels`), finds the
-    basin; `scipy.optimize.least_squares` in (A, log C_mid, log B) polishes. There is no random
-    start, so equal inputs give equal fits.
+    A grid over (B, log C_mid), with the best A in closed form (`best_levels`), finds the basin;
+    `scipy.optimize.least_squares` in (A, log C_mid, log B) refines it. There is no random start, so
+    equal inputs give equal fits.
 
     Args:
         compute_M: compute of M evaluations, >= 0, in any unit.
-        value_M: their pass rates, fractions.
-        r0: a number; "first", the mean value at C = 0, or the first value where there is none;
-            "fit", a fourth parameter. Points at C = 0 inform R0 only.
+        r0: a number; "first", the mean value at C = 0, or the first value if there is none; "fit",
+            a fourth parameter. Points at C = 0 inform R0 only.
         weights: of the squared residuals (default: equal); only their ratios matter.
         drop_below: points with 0 < C < drop_below are not fitted, in the unit of compute_M.
 
@@ -145,12 +144,12 @@ def fit_point(
 
 @dataclass(frozen=True)
 class Window:
-    """The points that a fit sees, and bounds of (A, log C_mid, log B, R0 / A)."""
+    """The points of a fit, and bounds of (A, log C_mid, log B, R0 / A)."""
 
     log_C: Floats  # -inf at C = 0
     value_M: Floats
     root_w_M: Floats  # square roots of the weights, which sum to 1
-    R0: float | None  # None: a parameter
+    R0: float | None  # None: fitted
     lo: Floats
     hi: Floats
 
@@ -192,21 +191,21 @@ def window_of(
 
 
 def shapes_of(window: Window) -> tuple[Floats, Floats, Floats]:
-    """log C_mid, log B and logistic values f_SM of a grid of 40 x 30 shapes."""
+    """log C_mid, log B and logistic values f_GM of a grid of 40 x 30 shapes."""
     log_mid, log_B = (np.linspace(window.lo[i], window.hi[i], n) for i, n in ((1, 40), (2, 30)))
-    log_mid_S, log_B_S = (axis.ravel() for axis in np.meshgrid(log_mid, log_B))
-    f_SM = expit(np.exp(log_B_S)[:, None] * (window.log_C - log_mid_S[:, None]))
-    return log_mid_S, log_B_S, f_SM
+    log_mid_G, log_B_G = (axis.ravel() for axis in np.meshgrid(log_mid, log_B))
+    f_GM = expit(np.exp(log_B_G)[:, None] * (window.log_C - log_mid_G[:, None]))
+    return log_mid_G, log_B_G, f_GM
 
 
 def _basin(window: Window) -> Floats:
     """The best shape of the grid, as (A, log C_mid, log B, R0 / A)."""
-    log_mid_S, log_B_S, f_SM = shapes_of(window)
+    log_mid_G, log_B_G, f_GM = shapes_of(window)
     weight_M = window.root_w_M**2
-    A_S, R0_S = best_levels(f_SM, window.value_M, weight_M, window.R0)
-    error_SM = R0_S[:, None] + (A_S - R0_S)[:, None] * f_SM - window.value_M
-    s = int(np.argmin(error_SM**2 @ weight_M))
-    return np.array([A_S[s], log_mid_S[s], log_B_S[s], R0_S[s] / max(A_S[s], 1e-12)])
+    A_G, R0_G = best_levels(f_GM, window.value_M, weight_M, window.R0)
+    error_GM = R0_G[:, None] + (A_G - R0_G)[:, None] * f_GM - window.value_M
+    s = int(np.argmin(error_GM**2 @ weight_M))
+    return np.array([A_G[s], log_mid_G[s], log_B_G[s], R0_G[s] / max(A_G[s], 1e-12)])
 
 
 def checked(compute_M: ArrayLike, value_M: ArrayLike) -> tuple[Floats, Floats]:
@@ -233,19 +232,19 @@ def resolve_r0(compute_M: Floats, value_M: Floats, r0: float | str) -> float | N
     return R0
 
 
-def _standard_error(jacobian_MP: Floats, sse: float) -> float:
-    """Standard error of the first parameter: sqrt((J^T J)^-1[0, 0] * sse / (M - P)).
+def _standard_error(jacobian_MQ: Floats, sse: float) -> float:
+    """Standard error of the first parameter: sqrt((J^T J)^-1[0, 0] * sse / (M - Q)).
 
-    NaN with no more points than parameters, inf where the Jacobian is singular.
+    NaN if there are no more points than parameters, inf if the Jacobian is singular.
     """
-    M, P = jacobian_MP.shape
-    if M <= P:
+    M, Q = jacobian_MQ.shape
+    if M <= Q:
         return np.nan
     try:
-        variance = np.linalg.inv(jacobian_MP.T @ jacobian_MP)[0, 0]
+        variance = np.linalg.inv(jacobian_MQ.T @ jacobian_MQ)[0, 0]
     except np.linalg.LinAlgError:
         return np.inf
-    return float(np.sqrt(max(variance, 0.0) * sse / (M - P)))
+    return float(np.sqrt(max(variance, 0.0) * sse / (M - Q)))
 
 
 def _status(A: float, B: float, C_mid: float, R0: float, C_hi: float, A_error: float) -> str:
@@ -261,5 +260,5 @@ def _status(A: float, B: float, C_mid: float, R0: float, C_hi: float, A_error: f
     if np.isnan(A_error):
         return "as many points as parameters"
     if A_error > A_ERROR_MAX:
-        return f"A loose: standard error {A_error:.2f}"
+        return f"A uncertain: standard error {A_error:.2f}"
     return "ok"

@@ -1,17 +1,16 @@
 """`ScalingFit`: the posterior of a study, and the questions it answers.
 
     fit = sc.fit(evals)                          # NUTS; method="laplace" for a preview
-    print(fit.check())                           # may I believe it?
+    print(fit.check())                           # is it reliable?
     fit.summary()                                # A, C_mid, B of every recipe, with intervals
     fit.predict(2e4)                             # the next evaluations
     fit.prob("A", "cispo", ">", "dapo")          # which ceiling is higher
     fit.save("posterior.nc"); sc.load("posterior.nc")
 
-Each question is a function over the draws (`rlx.scaling.draws`) in a module of its own, and a
-method here. Draws keep their (chain, draw) dimensions; tables have one row per recipe or run with
-equal-tailed intervals. Two columns go with every answer: `extrapolation`, the compute asked about
-over the last fitted compute, and `prior_share`, posterior sd over prior sd (1: the data said
-nothing).
+Each question is a function of the draws (`rlx.scaling.draws`) in its own module, and a method here.
+Draws keep their (chain, draw) dimensions; tables have one row per recipe or run with equal-tailed
+intervals. Every answer has two more columns: `extrapolation`, the compute in question over the last
+fitted compute, and `prior_share`, posterior sd over prior sd (1: the data say nothing).
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from rlx.scaling.infer import posterior_of
 
 
 class ScalingFit(Draws):
-    """A posterior over scaling curves. `unsafe` answers even when the sampler did not converge."""
+    """A posterior over scaling curves. unsafe: answer even if the sampler did not converge."""
 
     check = check.check
 
@@ -55,7 +54,7 @@ class ScalingFit(Draws):
     trust = trust_of
 
     def update(self, data: Evals, **options) -> ScalingFit:
-        """The fit of more data with the same choices."""
+        """The fit of more data with the same options."""
         a = self.attrs
         axes = json.loads(a["axes"])
         same = {name: a[name] for name in ("curve", "noise", "method", "seed")}
@@ -63,15 +62,15 @@ class ScalingFit(Draws):
         return fit(data, **(same | {"priors": self.priors} | options))
 
     def save(self, path: Path | str) -> None:
-        """Write the fit as one netCDF file, with the checksum that `load` compares."""
+        """Write the fit as one netCDF file, with a checksum for `load`."""
         saved.write(self.tree, path)
 
 
 def load(path: Path | str) -> ScalingFit:
-    """A fit that `ScalingFit.save` wrote.
+    """A fit written by `ScalingFit.save`.
 
     Raises:
-        InputError: no such file; not a netCDF file; of something else; or damaged.
+        InputError: no such file; not a netCDF file; not a fit; or damaged.
     """
     return ScalingFit(saved.read(path))
 

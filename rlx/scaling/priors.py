@@ -20,14 +20,14 @@ PRIOR_DRAWS = 4000
 class Priors:
     """Defaults of every prior. Normal: (mean, sd). Log-normal: (median, sd of the log).
 
-    a is the logit of the share of 1 - R0 that the ceiling gains, c = log(C_mid / C_ref) with C_ref
-    the median compute of the fitted evaluations, b = log B.
+    a is the logit of (A - R0) / (1 - R0), c = log(C_mid / C_ref) with C_ref the median compute of
+    the fitted evaluations, b = log B.
     """
 
     mean_a: tuple[float, float] = (0.0, 1.0)  # normal
     mean_c: tuple[float, float] = (1.0, 1.5)  # normal
     mean_b: tuple[float, float] = (0.4, 0.4)  # normal
-    effect_a: float = 0.5  # sd of a level's effect, about 0
+    effect_a: float = 0.5  # sd of a level's effect, which has mean 0
     effect_c: float = 0.5
     effect_b: float = 0.25
     recipe_sd_a: tuple[float, float] = (0.35, 0.5)  # log-normal
@@ -39,14 +39,14 @@ class Priors:
     log_kappa: tuple[float, float] = (0.0, 0.5)  # normal
     wander_sd: tuple[float, float] = (0.01, 0.7)  # log-normal, a pass rate
     wander_length: tuple[float, float] = (3.0, 0.7)  # log-normal, in median gaps of a run
-    noise_sd: tuple[float, float] = (0.01, 1.0)  # log-normal; where no sampling error is known
-    start: tuple[float, float] = (-0.2, 0.5)  # normal, logit R0 - logit(first value), no C = 0
+    noise_sd: tuple[float, float] = (0.01, 1.0)  # log-normal; if no sampling error is known
+    start: tuple[float, float] = (-0.2, 0.5)  # normal, logit R0 - logit(first value), without C = 0
     student_df: float = 4.0
     concentration: tuple[float, float] = (300.0, 1.0)  # log-normal, of the beta-binomial
 
 
 class Ops(NamedTuple):
-    """The functions that curves and priors are written with, of NumPy or of JAX."""
+    """The functions used by curves and priors, of NumPy or of JAX."""
 
     sqrt: Callable[..., Any]
     exp: Callable[..., Any]
@@ -63,8 +63,8 @@ class Site(NamedTuple):
     """An unknown of the model, on the real line, and its normal prior.
 
     dims: axes of its values: "coordinate" (a, c, b), "effect", "start", "recipe", "run",
-        "evaluation"; none of a single number.
-    prior: (mean, sd) from the priors, the values of the sites before it, and `Ops`.
+        "evaluation"; empty for a single number.
+    prior: (mean, sd) from the priors, the values of earlier sites, and `Ops`.
     """
 
     name: str
@@ -73,12 +73,12 @@ class Site(NamedTuple):
 
 
 def prior_theta(
-    priors: Priors, design_JK: Floats, sites: Sequence[Site] = (), seed: int = 0
+    priors: Priors, design_JE: Floats, sites: Sequence[Site] = (), seed: int = 0
 ) -> dict[str, Floats]:
     """Prior draws of a recipe's and a run's (a, c, b), [X, J, 3] each, under "recipe" and "run",
-    and of a family's own `sites`, [X] of a single number, [X, J] of one per recipe."""
+    and of a family's own `sites`, [X] if shared, [X, J] if per recipe."""
     rng = np.random.default_rng(seed)
-    X, (J, K) = PRIOR_DRAWS, design_JK.shape
+    X, (J, E) = PRIOR_DRAWS, design_JE.shape
 
     def pairs(kind: str) -> Floats:
         return np.array([getattr(priors, f"{kind}_{q}") for q in COORDINATES])
@@ -90,7 +90,7 @@ def prior_theta(
     loc, scale = pairs("mean").T
     mu = loc + scale * rng.normal(size=(X, 3))
     effect_sd = np.array([priors.effect_a, priors.effect_c, priors.effect_b])
-    effect = np.einsum("jk,xkq->xjq", design_JK, effect_sd * rng.normal(size=(X, K, 3)))
+    effect = np.einsum("jk,xkq->xjq", design_JE, effect_sd * rng.normal(size=(X, E, 3)))
     z_recipe, z_run = rng.normal(size=(2, X, J, 3))
     recipe = mu[:, None] + effect + log_normal("recipe_sd")[:, None] * z_recipe
     run = recipe + log_normal("seed_sd")[:, None] * z_run

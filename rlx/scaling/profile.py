@@ -1,5 +1,5 @@
-"""Interval of a run's ceiling by least squares with the ceiling held fixed, and the solver of many
-small problems at once that it takes."""
+"""Profile interval of a run's ceiling by least squares, and a solver for many small problems at
+once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rlx.scaling.point import C_MID_ABOVE, TINY, PointFit, Window, fit_point, sh
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
-C_MID_FAR = 1e12  # in a profile, of the largest compute: a smaller bound would itself bound A
+C_MID_FAR = 1e12  # in a profile, times the largest compute: a smaller bound would itself bound A
 
 
 def profile_A(
@@ -41,9 +41,9 @@ def profile_A(
         prob: nominal coverage.
 
     Returns:
-        lo, hi. hi is inf where the window does not bound the ceiling: A = 1 is not rejected, and a
-        pass rate cannot be higher. lo is the smallest possible A (R0, or 0 where R0 is fitted)
-        where that is not rejected. With n <= p nothing is rejected.
+        lo, hi. hi is inf if the window does not bound the ceiling: A = 1, the highest pass rate, is
+        not rejected. lo is the smallest possible A (R0, or 0 if R0 is fitted) if that is not
+        rejected. With n <= p nothing is rejected.
 
     Raises:
         ValueError: as `fit_point`.
@@ -86,34 +86,34 @@ def _levels(window: Window, fit: PointFit) -> Floats:
 def _profile(window: Window, shapes: tuple[Floats, Floats, Floats], A_K: Floats) -> Floats:
     """SSE of the best curve with each of K ceilings.
 
-    Three basins are descended from the best shape of the grid in each: a bend within the data, a
-    steep one (B > 1) after them, and slow growth that has not bent yet.
+    The search starts in three basins, from the best shape of the grid in each: a bend within the
+    data, a steep one (B > 1) after them, and slow growth that has not bent yet.
     """
-    log_mid_S, log_B_S, f_SM = shapes
+    log_mid_G, log_B_G, f_GM = shapes
     A_K1, weight_M = A_K[:, None], window.root_w_M**2
     y_M = window.value_M if window.R0 is None else window.value_M - window.R0
     top_K1 = A_K1 if window.R0 is None else A_K1 - window.R0
-    fy_S, ff_S = f_SM @ (weight_M * y_M), f_SM**2 @ weight_M
-    sse_KS = y_M**2 @ weight_M - 2 * top_K1 * fy_S + top_K1**2 * ff_S
-    if window.R0 is None:  # minus what the best R0 explains of y - A f
-        g_SM = 1 - f_SM
-        gg_S = np.maximum(g_SM**2 @ weight_M, TINY)
-        rest_KS = g_SM @ (weight_M * y_M) - A_K1 * ((f_SM * g_SM) @ weight_M)
-        R0_KS = np.clip(rest_KS / gg_S, 0.0, A_K1)
-        sse_KS += R0_KS * (R0_KS * gg_S - 2 * rest_KS)
-    late_S, steep_S = log_mid_S > window.log_C.max(), log_B_S > 0
-    basins = (~late_S, late_S & steep_S, late_S & ~steep_S)
-    s_J = np.concatenate([np.where(b_S, sse_KS, np.inf).argmin(axis=1) for b_S in basins])
-    A_J1 = np.tile(A_K1, (len(basins), 1))  # J = 3 K
-    start_J2 = np.stack([log_mid_S[s_J], log_B_S[s_J]], axis=1)
+    fy_G, ff_G = f_GM @ (weight_M * y_M), f_GM**2 @ weight_M
+    sse_KG = y_M**2 @ weight_M - 2 * top_K1 * fy_G + top_K1**2 * ff_G
+    if window.R0 is None:  # minus the part of y - A f explained by the best R0
+        g_GM = 1 - f_GM
+        gg_G = np.maximum(g_GM**2 @ weight_M, TINY)
+        rest_KG = g_GM @ (weight_M * y_M) - A_K1 * ((f_GM * g_GM) @ weight_M)
+        R0_KG = np.clip(rest_KG / gg_G, 0.0, A_K1)
+        sse_KG += R0_KG * (R0_KG * gg_G - 2 * rest_KG)
+    late_G, steep_G = log_mid_G > window.log_C.max(), log_B_G > 0
+    basins = (~late_G, late_G & steep_G, late_G & ~steep_G)
+    s_L = np.concatenate([np.where(b_G, sse_KG, np.inf).argmin(axis=1) for b_G in basins])
+    A_L1 = np.tile(A_K1, (len(basins), 1))  # L = 3 K
+    start_L2 = np.stack([log_mid_G[s_L], log_B_G[s_L]], axis=1)
 
     def errors(x_k2: Floats, k: Indices) -> tuple[Floats, Floats]:
-        residual_kM, slope_kM2, _ = errors_of(window, A_J1[k], x_k2[:, :1], x_k2[:, 1:])
+        residual_kM, slope_kM2, _ = errors_of(window, A_L1[k], x_k2[:, :1], x_k2[:, 1:])
         return residual_kM, slope_kM2
 
     far_2 = window.hi[1:3] + [np.log(C_MID_FAR / C_MID_ABOVE), 0.0]
-    sse_J = descend(errors, start_J2, window.lo[1:3], far_2)[1]
-    return sse_J.reshape(len(basins), -1).min(axis=0)
+    sse_L = descend(errors, start_L2, window.lo[1:3], far_2)[1]
+    return sse_L.reshape(len(basins), -1).min(axis=0)
 
 
 def errors_of(
@@ -121,8 +121,8 @@ def errors_of(
 ) -> tuple[Floats, Floats, Floats]:
     """Weighted residuals of K curves, slopes in (log C_mid, log B), and R0.
 
-    A fitted R0 takes its best value in [0, A] given the rest, and the slopes are those of the
-    residuals after R0 has followed (variable projection, Kaufman 1975).
+    A fitted R0 takes its best value in [0, A] given the rest, and the slopes include how R0 follows
+    (variable projection, Kaufman 1975).
     """
     u_KM = window.log_C - log_mid_K1
     f_KM = expit(np.exp(log_B_K1) * u_KM)
@@ -137,7 +137,7 @@ def errors_of(
     gap_K1 = A_K1 - R0_K1
     residual_KM = window.root_w_M * (R0_K1 + gap_K1 * f_KM - window.value_M)
     rise_KM = window.root_w_M * gap_K1 * f_KM * (1 - f_KM) * np.exp(log_B_K1)
-    at_zero_M = np.isneginf(window.log_C)  # where f is 0 whatever the shape
+    at_zero_M = np.isneginf(window.log_C)  # where f is 0 for all shapes
     slope_KM2 = np.stack([-rise_KM, rise_KM * np.where(at_zero_M, 0.0, u_KM)], axis=2)
     if window.R0 is None:
         g_KM1 = g_KM[:, :, None] * (R0_K1 == free_K1)[:, :, None]
@@ -148,38 +148,38 @@ def errors_of(
 
 def descend(
     errors: Callable[[Floats, Indices], tuple[Floats, Floats]],
-    x_KP: Floats,
-    lo_P: Floats,
-    hi_P: Floats,
+    x_KQ: Floats,
+    lo_Q: Floats,
+    hi_Q: Floats,
 ) -> tuple[Floats, Floats]:
     """Damped Gauss-Newton (Levenberg-Marquardt) for K small problems at once, inside bounds.
 
-    `errors(x_kP, k)` gives the residuals_kM of the problems k at x_kP, and their slopes_kMP.
-    Returns the best x_KP and its sums of squared residuals. A problem ends when a step moves
+    `errors(x_kQ, k)` gives the residuals_kM of the problems k at x_kQ, and their slopes_kMQ.
+    Returns the best x_KQ and its sums of squared residuals. A problem ends when a step changes
     nothing by more than 1e-7.
     """
-    k = np.arange(len(x_KP))  # the problems still moving
-    x_KP, damping_K = x_KP.copy(), np.full(len(x_KP), 1e-3)
-    residual_KM, slope_KMP = errors(x_KP, k)
+    k = np.arange(len(x_KQ))  # the problems still moving
+    x_KQ, damping_K = x_KQ.copy(), np.full(len(x_KQ), 1e-3)
+    residual_KM, slope_KMQ = errors(x_KQ, k)
     sse_K = (residual_KM**2).sum(axis=1)
     for _ in range(100):
-        uphill_kP = np.einsum("kmp,km->kp", slope_KMP[k], residual_KM[k])
-        pinned_kP = (x_KP[k] <= lo_P) & (uphill_kP > 0) | (x_KP[k] >= hi_P) & (uphill_kP < 0)
-        free_kMP = np.where(pinned_kP[:, None, :], 0.0, slope_KMP[k])
-        bend_kPP = np.einsum("kmp,kmq->kpq", free_kMP, free_kMP)
-        damped_kP = damping_K[k, None] * np.einsum("kpp->kp", bend_kPP) + 1e-30
-        damped_kPP = bend_kPP + damped_kP[:, :, None] * np.eye(x_KP.shape[1])
-        step_kP1 = np.linalg.solve(damped_kPP, np.where(pinned_kP, 0.0, uphill_kP)[:, :, None])
-        trial_kP = np.clip(x_KP[k] - np.clip(step_kP1[:, :, 0], -1.0, 1.0), lo_P, hi_P)
-        trial_residual_kM, trial_slope_kMP = errors(trial_kP, k)
+        uphill_kQ = np.einsum("kmp,km->kp", slope_KMQ[k], residual_KM[k])
+        pinned_kQ = (x_KQ[k] <= lo_Q) & (uphill_kQ > 0) | (x_KQ[k] >= hi_Q) & (uphill_kQ < 0)
+        free_kMQ = np.where(pinned_kQ[:, None, :], 0.0, slope_KMQ[k])
+        bend_kQQ = np.einsum("kmp,kmq->kpq", free_kMQ, free_kMQ)
+        damped_kQ = damping_K[k, None] * np.einsum("kpp->kp", bend_kQQ) + 1e-30
+        damped_kQQ = bend_kQQ + damped_kQ[:, :, None] * np.eye(x_KQ.shape[1])
+        step_kQ1 = np.linalg.solve(damped_kQQ, np.where(pinned_kQ, 0.0, uphill_kQ)[:, :, None])
+        trial_kQ = np.clip(x_KQ[k] - np.clip(step_kQ1[:, :, 0], -1.0, 1.0), lo_Q, hi_Q)
+        trial_residual_kM, trial_slope_kMQ = errors(trial_kQ, k)
         trial_sse_k = (trial_residual_kM**2).sum(axis=1)
         better_k = trial_sse_k < sse_K[k]
-        moving_k = np.abs(trial_kP - x_KP[k]).max(axis=1) > 1e-7
+        moving_k = np.abs(trial_kQ - x_KQ[k]).max(axis=1) > 1e-7
         damping_K[k] *= np.where(better_k, 0.2, 5.0)
         won = k[better_k]
-        x_KP[won], sse_K[won] = trial_kP[better_k], trial_sse_k[better_k]
-        residual_KM[won], slope_KMP[won] = trial_residual_kM[better_k], trial_slope_kMP[better_k]
+        x_KQ[won], sse_K[won] = trial_kQ[better_k], trial_sse_k[better_k]
+        residual_KM[won], slope_KMQ[won] = trial_residual_kM[better_k], trial_slope_kMQ[better_k]
         k = k[moving_k]
         if not k.size:
             break
-    return x_KP, sse_K
+    return x_KQ, sse_K

@@ -1,12 +1,12 @@
-"""One function per kind of source, from what stands on disk to a `Source`.
+"""One function per kind of source, each returning a `Source`.
 
     long_form    a table with one evaluation per row: a frame, .csv, .jsonl, .parquet
     wandb        the CSV that W&B exports from a chart
     tensorboard  a directory of event files
-    trainer      trainer_state.json of transformers' Trainer, which TRL's trainers write
+    trainer      trainer_state.json of transformers' Trainer, also written by TRL's trainers
 
-Directories that rlx writes are read in rlx.scaling.runs. Nothing is cleaned here: rows, runs and
-units are treated in rlx.scaling.data.
+rlx.scaling.runs reads directories written by rlx. Nothing is cleaned here: rlx.scaling.data treats
+rows, runs and units.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ CELLS = {
     "seed": lambda cells: cells.map(lambda c: c if isinstance(c, Hashable) else str(c)),
     "passes_per_prompt": lambda cells: cells.map(listed),
 }
-TEXT = ("run", *CELLS)  # columns of a table that are not of numbers
+TEXT = ("run", *CELLS)  # columns of a table that are not numeric
 
 
 def load(path: Path, options: Options, notes: Notes) -> Source:
@@ -91,7 +91,7 @@ def load(path: Path, options: Options, notes: Notes) -> Source:
 def long_form(table: pd.DataFrame, name: str, options: Options, notes: Notes) -> Source:
     """One row per evaluation, columns named by the user or inferred from their names.
 
-    Of a table with a column eval_set one set is read, unless that column is an axis. With the
+    Of a table with a column eval_set one set is used, unless that column is an axis. With the
     option `wide`, one row per compute and a column per run.
     """
     table = table.reset_index(drop=True).rename(columns=str)
@@ -118,7 +118,7 @@ def long_form(table: pd.DataFrame, name: str, options: Options, notes: Notes) ->
     if inferred:
         notes.say(f"{name}: inferred {' '.join(inferred)}")
     if not picked["run"]:
-        notes.say(f"{name}: no run column: {'+'.join(parts) or 'the whole table'} is a run")
+        notes.say(f"{name}: no run column: runs are {'+'.join(parts) or 'the whole table'}")
     for key, column in picked.items():
         if key in CELLS and column:
             frame[key] = CELLS[key](table[column])
@@ -139,7 +139,7 @@ def long_form(table: pd.DataFrame, name: str, options: Options, notes: Notes) ->
 
 
 def _texts_and_counts(table: pd.DataFrame, name: str, options: Options) -> dict[str, str | None]:
-    """The column of everything but compute and value; None of a number that the options state."""
+    """The columns of everything but compute and value; None for numbers given as options."""
     picked = {}
     for key in NAMES:
         option = getattr(options, key, None)
@@ -149,7 +149,7 @@ def _texts_and_counts(table: pd.DataFrame, name: str, options: Options) -> dict[
 
 
 def _run_names(table: pd.DataFrame, name: str, run: str | None, parts: list[str]) -> pd.Series:
-    """The run of each row: what the column says, else the parts that tell runs apart together."""
+    """The run of each row: the column, else the parts that together identify a run."""
     if run:
         return texts(table[run])
     if not parts:
@@ -161,17 +161,17 @@ def _run_names(table: pd.DataFrame, name: str, run: str | None, parts: list[str]
 def _value(
     table: pd.DataFrame, name: str, options: Options, picked: dict[str, str | None], r0: str | None
 ) -> str | None:
-    """The column of values, named or inferred; None where counts take its place."""
+    """The column of values, named or inferred; None if counts take its place."""
     if options.value is not None:
         return named(table, name, "value", options.value)
     totals = bool(picked["passes"] and (picked["trials"] or stated(options.trials)))
     column = None
-    if not (options.passes or options.passes_per_prompt):  # which make the value
+    if not (options.passes or options.passes_per_prompt):  # which give the value
         other = [column for column in (*picked.values(), *options.axes, r0) if column]
         column = value_column(table, name, other, totals)
     if not (column or picked["passes_per_prompt"] or totals):
         rest = [c for c in table if c not in picked.values()]
-        wide = ", or wide=true where each column is a run" if len(rest) > 1 else ""
+        wide = ", or wide=true if each column is a run" if len(rest) > 1 else ""
         raise missing(table, name, "value", also=wide)
     return column
 
@@ -181,7 +181,7 @@ def _numeric(cells: pd.Series, name: str, key: str, **how: bool) -> np.ndarray:
 
 
 def _levels(cells: pd.Series) -> pd.Series:
-    """None, as a word, is a level of its own, an empty cell is not; a list is a level as text."""
+    """Levels as text: None is a level of its own, an empty cell is not."""
     levels = ["None" if c is None else c if isinstance(c, Hashable) else str(c) for c in cells]
     return pd.Series(levels, cells.index, dtype=object)
 
@@ -205,12 +205,12 @@ def _of_set(
     eval_set = chosen_set(of_row, name, options)
     if of_row.nunique() > 1:
         there = some(sorted(of_row.unique()))
-        notes.say(f"{name}: evaluation sets {there}: eval_set={eval_set} is read")
+        notes.say(f"{name}: evaluation sets {there}: using eval_set={eval_set}")
     return table[of_row == eval_set], eval_set
 
 
 def _wide(table: pd.DataFrame, name: str, options: Options, notes: Notes) -> Source:
-    """A column of compute, the first unless named, and a column of values for each run."""
+    """A column of compute, the first unless named, and a column of values per run."""
     reason = f"each column of {name} is a run"
     refuse(replace(options, wide=False), reason, also="value")
     refuse(replace(options, wide=False), reason, also="eval_set")
@@ -219,14 +219,14 @@ def _wide(table: pd.DataFrame, name: str, options: Options, notes: Notes) -> Sou
     values = {run: _numeric(table[run], name, "wide") for run in table if run != first}
     if not values:
         raise missing(table, name, "value")
-    notes.say(f"{name}: {len(values)} runs, one a column, compute={first}; empty cells dropped")
+    notes.say(f"{name}: {len(values)} runs, one per column, compute={first}; empty cells dropped")
     return _columns_of_runs(name, first, {run: (compute, cells) for run, cells in values.items()})
 
 
 def _columns_of_runs(
     name: str, compute: str, runs: dict[str, tuple[np.ndarray, np.ndarray]]
 ) -> Source:
-    """(compute, value) of the rows of each run; rows without a value are another run's."""
+    """(compute, value) of the rows of each run; rows without a value belong to other runs."""
     count = [len(value) for _, value in runs.values()]
     row = [f"row {i}" for n in count for i in range(1, n + 1)]
     cells = {"run": np.repeat(list(runs), count), "row": row}
@@ -280,8 +280,8 @@ def tensorboard(path: Path, options: Options, notes: Notes) -> Source:
     """Scalars of every directory below `path` that holds event files; each is a run.
 
     `value` is a tag. `compute` is "step" (default), "wall_time" (seconds since the run's first
-    event) or another tag, read at the same step. Of a run that was resumed, an earlier file counts
-    up to the step at which a later one begins.
+    event) or another tag, at the same step. If a run was resumed, an earlier file is used up to the
+    first step of a later one.
     """
     logs, cut = {}, {}
     for directory in sorted({file.parent for file in path.rglob("*tfevents*")}):
@@ -298,7 +298,7 @@ def tensorboard(path: Path, options: Options, notes: Notes) -> Source:
 
 
 def _scalars(file: Path) -> pd.DataFrame:
-    """wall_time, step, tag, value of each scalar of an event file, in its order by tag."""
+    """wall_time, step, tag, value of each scalar of an event file, in file order by tag."""
     try:
         from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
         from tensorboard.util.tensor_util import make_ndarray
@@ -314,14 +314,14 @@ def _scalars(file: Path) -> pd.DataFrame:
             for event in events.Tensors(tag)
         ]
         begin = events.FirstEventTimestamp() if rows else np.nan
-    except Exception as error:  # whatever tensorboard makes of bytes from outside
+    except Exception as error:  # tensorboard raises many kinds on damaged files
         raise InputError("data", file, f"unreadable ({error})", "restore or remove it") from error
     scalars = pd.DataFrame(rows, columns=["wall_time", "step", "tag", "value"])
     return scalars.assign(file=file.name, begin=begin)
 
 
 def _resumed(scalars: pd.DataFrame, directory: Path) -> pd.DataFrame:
-    """Of each tag without what is later replaced: a file counts up to where the next one begins."""
+    """Scalars without those replaced after a resume: a file is used up to the start of the next."""
     kept = [scalars[:0]]
     for tag, rows in scalars.groupby("tag", sort=False):
         files = [mine for _, mine in rows.groupby("file", sort=False)]
@@ -329,7 +329,7 @@ def _resumed(scalars: pd.DataFrame, directory: Path) -> pd.DataFrame:
         for mine in reversed(files):
             if mine["step"].max() >= step and mine["wall_time"].max() > wall:
                 reason = f"event files that write {tag} at the same time"
-                raise InputError("data", directory, reason, "give each run a directory of its own")
+                raise InputError("data", directory, reason, "give each run its own directory")
             kept.append(mine[mine["step"] < step])
             step, wall = min(step, mine["step"].min()), min(wall, mine["wall_time"].min())
     return pd.concat(kept).sort_index()
@@ -339,7 +339,7 @@ def trainer(path: Path, options: Options, notes: Notes) -> Source:
     """`log_history` of a trainer_state.json, or of the last checkpoint of every run below `path`.
 
     `value` and `compute` (default "step") are keys of its rows; a row without the compute takes
-    that of another row of its step. total_flos, which the rows leave out, is the state's total
+    that of another row of its step. total_flos, which is not in the rows, is the state's total
     times step / global_step.
     """
     states: dict[str, dict[str, Any]] = {}
@@ -360,11 +360,11 @@ def trainer(path: Path, options: Options, notes: Notes) -> Source:
             states[run] = state
     logs = {run: state["log_history"] for run, state in states.items()}
     if options.compute == "total_flos":
-        notes.say(f"{path.name}: total_flos taken to be proportional to step")
+        notes.say(f"{path.name}: total_flos is assumed to be proportional to step")
         for run, state in states.items():
             flos, steps = state.get("total_flos"), state["global_step"]
             if not _is_number(flos) or not flos or not steps:
-                reason = f"run {run}: the state does not count it"
+                reason = f"run {run}: the state has none"
                 raise InputError("compute", "total_flos", reason, "use step or a key of the rows")
             logs[run] = [row | {"total_flos": flos / steps * row["step"]} for row in logs[run]]
     return _logged(logs, path, options, notes)
@@ -375,7 +375,7 @@ def _is_number(cell: object) -> bool:
 
 
 def _relative(directory: Path, root: Path) -> str:
-    """A run's name: its path below `root`, or the name of the directory where it is not below."""
+    """A run's name: its path below `root`, or the name of the directory if it is not below."""
     directory, root = directory.resolve(), root.resolve()
     below = directory != root and directory.is_relative_to(root)
     return directory.relative_to(root).as_posix() if below else directory.name
@@ -394,7 +394,7 @@ def _logged(
     if value not in keys:
         scores = [key for key in keys if SCORE.fullmatch(key)]
         remedy = f"name one with value=: {some(scores if len(keys) > 20 and scores else keys)}"
-        raise InputError("value", value, f"no pass rate is told apart in {path.name}", remedy)
+        raise InputError("value", value, f"no unique pass rate in {path.name}", remedy)
     if compute not in keys:
         raise InputError(
             "compute", compute, f"not logged in {path.name}", f"use one of {some(keys)}"

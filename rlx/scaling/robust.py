@@ -1,4 +1,4 @@
-"""The point fit of a run without the evaluations that do not follow its curve."""
+"""Point fits without the evaluations that do not follow the curve."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def fit_robust(
         outliers:  |0.6745 (r - med r)| / MAD > tau,  MAD = med |r - med r|,  r = value - curve
         trimming:  the h = floor(alpha n) smallest |r| of the n points left
 
-    Outliers are judged among all points after each fit, so one may return; the rounds end when a
-    set repeats. Trimming (least trimmed squares) alternates between fitting and keeping the h best
-    (C-steps) until a set repeats, from that fit and from 20 random halves of the n points; the
-    least sum of h squared residuals wins. The halves are drawn with a fixed seed, so equal inputs
-    give equal fits.
+    Outliers are judged among all points after each fit, so a point may return; the rounds end when
+    a set repeats. Trimming (least trimmed squares) alternates between fitting and keeping the h
+    best (C-steps) until a set repeats, from that fit and from 20 random halves of the n points; the
+    smallest sum of h squared residuals wins. The halves have a fixed seed, so equal inputs give
+    equal fits.
 
     Args:
         compute_M, value_M, r0: as in `fit_point`; R0 is resolved before any point is left out.
@@ -41,8 +41,8 @@ def fit_robust(
         alpha: share of points that trimming keeps, the source's 0.75 or 0.85; None: no trimming.
 
     Returns:
-        The estimate, and which of the M points it used. Its rmse and status see only those, so both
-        are optimistic.
+        The estimate, and which of the M points it used. Its rmse and status are over only those, so
+        both are optimistic.
 
     Raises:
         ValueError: as `fit_point`, also when too few points are left.

@@ -1,4 +1,4 @@
-"""The point fit of every run of a table, and how well it forecasts the rest of the run."""
+"""Point fits of every run of a table, and their forecast errors on the rest of the run."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ MAX_WIDTH = 0.1  # a ceiling with a wider profile interval counts as not determi
 class RunFit:
     """One run of a study: its labels, its fit up to compute `C_fit`, and its forecast's error.
 
-    `fit` is None where too little of the run lies below C_fit; `status` then says so. A_lo and A_hi
-    are its `profile_A`; `status` also says where that is wider than MAX_WIDTH.
+    `fit` is None if too little of the run lies below C_fit; `status` then says so. A_lo and A_hi
+    are its `profile_A`; `status` also says if that is wider than MAX_WIDTH.
     """
 
     run: str
     recipe: str
     seed: object
     axes: str
-    truth: float  # exact ceiling, NaN when unknown
+    truth: float  # exact ceiling, NaN if unknown
     fit: PointFit | None
     A_lo: float  # 90 %, NaN without a fit
-    A_hi: float  # inf where the data do not bound A
+    A_hi: float  # inf if the data do not bound A
     C_fit: float  # the last fitted compute
-    rmse_heldout: float  # NaN when nothing is held out
+    rmse_heldout: float  # NaN if nothing is held out
     status: str
 
 
@@ -103,7 +103,7 @@ def _fit_run(
 
 
 def _start(run: str, rows: pd.DataFrame, r0: float | str) -> float | str:
-    """`r0` of fit_point for one run: the value of the named column where r0 names one."""
+    """`r0` of fit_point for one run: the value of a column if r0 names one."""
     if isinstance(r0, str) and r0 not in ("first", "fit"):
         if r0 not in rows:
             raise InputError("r0", r0, "unknown", "use first, fit, a number or a column's name")

@@ -1,4 +1,4 @@
-"""Study and run directories that rlx writes: manifest.json, evals.jsonl and clock.jsonl."""
+"""Study and run directories written by rlx: manifest.json, evals.jsonl and clock.jsonl."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ CLOCKS = ("modelled_device_s", "wall_s")  # read from clock.jsonl, by step
 def study(path: Path, options: Options, notes: Notes) -> Source:
     """Every run of a study, or the run at `path`, from manifest.json and evals.jsonl.
 
-    Of each run the rows of one evaluation set; runs without the set that is asked for are left out.
-    Runs start alike where model, environment, warm start, evaluation set and generation limits do.
+    Of each run the rows of one evaluation set; runs without the requested set are left out. Runs
+    share a start if model, environment, warm start, evaluation set and generation limits agree.
     """
-    refuse(options, f"the manifests of {path} say it", but="r0", also="value")
+    refuse(options, f"the manifests of {path} define it", but="r0", also="value")
     records = _records(path, notes)
     if not records:
         raise InputError("data", path, "no run has an evaluation yet", "wait until one has")
@@ -60,7 +60,7 @@ def study(path: Path, options: Options, notes: Notes) -> Source:
         chosen.add(eval_set)
     if len(there) > 1:
         sets_read = ", ".join(sorted(chosen))
-        notes.say(f"{path}: evaluation sets {', '.join(there)}: eval_set={sets_read} is read")
+        notes.say(f"{path}: evaluation sets {', '.join(there)}: using eval_set={sets_read}")
     axes, levels = axes_of(read, path, notes)
     table = pd.DataFrame(
         {name: [x for columns, _ in parts for x in columns[name]] for name in parts[0][0]}
@@ -85,21 +85,21 @@ def study(path: Path, options: Options, notes: Notes) -> Source:
 def axes_of(
     manifests: Sequence[dict[str, Any]], path: Path, notes: Notes
 ) -> tuple[tuple[str, ...], list[dict[str, Any]]]:
-    """(axes, the level of each run): what tells runs apart besides the seed.
+    """(axes, the level of each run): the differences between runs besides the seed.
 
-    First the axes that the manifests name; an option that a run does not name has the level of its
-    configuration. Then whatever else differs between runs of one recipe at the same levels, until
-    those that are left differ in the seed alone; that is said. Axes with one level are left out.
+    First the axes named in the manifests; for an option that a run does not name, the level is that
+    of its configuration. Then anything else in which runs of one recipe at the same levels differ,
+    until the rest differ in the seed alone; each is noted. Axes with one level are left out.
     """
     configs = [_computed(manifest) for manifest in manifests]
     names = list(dict.fromkeys(axis for m in manifests for axis in m.get("axes") or {}))
     levels = [_declared(names, m, c) for m, c in zip(manifests, configs, strict=True)]
-    alike: dict[str, dict[str, Any]] = {}  # levels of runs of one configuration
+    shared: dict[str, dict[str, Any]] = {}  # levels of runs of one configuration
     keys = [json.dumps(config, sort_keys=True) if config else "" for config in configs]
     for key, level in zip(keys, levels, strict=True):
-        alike[key] = level | alike.get(key, {}) if key else {}
+        shared[key] = level | shared.get(key, {}) if key else {}
     for key, level in zip(keys, levels, strict=True):
-        level |= {axis: x for axis, x in alike[key].items() if axis not in level}
+        level |= {axis: x for axis, x in shared[key].items() if axis not in level}
     while other := _mixed(manifests, levels, configs):
         recipe, differing = other
         notes.say(
@@ -116,14 +116,14 @@ def axes_of(
         without = [level for level in levels if axis not in level]
         if without:
             name = _missing(axis, levels)
-            notes.say(f"{path}: axis {axis}: {len(without)} runs do not say it: level {name}")
+            notes.say(f"{path}: axis {axis}: {len(without)} runs have no level: level {name}")
         for level in without:
             level[axis] = name
     return tuple(axes), [{axis: level[axis] for axis in axes} for level in levels]
 
 
 def _computed(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Options of a run but its seed; empty where the manifest holds no configuration."""
+    """Options of a run without its seed; empty if the manifest has no configuration."""
     config = manifest.get("config")
     if not config or not isinstance(config, dict):
         return {}
@@ -132,12 +132,12 @@ def _computed(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _declared(names: Sequence[str], manifest: dict[str, Any], config: dict[str, Any]):
-    said = {**config, **{k: x for k, x in (manifest.get("axes") or {}).items() if k not in config}}
-    return {axis: _plain(said[axis]) for axis in names if axis in said}
+    known = {**config, **{k: x for k, x in (manifest.get("axes") or {}).items() if k not in config}}
+    return {axis: _plain(known[axis]) for axis in names if axis in known}
 
 
 def _mixed(manifests, levels, configs) -> tuple[str, list[str]] | None:
-    """(recipe, options) of the first runs that would be pooled though their options differ."""
+    """(recipe, options) of the first runs that would be pooled although their options differ."""
     first: dict[str, dict[str, Any]] = {}
     for manifest, level, config in zip(manifests, levels, configs, strict=True):
         recipe = str(manifest.get("recipe") or manifest.get("run_id"))
@@ -150,11 +150,11 @@ def _mixed(manifests, levels, configs) -> tuple[str, list[str]] | None:
 
 
 class _Missing:
-    """The level of a run that has none."""
+    """The level of a run without one."""
 
 
 def _missing(axis: str, levels: Sequence[dict[str, Any]]) -> str:
-    """A name for no level that no level has."""
+    """A name for the missing level that is not a level."""
     name, there = "default", {str(level.get(axis)) for level in levels}
     while name in there:
         name = f"({name})"
@@ -162,7 +162,7 @@ def _missing(axis: str, levels: Sequence[dict[str, Any]]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A level as it can be compared and shown."""
+    """A level in a form that can be compared and shown."""
     return json.dumps(value) if isinstance(value, list | dict) else value
 
 
@@ -172,7 +172,7 @@ Sets = dict[str, list[dict[str, Any]]]  # rows of evals.jsonl, by evaluation set
 def _records(path: Path, notes: Notes) -> list[tuple[Path, dict[str, Any], Sets]]:
     """(directory, manifest, evaluations) of every run that has an evaluation.
 
-    `row` of an evaluation says where it stands in the file.
+    `row` of an evaluation is its place in the file.
     """
     single = (path / "manifest.json").exists()
     records = []
@@ -194,7 +194,7 @@ def _records(path: Path, notes: Notes) -> list[tuple[Path, dict[str, Any], Sets]
 
 
 def _ceiling(manifest: dict[str, Any], eval_set: str) -> float | None:
-    """The exact one of an evaluation set; a manifest may know that of the held-out set alone."""
+    """The exact ceiling of an evaluation set; old manifests have only that of the held-out set."""
     return manifest.get("ceilings", {HELDOUT: manifest.get("ceiling")}).get(eval_set)
 
 
@@ -203,7 +203,7 @@ def _k(row: dict[str, Any]) -> bool:
 
 
 def _start(manifest: dict[str, Any], eval_set: str) -> str | None:
-    """A name for what decides R0, the same in every run that shares it."""
+    """A name for everything that determines R0, equal for runs that share it."""
     config = manifest.get("config") or {}
     limits = config.get("rollout", {})
     parts = [config.get(key) for key in ("model", "env", "warm_start")]
@@ -217,7 +217,7 @@ def _start(manifest: dict[str, Any], eval_set: str) -> str | None:
 def _columns(
     run_dir: Path, rows: list[dict[str, Any]], options: Options, notes: Notes
 ) -> dict[str, list[Any]]:
-    """compute, value and counts of one run's evaluations (and the column that r0 names)."""
+    """compute, value and counts of one run's evaluations (and the column named by r0)."""
     file, compute = run_dir / "evals.jsonl", options.compute or "compute"
     if compute in CLOCKS:
         clock_rows = jsonl(run_dir / "clock.jsonl", notes)
@@ -246,5 +246,5 @@ def _column(rows: list[dict[str, Any]], key: str, column: str, file: Path) -> li
     numeric = [name for name, cell in rows[0].items() if isinstance(cell, int | float)]
     if column not in numeric:
         remedy = f"use one of {', '.join(numeric)}"
-        raise InputError(key, column, f"no numeric column of {file}", remedy)
+        raise InputError(key, column, f"not a numeric column of {file}", remedy)
     return [row.get(column, np.nan) for row in rows]

@@ -20,7 +20,7 @@ CONSTANTS = ("compute", "stderr", "recipe_of_run", "start_of_run", "C_max", "des
 
 
 def missing(tree: xr.DataTree) -> list[str]:
-    """Variables that every question may need and the tree lacks."""
+    """Variables that questions need and the tree lacks."""
     need: dict[str, tuple[str, ...]] = {"posterior": SITES, "constant_data": CONSTANTS}
     need |= {"observed_data": ("value",), "evals": ("run", "compute", "value", "stderr")}
     need["posterior"] += tuple(site.name for site in FAMILIES[tree.attrs["curve"]].sites)
@@ -28,7 +28,7 @@ def missing(tree: xr.DataTree) -> list[str]:
 
 
 def checksum(tree: xr.DataTree) -> str:
-    """CRC-32 of the names, values and attributes of a tree, the checksum itself left out."""
+    """CRC-32 of the names, values and attributes of a tree, without the checksum itself."""
     crc = 0
     for node in tree.subtree:
         attrs = {k: str(v) for k, v in sorted(node.attrs.items()) if k != "crc32"}
@@ -39,29 +39,29 @@ def checksum(tree: xr.DataTree) -> str:
 
 
 def write(tree: xr.DataTree, path: Path | str) -> None:
-    """Write a posterior as one netCDF file, with the checksum that `read` compares."""
+    """Write a posterior as one netCDF file, with a checksum for `read`."""
     tree.attrs["crc32"] = checksum(tree)
     tree.to_netcdf(path, engine="h5netcdf")
 
 
 def read(path: Path | str) -> xr.DataTree:
-    """A posterior that `write` wrote.
+    """A posterior written by `write`.
 
     Raises:
-        InputError: no such file; not a netCDF file; of something else; or damaged.
+        InputError: no such file; not a netCDF file; not a fit; or damaged.
     """
-    path, remedy = Path(path), "give a file that fit.save wrote"
+    path, remedy = Path(path), "give a file written by fit.save"
     if not path.is_file():
         raise InputError("posterior", path, "no such file", remedy)
     try:
-        held = io.BytesIO(path.read_bytes())  # xarray keeps files that it could not read open
+        held = io.BytesIO(path.read_bytes())  # xarray keeps unreadable files open
         tree = xr.load_datatree(held, engine="h5netcdf")
         groups = [name for name in GROUPS if name not in tree]
         attrs = [name for name in ATTRS if name not in tree.attrs]
         lost = [*groups, *attrs, *(() if groups else missing(tree))]
-    except Exception as error:  # whatever a reader of netCDF says of bytes that are none
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-        reason = f"cannot be read, {said}"
+    except Exception as error:  # netCDF readers raise many kinds on other files
+        message = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+        reason = f"cannot be read, {message}"
         raise InputError("posterior", path, reason, remedy) from error
     if lost:
         raise InputError("posterior", path, f"not a fit: lacks {', '.join(lost)}", remedy)

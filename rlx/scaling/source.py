@@ -1,4 +1,4 @@
-"""What readers and treatment of logs share: options, a source as found, notes, evaluation sets."""
+"""Shared by readers and treatment of logs: options, a source, notes, evaluation sets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pandas as pd
 
 from rlx.errors import InputError
 
-MIN_POINTS = 4  # evaluations that a curve of four parameters needs
+MIN_POINTS = 4  # evaluations needed by a curve of four parameters
 COMPUTE_LABELS = {
     "compute": "training compute C (FLOPs)",
     "modelled_device_s": "modelled device time (s)",
@@ -20,20 +20,20 @@ COMPUTE_LABELS = {
     "wall_time": "wall-clock time (s)",
 }
 COLUMNS_ONLY = ("wide", "run", "recipe", "seed", "axes", "passes", "passes_per_prompt", "start")
-OR_NUMBERS = ("trials", "samples_per_prompt", "stderr", "r0")  # options stated for any source
-HELDOUT = "heldout"  # the evaluation set that every run has
+OR_NUMBERS = ("trials", "samples_per_prompt", "stderr", "r0")  # may be numbers, for any source
+HELDOUT = "heldout"  # the evaluation set of every run
 
 
 class Notes(list[str]):
-    """Lines about what was inferred and treated, printed as they come."""
+    """Lines about what was inferred and treated, printed as they are added."""
 
     def say(self, line: str) -> None:
-        line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)  # of names of runs
+        line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)  # names of runs
         print(line)
         self.append(line)
 
     def say_runs(self, name: str, counts: Mapping[str, int], text: str) -> None:
-        """One line for all the runs that `text` is true of, {n} in it their counts; none for none.
+        """One line for all runs that `text` applies to, with {n} their counts; none without runs.
 
         counts: by run.
         """
@@ -46,7 +46,7 @@ class Notes(list[str]):
 
 
 def some(names: Iterable[object], most: int = 20) -> str:
-    """The names with commas, "and 25 more" in place of those after the first `most`."""
+    """The names with commas; after the first `most`, "and 25 more"."""
     names = list(map(str, names))
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
@@ -54,14 +54,14 @@ def some(names: Iterable[object], most: int = 20) -> str:
 
 @dataclass(frozen=True)
 class Options:
-    """How a source is to be read. What is not named is inferred, and the inference is printed.
+    """How to read a source. Options that are not given are inferred, and the inference is printed.
 
     Names are columns of a table, metrics of a W&B export, tags of TensorBoard, keys of
-    trainer_state.json or numbers of evals.jsonl. What only tables have (run, recipe, seed, axes,
-    passes, passes_per_prompt, start and columns of trials, stderr, r0) is refused elsewhere.
+    trainer_state.json or numbers of evals.jsonl. Options for tables only (run, recipe, seed, axes,
+    passes, passes_per_prompt, start and columns of trials, stderr, r0) are refused elsewhere.
     """
 
-    run: str | None = None  # left out where none fits: recipe, axes and seed make the run
+    run: str | None = None  # if no column fits, recipe, axes and seed identify the run
     recipe: str | None = None
     seed: str | None = None
     axes: tuple[str, ...] = ()  # columns of design choices, never inferred
@@ -77,10 +77,10 @@ class Options:
     r0: str | int | float | None = (
         None  # a column with each run's R0, or one number (in column "r0")
     )
-    eval_set: str | None = None  # of a study, or a table's column of that name; default heldout,
+    eval_set: str | None = None  # of a study, or in a table's column of that name; default heldout,
     #   else the only one
     min_points: int = MIN_POINTS  # shorter runs are left out
-    wide: bool = False  # each column of a table but that of compute holds the values of a run
+    wide: bool = False  # each column of a table except compute has the values of a run
 
     def __post_init__(self):
         axes = (self.axes,) if isinstance(self.axes, str) else tuple(self.axes or ())
@@ -99,12 +99,12 @@ class Options:
 
 @dataclass(frozen=True)
 class Source:
-    """What a reader found: a table of evaluations as they stand there, runs in any order.
+    """The result of a reader: a table of evaluations as found, runs in any order.
 
-    `table` has the columns run, row (where an evaluation stands, "row 7"), compute, value, the
+    `table` has the columns run, row (the place of an evaluation, "row 7"), compute, value, the
     columns of `axes` and of r0, and any of COLUMNS, passes_per_prompt (lists), samples_per_prompt
-    and evaluation (what tells evaluations of a run at one compute apart; NaN where nothing does).
-    named_runs: whether the options run=, ... name the runs, as those of a table.
+    and evaluation (distinguishes evaluations of a run at one compute; NaN if nothing does).
+    named_runs: whether the options run=, ... apply, as for a table.
     """
 
     name: str
@@ -116,7 +116,7 @@ class Source:
 
 
 def stated(option: str | int | float | None) -> float | None:
-    """The number that an option states instead of a column; None where it names a column."""
+    """The number given as an option; None if it names a column."""
     try:
         number = math.nan if option is None else float(option)
     except ValueError:
@@ -125,12 +125,12 @@ def stated(option: str | int | float | None) -> float | None:
 
 
 def r0_column(option: str | int | float | None) -> str | None:
-    """The column of the frame that holds each run's R0."""
+    """The column of the frame with each run's R0."""
     return None if option is None else str(option) if stated(option) is None else "r0"
 
 
 def refuse(options: Options, reason: str, but: str = "", also: str = "") -> None:
-    """Refuse options that name columns of a table, `but` one, and the option `also`."""
+    """Refuse options that name columns of a table, except `but`, and the option `also`."""
     for key in (*COLUMNS_ONLY, *OR_NUMBERS, also):
         option = getattr(options, key) if key not in ("", but) else None
         if option and not (key in OR_NUMBERS and stated(option) is not None):
@@ -139,7 +139,7 @@ def refuse(options: Options, reason: str, but: str = "", also: str = "") -> None
 
 
 def chosen_set(sets: Iterable[str], where: object, options: Options) -> str:
-    """The evaluation set that the options name; by default "heldout", or the only one there is."""
+    """The evaluation set in the options; by default "heldout", or the only one."""
     names = sorted(set(sets))
     if options.eval_set is not None:
         if options.eval_set not in names:

@@ -1,28 +1,27 @@
 """Which cells of a sweep may stop, and why: rounds at equal shares of each cell's compute.
 
-A study asks two questions of every cell and the baseline, of the mean of their own runs:
+A study asks two questions about every cell and the baseline, as means over their runs:
 
     final    d = R_cell(C_full) - R_baseline(C_full)              pass rate at the full compute
     compute  d = log C*_cell(y) - log C*_baseline(y)              compute to one level,
              y = R0 + 0.8 (R_baseline(C_full) - R0),  C* at most C_full
 
-An answer is "higher" or "lower" where P(d beyond the margin, with that sign) reaches `decide`,
-"equal" where P(|d| within the margin) does, else open. Errors of forecasts are shared by cells that
-are seen to the same share of their compute and cancel in d; so all cells are compared with the
-baseline cut to their own share, and a verdict is frozen there.
+An answer is "higher" or "lower" if P(d beyond the margin, with that sign) reaches `decide`, "equal"
+if P(|d| within the margin) does, else open. Errors of forecasts are shared by cells that have run
+to the same share of their compute, and cancel in d; so every cell is compared with the baseline cut
+to the cell's share, and its verdict is frozen there.
 
-`Conduct` is the study: which cells go on to which share, until all is decided or the budget is
-spent. It knows neither runs nor files: `launch` and `forecast` do.
+`Conduct` runs the study: which cells continue to which share, until everything is decided or the
+budget is spent. It does not know runs or files: `launch` and `forecast` do.
 
-    equal    all open cells stand at the same share; a cell stops once both answers are there
-    halving  the better half goes on to twice the share (successive halving, Jamieson & Talwalkar
+    equal    all open cells have the same share; a cell stops once both questions are answered
+    halving  the better half continues to twice the share (successive halving, Jamieson & Talwalkar
              2016, AISTATS 51:240)
-    fixed    one round, at the share that the budget allows
+    fixed    one round, to the share that the budget allows
 
-In each the baseline runs to its end first. Its forecast from a quarter of its compute is compared
-with what came: where that fails no forecast of this study is trusted, and all cells run whole.
-
-Letters: X draws, R runs.
+In all of them the baseline first runs to its end. Its forecast from a quarter of its compute is
+compared with the outcome: if that fails, no forecast of the study is trusted, and all cells run to
+their end.
 """
 
 from __future__ import annotations
@@ -46,15 +45,15 @@ Decision = dict[str, Any]  # a line of decisions.jsonl
 POLICIES = ("equal", "halving", "fixed")
 QUESTIONS = ("final", "compute")
 OPEN = "open"
-LEVEL = 0.8  # of the baseline's gain, where compute is compared
+LEVEL = 0.8  # of the baseline's gain, at which compute is compared
 SHARES = (0.25, 0.4, 0.5, 0.75, 1.0)  # of the rounds of `equal`, as far as the budget allows
 STEP = 20  # shares are multiples of 1 / STEP
-QUARTER = 0.25  # of the baseline's compute, from which the guard forecasts
+QUARTER = 0.25  # of the baseline's compute, at which the guard forecasts
 
 
 @dataclass(frozen=True)
 class Rule:
-    """When an answer counts. The defaults are those of the replay, see analysis/replay.py."""
+    """When a question is answered. The defaults are those of the replay, see analysis/replay.py."""
 
     margin: float = 0.01  # pass rate
     margin_compute: float = 0.10  # relative
@@ -64,15 +63,15 @@ class Rule:
 
 
 class Ahead(NamedTuple):
-    """What a fit says of its runs at the end of their compute."""
+    """A fit's forecasts of its runs at their full compute."""
 
     runs: list[str]
     value_XR: Floats  # pass rate
-    log_compute_XR: Floats  # to the level y; NaN where y lies below the start
+    log_compute_XR: Floats  # to the level y; NaN if y is below the start
 
 
 class Answer(NamedTuple):
-    """Of one question: difference to the baseline, with its 90 % interval, and probabilities."""
+    """The answer to one question: difference to the baseline, its 90 % interval, probabilities."""
 
     mean: float
     q05: float
@@ -82,7 +81,7 @@ class Answer(NamedTuple):
     equal: float
 
     def says(self, decide: float) -> str:
-        """higher, lower, equal or, where nothing reaches `decide`, open."""
+        """higher, lower, equal or, if nothing reaches `decide`, open."""
         named = {"higher": self.above, "lower": self.below, "equal": self.equal}
         return next((word for word, p in named.items() if p >= decide), OPEN)
 
@@ -92,9 +91,9 @@ def ahead(fit: Draws, full: Mapping[str, float], baseline: Sequence[str]) -> Ahe
 
     full: the full compute of each run, in the unit of the fit.
 
-    The curves alone speak, without the doubt beyond the data: what replays of whole studies showed
-    of this rule they showed of those (README of analysis/results/budget), and the baseline's own
-    forecast, compared with what came, is the guard against curves that are wrong.
+    It uses the curves without the discrepancy beyond the data: the replays of whole studies tested
+    this rule with those (README of analysis/results/budget), and the guard, the baseline's forecast
+    compared with its outcome, protects against wrong curves.
     """
     fit = fit.with_doubt(None)
     full_R = np.array([full[run] for run in fit.runs])
@@ -117,7 +116,7 @@ def mean_of(ahead: Ahead, runs: Sequence[str], question: str) -> Floats:
 def answers(
     ahead: Ahead, cell: Sequence[str], baseline: Sequence[str], rule: Rule
 ) -> dict[str, Answer]:
-    """Of both questions. Draws without an answer count for none of the probabilities."""
+    """Answers to both questions. Draws without a value count for none of the probabilities."""
     margins = {"final": rule.margin, "compute": float(np.log1p(rule.margin_compute))}
     out = {}
     for name, margin in margins.items():
@@ -130,21 +129,21 @@ def answers(
 
 
 def reachable(
-    budget: float, cost: Mapping[str, float], stands: Mapping[str, float], live: Sequence[str]
+    budget: float, cost: Mapping[str, float], reached: Mapping[str, float], live: Sequence[str]
 ) -> float:
-    """The share that all `live` cells, which stand at one share, can reach; at most 1.
+    """The share that all `live` cells, which have the same share now, can reach; at most 1.
 
-    budget and cost (of each cell to its end) in one unit; stands: share of each cell so far. Shares
-    are multiples of 1 / STEP.
+    budget and cost (of each cell's full compute) in one unit; reached: share of each cell so far.
+    Shares are multiples of 1 / STEP.
     """
-    left = budget - sum(cost[cell] * stands[cell] for cell in cost)
-    now = stands[live[0]]
+    left = budget - sum(cost[cell] * reached[cell] for cell in cost)
+    now = reached[live[0]]
     reach = now + left / sum(cost[cell] for cell in live)
     return float(np.clip(np.floor(reach * STEP + 1e-9) / STEP, 0, 1))
 
 
 def first_of_halving(budget_share: float, others: int) -> float:
-    """The largest first share of successive halving of `others` cells beside the baseline, all of
+    """The largest first share of successive halving of `others` cells besides the baseline, all of
     one cost, that spends at most a share of the study."""
     room = budget_share * (others + 1) - 1
     for k in range(STEP, 0, -1):
@@ -170,16 +169,15 @@ def halves(first: float, others: int) -> Iterator[tuple[int, float, float]]:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is compared with what, and what may be spent.
+    """The cells to compare, and the budget.
 
     cells: the runs of each cell; baseline: the cell that the others are compared with.
     policy: one of POLICIES.
-    budget: compute that may be spent: a share of the study's, or, with absolute, in the unit of
-        what cells cost.
-    guarded: the baseline runs to its end first and its forecast is looked at; else it goes along
-        with the others, and forecasts are believed.
+    budget: compute to spend: a share of the study's, or, with absolute, in the unit of the costs.
+    guarded: the baseline first runs to its end and its forecast is checked; else it runs along
+        with the others, and forecasts are not checked.
 
-    Raises InputError: an unknown policy or baseline, a budget that is none, or one cell alone.
+    Raises InputError: an unknown policy or baseline, an impossible budget, or a single cell.
     """
 
     cells: Cells
@@ -214,11 +212,11 @@ Forecast = Callable[[dict[str, float]], Ahead]
 class Conduct:
     """A study in rounds.
 
-    launch: brings cells to a share of their compute, and says what each cell costs to its end.
-    forecast: what the evaluations say with each cell cut to a share of its compute.
-    end: pass rate at which the baseline ended.
-    known: decisions that fell before the study was interrupted; they are made again as they were,
-        without a forecast.
+    launch: runs cells to a share of their compute, and returns the full cost of each cell.
+    forecast: from the evaluations with each cell cut to a share of its compute.
+    end: final pass rate of the baseline.
+    known: decisions made before an interruption; they are repeated as they were, without a
+        forecast.
     """
 
     plan: Plan
@@ -229,14 +227,14 @@ class Conduct:
 
     def __post_init__(self):
         self.held = {(row["round"], row["cell"]): row for row in self.known}
-        self.stands = dict.fromkeys(self.plan.cells, 0.0)
+        self.reached = dict.fromkeys(self.plan.cells, 0.0)
         self.agreed = {cell: (("", ""), 0) for cell in self.plan.others()}
         self.cost: Mapping[str, float] = {}
 
     def decisions(self) -> Iterator[Decision]:
-        """One by one, each when it falls: a start before it is launched.
+        """One at a time, as they are made; a start is yielded before it is launched.
 
-        Raises InputError if the budget does not reach beyond the baseline.
+        Raises InputError if the budget is spent by the baseline.
         """
         plan, live = self.plan, self.plan.others()
         if plan.guarded:
@@ -246,14 +244,14 @@ class Conduct:
         for turn in itertools.count(1):
             going = live if plan.guarded else [plan.baseline, *live]
             share, reason = self._next(turn, going)
-            if share <= self.stands[live[0]]:
+            if share <= self.reached[live[0]]:
                 break
             yield from self._start(turn, share, going, reason)
             if plan.guarded and turn == 1:
                 row = self.held.get((1, plan.baseline)) or self._guard()
                 yield row
                 if not row["passed"]:
-                    yield from self._start(2, 1.0, live, "the guard failed: the study runs whole")
+                    yield from self._start(2, 1.0, live, "the guard failed: all run to the end")
                     yield from self._judge(2, live)
                     return
             rows = self._judge(turn, live)
@@ -262,16 +260,16 @@ class Conduct:
             if not live:
                 return
         if turn == 1:
-            reason = "does not reach beyond the baseline"
-            raise InputError("budget", plan.budget, reason, "give more of it")
+            reason = "spent by the baseline alone"
+            raise InputError("budget", plan.budget, reason, "give more")
 
     def _next(self, turn: int, going: Sequence[str]) -> tuple[float, str]:
-        """The share of a round, and what was left for it; that of before where nothing is."""
+        """The share of a round, and the budget left for it; the previous share if there is none."""
         if (turn, "") in self.held:
             return self.held[turn, ""]["share"], ""
         plan, all_of_it = self.plan, sum(self.cost.values())
         budget = plan.budget if plan.absolute else plan.budget * all_of_it
-        reach, now = reachable(budget, self.cost, self.stands, going), self.stands[going[-1]]
+        reach, now = reachable(budget, self.cost, self.reached, going), self.reached[going[-1]]
         if plan.policy == "fixed":
             share = reach if turn == 1 else now
         elif plan.policy == "halving":
@@ -279,7 +277,7 @@ class Conduct:
             share = first if turn == 1 else min(1.0, 2 * now)
         else:
             share = min([share for share in SHARES if share > now][:1] + [reach])
-        used = sum(self.cost[cell] * self.stands[cell] for cell in self.cost)
+        used = sum(self.cost[cell] * self.reached[cell] for cell in self.cost)
         return share, f"{used:.4g} of {budget:.4g} spent"
 
     def _start(
@@ -289,12 +287,12 @@ class Conduct:
         row |= {"cells": list(going), "reason": reason}
         yield self.held.get((turn, "")) or row
         self.cost = self.launch(dict.fromkeys(going, share))
-        self.stands |= dict.fromkeys(going, share)
+        self.reached |= dict.fromkeys(going, share)
 
     def _guard(self) -> Decision:
-        """Whether the forecast of the baseline from QUARTER of its compute met its end."""
+        """Whether the baseline's forecast from QUARTER of its compute agrees with its end."""
         plan = self.plan
-        early = {cell: min(share, QUARTER) for cell, share in self.stands.items()}
+        early = {cell: min(share, QUARTER) for cell, share in self.reached.items()}
         x_X = mean_of(self.forecast(early), plan.cells[plan.baseline], "final")
         low, high = map(float, np.quantile(x_X, [0.05, 0.95]))
         forecast, end, most = float(x_X.mean()), self.end(), plan.rule.tolerance
@@ -307,11 +305,11 @@ class Conduct:
         return row | {"q95": high, "end": end, "reason": reason}
 
     def _judge(self, turn: int, live: Sequence[str]) -> list[Decision]:
-        """A line about each live cell, from one fit unless all of them are known."""
-        plan, share = self.plan, self.stands[live[0]]
+        """A line for each live cell, from one fit unless all lines are known."""
+        plan, share = self.plan, self.reached[live[0]]
         rows = {cell: self.held[turn, cell] for cell in live if (turn, cell) in self.held}
         if len(rows) < len(live):
-            seen = self.forecast(self.stands | {plan.baseline: share})
+            seen = self.forecast(self.reached | {plan.baseline: share})
             value = {cell: mean_of(seen, plan.cells[cell], "final").mean() for cell in live}
             better = sorted(live, key=lambda cell: -value[cell])[: (len(live) + 1) // 2]
             base = plan.cells[plan.baseline]
@@ -324,21 +322,21 @@ class Conduct:
                 decision, reason = self._stops(cell, row, cell in better)
                 rows[cell] = row | {"decision": decision, "reason": reason}
         for cell in live:
-            said, count = self.agreed[cell]
-            now = said_in(rows[cell])
-            self.agreed[cell] = now, count + 1 if said == now else 1
+            before, count = self.agreed[cell]
+            now = answers_in(rows[cell])
+            self.agreed[cell] = now, count + 1 if before == now else 1
         return [rows[cell] for cell in live]
 
     def _stops(self, cell: str, row: Decision, better: bool) -> tuple[str, str]:
         """Whether a cell stops with the answers in this line, and why."""
         policy, needed = self.plan.policy, self.plan.rule.in_a_row
-        said, count = self.agreed[cell]
-        count = count + 1 if said == said_in(row) else 1
+        before, count = self.agreed[cell]
+        count = count + 1 if before == answers_in(row) else 1
         missing = [name for name in QUESTIONS if row[name]["says"] == OPEN]
         if policy == "equal" and not missing and count >= needed:
-            return "stop", "both answers are there"
+            return "stop", "both questions are answered"
         if row["share"] >= 1:
-            return "stop", "seen whole"
+            return "stop", "ran to its end"
         if policy == "fixed":
             return "stop", "the share that the budget allows"
         if policy == "halving":
@@ -347,10 +345,10 @@ class Conduct:
         return "go on", open_ if missing else f"answered {count} times of {needed}"
 
 
-def said_in(row: Decision) -> tuple[str, str]:
+def answers_in(row: Decision) -> tuple[str, str]:
     return row["final"]["says"], row["compute"]["says"]
 
 
 def verdicts(decisions: Sequence[Decision]) -> dict[str, Decision]:
-    """The last line about each cell: where it stopped, or how far it has come."""
+    """The last line about each cell: where it stopped, or how far it is."""
     return {row["cell"]: row for row in decisions if row["decision"] in ("stop", "go on")}

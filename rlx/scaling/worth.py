@@ -1,8 +1,5 @@
-"""What new evaluations are worth before a choice, and the plan of them that adds the most per
-compute: `allocate` without the fit.
-
-Letters: X draws, N things to choose from, K numbers that summarise new evaluations.
-"""
+"""The value of new evaluations before a choice, and the plan with the highest value per compute:
+`allocate` without the fit."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-NEGLIGIBLE = 1e-4  # of pass rate: nothing is spent for less
+NEGLIGIBLE = 1e-4  # pass rate: smaller values are not worth buying
 ROUNDING = 1e-12  # of pass rate
 
 
@@ -24,8 +21,8 @@ class Offer:
     kind: str  # "run" or "recipe"
     index: int  # in fit.runs or fit.recipes
     compute: list[float]  # of every size
-    summary: list[Floats]  # of every size [X, K]: what its evaluations say in each draw
-    opens: int | None = None  # column of the payoffs that may be chosen after buying
+    summary: list[Floats]  # of every size [X, F]: features of its evaluations in each draw
+    opens: int | None = None  # column of the payoffs that can be chosen after buying
 
 
 Plan = dict[int, int]  # size of every offer that is bought
@@ -33,23 +30,23 @@ Plan = dict[int, int]  # size of every offer that is bought
 
 @dataclass(frozen=True)
 class Problem:
-    """What may be chosen, with its payoff in each draw, and what may be bought before."""
+    """Options to choose from, with their payoff in each draw, and offers before choosing."""
 
     payoff_XN: Floats
-    open_N: NDArray[np.bool_]  # may be chosen although nothing is bought
+    open_N: NDArray[np.bool_]  # can be chosen without buying
     offers: list[Offer]
 
     def value(self, plan: Plan) -> float:
-        """What the evaluations of a plan are worth, see `allocate`; 0 where they seem to harm."""
+        """The value of a plan's evaluations, see `allocate`; 0 if negative."""
         if not plan:
             return 0.0
         opened_N = self._opened(list(plan))
-        Z_XK = np.concatenate([self.offers[k].summary[size] for k, size in plan.items()], axis=1)
-        gain = preposterior(Z_XK, self.payoff_XN[:, opened_N]) - self._now()
+        Z_XF = np.concatenate([self.offers[k].summary[size] for k, size in plan.items()], axis=1)
+        gain = preposterior(Z_XF, self.payoff_XN[:, opened_N]) - self._now()
         return gain if gain > ROUNDING else 0.0
 
     def perfect(self) -> float:
-        """What it is worth to know all payoffs."""
+        """The value of knowing all payoffs."""
         return float(self._regret().mean())
 
     def error(self) -> float:
@@ -57,7 +54,7 @@ class Problem:
         return float(self._regret().std() / len(self.payoff_XN) ** 0.5)
 
     def _regret(self) -> Floats:
-        """[X] the best payoff less that of what is chosen now."""
+        """[X] the best payoff minus that of the current choice."""
         now = np.where(self.open_N, self.payoff_XN.mean(0), -np.inf).argmax()
         opened_N = self._opened(list(range(len(self.offers))))
         return self.payoff_XN[:, opened_N].max(1) - self.payoff_XN[:, now]
@@ -73,7 +70,7 @@ class Problem:
         return opened_N
 
     def greedy(self, budget: float) -> Plan:
-        """The plan that grows by the highest added value per compute."""
+        """The plan grown by the highest added value per compute."""
         plan: Plan = {}
         left, least = budget * (1 + 1e-9), max(NEGLIGIBLE, self.error())
         while True:
@@ -87,7 +84,7 @@ class Problem:
             plan, left = plan | {best[0]: best[1]}, left - best[2]
 
     def _affordable(self, plan: Plan, left: float) -> list[tuple[int, int, float]]:
-        """(offer, size, further compute) of all that the compute left can buy."""
+        """(offer, size, additional compute) of everything that the remaining compute can buy."""
         out = []
         for k, offer in enumerate(self.offers):
             paid = offer.compute[plan[k]] if k in plan else 0.0
@@ -96,7 +93,7 @@ class Problem:
         return [(k, size, cost) for k, size, cost in out if cost <= left]
 
     def alone(self) -> dict[tuple[str, int], tuple[float, float]]:
-        """(kind, index) of every offer: its size that is worth most per compute, and that worth."""
+        """(kind, index) of every offer: size with the highest value per compute, and the value."""
         out = {}
         for k, offer in enumerate(self.offers):
             worth = [self.value({k: size}) for size in range(len(offer.compute))]
@@ -105,35 +102,35 @@ class Problem:
         return out
 
     def p_best(self) -> Floats:
-        """P(U_n is the highest of those that may be chosen now), [N]."""
+        """P(U_n is the highest of those that can be chosen now), [N]."""
         best_X = np.where(self.open_N, self.payoff_XN, -np.inf).argmax(1)
         return np.bincount(best_X, minlength=len(self.open_N)) / len(best_X)
 
 
-def preposterior(Z_XK: Floats, payoff_XN: Floats) -> float:
+def preposterior(Z_XF: Floats, payoff_XN: Floats) -> float:
     """E[max_n E[U_n | Z]] by linear regression of U on Z over joint draws.
 
         E[U_n | Z] = mean U_n + (Z - mean Z) beta_n
 
-    The draws are halved (chains apart). The n of a draw is chosen by the coefficients of the other
-    half and valued by those of its own: coefficients that chance makes large are worth nothing on
-    average, and the estimate is a little low rather than high.
+    The draws are halved (chains apart). The n of a draw is chosen with the coefficients of the
+    other half and valued with those of its own: coefficients that are large by chance add nothing
+    on average, and the estimate is slightly low rather than high.
 
     Args:
-        Z_XK: what new evaluations say in each draw.
-        payoff_XN: U of each thing to choose from.
+        Z_XF: features of new evaluations in each draw.
+        payoff_XN: U of each option.
 
     Source: Strong, Oakley, Brennan & Breeze 2015, Med. Decis. Making 35:570, the regression.
     """
-    mean_N, half = payoff_XN.mean(0), len(Z_XK) // 2
+    mean_N, half = payoff_XN.mean(0), len(Z_XF) // 2
     halves = [slice(0, half), slice(half, None)]
-    Z = [Z_XK[h] - Z_XK[h].mean(0) for h in halves]
+    Z = [Z_XF[h] - Z_XF[h].mean(0) for h in halves]
     beta = [
         np.linalg.pinv(z.T @ z, rcond=1e-10, hermitian=True) @ (z.T @ (payoff_XN[h] - mean_N))
         for z, h in zip(Z, halves, strict=True)
     ]
     total = 0.0
-    for own, other in ((0, 1), (1, 0)):
-        n_X = (mean_N + Z[own] @ beta[other]).argmax(1)
-        total += (mean_N + Z[own] @ beta[own])[np.arange(len(n_X)), n_X].sum()
-    return float(total / len(Z_XK))
+    for mine, other in ((0, 1), (1, 0)):
+        n_X = (mean_N + Z[mine] @ beta[other]).argmax(1)
+        total += (mean_N + Z[mine] @ beta[mine])[np.arange(len(n_X)), n_X].sum()
+    return float(total / len(Z_XF))

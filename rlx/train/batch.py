@@ -1,4 +1,4 @@
-"""What an update learns from: graded groups, or demonstrations, as arrays and in slices."""
+"""Batches: graded groups or demonstrations as arrays, and their slices."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def collate(groups: Sequence[Group], prompt_tokens: int, pad_id: int, pack=False
     completion_BT = np.concatenate([group.completion_GT for group in groups])
     T = completion_BT.shape[1]
     return Batch(
-        packed_PRW=packing.packed([group.length_G for group in groups], T) if pack else None,
+        packed_PRt=packing.packed([group.length_G for group in groups], T) if pack else None,
         prompt_PU=prompt_PU,
         prompt_length_P=length_P,
         completion_BT=completion_BT.astype(np.int32),
@@ -34,17 +34,17 @@ def collate(groups: Sequence[Group], prompt_tokens: int, pad_id: int, pack=False
 
 
 def _experts(groups: Sequence[Group]) -> np.ndarray | None:
-    told = [group.expert_GTLK for group in groups if group.expert_GTLK is not None]
-    return np.concatenate(told) if told else None
+    routed = [group.expert_GTLK for group in groups if group.expert_GTLK is not None]
+    return np.concatenate(routed) if routed else None
 
 
 def demonstrated(
     prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], prompt_tokens: int,
-    T: int, pad_id: int, own: Sequence[Sequence[int]] | None = None,
+    T: int, pad_id: int, learned: Sequence[Sequence[int]] | None = None,
 ) -> Batch:  # fmt: skip
-    """One sample per prompt, with the reward 1; behaviour policies are 0, since none sampled.
+    """One sample per prompt, with reward 1; behavior_logp and behavior_value are 0.
 
-    own: 1 for the tokens of a completion that are learned, where not all are.
+    learned: 1 for the tokens of a completion to train on; None: all.
     """
     prompt_PU, prompt_length_P = right_padded(prompts, prompt_tokens, pad_id)
     completion_BT, length_B = right_padded(completions, T, pad_id)
@@ -54,7 +54,7 @@ def demonstrated(
         prompt_PU=prompt_PU,
         prompt_length_P=prompt_length_P,
         completion_BT=completion_BT,
-        mask_BT=(right_padded(own, T, 0)[0] if own else mask_BT).astype(np.float32),
+        mask_BT=(right_padded(learned, T, 0)[0] if learned else mask_BT).astype(np.float32),
         behavior_logp_BT=nothing_BT,
         behavior_value_BT=nothing_BT,
         reward_PG=np.ones((len(prompts), 1), np.float32),
@@ -63,12 +63,12 @@ def demonstrated(
 
 
 def on_mesh(tree, mesh: Mesh):
-    """Arrays whose first axis is prompts, or their samples, spread over the mesh."""
+    """Arrays whose first axis is prompts or samples, split over the mesh."""
     return jax.tree.map(lambda x: jax.device_put(x, meshes.along(mesh, "prompts", x)), tree)
 
 
 def kept_first(batch: Batch, keep_P) -> Batch:
-    """The batch with prompts that count in front, and everything else of the rest masked."""
+    """The batch with kept prompts first, and the tokens of the others masked."""
     order_P = jnp.argsort(1 - keep_P, stable=True)
     P, G = batch.reward_PG.shape
 
@@ -81,18 +81,19 @@ def kept_first(batch: Batch, keep_P) -> Batch:
 
 
 def in_slices(tree, prompts: int, microbatches: int, mesh: Mesh, group_slices: int = 1):
-    """[slices, rows, ...] of arrays [P, ...] and [B, ...]: a slice is spread over the whole mesh.
+    """[slices, rows, ...] of arrays [P, ...] and [B, ...]; every slice is split over the mesh.
 
-    A slice of prompts is cut again into parts of each of its groups, to which the prompts go along.
+    A microbatch of prompts is cut into `group_slices` slices, each with all its prompts and a part
+    of every group.
     """
-    M, K = microbatches, group_slices
+    m, n = microbatches, group_slices
 
     def cut(x):
         if len(x) == prompts:
-            rows = jnp.repeat(x.reshape(M, -1, *x.shape[1:]), K, axis=0)
+            rows = jnp.repeat(x.reshape(m, -1, *x.shape[1:]), n, axis=0)
         else:
-            parts = x.reshape(M, prompts // M, K, -1, *x.shape[1:]).swapaxes(1, 2)
-            rows = parts.reshape(M * K, -1, *x.shape[1:])
+            parts = x.reshape(m, prompts // m, n, -1, *x.shape[1:]).swapaxes(1, 2)
+            rows = parts.reshape(m * n, -1, *x.shape[1:])
         return jax.lax.with_sharding_constraint(rows, meshes.along(mesh, "prompts", rows, 1))
 
     return jax.tree.map(cut, tree)

@@ -1,4 +1,4 @@
-"""Seconds by phase: what generation, learning, evaluation and compilation took."""
+"""Seconds by phase: generation, training, evaluation, compilation."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import jax
 
 
 class Clock:
-    """Compilation is taken out of the phase, of the same thread, in which it happens.
+    """Compilation is subtracted from the phase of its thread.
 
-    `modelled_device_s` is the makespan: the sum of phases where generator and learner take turns,
-    the longer of the two where generation is known to overlap an update, and, once they really are
-    `concurrent`, the wall time outside evaluation, compilation and checkpoints.
+    `modelled_device_s` is the makespan: the sum of phases where generator and learner alternate,
+    the longer one where generation overlaps an update on the virtual clock, and, if they are
+    `concurrent`, the wall time without evaluation, compilation and checkpoints.
     """
 
     def __init__(self):
@@ -38,7 +38,7 @@ class Clock:
 
     @contextmanager
     def phase(self, name: str, overlaps: bool = False) -> Iterator[None]:
-        """Charge the time inside to `name`. Generation that `overlaps` runs beside an update."""
+        """Charge the time inside to `name`. overlaps: generation during an update."""
         me = threading.get_ident()
         start, compiled_s = time.perf_counter(), self._compiled_s[me]
         yield
@@ -57,7 +57,7 @@ class Clock:
         return {**spent, "device_s": dict(self.device_s)}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from there, with what was spent since this clock was started added."""
+        """Resume, adding the seconds since this clock was started."""
         self._before_s = state["wall_s"]
         for name, seconds in state["device_s"].items():
             self.device_s[name] += seconds

@@ -1,14 +1,14 @@
-"""The guard against collapse: it ends a run, or lowers its step, where a number crosses a bound.
+"""The guard against collapse: ends a run, or lowers its learning rate, if a metric leaves a bound.
 
-Three numbers of an update's row are watched, each on average over the last `guard.updates`:
+Three metrics have bounds, each averaged over the last `guard.updates` updates:
 
-    policy/ess                      below guard.ess_min: stale samples no longer tell of the policy
-    policy/entropy                  below guard.entropy_min: nothing is tried any more
-    rollout/zero_variance_share     above guard.unvaried_max: groups have nothing to teach
+    policy/ess                      below guard.ess_min: the samples are too far off-policy
+    policy/entropy                  below guard.entropy_min: exploration has stopped
+    rollout/zero_variance_share     above guard.unvaried_max: hardly any group has a gradient
 
-The first two are of tokens that are trained on: an update without any says nothing of them.
+The first two are over trained tokens: updates without any are left out of their averages.
 
-An event stands in the row of its update, `guard/event`, in the manifest and at the terminal. The
+An event is recorded in the row of its update (`guard/event`) and in the manifest, and printed. The
 effective sample size as a sign of collapse: arXiv 2602.17616.
 """
 
@@ -25,22 +25,22 @@ OF_TOKENS = ("policy/ess", "policy/entropy")
 
 
 class Guard:
-    """`rate`: by what the learning rate is multiplied; `stop`: why the run is to end, if it is.
+    """`rate`: factor of the learning rate; `stop`: why the run should end, or empty.
 
-    After an event it waits for `guard.updates` new rows before the next.
+    After an event the average starts again, over the next `guard.updates` rows.
     """
 
     def __init__(self, config: GuardConfig = OFF):
         self.config, self.rate, self.stop = config, 1.0, ""
         self.window: list[list[float | None]] = []
-        self.bounds = {  # name: (bound, which side of it is wrong)
+        self.bounds = {  # name: (bound, the side of it that triggers an event)
             "policy/ess": (config.ess_min, "<"),
             "policy/entropy": (config.entropy_min, "<"),
             "rollout/zero_variance_share": (config.unvaried_max, ">"),
         }
 
     def after(self, row: dict[str, Any]) -> dict[str, Any]:
-        """What an update's row says of it: nothing if it is off."""
+        """The guard's part of an update's row; empty if it is off."""
         if self.config.action == "none":
             return {}
         silent = () if row["prompts_kept"] else OF_TOKENS
@@ -51,10 +51,10 @@ class Guard:
         return {"guard/event": event, "guard/rate": self.rate}
 
     def _event(self) -> str:
-        told = zip(*self.window, strict=True)
-        for (name, (bound, side)), values in zip(self.bounds.items(), told, strict=True):
-            said = [x for x in values if x is not None]
-            mean = np.mean(said) if said else bound
+        columns = zip(*self.window, strict=True)
+        for (name, (bound, side)), values in zip(self.bounds.items(), columns, strict=True):
+            known = [x for x in values if x is not None]
+            mean = np.mean(known) if known else bound
             if mean < bound if side == "<" else mean > bound:
                 found = f"{name} {mean:.3g} {side} {bound:g} over {self.config.updates} updates"
                 if self.config.action == "stop":

@@ -1,12 +1,12 @@
 """The loop of every run: batch, step, measure, from the newest checkpoint to the last update.
 
-Reinforcement learning, supervised fine-tuning, a reward model and a warm start are tasks of it. All
-that a run needs besides is here, once: rows, dashboard, checkpoints and restarts, signals, the
-guard against numbers that are not finite, the bar.
+Reinforcement learning, supervised fine-tuning, reward models and warm starts are tasks of it. It
+handles everything else that a run needs: rows, dashboard, checkpoints, restarts, signals, numbers
+that are not finite, the progress bar.
 
-A run that stops, for whatever reason, goes on from its newest checkpoint: its rows are cut back to
-that moment and everything that follows is computed again, so the curve is that of a run which never
-stopped, bit for bit unless threads decide its schedule.
+A run that stops resumes from its newest checkpoint: its rows are truncated to that moment, and
+everything after it is computed again. The result is that of a run that never stopped, bit for bit
+unless threads determine its schedule.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from rlx.types import TrainState
 Row = dict[str, Any]
 ROWS = ("evals.jsonl", "metrics.jsonl", "clock.jsonl")
 Stop = Callable[[], bool]
-Forecast = Callable[[], "Outlook"]  # asked after every evaluation
+Forecast = Callable[[], "Outlook"]  # called after every evaluation
 Track = Callable[[int, Row], None]
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop and has written a checkpoint."""
+    """The run was asked to stop, and has written a checkpoint."""
 
 
 class Ended(Exception):
@@ -44,9 +44,9 @@ class Ended(Exception):
 
 
 class Outlook(NamedTuple):
-    """What a run expects of itself: in words, for the dashboard, and why it should end now."""
+    """A run's forecast of itself: as text, as numbers for the dashboard, and why to stop now."""
 
-    text: str = ""  # ends with ", ", for the pass rate stands before it and the speed behind
+    text: str = ""  # ends with ", ": on the progress bar it is followed by the speed
     numbers: dict[str, float] = {}
     stop: str = ""
 
@@ -60,10 +60,10 @@ def untracked(step: int, row: Row) -> None:
 
 
 class Watch(NamedTuple):
-    """Who looks at a run while it goes on, and may end it."""
+    """Hooks of a running run."""
 
     progress: bool = False  # a bar at the terminal
-    stop: Stop = never  # asked after every update
+    stop: Stop = never  # called after every update
     forecast: Forecast = Outlook
     track: Track = untracked  # the dashboard
 
@@ -72,73 +72,73 @@ UNWATCHED = Watch()
 
 
 class Place(NamedTuple):
-    """Where a run is written, by this process."""
+    """Where this process records a run."""
 
     record: RunRecord
     clock: Clock
     health: Health
     watch: Watch
-    alone: bool = False  # no other process has a part in it
+    alone: bool = False  # no other process takes part
 
 
 class Task(ABC):
-    """What is learned, and from what. `health` may be told more than the loop tells it."""
+    """What is trained, and on which batches. A task may report to `health` itself."""
 
     def __init__(self, state: TrainState):
         self.state, self.ledger, self.guard = state, flops.Ledger(), Guard()
 
     @abstractmethod
     def batch(self, version: int) -> Any:
-        """What the update of this version learns from; None where nothing is left."""
+        """The batch of the update of this version; None if there are no more."""
 
     @abstractmethod
     def step(self, batch: Any) -> Row:
-        """Make the update; numbers of its row, which may still be on devices."""
+        """Make the update; metrics of its row, which may still be on devices."""
 
     @abstractmethod
     def spend(self, version: int, batch: Any) -> Row:
-        """Enter the update into the ledger; the rest of its row."""
+        """Add the update to the ledger; the rest of its row."""
 
     @abstractmethod
     def measure(self, version: int) -> list[Row]:
-        """Rows of an evaluation, without the compute before it; it spends into the ledger too."""
+        """Rows of an evaluation without the compute so far; adds its own to the ledger."""
 
     def spent(self) -> Row:
-        """The compute of the updates made, as evaluation rows say it."""
+        """The compute of the updates so far, for evaluation rows."""
         return self.ledger.row()
 
     def clocks(self) -> Row:
-        """Seconds of its own, for the rows of clocks."""
+        """Seconds measured by the task, for the rows of clocks."""
         return {}
 
     def working(self) -> AbstractContextManager:
-        """A context in which `batch` is asked."""
+        """A context around all calls of `batch`."""
         return nullcontext()
 
     def at_rest(self) -> AbstractContextManager:
-        """A context in which nothing but the loop is at work."""
+        """A context in which no other thread works on the task."""
         return nullcontext()
 
     def verdict(self, rows: list[Row]) -> Row:
-        """What the manifest says of a run that is over, from the rows of its updates."""
+        """Fields of the manifest of a finished run, from the rows of its updates."""
         skipped = sum(row["update/skipped"] for row in rows)
         return {"steps_done": len(rows), "updates_skipped": int(skipped)}
 
     def arrays(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the devices ..."""
+        """The device part of a checkpoint."""
         return {"state": self.state}
 
     def host(self) -> dict[str, Any]:
-        """... and of the host."""
+        """The host part of a checkpoint."""
         return {}
 
     def load(self, arrays: dict[str, Any], host: dict[str, Any]) -> None:
-        """Go on from there; the ledger is loaded already."""
+        """Restore both; the ledger is restored already."""
         self.state = arrays["state"]
 
 
 class Loop:
-    """One run of a task: `steps` updates, with an evaluation before, after and in between."""
+    """A run of a task: `steps` updates; evaluated before, after and every `every` updates."""
 
     def __init__(self, task: Task, place: Place, checkpoints: Checkpoints, steps: int, every: int):
         self.task, self.place, self.checkpoints = task, place, checkpoints
@@ -146,10 +146,10 @@ class Loop:
         self.version, self.measured, self.outlook = 0, -1, Outlook()
 
     def run(self, name: str, until: int = 0) -> None:
-        """From the start, or the newest checkpoint, to the last update, which nothing saves.
+        """From the start, or the newest checkpoint, to the last update, which is not saved.
 
-        Raises Interrupted if the run was asked to stop, Ended if it pauses (`until`) or its outlook
-        says so, NotFinite if numbers have spoilt it.
+        Raises Interrupted if the run was asked to stop, Ended if it pauses (`until`) or its
+        outlook or guard ends it, NotFinite if numbers are not finite.
         """
         task, watch, last = self.task, self.place.watch, min(until or self.steps, self.steps)
         quiet = not (watch.progress and self.place.record.writes)
@@ -171,12 +171,12 @@ class Loop:
                     if (stopping or due or ends) and self.version < self.steps:
                         self.save()
                         if stopping:
-                            reason = f"after update {self.version}; the same command goes on"
+                            reason = f"after update {self.version}; repeat the command to resume"
                             raise Interrupted(reason)
             if (self.stopped or self.version >= last) and self.version < self.steps:
                 raise Ended(f"stopped: {self.stopped}" if self.stopped else "paused")
             if self.measured < self.version:
-                self.measure()  # the last of a run that has nothing left to learn from
+                self.measure()  # the last one, if the task has no more batches
         record = self.place.record
         record.update_manifest(**task.verdict(record.rows("metrics.jsonl")))
 
@@ -201,7 +201,7 @@ class Loop:
         place.health.updated(row, self.version)
 
     def measure(self) -> str:
-        """Evaluate, with the compute spent when the update ended; a line for the bar."""
+        """Evaluate, with the compute spent at the end of the update; a line for the bar."""
         task, (record, clock, health, watch, _) = self.task, self.place
         with task.at_rest(), clock.phase("eval"):
             rows = task.measure(self.version)
@@ -221,7 +221,7 @@ class Loop:
         return f"pass {rows[0]['mean']:.3f}, {rate}" if rows else rate
 
     def save(self) -> None:
-        """Start a checkpoint of this moment, between two updates."""
+        """Start a checkpoint between two updates."""
         task, place = self.task, self.place
         with task.at_rest(), place.clock.phase("checkpoint"):
             host = {
@@ -237,7 +237,7 @@ class Loop:
             self.checkpoints.save(self.version, task.arrays(), host)
 
     def restore(self) -> bool:
-        """Go back to the newest checkpoint, if there is one; rows after it are cut off."""
+        """Restore the newest checkpoint, if there is one; rows after it are cut off."""
         task, (record, clock, health, *_) = self.task, self.place
         saved = self.checkpoints.restore(task.arrays())
         self.version, arrays, host = saved or (0, {}, {"offsets": dict.fromkeys(ROWS, 0)})
@@ -256,19 +256,19 @@ class Loop:
 
 
 def locked(record: RunRecord, key: str) -> AbstractContextManager:
-    """A context in which no other process may write there. InputError if one does now."""
+    """A context in which no other process can write there. Raises InputError if one is writing."""
     try:
         return record.lock() if record.writes else nullcontext()
     except Busy as error:
-        remedy = "wait for its end, or choose another directory"
+        remedy = "wait until it ends, or choose another directory"
         raise InputError(key, record.path, str(error), remedy) from None
 
 
 def note_lost_work(record: RunRecord, since: int, before_s: float) -> None:
-    """Keep a note of the updates, FLOPs and seconds that are about to be done again.
+    """Record the updates, FLOPs and seconds that are about to be repeated.
 
-    since: the updates that are kept, which took `before_s`. The rows of one evaluation, a row per
-    evaluation set, share their step and their compute.
+    since: the updates that are kept, which took `before_s`. All rows of one evaluation, one per
+    evaluation set, have the same step and compute.
     """
     if not record.writes:
         return

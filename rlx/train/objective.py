@@ -1,4 +1,4 @@
-"""The objective of a slice of the batch: a loss and terms beside it, token by token, weighted."""
+"""The objective of a slice of the batch: weighted sum over tokens of a loss and further terms."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rlx.train.spec import Spec
 from rlx.train.targets import Targets
 from rlx.types import Batch
 
-# What a slice reports: sums over its tokens, and maxima.
+# Metrics of a slice: sums over its tokens, and maxima.
 ZERO_SUMS = dict.fromkeys(
     (
         "objective",
@@ -35,15 +35,15 @@ ZERO_MAXIMA = dict.fromkeys(
 
 
 def nothing(batch: Batch, spec: Spec):
-    """(sums, maxima) of no slice."""
+    """(sums, maxima) to start from."""
     has_routers = spec.model.n_experts and batch.completion_BT.shape[1] > 1
-    told = batch.expert_BTLK is not None
-    balance = moe.zero_balance(spec.model, told) if has_routers else {}
+    replay = batch.expert_BTLK is not None
+    balance = moe.zero_balance(spec.model, replay) if has_routers else {}
     return ZERO_SUMS | mismatch.zero_sums() | balance, dict(ZERO_MAXIMA)
 
 
 def metrics_of(sums, maxima, spec: Spec):
-    """Of all slices together; those of tokens are means."""
+    """Metrics from the sums and maxima over all slices; sums over tokens become means."""
     sums = dict(sums)
     tokens, value = sums.pop("tokens"), sums.pop("objective")
     metrics = {"objective": value, "tokens_trained": tokens, **mismatch.pop(sums, tokens)}
@@ -53,16 +53,16 @@ def metrics_of(sums, maxima, spec: Spec):
     return metrics | means | maxima
 
 
-def _objective_BT(params, batch: Batch, to: Targets, hyper: Hyper, spec: Spec):
-    """(obj_BT, info): the policy's objective and every term beside it, token by token."""
+def _objective_BT(params, batch: Batch, targets: Targets, hyper: Hyper, spec: Spec):
+    """(obj_BT, info): the policy loss and all other terms, per token."""
     logp_BT, entropy_BT, value_BT, first_BD, routed = forward.policy(
         params, batch, hyper.temperature, **spec.forward
     )
-    mask_BT, behavior_logp_BT, adv_BT = batch.mask_BT, batch.behavior_logp_BT, to.adv_BT
-    there = hyper._asdict() | {"ref_logp_BT": to.ref_logp_BT}
-    there["reward_B"] = batch.reward_PG.reshape(-1)
-    if "log_partition_B" in recipe.asked(spec.loss):
-        there["log_partition_B"] = log_partition(
+    mask_BT, behavior_logp_BT, adv_BT = batch.mask_BT, batch.behavior_logp_BT, targets.adv_BT
+    given = hyper._asdict() | {"ref_logp_BT": targets.ref_logp_BT}
+    given["reward_B"] = batch.reward_PG.reshape(-1)
+    if "log_partition_B" in recipe.inputs(spec.loss):
+        given["log_partition_B"] = log_partition(
             first_BD,
             transformer.head_matrix(params),
             temperature=hyper.temperature,
@@ -73,11 +73,11 @@ def _objective_BT(params, batch: Batch, to: Targets, hyper: Hyper, spec: Spec):
 
     if spec.correction == "none":
         obj_BT, ratio = policy_objective(
-            spec.loss, logp_BT, behavior_logp_BT, adv_BT, mask_BT, **there
+            spec.loss, logp_BT, behavior_logp_BT, adv_BT, mask_BT, **given
         )
-    else:  # the loss between the learner's weights, times a weight for those that sampled
+    else:  # the loss relative to the learner's weights, times an off-policy correction
         now_BT = jax.lax.stop_gradient(logp_BT)
-        obj_BT, _ = policy_objective(spec.loss, logp_BT, now_BT, adv_BT, mask_BT, **there)
+        obj_BT, _ = policy_objective(spec.loss, logp_BT, now_BT, adv_BT, mask_BT, **given)
         _, ratio = policy_objective("reinforce", logp_BT, behavior_logp_BT, adv_BT, mask_BT)
         weight_BT, ratio["clipped_BT"] = correction(
             logp_BT, behavior_logp_BT, mask_BT, kind=spec.correction, cap=hyper.correction_cap
@@ -85,17 +85,17 @@ def _objective_BT(params, batch: Batch, to: Targets, hyper: Hyper, spec: Spec):
         obj_BT = weight_BT * obj_BT
 
     if spec.kl in ("k2", "k3"):
-        info["kl_BT"] = kl(logp_BT, to.ref_logp_BT, mask_BT, kind=spec.kl)
+        info["kl_BT"] = kl(logp_BT, targets.ref_logp_BT, mask_BT, kind=spec.kl)
         obj_BT -= hyper.kl_coef * info["kl_BT"]
     elif spec.kl == "k1_reward":
-        info["kl_BT"] = kl(logp_BT, to.ref_logp_BT, mask_BT, kind="k1")
+        info["kl_BT"] = kl(logp_BT, targets.ref_logp_BT, mask_BT, kind="k1")
     if spec.entropy_bonus:
         obj_BT += hyper.entropy_coef * jnp.where(mask_BT > 0, entropy_BT, 0)
     if spec.critic:
         info["value_BT"] = value_loss(
             value_BT,
             batch.behavior_value_BT,
-            to.return_BT,
+            targets.return_BT,
             mask_BT,
             clip=hyper.value_clip,
         )
@@ -103,9 +103,9 @@ def _objective_BT(params, batch: Batch, to: Targets, hyper: Hyper, spec: Spec):
     return obj_BT, info | ratio | {"routed": routed}
 
 
-def objective(params, batch: Batch, to: Targets, hyper: Hyper, spec: Spec):
-    """The slice's part of the objective, and the sums and maxima that metrics are made of."""
-    obj_BT, info = _objective_BT(params, batch, to, hyper, spec)
+def objective(params, batch: Batch, targets: Targets, hyper: Hyper, spec: Spec):
+    """The slice's part of the objective, and its sums and maxima for metrics."""
+    obj_BT, info = _objective_BT(params, batch, targets, hyper, spec)
     mask_BT = batch.mask_BT
     gap_BT = jnp.where(mask_BT > 0, jnp.abs(info["logp_BT"] - batch.behavior_logp_BT), 0)
     sums = {
@@ -122,10 +122,10 @@ def objective(params, batch: Batch, to: Targets, hyper: Hyper, spec: Spec):
         "policy/ratio_max": jnp.max(info["ratio_BT"]),
         "policy/inverse_ratio_max": jnp.max(1 / info["ratio_BT"]),
     }
-    objective = jnp.sum(to.weight_BT * obj_BT)
-    if info["routed"]:  # of the tokens whose successor is learned
+    objective = jnp.sum(targets.weight_BT * obj_BT)
+    if info["routed"]:  # balance over the tokens whose successor is trained on
         aux_B, load_LE = moe.balance(info["routed"], mask_BT[:, 1:])
-        sums |= {"router/aux": jnp.sum(to.share_B * aux_B), "router/load": load_LE}
+        sums |= {"router/aux": jnp.sum(targets.share_B * aux_B), "router/load": load_LE}
         if batch.expert_BTLK is not None:
             sums["router/moved"] = moe.moved(info["routed"], mask_BT[:, 1:])
         objective -= spec.model.router_aux_coef * sums["router/aux"]

@@ -1,6 +1,6 @@
-"""What the words of a recipe stand for, and whether they go together; asked before a run starts.
+"""The functions that a recipe names, and whether they go together; checked before a run starts.
 
-The names of losses, advantages and aggregations stand beside the functions, in rlx.objectives.
+Losses, advantages and aggregations are registered in rlx.objectives.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from rlx.objectives.weights import AGGREGATIONS
 
 REFUSED = {
     "distill_top_k": (
-        "a KL over the k likeliest words is the same whatever was drawn, and as an advantage has "
-        "no gradient in expectation",
-        "use algo.advantage=distill, of the token that was drawn",
+        "the KL over the top k tokens does not depend on the sampled token, and as an advantage "
+        "has zero expected gradient",
+        "use algo.advantage=distill, which is of the sampled token",
     )
 }
-ARRAYS = 4  # that every loss takes: logp, behaviour logp, advantage, mask
+ARRAYS = 4  # parameters of every loss: logp, behaviour logp, advantage, mask
 
 
 class Hyper(NamedTuple):
-    """The numeric half of a step, traced; a loss may ask for any of them."""
+    """The numeric half of a step, traced; possible parameters of a loss."""
 
     clip_low: float
     clip_high: float
@@ -61,25 +61,25 @@ class Hyper(NamedTuple):
 GIVEN = (*Hyper._fields, "ref_logp_BT", "reward_B", "log_partition_B")
 
 
-def asked(loss: str) -> tuple[str, ...]:
-    """What a loss asks for besides the arrays of all losses."""
+def inputs(loss: str) -> tuple[str, ...]:
+    """Parameters of a loss beyond those of all losses."""
     return named.asks(named.find(LOSSES, loss), ARRAYS)
 
 
 def loss_of(algo: AlgoConfig) -> Callable:
-    """Raises InputError where no such function is, or none that a step can call."""
+    """The loss function. Raises InputError if there is none, or none that a step can call."""
     path = algo.loss
     try:
         function = _known("loss", LOSSES, path) if ":" not in path else named.find(LOSSES, path)
-        asked = named.asks(function, ARRAYS)
+        needed = named.asks(function, ARRAYS)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        remedy = "give MODULE:FUNCTION of a module that Python finds from here"
+        remedy = "give MODULE:FUNCTION of a module that Python can import here"
         raise InputError("algo.loss", path, f"cannot be imported ({error})", remedy) from error
-    if unknown := [name for name in asked if name not in GIVEN]:
-        remedy = f"it may ask for {', '.join(GIVEN)}"
-        raise InputError("algo.loss", path, f"asks for {', '.join(unknown)}", remedy)
+    if unknown := [name for name in needed if name not in GIVEN]:
+        remedy = f"possible parameters are {', '.join(GIVEN)}"
+        raise InputError("algo.loss", path, f"unknown parameters {', '.join(unknown)}", remedy)
     return function
 
 
@@ -98,7 +98,7 @@ def has_critic(algo: AlgoConfig) -> bool:
 
 
 def has_bellman(algo: AlgoConfig) -> bool:
-    """Whether the loss holds the reward and the reference itself."""
+    """Whether the loss contains the reward and the reference."""
     return "ref_logp_BT" in named.asks(loss_of(algo), ARRAYS)
 
 
@@ -111,23 +111,23 @@ def clips(algo: AlgoConfig) -> bool:
 
 
 def check(algo: AlgoConfig) -> None:
-    """InputError for a name that nothing has, and for what does not go together."""
+    """Raises InputError for an unknown name, and for names that do not go together."""
     _known("aggregation", AGGREGATIONS, algo.aggregation)
     if algo.advantage == "distill" and not algo.teacher:
-        reason = "algo.advantage=distill learns from a teacher alone"
+        reason = "algo.advantage=distill needs a teacher"
         raise InputError("algo.teacher", algo.teacher, reason, "give the path of a policy")
     if (has_critic(algo) or algo.advantage == "distill") and algo.zero_variance != "keep":
-        who = "a critic" if has_critic(algo) else "who has a teacher alone"
-        reason = f"{who} learns from prompts without variance too"
+        who = "a critic" if has_critic(algo) else "distillation"
+        reason = f"{who} also learns from prompts with zero variance"
         raise InputError(
             "algo.zero_variance", algo.zero_variance, reason, "set algo.zero_variance=keep"
         )
     if algo.correction != "none" and not getattr(loss_of(algo), "corrects", False):
-        reason = f"algo.loss={algo.loss} carries its own ratio to the sampler, or needs none"
+        reason = f"algo.loss={algo.loss} has its own off-policy correction, or needs none"
         able = " or ".join(name for name, function in LOSSES.items() if function.corrects)
         remedy = f"set algo.loss={able}, or algo.correction=none"
         raise InputError("algo.correction", algo.correction, reason, remedy)
     if has_bellman(algo) and (has_critic(algo) or algo.kl != "none" or algo.teacher):
-        reason = "it holds the reward and the reference already"
+        reason = "it contains the reward and the reference already"
         remedy = "leave algo.kl=none, algo.teacher empty and algo.advantage as it is"
         raise InputError("algo.loss", algo.loss, reason, remedy)

@@ -1,4 +1,4 @@
-"""A run directory from the outside: opened by one process, and in its manifest how it went."""
+"""A task in a run directory: locked against other processes, with its status in the manifest."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from rlx.train.report import describe
 
 
 def stopped_so(before: dict, config: Config) -> bool:
-    """Whether the run has been ended by the condition that the configuration has too."""
+    """Whether the run was ended by the stopping condition of this configuration."""
     then = before.get("config", {}).get("forecast", {}).get("stop_when")
     return before.get("status", "").startswith("stopped") and then == config.forecast.stop_when
 
@@ -46,13 +46,13 @@ def recorded(
     task: Callable[[Any, Place, Graders, Mesh], Task], config: Config, *, progress: bool = True,
     stop: Stop = never, forecast: Forecast = Outlook,
 ) -> dict[str, Any]:  # fmt: skip
-    """The manifest of `config.out` once the run of that task is done there, now or before.
+    """The manifest of `config.out` once the run of that task is done, now or earlier.
 
-    `stop` is asked after every update; once it says True a checkpoint is written and `Interrupted`
-    raised. A run that pauses has status "paused" and goes on once `until` is later. Raises
-    InputError, before anything is written, for a configuration that cannot work here, that is not
-    the one `config.out` holds a run of, or whose directory another process is writing or none can
-    write.
+    `stop` is called after every update; once it returns True, a checkpoint is written and
+    `Interrupted` raised. A run that pauses has status "paused" and resumes with a later `until`.
+    Raises InputError, before anything is written, for a configuration that cannot work here or
+    differs from that of the run in `config.out`, or for a directory that cannot be written or that
+    another process is writing.
     """
     config = start.resolve(config)
     before = RunRecord(config.out, writes=False).manifest
@@ -91,9 +91,9 @@ def recorded(
 
 
 def carry_out(task: Task, config: Config, place: Place) -> None:
-    """The task, to its end and a checkpoint of it, which rlx.checkpoint.load_params reads."""
+    """Run the task to its end, and save its last checkpoint for rlx.checkpoint.load_params."""
     path, every = place.record.path, config.eval.every_steps
     with closing(Checkpoints(path / "checkpoints", config.checkpoint, config)) as kept:
-        it = Loop(task, place, kept, config.steps, every)
-        it.run(path.name, config.until)
-        it.save()
+        loop = Loop(task, place, kept, config.steps, every)
+        loop.run(path.name, config.until)
+        loop.save()

@@ -1,4 +1,4 @@
-"""What a run says about itself: its manifest, its metrics beside the update's, its verdict."""
+"""Manifest, metrics and final verdict of a run."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from rlx.train import recipe
 from rlx.train.spec import Spec
 from rlx.types import Group
 
-UNSTABLE_TRUNCATION = 0.10  # truncated share past which runs of ScaleRL's size used to destabilise
+UNSTABLE_TRUNCATION = 0.10  # truncated share above which ScaleRL reports instability
 
 
 def ceilings(config: Config, env: Env) -> dict[str, float | None]:
-    """The environment's for each evaluation set, on average over the lengths of samples."""
+    """The environment's ceiling of each evaluation set, averaged over completion lengths."""
     rollout = config.rollout
     lengths = [rollout.max_new_tokens]
     if config.algo.length_control == "interruption":
-        said = len(env.tokenizer.encode(rollout.interruption)) + rollout.answer_tokens
+        forced = len(env.tokenizer.encode(rollout.interruption)) + rollout.answer_tokens
         budgets = range(rollout.think_tokens_min, rollout.think_tokens_max + 1)
-        lengths = [budget + said for budget in budgets]
+        lengths = [budget + forced for budget in budgets]
     turns = {"max_turns": config.episode.max_turns, "turn_tokens": config.turn_tokens}
     turns = turns if hasattr(env, "reply") else {}
     bounds = {
@@ -41,7 +41,7 @@ def ceilings(config: Config, env: Env) -> dict[str, float | None]:
 
 
 def commit() -> str:
-    """Of the checkout this code lies in, "-dirty" with changes in it; empty outside of one."""
+    """Commit of the checkout of this code, "-dirty" with changes; empty outside of a checkout."""
     describe = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
     where = Path(__file__).parent
     try:
@@ -64,7 +64,7 @@ def describe(config: Config, env: Env) -> dict[str, Any]:
         "git": commit(),
         "versions": {"python": platform.python_version()} | {p: version_of(p) for p in packages},
         "devices": [str(device) for device in jax.devices()],
-        "kernels": compilation.said(config),
+        "kernels": compilation.described(config),
         "ceiling": best["heldout"],
         "ceilings": best,
         "status": "running",
@@ -77,7 +77,7 @@ def _turns(group: Group) -> np.ndarray:
 
 
 def rollout_metrics(groups: list[Group], version: int) -> dict[str, float]:
-    """What the batch of update `version` looks like before it is learned from."""
+    """Metrics of the batch of update `version` before the update."""
     sampled = [group.sampled_GT for group in groups]
     oldest_B = np.concatenate(
         [np.where(m, g.version_GT, version).min(1) for g, m in zip(groups, sampled, strict=True)]
@@ -99,7 +99,7 @@ def rollout_metrics(groups: list[Group], version: int) -> dict[str, float]:
 
 
 def waiting_metrics(engine: Engine, buffer: Buffer) -> dict[str, float]:
-    """What is finished and waits for its turn, and what has become of the prompts."""
+    """Metrics of finished groups that wait in the buffer, of grading and of prompts."""
     waiting = [group.length_G.mean() for group in buffer.waiting.values()]
     return {
         "buffer/waiting_groups": len(waiting),
@@ -114,7 +114,7 @@ def waiting_metrics(engine: Engine, buffer: Buffer) -> dict[str, float]:
 
 
 def spend_update(ledger: flops.Ledger, spec: Spec, vocab: int, groups: list[Group]) -> None:
-    """Enter one update: its own FLOPs, and what the prompts it passed over had cost."""
+    """Add one update to the ledger: its FLOPs, and the FLOPs of filtered groups as discarded."""
     model = spec.model
     compared = [model] * spec.reference + [spec.teacher] * bool(spec.teacher)
     for group in groups:
@@ -135,14 +135,14 @@ def spend_update(ledger: flops.Ledger, spec: Spec, vocab: int, groups: list[Grou
 
 
 def verdict(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a reader of the run should know: which switches fired, and what looked unstable."""
+    """For readers of the run: which switches had an effect, and signs of instability."""
     algo, steps = config.algo, len(rows)
     total = lambda name: float(sum(row[name] for row in rows))  # noqa: E731
     at_end = lambda name: float(rows[-1][name]) if rows else 0.0  # noqa: E731
     low, high = algo.reward_fail, algo.reward_pass
     unpenalised = low * steps + total("rollout/score_mean") * (high - low)
     penalty = algo.length_control.startswith("penalty") and algo.reward_shape == "linear"
-    switches = {  # whether it is on, how often it did something
+    switches = {  # name: (whether it is on, how often it had an effect)
         "zero_variance=drop": (algo.zero_variance == "drop", total("rollout/zero_variance_share")),
         "zero_variance=refill": (algo.zero_variance == "refill", at_end("buffer/refilled_groups")),
         "no_positive_resampling": (algo.no_positive_resampling, at_end("prompts/retired")),

@@ -1,11 +1,10 @@
-"""A reward model: a value head on a decoder, learned from pairs of completions.
+"""A reward model: a value head on a decoder, trained on pairs of completions.
 
     objective = mean over pairs of log sigmoid(r(x, chosen) - r(x, rejected))
 
-Model, sharding, microbatches, adapters, optimiser and checkpoints are those of a run. A pass of
-its evaluation is a held-out pair whose chosen completion scores higher, so that accuracy has a
-scaling curve. `algo.reward_model` accepts the run directory, and so does `model.path`, which takes
-the decoder alone.
+Model, sharding, microbatches, adapters, optimiser and checkpoints are those of a run. In its
+evaluation, a held-out pair passes if the chosen completion scores higher, so accuracy has a scaling
+curve. `algo.reward_model` takes the run directory, and so does `model.path`, for the decoder alone.
 """
 
 from __future__ import annotations
@@ -41,17 +40,17 @@ from rlx.types import Problem, TrainState
 
 
 class Pair(NamedTuple):
-    """A prompt and two completions in token ids, the preferred one first, with their stop token."""
+    """A prompt and two completions in token ids, the preferred one first, with stop tokens."""
 
     prompt: list[int]
     completions: tuple[list[int], list[int]]
 
 
 def read(config: RewardModelConfig, env: Env) -> tuple[list[Pair], list[Pair], int]:
-    """(training pairs, held-out pairs, how many are too long for `rollout.max_new_tokens`).
+    """(training pairs, held-out pairs, how many exceed `rollout.max_new_tokens`).
 
-    InputError names a line that is no pair or that the tokenizer cannot read, and is raised if too
-    few are left.
+    Raises InputError for a line that is not a pair or that the tokenizer cannot encode, and if too
+    few pairs are left.
     """
     c = config.env
     sizes = {"train_prompts": c.train_prompts, "heldout_prompts": c.heldout_prompts}
@@ -62,7 +61,7 @@ def read(config: RewardModelConfig, env: Env) -> tuple[list[Pair], list[Pair], i
     fits = lambda pair: max(map(len, pair.completions)) <= limit  # noqa: E731
     learned, heldout = (list(filter(fits, pairs)) for pairs in everything)
     if len(learned) < batch or not heldout:
-        there = f"{len(learned)} pairs to learn from and {len(heldout)} held out are at most "
+        there = f"{len(learned)} training pairs and {len(heldout)} held-out pairs are at most "
         remedy = "lower it, or raise rollout.max_new_tokens"
         reason = f"{there}{limit} tokens long"
         raise InputError("rollout.prompts_per_step", batch, reason, remedy)
@@ -115,20 +114,20 @@ class RewardModel(Supervised):
         P, model, pairs = self.config.rollout.prompts_per_step, self.config.model, self.heldout
         policy = self.policy
         batches = [pairs[at : at + P] for at in range(0, len(pairs), P)]
-        found = [_scores(policy, model, self._texts(some, P)) for some in batches]
+        found = [_scores(policy, model, self._texts(batch, P)) for batch in batches]
         score_P2 = np.concatenate(processes.to_host(found)).reshape(-1, 2)[: len(pairs)]
         self.ledger.eval_flops += _forward_flops(model, pairs)
         return [accuracy(score_P2)]
 
     def _texts(self, pairs: Sequence[Pair], rows: int = 0) -> reward.Texts:
-        asked, told = [p.prompt for p in pairs], [p.completions for p in pairs]
-        return on_mesh(reward.padded(asked, told, **self.shape, rows=rows), self.mesh)
+        prompts, completions = [p.prompt for p in pairs], [p.completions for p in pairs]
+        return on_mesh(reward.padded(prompts, completions, **self.shape, rows=rows), self.mesh)
 
 
 def accuracy(score_P2: np.ndarray) -> dict[str, Any]:
     """An evaluation row: every pair is a trial, and a pass if chosen scores above rejected.
 
-    Of pairs that score alike every other one passes: a head that starts at 0 is right by chance.
+    Every other tied pair passes, so that a head of zeros has an accuracy of 1/2.
     """
     tied_n = score_P2[:, 0] == score_P2[:, 1]
     luck_n = tied_n & (np.cumsum(tied_n) % 2 == 0)
@@ -147,25 +146,25 @@ _scores = jax.jit(reward.scores, static_argnames="config")
 
 
 def _step(state: TrainState, texts: reward.Texts, base, hyper: Hyper, *, spec: Spec):
-    """(state, pairs) -> (state, metrics), pure; slices of the batch add up."""
-    whole = lambda params: lora.merged(base, params, hyper.lora_scale) if base else params  # noqa: E731
+    """(state, pairs) -> (state, metrics), pure; gradients of slices add up."""
+    policy = lambda params: lora.merged(base, params, hyper.lora_scale) if base else params  # noqa: E731
     pairs, scale = len(texts.prompt_length_P), loss_scale(state)
 
     def objective(params, part):
         scores = meshes.visible(spec.mesh, reward.scores)
-        score_P2 = scores(whole(params), spec.model, part).reshape(-1, 2)
+        score_P2 = scores(policy(params), spec.model, part).reshape(-1, 2)
         value, margin_P = jnp.sum(bradley_terry(score_P2)) / pairs, score_P2[:, 0] - score_P2[:, 1]
         return scale * value, (value, jnp.sum(margin_P) / pairs, jnp.sum(margin_P > 0) / pairs)
 
     def add_slice(total, part):
-        grads, told = jax.grad(objective, has_aux=True)(state.params, part)
-        return jax.tree.map(jnp.add, total, grads), told
+        grads, sums = jax.grad(objective, has_aux=True)(state.params, part)
+        return jax.tree.map(jnp.add, total, grads), sums
 
     zeros = jax.tree.map(jnp.zeros_like, state.params)
-    grads, told = jax.lax.scan(
+    grads, sums = jax.lax.scan(
         add_slice, zeros, in_slices(texts, pairs, spec.microbatches, spec.mesh)
     )
-    objective_sum, margin, right = map(jnp.sum, told)
+    objective_sum, margin, right = map(jnp.sum, sums)
     moving = optimizer(hyper, state.version, half=spec.half)
     state, grad_norm, finite = ascend(state, grads, objective_sum, moving, spec.mesh)
     skipped = 1 - finite.astype(jnp.float32)
@@ -177,8 +176,8 @@ _jitted_step = jax.jit(_step, static_argnames="spec", donate_argnames="state")
 
 
 def train(config: RewardModelConfig, **how: Any) -> dict[str, Any]:
-    """Train to the end (or find it ended) and return the manifest; raises as `recorded`."""
-    if config.pairs and config.env.name == "preference":  # the tokens are those of the pairs
+    """Train to the end (or find it done) and return the manifest; raises as `recorded`."""
+    if config.pairs and config.env.name == "preference":  # tokenise with the pairs' own words
         env = replace(config.env, kwargs={**config.env.kwargs, "path": config.pairs})
         config = replace(config, env=env)
     return recorded(RewardModel, config, **how)

@@ -1,7 +1,7 @@
-"""Reinforcement learning as a task of the loop: generation and learning interleaved.
+"""Reinforcement learning as a task of the loop: generation and training interleaved.
 
-The generator goes on until an update is due, the update is made, its weights are published.
-`rlx.train.schedule` says how long that is and who waits; one task serves every pipeline.
+The generator runs until an update is due, the update is made, its weights are published.
+`rlx.train.schedule` decides how long that takes and who waits; one task serves every pipeline.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ class ReinforcementLearning(Task):
         self.engine = Engine(config, graders, self.buffer, self.ledger, self.generators)
         self.weights = Weights(self._published(), 0)
         self.turns = schedule.make(pipeline, self.engine, self.buffer, self.weights, clock)
-        self._spent = self.ledger.row()  # when the newest update ended
+        self._spent = self.ledger.row()  # at the end of the latest update
 
     def _published(self) -> Params:
-        """The weights that are learned, adapters merged, as the generator reads them."""
-        params = lora.whole(self.config.optim, self.start, self.state.params)
+        """The current weights, adapters merged, in the generator's layout."""
+        params = lora.policy_params(self.config.optim, self.start, self.state.params)
         head_dtype = self.config.rollout.head_dtype
         return published(params, self.config.model, head_dtype, self.mesh, self.generators)
 
@@ -80,7 +80,7 @@ class ReinforcementLearning(Task):
         return metrics
 
     def spend(self, version: int, groups: list[Group]) -> Row:
-        """... and give the generator the new weights, at one moment."""
+        """Add the update to the ledger and publish its weights, under one lock."""
         row = report.rollout_metrics(groups, version)
         with self.engine.lock:
             self.buffer.take(version)

@@ -1,15 +1,15 @@
-"""Who acts when: three ways to keep the generator going while the learner makes updates.
+"""The order of generation and updates: three schedules.
 
-`advance` returns when the learner is to make its next update, or says False where none can come
-any more because every training prompt is retired. The order of what happened is in
-`Engine.events`; the loop writes it beside each update, so a run can be replayed.
+`advance` returns True when the next update is due, and False if there will be none, because every
+training prompt is retired. The order of events is in `Engine.events`; the loop records it with each
+update, so a run can be replayed.
 
-    VirtualClock  they take turns; a clock counted in decode chunks says for how long. An update
-                  takes `decode_chunks_per_update` chunks, during which the generator goes on with
-                  the weights it has; where the staleness bound leaves it nothing to do, the update
-                  ends at once. The clock counts, it does not measure: runs repeat bit for bit.
-    Threads       they work at the same time, each on devices of its own, at the machine's pace.
-    Replay        one thread does what another run did, in the same order.
+    VirtualClock  generator and learner alternate, on a clock that counts decode chunks. An update
+                  takes `decode_chunks_per_update` chunks, during which generation continues with
+                  the old weights; if the staleness bound leaves the generator nothing to do, the
+                  update ends at once. The clock does not measure time, so runs repeat bit for bit.
+    Threads       they run concurrently, on separate devices, at hardware speed.
+    Replay        one thread repeats the recorded order of another run.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from rlx.train.clock import Clock
 
 class OneThread(AbstractContextManager):
     def at_rest(self) -> AbstractContextManager:
-        """While inside, nothing is generated: what a checkpoint needs."""
+        """A context in which nothing is generated, for checkpoints."""
         return nullcontext()
 
     def __exit__(self, *_) -> None:
@@ -58,7 +58,7 @@ class VirtualClock(OneThread):
 class Threads(AbstractContextManager):
     def __init__(self, engine: Engine, buffer: Buffer, weights: Weights, clock: Clock):
         self.engine, self.buffer, self.weights, self.clock = engine, buffer, weights, clock
-        self.changed = threading.Condition(engine.lock)  # by an update or a finished chunk
+        self.changed = threading.Condition(engine.lock)  # notified of updates and finished chunks
         self.over, self.error = False, None
         self.resting, self.working = False, False
         self.thread = threading.Thread(target=self._generate, name="generator", daemon=True)
@@ -82,7 +82,7 @@ class Threads(AbstractContextManager):
                 with self.changed:
                     self.working = False
                     self.changed.notify_all()
-        except BaseException as error:  # the learner raises it
+        except BaseException as error:  # raised again by the learner's thread
             with self.changed:
                 self.error = error
                 self.changed.notify_all()
@@ -119,7 +119,7 @@ class Threads(AbstractContextManager):
 
 class Replay(OneThread):
     def __init__(self, engine: Engine, weights: Weights, clock: Clock, events: Sequence[str]):
-        """`events[v]`: what happened between the updates of versions v - 1 and v."""
+        """`events[v]`: the events between the updates of versions v - 1 and v."""
         self.engine, self.weights, self.clock, self.events = engine, weights, clock, events
 
     def advance(self) -> bool:
@@ -137,19 +137,19 @@ class Replay(OneThread):
 def make(
     config: PipelineConfig, engine: Engine, buffer: Buffer, weights: Weights, clock: Clock
 ) -> VirtualClock | Threads | Replay:
-    """The schedule that the configuration names. InputError if there is nothing to replay."""
+    """The schedule of the configuration. Raises InputError if there is nothing to replay."""
     if config.replay:
         rows = read_rows(Path(config.replay) / "metrics.jsonl")
         if not rows:
-            reason, remedy = "no metrics.jsonl with updates there", "give the directory of a run"
+            reason, remedy = "it has no metrics.jsonl with updates", "give the directory of a run"
             raise InputError("pipeline.replay", config.replay, reason, remedy)
         events = [row.get("schedule/events") for row in rows]
         if any(not isinstance(done, str) for done in events):
-            reason, remedy = "its metrics.jsonl says no schedule/events", "replay another run"
+            reason, remedy = "its metrics.jsonl has no schedule/events", "replay another run"
             raise InputError("pipeline.replay", config.replay, reason, remedy)
         return Replay(engine, weights, clock, events)
     if config.schedule == "threads" and jax.process_count() > 1:
-        reason = "the threads of several processes would not agree on an order"
+        reason = "threads of several processes would run in different orders"
         remedy = "set pipeline.schedule=deterministic"
         raise InputError("pipeline.schedule", config.schedule, reason, remedy)
     if config.schedule == "threads":

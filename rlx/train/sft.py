@@ -1,9 +1,9 @@
-"""Supervised fine-tuning: REINFORCE on demonstrations, each with the reward 1 and no baseline.
+"""Supervised fine-tuning: REINFORCE on demonstrations with reward 1 and no baseline.
 
     objective = sum_bt mask_bt * logp_bt / sum_bt mask_bt
 
-is the reinforcement step with A = 1. Model, sharding, microbatches, adapters, optimiser and
-checkpoints are those of a run, and the result is a run directory that `model.path` accepts.
+is the RL step with A = 1. Model, sharding, microbatches, adapters, optimiser and checkpoints are
+those of a run, and the result is a run directory that `model.path` accepts.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from rlx.types import Params
 
 
 class Trace(NamedTuple):
-    """A prompt and what to say to it, in token ids; the completion ends with the stop token."""
+    """A prompt and its completion in token ids; the completion ends with the stop token."""
 
     prompt: list[int]
     completion: list[int]
@@ -48,7 +48,7 @@ def tokenized(env: Env, prompt: str, completion: str) -> Trace:
 
 
 def read(path: str, env: Env) -> list[Trace]:
-    """Lines `{"prompt": TEXT, "completion": TEXT}`. InputError names the line that is not one."""
+    """Traces of lines `{"prompt": TEXT, "completion": TEXT}`. InputError names a bad line."""
     traces = []
     for row in data.rows(path, "traces"):
         texts = data.texts(row, Trace._fields)
@@ -62,7 +62,7 @@ def read(path: str, env: Env) -> list[Trace]:
 def demonstrations(config: SftConfig, env: Env) -> tuple[list[Trace], int]:
     """The traces that fit into `rollout.max_new_tokens`, and how many do not.
 
-    InputError if no batch can be filled with different ones.
+    Raises InputError if there are fewer than one batch.
     """
     if config.traces:
         everything = read(config.traces, env)
@@ -70,7 +70,7 @@ def demonstrations(config: SftConfig, env: Env) -> tuple[list[Trace], int]:
         rng = np.random.default_rng(config.env.seed)
         solutions = [(p.prompt, env.solution(p, rng, worked=True)) for p in env.train]
         if not all(isinstance(solution, str) for _, solution in solutions):
-            reason = "its solutions are episodes, which only the warm start of a run learns"
+            reason = "its solutions are episodes, which only a warm start can train on"
             raise InputError("env.name", config.env.name, reason, "give a file of single answers")
         everything = [tokenized(env, *pair) for pair in solutions]
     limit, batch = config.rollout.max_new_tokens, config.rollout.prompts_per_step
@@ -83,10 +83,10 @@ def demonstrations(config: SftConfig, env: Env) -> tuple[list[Trace], int]:
 
 
 class Supervised(Task):
-    """Learns from a list of items, of which every update takes some."""
+    """Trains on batches from a list of items."""
 
     def __init__(self, config: Config, place: Place, graders: Graders, mesh: Mesh, head=False):
-        """head: a value head is learned too."""
+        """head: train a value head too."""
         self.config, self.graders, self.mesh, self.env = config, graders, mesh, graders.env
         self.items = self.read(place)
         self.start, _ = start.load(config, self.env, mesh, place.record.path, place.watch)
@@ -95,17 +95,17 @@ class Supervised(Task):
 
     @abstractmethod
     def read(self, place: Place) -> list[Any]:
-        """What is learned from; the manifest says how much there is."""
+        """The items; records their number in the manifest."""
 
     def batch(self, version: int) -> list[Any]:
-        """Every epoch is a permutation; what is left over at its end is left out."""
+        """Every epoch is a permutation; an incomplete last batch is left out."""
         size, seed = self.config.rollout.prompts_per_step, self.config.seed
         return [self.items[i] for i in drawn(len(self.items), size, seed, version)]
 
     @property
     def policy(self) -> Params:
-        """The parameters now, adapters merged."""
-        return lora.whole(self.config.optim, self.start, self.state.params)
+        """The current parameters, adapters merged."""
+        return lora.policy_params(self.config.optim, self.start, self.state.params)
 
 
 def drawn(count: int, batch: int, seed: int, step: int) -> np.ndarray:
@@ -127,7 +127,7 @@ class SupervisedFineTuning(Supervised):
         return traces
 
     def step(self, traces: list[Trace]) -> Row:
-        """What a step says that means something without a policy that sampled."""
+        """Metrics without those that compare with a sampling policy."""
         T, pad_id = self.config.rollout.max_new_tokens, self.env.tokenizer.pad_id
         batch = demonstrated(*zip(*traces, strict=True), self.prompt_tokens, T, pad_id)
         self.state, metrics = self.train_step(self.state, batch)
@@ -145,9 +145,9 @@ class SupervisedFineTuning(Supervised):
 
     def measure(self, version: int) -> list[Row]:
         config, mesh = self.config, self.mesh
-        said = published(self.policy, config.model, config.rollout.head_dtype, mesh, mesh)
+        params = published(self.policy, config.model, config.rollout.head_dtype, mesh, mesh)
         generator = make_generator(config, self.graders, mesh)
-        weights = Weights(said, version)
+        weights = Weights(params, version)
         return evaluate(generator, weights, config, self.graders, self.ledger, mesh)
 
 

@@ -1,4 +1,4 @@
-"""A configuration as an update takes it: what is compiled, and the numbers that are not."""
+"""The configuration of an update: a static part, which is compiled, and a numeric part."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ class Spec(NamedTuple):
 
     @property
     def half(self) -> bool:
-        """Whether gradients may overflow or vanish for want of bits of the exponent."""
+        """Whether gradients may overflow or underflow."""
         return self.model.compute_dtype == "float16"
 
     @property
     def forward(self) -> dict[str, Any]:
-        """Of rlx.train.forward.policy."""
+        """Keywords of rlx.train.forward.policy."""
         names = ("model", "mesh", "vocab_chunk", "head_dtype")
         return {name: getattr(self, name) for name in names}
 
 
 def names(config: Config, mesh: Mesh, teacher: ModelConfig | None = None) -> Spec:
-    """teacher: the architecture of `algo.teacher`."""
+    """The static part. teacher: the architecture of `algo.teacher`."""
     algo = config.algo
     fields = {**vars(config.optim), **vars(algo), "mesh": mesh}
     fields["model"] = attention.chosen(config.model, mesh)
@@ -61,7 +61,7 @@ def names(config: Config, mesh: Mesh, teacher: ModelConfig | None = None) -> Spe
 
 
 def numbers(config: Config) -> Hyper:
-    """The traced half."""
+    """The traced part."""
     optim = config.optim
     fields = {**vars(config.algo), **vars(optim), **vars(config.rollout)}
     fields["lora_scale"] = optim.lora_alpha / max(optim.lora_rank, 1)

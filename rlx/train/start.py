@@ -1,7 +1,7 @@
-"""Where a run starts: pretrained weights, the policy of another run, or a warm start of its own.
+"""Where a run starts: pretrained weights, the policy of another run, or its own warm start.
 
 `model.path` is a folder in the format of `transformers`, a .gguf file, or a run directory; without
-it the model is fresh and warmed up on the environment's own solutions.
+it the model is fresh and warm-started on the environment's own solutions.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from rlx.types import Params
 
 
 def _located(path: str | Path) -> tuple[Path, int]:
-    """(run directory, step) of a run or of one of its checkpoints; step 0 is the newest."""
+    """(run directory, step) of a run or of one of its checkpoints; step 0: the newest."""
     path = Path(path)
     one = path.parent.name == "checkpoints" and path.name.isdigit()
     return (path.parent.parent, int(path.name)) if one else (path, 0)
@@ -44,14 +44,14 @@ def is_run(path: str | Path) -> bool:
 
 
 def of_run(path: str | Path) -> dict[str, Any]:
-    """The manifest of a run, with the sections named below as dataclasses.
+    """The manifest of a run, with the sections below as dataclasses.
 
-    Raises InputError if it lacks them.
+    Raises InputError if they are missing.
     """
     directory = _located(path)[0]
     manifest = RunRecord(directory, writes=False).manifest
     kinds, made = [ModelConfig, EnvConfig, OptimConfig, RolloutConfig], {"episode": EpisodeConfig()}
-    if "episode" in manifest.get("config", {}):  # of a younger one than episodes are
+    if "episode" in manifest.get("config", {}):  # older runs have none
         kinds.append(EpisodeConfig)
     for section in kinds:
         name = section.section.rstrip(".")
@@ -60,16 +60,16 @@ def of_run(path: str | Path) -> dict[str, Any]:
             given = manifest["config"][name].items()
             made[name] = section(**{k: v for k, v in given if k in known})
         except (KeyError, AttributeError, TypeError, InputError) as error:
-            reason = f"its config.{name} is not that of a run ({error})"
+            reason = f"its config.{name} is not the section of a run ({error})"
             remedy = "give the directory of a run of this project"
             raise InputError(directory / "manifest.json", "", reason, remedy) from None
     return manifest | made
 
 
 def resolve(config: Config) -> Config:
-    """The configuration with the architecture and the tokenizer that `model.path` has.
+    """The configuration with the architecture and tokenizer of `model.path`.
 
-    Raises InputError if nothing is there, or if a field that was set says something else.
+    Raises InputError if nothing is there, or if a field was set to a different value.
     """
     recipe.check(config.algo)
     config = _adopted(config) if config.model.path else config
@@ -92,7 +92,7 @@ def _adopted(config: Config) -> Config:
 
 
 def make_env(config: Config) -> Env:
-    """The environment, read by the characters it is written in or by `env.tokenizer`."""
+    """The environment, with its built-in vocabulary or the tokenizer `env.tokenizer`."""
     c = config.env
     tokenizer = None
     if c.tokenizer:
@@ -108,7 +108,7 @@ def make_env(config: Config) -> Env:
 
 
 def _check_sizes(config: Config, env: Env) -> None:
-    """InputError where the model has no row for a token, or no room for a sample."""
+    """Raises InputError if the model has too few embedding rows, or no room for a sample."""
     model, words = config.model, env.tokenizer.vocab_size
     if model.path and 0 < model.vocab_size < words:
         there = f"has {words} tokens, the model {model.vocab_size} rows"
@@ -116,13 +116,13 @@ def _check_sizes(config: Config, env: Env) -> None:
     longest, room = env.max_prompt_tokens, model.context_tokens
     if room and longest + config.rollout.max_new_tokens > room:
         there = f"with prompts of up to {longest} tokens exceeds model.context_tokens={room}"
-        remedy = "lower it, or ask for shorter prompts"
+        remedy = "lower it, or use shorter prompts"
         limit = config.rollout.max_new_tokens
         raise InputError("rollout.max_new_tokens", limit, there, remedy)
 
 
 def arguments(c: EnvConfig) -> dict[str, Any]:
-    """Of rlx.envs.base.make: what decides the problems."""
+    """Arguments of rlx.envs.base.make, which determine the problems."""
     sizes = {"train_prompts": c.train_prompts, "heldout_prompts": c.heldout_prompts}
     return {"name": c.name, "seed": c.seed, "kwargs": c.kwargs, **sizes}
 
@@ -139,7 +139,7 @@ def make_graders(c: EnvConfig, env: Env, scorer: Scorer | None = None) -> Grader
 
 
 def vocabulary(tokenizer: TextTokenizer) -> str:
-    """Fingerprint of the map from ids to text, without unused trailing rows of the embedding."""
+    """Fingerprint of the map from ids to text, ignoring unused trailing rows of the embedding."""
     texts = [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)]
     while not texts[-1]:
         texts.pop()
@@ -149,7 +149,7 @@ def vocabulary(tokenizer: TextTokenizer) -> str:
 def load_scorer(config: Config, env: Env, mesh: Mesh) -> Scorer | None:
     """The reward model of `algo.reward_model`, if the run needs one.
 
-    Raises InputError if none is there, or if it reads other tokens than the policy.
+    Raises InputError if none is there, or if its tokens differ from the policy's.
     """
     if not config.needs_reward_model:
         return None
@@ -159,7 +159,7 @@ def load_scorer(config: Config, env: Env, mesh: Mesh) -> Scorer | None:
         remedy = "train one with experiments.reward_model, and give its directory"
         raise InputError("algo.reward_model", path, "no reward model there", remedy)
     if manifest["vocabulary"] != vocabulary(env.tokenizer):
-        reason = f"its tokens are not those of env.name={config.env.name} and the policy"
+        reason = f"its tokens differ from those of env.name={config.env.name} and the policy"
         remedy = "train one with the same env.tokenizer, or the same env"
         raise InputError("algo.reward_model", path, reason, remedy)
     config = replace(config, model=of_run(path)["model"])
@@ -171,9 +171,9 @@ def load_scorer(config: Config, env: Env, mesh: Mesh) -> Scorer | None:
 def load(
     config: Config, env: Env, mesh: Mesh, directory: str | Path, watch: Watch = UNWATCHED
 ) -> tuple[Params, float]:
-    """(parameters, FLOPs spent on a warm start). A warm start of this run is kept in `directory`.
+    """(parameters, FLOPs spent on them). A warm start of this run is kept in `directory`.
 
-    Raises InputError if `model.path` does not hold what the configuration says, or no numbers.
+    Raises InputError if `model.path` does not fit the configuration, or has NaN or infinity.
     """
     path = config.model.path
     if not path:
@@ -186,7 +186,7 @@ def load(
     for at, total in jax.tree_util.tree_leaves_with_path(jax.device_get(_sums(params))):
         if not np.isfinite(total):
             reason = f"{jax.tree_util.keystr(at, simple=True, separator='/')} is not finite"
-            raise InputError("model.path", path, reason, "give weights without NaN and infinity")
+            raise InputError("model.path", path, reason, "give weights without NaN or infinity")
     return params, spent
 
 
@@ -198,24 +198,24 @@ def _sums(params: Params) -> Params:
 def _policy_of(
     path: str, config: Config, env: Env, mesh: Mesh, value_head: bool = False
 ) -> tuple[Params, float]:
-    """What another run has learned: the newest of its checkpoints, adapters merged."""
+    """The policy of another run and its FLOPs, from a checkpoint, adapters merged."""
     source, (run, step) = of_run(path), _located(path)
     vocab = env.tokenizer.vocab_size
     make = lambda key: transformer.init(key, config.model, vocab)  # noqa: E731
-    whole = jax.eval_shape(make, jax.random.key(0))
-    base_params, trained = None, whole
+    shapes = jax.eval_shape(make, jax.random.key(0))
+    base_params, trained = None, shapes
     if source["optim"].lora_rank:
         before = replace(config, model=source["model"], warm_start_dir="")
         base_params, _ = load(before, env, mesh, run)
         trained = jax.eval_shape(
-            lambda p: lora.init(jax.random.key(0), p, source["optim"].lora_rank), whole
+            lambda p: lora.init(jax.random.key(0), p, source["optim"].lora_rank), shapes
         )
     if value_head:
-        trained = {**trained, "value": whole["final_norm"]}  # of that shape
+        trained = {**trained, "value": shapes["final_norm"]}  # same shape
     layout = meshes.of_params(mesh, trained, lora.logical_axes(trained))
     like = meshes.shapes(trained, layout)
     got = load_params(run, like, step)
     rows = RunRecord(run, writes=False).rows("evals.jsonl")
     spent = [row["compute"] for row in rows if not step or row["step"] <= step]
-    warm = source.get("warm_start_flops", 0.0)
-    return lora.whole(source["optim"], base_params, got), warm + (spent[-1] if spent else 0.0)
+    flops = source.get("warm_start_flops", 0.0) + (spent[-1] if spent else 0.0)
+    return lora.policy_params(source["optim"], base_params, got), flops

@@ -1,7 +1,7 @@
-"""What a learner holds, laid out on its mesh, and how a gradient moves it: clipping, then AdamW.
+"""The learner's state, laid out on its mesh, and its update by a gradient: clipping, then AdamW.
 
-An update whose objective or gradient is not finite leaves parameters and moments as they are. In
-float16 the gradient is of `loss_scale` times the objective, and divided by that.
+An update whose objective or gradient is not finite leaves parameters and moments unchanged. In
+float16 the gradient is taken of `loss_scale` times the objective, and divided by it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _is_scale(x) -> bool:
 
 
 def loss_scale(state: TrainState):
-    """By what the objective is multiplied before its gradient is taken."""
+    """Factor of the objective before its gradient is taken."""
     parts = jax.tree.leaves(state.opt_state, is_leaf=_is_scale)
     return next((x.loss_scale for x in parts if _is_scale(x)), 1.0)
 
@@ -52,8 +52,8 @@ def loss_scale(state: TrainState):
 def optimizer(hyper: Hyper, version, learns=True, half=False) -> optax.GradientTransformation:
     """Clip the global norm, then AdamW; rate = learning_rate * min(1, (version + 1) / warmup).
 
-    The rate is 0 where there is nothing to learn from: momentum alone moves nothing. half: its
-    state holds a LossScale besides.
+    learns=False: the rate is 0, so that momentum alone changes nothing. half: the state includes
+    a LossScale.
     """
     warmup = jnp.maximum(hyper.warmup_steps, 1)
     rate = hyper.learning_rate * jnp.minimum(1.0, (version + 1) / warmup) * learns
@@ -69,7 +69,7 @@ def optimizer(hyper: Hyper, version, learns=True, half=False) -> optax.GradientT
 
 
 def layout(state: TrainState, mesh: Mesh) -> TrainState:
-    """Shardings of a state: moments like their parameters, scalars everywhere."""
+    """Shardings of a state: moments like their parameters, scalars replicated."""
     axes = lora.logical_axes(state.params)
     like_params = jax.tree.structure(state.params)
 
@@ -89,10 +89,10 @@ def placed(params: Params, mesh: Mesh, may_alias: bool | None = None) -> Params:
 
 
 def init_state(spec: Spec, params: Params, seed: int = 0, value_head: bool = False) -> TrainState:
-    """Version 0, laid out on the mesh; the caller's arrays are copied, since the step donates.
+    """Version 0, laid out on the mesh; the arrays are copied, since the step donates its own.
 
-    `state.params` is what is trained: all of `params`, or adapters to them, and a critic or
-    another `value_head`. seed: of the adapters.
+    `state.params` are the trained parameters: all of `params` or adapters to them, and the value
+    head of a critic or, with `value_head`, of a reward model. seed: of the adapters.
     """
     params = placed(params, spec.mesh, may_alias=False)
     like = state_like(spec, params, value_head)
@@ -113,7 +113,7 @@ def _begin(spec: Spec, seed: int, value_head: bool, params: Params) -> TrainStat
 
 
 def state_like(spec: Spec, params: Params, value_head: bool = False) -> TrainState:
-    """Shapes and shardings of `init_state`, of parameters that may be shapes too."""
+    """Shapes and shardings of `init_state`; `params` may be shapes too."""
     state = jax.eval_shape(functools.partial(_begin, spec, 0, value_head), params)
     return meshes.shapes(state, layout(state, spec.mesh))
 
@@ -123,8 +123,8 @@ def ascend(state: TrainState, grads, objective, moving: optax.GradientTransforma
 
     grads: of `loss_scale(state)` times the objective.
 
-    It is moved if objective and gradient are finite. If they are and it says no all the same, the
-    move itself has spoilt parameters or moments, for good.
+    Parameters change only if objective and gradient are finite. If both are and the flag is still
+    False, the update itself made parameters or moments infinite.
     """
     scale = loss_scale(state)
     grads = jax.tree.map(lambda g: g / scale, grads)

@@ -4,8 +4,8 @@
 
 The weights and the advantages are computed once, on the whole batch, and the objective is linear
 in the weights; so the gradient is the same for any microbatch, padding or mesh, and slices of the
-batch simply add. Prompts that count are moved to the front and slices behind them are skipped:
-a filtered prompt costs its generation, not its share of the update.
+batch simply add. Kept prompts are moved to the front, and slices without any are skipped: a
+filtered prompt costs its generation, not its share of the update.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ def _train_step(
     state: TrainState, batch: Batch, base, reference, teacher, hyper: Hyper, *, spec: Spec
 ):
     """(state, batch) -> (state, metrics), pure."""
-    whole = lambda params: lora.merged(base, params, hyper.lora_scale) if base else params  # noqa: E731
+    policy = lambda params: lora.merged(base, params, hyper.lora_scale) if base else params  # noqa: E731
     keep_P = batch.keep_P
     if spec.drop_zero_variance:
         keep_P = keep_P * ~zero_variance(batch.reward_PG)
     batch, P = kept_first(batch, keep_P), len(keep_P)
-    to = targets(batch, reference, teacher, state.version, hyper, spec)
+    constants = targets(batch, reference, teacher, state.version, hyper, spec)
     by_sample = batch.replace(reward_PG=batch.reward_PG.reshape(-1))
-    slices = in_slices((by_sample, to), P, spec.microbatches, spec.mesh, spec.group_slices)
+    slices = in_slices((by_sample, constants), P, spec.microbatches, spec.mesh, spec.group_slices)
 
     scale = loss_scale(state)
 
     def add_slice(i, total):
         def of_part(params):
-            value, told = objective(whole(params), *part, hyper, spec)
-            return scale * value, told
+            value, metrics = objective(policy(params), *part, hyper, spec)
+            return scale * value, metrics
 
         part = jax.tree.map(lambda x: x[i], slices)
         grads, (sums, maxima) = jax.grad(of_part, has_aux=True)(state.params)
@@ -74,9 +74,8 @@ def make_train_step(
 ):
     """The jitted (state, batch) -> (state, metrics) with these names and numbers.
 
-    start: the parameters that adapters change, and that a KL term or the Bellman residual compares
-    with; teacher: those of `algo.teacher`; laid out on the mesh here. ValueError if they are needed
-    and missing.
+    start: the parameters that adapters change, and the reference of a KL term or the Bellman
+    residual; teacher: those of `algo.teacher`. Raises ValueError if they are needed and missing.
     """
     if spec.reference or spec.lora_rank:
         if start is None:
@@ -90,7 +89,7 @@ def make_train_step(
     base, reference = start if spec.lora_rank else None, start if spec.reference else None
 
     def train_step(state: TrainState, batch: Batch, rate: float = 1.0):
-        """rate: by what the learning rate is multiplied."""
+        """rate: factor of the learning rate."""
         batch, now = on_mesh(batch, spec.mesh), hyper.learning_rate * rate
         numbers = hyper._replace(learning_rate=now)
         return jitted_step(state, batch, base, reference, teacher, numbers, spec=spec)

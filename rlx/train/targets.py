@@ -1,4 +1,4 @@
-"""Targets of the tokens of a batch: constants of the objective, computed before it."""
+"""Targets of the objective: advantages, weights and returns, constants computed before it."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class Targets:
     adv_BT: jax.Array
     weight_BT: jax.Array
     ref_logp_BT: jax.Array  # 0 without a reference
-    return_BT: jax.Array  # what the critic should have said; 0 without one
-    share_B: jax.Array  # of a sequence in the mean over those that count
+    return_BT: jax.Array  # target of the critic; 0 without one
+    share_B: jax.Array  # weight of a sequence in a mean over kept sequences
 
 
 def logp_of(params: Params | None, batch: Batch, hyper: Hyper, spec: Spec):
-    """logp_BT of a policy that does not learn, slice by slice; 0 without one."""
+    """logp_BT under a policy that is not trained, slice by slice; 0 if params is None."""
     shape, P = batch.behavior_logp_BT.shape, len(batch.keep_P)
     if params is None:
         return jnp.zeros_like(batch.behavior_logp_BT)
-    batch = batch.replace(expert_BTLK=None)  # it routes by itself
+    batch = batch.replace(expert_BTLK=None)  # its own routing
     one = lambda part: forward.policy(params, part, hyper.temperature, **spec.forward)[0]  # noqa: E731
     slices = in_slices(batch, P, spec.microbatches, spec.mesh, spec.group_slices)
     logp = jax.lax.map(one, slices)
@@ -54,13 +54,13 @@ def targets(
     hyper: Hyper,
     spec: Spec,
 ) -> Targets:
-    """Advantages, weights and returns, of the whole batch at once."""
+    """The targets of the whole batch."""
     ref_logp_BT = logp_of(reference, batch, hyper, spec)
     P, G = batch.reward_PG.shape
     B, T = mask_shape = batch.mask_BT.shape
     mask_BT, reward_PG = batch.mask_BT, batch.reward_PG
     penalty_BT = jnp.zeros(mask_shape)
-    if spec.kl == "k1_reward":  # of the policy that sampled, as the samples are
+    if spec.kl == "k1_reward":  # under the policy that sampled
         penalty_BT = -hyper.kl_coef * kl(batch.behavior_logp_BT, ref_logp_BT, mask_BT, kind="k1")
     if spec.critic:
         at_BT = jnp.arange(T)[None] * jnp.ones((B, 1), jnp.int32)
@@ -76,9 +76,9 @@ def targets(
         adv_BT = jnp.broadcast_to(adv_PG.reshape(B, 1), mask_shape)
         return_BT = jnp.zeros(mask_shape)
     if spec.teacher:
-        theirs_BT = logp_of(teacher, batch, hyper, spec._replace(model=spec.teacher))
-        own_BT = towards_teacher(theirs_BT, batch.behavior_logp_BT, mask_BT)
-        adv_BT += hyper.teacher_coef * own_BT
+        teacher_logp_BT = logp_of(teacher, batch, hyper, spec._replace(model=spec.teacher))
+        teacher_adv_BT = towards_teacher(teacher_logp_BT, batch.behavior_logp_BT, mask_BT)
+        adv_BT += hyper.teacher_coef * teacher_adv_BT
     if spec.covariance_clip:
         key = jax.random.fold_in(jax.random.key(0), version)
         bounds = {"low": hyper.covariance_low, "high": hyper.covariance_high}

@@ -1,4 +1,4 @@
-"""The teacher of on-policy distillation: a policy with the same tokens, which never changes."""
+"""The teacher of on-policy distillation: a frozen policy with the same tokenizer."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from rlx.types import Params
 class Teacher(NamedTuple):
     model: ModelConfig
     params: Params
-    spent: float  # FLOPs that it has cost, its own warm start included; 0 where nobody knows
+    spent: float  # FLOPs of its training and warm start; 0 if unknown
 
 
 def load(config: Config, env: Env, mesh: Mesh) -> Teacher | None:
-    """The policy of `algo.teacher`, if there is one; anything that `model.path` may be.
+    """The policy of `algo.teacher`, if set; a path as in `model.path`.
 
-    Raises InputError if nothing is there, if its token ids stand for other texts than those of
-    `env`, or if it has no room for a prompt and its answer.
+    Raises InputError if nothing is there, if its vocabulary differs from that of `env`, or if its
+    context is too short for a prompt and its answer.
     """
     path = config.algo.teacher
     if not path:
@@ -46,11 +46,11 @@ def _load(path: str, config: Config, env: Env, mesh: Mesh) -> Teacher:
     source = start.resolve(replace(config, model=model, env=theirs))
     own = start.make_env(replace(source, model=replace(source.model, context_tokens=0)))
     if start.vocabulary(own.tokenizer) != start.vocabulary(env.tokenizer):
-        reason = "its token ids do not stand for the same texts as the policy's"
+        reason = "its vocabulary differs from the policy's"
         raise InputError("algo.teacher", path, reason, "give a policy with the same tokenizer")
     longest = env.max_prompt_tokens + config.rollout.max_new_tokens
     if 0 < (room := source.model.context_tokens) < longest:
-        reason = f"it has room for {room} tokens, prompt and answer take up to {longest}"
+        reason = f"its context is {room} tokens, prompt and answer take up to {longest}"
         raise InputError("algo.teacher", path, reason, "lower rollout.max_new_tokens")
     params, spent = start.load(source, own, mesh, path)
     return Teacher(source.model, params, spent)

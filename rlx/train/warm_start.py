@@ -1,9 +1,9 @@
-"""Supervised training on an environment's own solutions: where a study's runs start from.
+"""Warm starts: supervised training on an environment's own solutions, before RL.
 
-The artifact is a directory named after everything that decides its content. It is made by whoever
-needs it first and shared by all runs of a study, so that their pass rate at zero compute, R0, is
-one and the same. It is a run directory, of another name until it is whole: a run that is killed
-meanwhile goes on with its own.
+The artifact is a directory named by a hash of everything that determines its content. The first run
+that needs it makes it, and all runs of a study share it, so their pass rate at zero compute, R0, is
+the same. It is a run directory under another name until complete: a run that is killed meanwhile
+resumes its own.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def solutions(env: Env, config: WarmStartConfig, step: int, T: int) -> Batch:
         worked = bool(rng.random() < worked_share(step, config))
         prompts.append(ids.encode_prompt(problem.prompt))
         targets.append(tokens_of(ids, env.solution(problem, rng, worked)))
-    completions, own = zip(*targets, strict=True)
-    return demonstrated(prompts, completions, env.max_prompt_tokens, T, ids.pad_id, own)
+    completions, learned = zip(*targets, strict=True)
+    return demonstrated(prompts, completions, env.max_prompt_tokens, T, ids.pad_id, learned)
 
 
 def _longest_solution(env: Env, rng: np.random.Generator) -> int:
@@ -70,7 +70,7 @@ def fresh(model: ModelConfig, env: Env, seed: int = 0) -> Params:
 
 
 class WarmStart(Task):
-    """Fresh parameters, supervised AdamW at a cosine rate, on one device."""
+    """Fresh parameters trained by AdamW with cosine decay, on one device."""
 
     def __init__(self, model: ModelConfig, config: WarmStartConfig, env: Env):
         self.model, self.config, self.env = model, config, env
@@ -98,9 +98,9 @@ class WarmStart(Task):
         self.update, self.ahead = update, self._drawn(0)
 
     def _drawn(self, version: int) -> tuple[int, Batch, float]:
-        """(version, batch, FLOPs to learn from it)."""
+        """(version, batch, FLOPs of its update)."""
         batch, vocab = solutions(self.env, self.config, version, self.T), self.vocab
-        length_B = self.T - np.argmax(batch.mask_BT[:, ::-1], axis=1)  # the policy's is the last
+        length_B = self.T - np.argmax(batch.mask_BT[:, ::-1], axis=1)  # up to the last learned
         lengths = zip(batch.prompt_length_P, length_B, strict=True)
         spent = sum(flops.train_flops(self.model, vocab, n, [m]) for n, m in lengths)
         return version, batch, spent
@@ -113,7 +113,7 @@ class WarmStart(Task):
     def step(self, drawn: tuple[int, Batch, float]) -> Row:
         version, batch, _ = drawn
         self.state, metrics = self.update(self.state, batch)
-        self.ahead = self._drawn(version + 1)  # while the device is at work
+        self.ahead = self._drawn(version + 1)  # while the device works
         return metrics
 
     def spend(self, version: int, drawn: tuple[int, Batch, float]) -> Row:
@@ -125,26 +125,26 @@ class WarmStart(Task):
         return {"tokens_trained": tokens}
 
     def measure(self, version: int) -> list[Row]:
-        """Runs that start here measure it, at version 0."""
+        """None: runs that start from it evaluate it, at version 0."""
         return []
 
     def arrays(self) -> dict[str, Any]:
-        return {"state": jax.device_get(self.state)}  # Orbax writes no array of one process alone
+        return {"state": jax.device_get(self.state)}  # Orbax cannot write arrays of one process
 
     def load(self, arrays: dict[str, Any], host: dict[str, Any]) -> None:
         self.state = jax.device_put(arrays["state"], self.layout)
 
 
 def train(config: Config, env: Env, work: record.RunRecord, watch: Watch = UNWATCHED) -> float:
-    """FLOPs spent on the parameters of the last checkpoint there; an earlier attempt goes on.
+    """FLOPs spent on the parameters of the last checkpoint; resumes an earlier attempt.
 
-    Interrupted if it was asked to stop. InputError, and nothing is left there, if the weights
-    became infinite.
+    Raises Interrupted if it was asked to stop; removes the directory and raises InputError if the
+    weights became infinite.
     """
     c, track = config.warm_start, watch.track
     task = WarmStart(config.model, c, env)
     watch = watch._replace(
-        stop=watch.stop if jax.process_count() == 1 else never,  # the others wait for its end
+        stop=watch.stop if jax.process_count() == 1 else never,  # the other processes wait
         forecast=Outlook,
         track=lambda step, row: track(step, {"warm_start": row}),
     )
@@ -153,9 +153,9 @@ def train(config: Config, env: Env, work: record.RunRecord, watch: Watch = UNWAT
         with contextlib.closing(Clock()) as clock, contextlib.closing(kept):
             health = Health(str(work.path), config.optim, quiet=True)
             place = Place(work, clock, health, watch, alone=True)
-            it = Loop(task, place, kept, c.steps, every=c.steps)
-            it.run("warm start")
-            it.save()
+            loop = Loop(task, place, kept, c.steps, every=c.steps)
+            loop.run("warm start")
+            loop.save()
     except NotFinite as error:
         shutil.rmtree(work.path)
         rate, reason = c.learning_rate, error.args[0]
@@ -166,28 +166,27 @@ def train(config: Config, env: Env, work: record.RunRecord, watch: Watch = UNWAT
 def load_or_make(
     config: Config, env: Env, directory: str | Path, watch: Watch = UNWATCHED
 ) -> tuple[Params, float]:
-    """The shared artifact: (parameters as NumPy arrays, FLOPs spent on it); fresh ones of 0 steps.
+    """The shared artifact: (parameters as NumPy arrays, FLOPs spent); with 0 steps, fresh ones.
 
-    Renamed when whole, so that jobs which start at the same time agree on one; the result is the
-    same whoever makes it. Of the processes of one run the first makes it. Raises as `train`, and
-    InputError if what is there is not what was written.
+    It is renamed when complete, so jobs that start at the same time agree on one; all would make
+    the same. Process 0 of a run makes it. Raises as `train`, and InputError if it is damaged.
     """
     if not config.warm_start.steps:
         return jax.tree.map(np.array, fresh(config.model, env, config.warm_start.seed)), 0.0
     identity = {"model": config.model, "env": config.env, "warm_start": config.warm_start}
     name = "-".join(config_sha(part) for part in identity.values())
     path = Path(directory).absolute() / f"{name}-run"
-    own = hashlib.sha256(str(Path(config.out).absolute()).encode()).hexdigest()[:8]
-    scratch = path.with_name(f".{name}-{own}")
+    run_sha = hashlib.sha256(str(Path(config.out).absolute()).encode()).hexdigest()[:8]
+    scratch = path.with_name(f".{name}-{run_sha}")
     if processes.is_writer() and not (path / "manifest.json").exists():
-        with record.said_of("warm_start_dir", path.parent):
+        with record.os_errors("warm_start_dir", path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
         work = record.RunRecord(scratch)
         with locked(work, "warm_start_dir"):
             spent = train(config, env, work, watch)
             work.update_manifest(**{k: asdict(part) for k, part in identity.items()}, flops=spent)
             (work.path / ".lock").unlink()
-        with contextlib.suppress(OSError):  # another job was faster; its artifact is the same
+        with contextlib.suppress(OSError):  # another job was faster, with the same result
             scratch.rename(path)
     if processes.is_writer():
         shutil.rmtree(scratch, ignore_errors=True)
@@ -197,5 +196,5 @@ def load_or_make(
     try:
         return load_params(path, like), record.read_json(path / "manifest.json")["flops"]
     except InputError as error:
-        reason, remedy = f"damaged: {error.args[2]}", "remove it, and it is made again"
+        reason, remedy = f"damaged: {error.args[2]}", "remove it; it will be made again"
         raise InputError("warm_start_dir", path, reason, remedy) from error

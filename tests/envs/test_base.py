@@ -89,17 +89,17 @@ def test_make_errors(changes, message):
     [
         ("math", {"path": 5}, "env.kwargs.path=5: not text; quote it"),
         ("math", {"path": ["a.jsonl"]}, "env.kwargs.path=['a.jsonl']: not text; quote it"),
-        ("math", {"boxed": "yes"}, "env.kwargs.boxed=yes: neither true nor false; give one of"),
+        ("math", {"boxed": "yes"}, "env.kwargs.boxed=yes: neither true nor false; give true"),
         ("math", {"max_prompt_chars": 1.5}, "env.kwargs.max_prompt_chars=1.5: not an integer; "),
         ("math", {"max_prompt_chars": True}, "env.kwargs.max_prompt_chars=True: not an integer"),
-        ("math", {1: 2}, "env.kwargs.1=2: its name is no text; name it"),
+        ("math", {1: 2}, "env.kwargs.1=2: its name is not text; name it"),
         ("math", {"file": "a"}, "env.kwargs.file=a: unknown argument; math takes path, dataset, "),
         ("preference", {}, "env.kwargs.path=: not given; set it; preference takes path"),
         ("preference", {"path": None}, "env.kwargs.path=None: not text; quote it"),
-        ("mixture", {"tasks": [1]}, "env.kwargs.tasks=[1]: no mapping; write {NAME: VALUE}"),
-        ("digit_chain", {"lo": "3"}, "env.kwargs.lo=3: not an integer; give a whole number"),
-        ("reasoning_gym", {"mixture": {"a": 1}}, "env.kwargs.mixture={'a': 1}: no list; write"),
-        ("reasoning_gym", {"mixture": ["a"]}, "env.kwargs.mixture=a: no row; write {dataset: "),
+        ("mixture", {"tasks": [1]}, "env.kwargs.tasks=[1]: not a mapping; write {NAME: VALUE}"),
+        ("digit_chain", {"lo": "3"}, "env.kwargs.lo=3: not an integer; give an integer"),
+        ("reasoning_gym", {"mixture": {"a": 1}}, "env.kwargs.mixture={'a': 1}: not a list; write"),
+        ("reasoning_gym", {"mixture": ["a"]}, "env.kwargs.mixture=a: not a row; write {dataset: "),
     ],
 )
 def test_arguments_are_checked_by_name_and_type(name, kwargs, message):

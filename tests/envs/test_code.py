@@ -233,7 +233,7 @@ HALF = "\ud800"
         ({"tests": {"inputs": [], "outputs": []}}, "has tests of no known layout (ValueError: the"),
         (
             {"tests": FUNCTION | {"fn_name": 3}},
-            "has tests of no known layout (ValueError: 3 is no ",
+            "has tests of no known layout (ValueError: 3 is not",
         ),
         ({"tests": FUNCTION | {"fn_name": "f(1)"}}, "has tests of no known layout (ValueError: 'f"),
         (
@@ -265,7 +265,7 @@ HALF = "\ud800"
             {"tests": ["assert f()"], "solution": [1]},
             "has a list as its solution; give a program, ",
         ),
-        ({"tests": ["assert f()"], "solution": HALF}, "holds '\\ud800', half a character"),
+        ({"tests": ["assert f()"], "solution": HALF}, "holds '\\ud800', a lone surrogate"),
     ],
 )
 def test_malformed_tests_are_named(tmp_path, row, message):

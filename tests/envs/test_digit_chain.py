@@ -119,8 +119,8 @@ def test_a_length_can_be_used_up_entirely():
         ({"lo": 5, "hi": 4}, "env.kwargs.hi=4: below env.kwargs.lo=5; use lo <= hi"),
         ({"base": 11}, "env.kwargs.base=11: outside 2..10; a sum is written as one digit"),
         ({"base": 1}, "env.kwargs.base=1: outside 2..10; a sum is written as one digit"),
-        ({"lo": "3"}, "env.kwargs.lo=3: not an integer; give a whole number"),
-        ({"hi": 8.5}, "env.kwargs.hi=8.5: not an integer; give a whole number"),
+        ({"lo": "3"}, "env.kwargs.lo=3: not an integer; give an integer"),
+        ({"hi": 8.5}, "env.kwargs.hi=8.5: not an integer; give an integer"),
         (
             {"lo": 2, "hi": 2, "heldout_prompts": 60, "train_prompts": 41},
             "env.train_prompts=41: all 100 prompts of 2 digits are used up; "

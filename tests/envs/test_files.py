@@ -34,22 +34,26 @@ def test_rows_of_jsonl_and_parquet(tmp_path):
         (
             "a.jsonl",
             b'{"a": 1}\n\n{"a": \n',
-            "line 3 is not JSON (Expecting value at character 8); m",
+            "line 3 is not JSON (Expecting value at character 8); f",
         ),
         ("a.jsonl", b'{"a": 1}\n\xff\xfe\n', "line 2 is not JSON ('utf-8' codec can't decode"),
-        ("a.jsonl", b"[1]\n", "line 1 is no JSON object; one object per line"),
+        ("a.jsonl", b"[1]\n", "line 1 is not a JSON object; write one object per line"),
         ("a.jsonl", b"[" * 100_000, "line 1 is not JSON ("),
         ("a.parquet", b"PAR1", "not Parquet ("),
         ("a.parquet", b"PAR1" + bytes(range(256)) + b"PAR1", "not Parquet ("),
         (
             "a.jsonl",
             b'{"a": NaN}\n',
-            "line 1 is not JSON (NaN is no number of JSON); mend that line",
+            "line 1 is not JSON (NaN is not valid JSON); fix that line",
         ),
-        ("a.jsonl", b'{"a": 1, "a": 2}', "line 1 is not JSON ('a' twice); mend that line"),
+        ("a.jsonl", b'{"a": 1, "a": 2}', "line 1 is not JSON ('a' twice); fix that line"),
         ("a.jsonl", b'{"a": 1' + b"0" * 5000 + b"}", "line 1 is not JSON ("),
         ("a.jsonl", '{"a": 1}'.encode("utf-16"), "line 1 is not JSON ("),
-        ("a.jsonl", b'[{"a": 1}, {"a": 2}]', "line 1 is no JSON object; one object per line"),
+        (
+            "a.jsonl",
+            b'[{"a": 1}, {"a": 2}]',
+            "line 1 is not a JSON object; write one object per line",
+        ),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path, name, content, message):
@@ -66,7 +70,7 @@ def test_what_is_no_file_is_never_opened(tmp_path):
     os.mkfifo(tmp_path / "a.jsonl")
     (tmp_path / "b.jsonl").mkdir()
     (tmp_path / "c.jsonl").symlink_to(tmp_path / "nowhere")
-    for name, reason in [("a", "no file"), ("b", "no file"), ("c", "no such file")]:
+    for name, reason in [("a", "not a file"), ("b", "not a file"), ("c", "no such file")]:
         path = str(tmp_path / f"{name}.jsonl")
         with pytest.raises(InputError) as error:
             data.rows(path, "env.kwargs.heldout_path")
@@ -144,10 +148,10 @@ def test_a_file_inside_a_package_is_found_without_importing_it():
 @pytest.mark.parametrize(
     "row, message",
     [
-        ({"a": 1}, "line 4 has no x or y (fields: a); set env.kwargs.xs_field or mend it"),
-        ({}, "line 4 has no x or y (fields: none); set env.kwargs.xs_field or mend it"),
-        ({"y": ""}, "line 4 has no x or y (fields: y); set env.kwargs.xs_field or mend it"),
-        ({"x": ["z"]}, "line 4 holds a list where text belongs; set env.kwargs.xs_field"),
+        ({"a": 1}, "line 4 has no x or y (fields: a); set env.kwargs.xs_field or fix it"),
+        ({}, "line 4 has no x or y (fields: none); set env.kwargs.xs_field or fix it"),
+        ({"y": ""}, "line 4 has no x or y (fields: y); set env.kwargs.xs_field or fix it"),
+        ({"x": ["z"]}, "line 4 holds a list instead of text; set env.kwargs.xs_field"),
     ],
 )
 def test_missing_fields_are_named(row, message):
@@ -184,11 +188,14 @@ def test_too_few_prompts():
         return str(error.value)
 
     assert complaint(26, 5) == (
-        "env.train_prompts=26: rows holds 25 distinct prompts besides env.heldout_prompts=5; "
+        "env.train_prompts=26: rows has only 25 distinct prompts besides env.heldout_prompts=5; "
         "ask for fewer"
     )
-    assert complaint(1, 31).startswith("env.heldout_prompts=31: rows holds 30 distinct prompts to")
-    assert complaint(26, 5, heldout_pool=POOL[:5]).startswith("env.train_prompts=26: rows holds 25")
+    assert complaint(1, 31).startswith(
+        "env.heldout_prompts=31: rows has only 30 distinct prompts to"
+    )
+    said = complaint(26, 5, heldout_pool=POOL[:5])
+    assert said.startswith("env.train_prompts=26: rows has only 25")
 
 
 def test_the_hub_needs_its_library_and_a_name(monkeypatch):

@@ -178,7 +178,7 @@ def test_stop_names_the_task_the_problem_and_the_reason(env, arguments):
     problem = env.train[0]
     assert str(error.value) == (
         f"env.on_grade_error=stop: {arguments['name']} has no score for an answer to problem 0 "
-        f"({problem.prompt!r}): error: RuntimeError: no; mend the grader, or set "
+        f"({problem.prompt!r}): error: RuntimeError: no; fix the grader, or set "
         "env.on_grade_error=zero"
     )
 

@@ -190,7 +190,7 @@ def test_python_in_an_answer_does_not_run(tmp_path, env, form):
         ({"answer": "a"}, "line 2 has no question or problem or prompt (fields: answer); set env."),
         ({"question": "a", "answer": "x #### "}, "line 2 ends without an answer; set env.kwargs."),
         ({"question": "a", "answer": "\\boxed{1"}, "line 2 ends without an answer; set env.kwar"),
-        ({"question": "a", "answer": [1]}, "line 2 holds a list where text belongs; set env.kwa"),
+        ({"question": "a", "answer": [1]}, "line 2 holds a list instead of text; set env.kwa"),
     ],
 )
 def test_bad_rows_are_named(tmp_path, row, message):

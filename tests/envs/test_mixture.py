@@ -115,15 +115,24 @@ def test_shares(total, weights, expected):
     [
         ({"a": {"env": SUMS}}, "env.kwargs.tasks.a={'env': '" + SUMS + "'}: no weight; give one"),
         ({"a": {"weight": 1}}, "env.kwargs.tasks.a={'weight': 1}: no env; give one"),
-        ({"a": {"env": SUMS, "weight": -1}}, "env.kwargs.tasks.a.weight=-1: negative; 0 only ev"),
-        ({"a": {"env": SUMS, "weight": 0}}, "env.kwargs.tasks=a: no weight above 0; give one"),
-        ({}, "env.kwargs.tasks=: no weight above 0; give one"),
-        ({"a": 5}, "env.kwargs.tasks.a=5: no task; write NAME: {...} with the keys env, weight, "),
-        ({"a": {"env": SUMS, "weight": "2"}}, "env.kwargs.tasks.a.weight=2: no number; give a n"),
-        ({"a": {"env": SUMS, "weight": True}}, "env.kwargs.tasks.a.weight=True: no number; give"),
+        ({"a": {"env": SUMS, "weight": -1}}, "env.kwargs.tasks.a.weight=-1: negative; use 0 to ev"),
+        ({"a": {"env": SUMS, "weight": 0}}, "env.kwargs.tasks=a: no weight above 0; set one"),
+        ({}, "env.kwargs.tasks=: no weight above 0; set one"),
+        (
+            {"a": 5},
+            "env.kwargs.tasks.a=5: not a task; write NAME: {...} with the keys env, weight, ",
+        ),
+        (
+            {"a": {"env": SUMS, "weight": "2"}},
+            "env.kwargs.tasks.a.weight=2: not a number; give a n",
+        ),
+        (
+            {"a": {"env": SUMS, "weight": True}},
+            "env.kwargs.tasks.a.weight=True: not a number; give",
+        ),
         ({"a": {"env": SUMS, "weight": float("nan")}}, "env.kwargs.tasks.a.weight=nan: not fini"),
         ({"a": {"env": SUMS, "weight": float("inf")}}, "env.kwargs.tasks.a.weight=inf: not fini"),
-        ({"a": {"env": 7, "weight": 1}}, "env.kwargs.tasks.a.env=7: no name; give a name"),
+        ({"a": {"env": 7, "weight": 1}}, "env.kwargs.tasks.a.env=7: not a name; give a name"),
         ({"a": {"env": SUMS, "weight": 1, "kwargs": None}}, "env.kwargs.tasks.a.kwargs=None: no"),
         (
             {"a": {"env": SUMS, "weight": 1, "seed": 1}},
@@ -135,11 +144,12 @@ def test_shares(total, weights, expected):
         ),
         (
             {"a": {"env": SUMS, "weight": 1}, "b": {"env": SUMS, "weight": 0.01}},
-            "env.heldout_prompts=8: none of them falls to b; ask for more",
+            "env.heldout_prompts=8: too few: b gets none; ask for more",
         ),
         (
             {"a": {"env": SUMS, "weight": 1, "heldout_prompts": 3}},
-            "env.kwargs.tasks.a.heldout_prompts=3: it has a share of env.heldout_prompts; leave",
+            "env.kwargs.tasks.a.heldout_prompts=3: with a weight its share of env.heldout_prompts "
+            "is fixed; set",
         ),
     ],
 )
@@ -180,7 +190,8 @@ def test_several_datasets_of_reasoning_gym(gym):
 
 
 def test_errors_of_several_datasets(gym):
-    with pytest.raises(ValueError, match="env.kwargs.min_terms=2: beside a mixture; put it into"):
+    line = "env.kwargs.min_terms=2: not allowed with a mixture; put it into"
+    with pytest.raises(ValueError, match=line):
         gym([{"dataset": "gcd"}], min_terms=2)
     with pytest.raises(ValueError, match="tasks.gdc: env.kwargs.dataset=gdc: unknown dataset; try"):
         gym([{"dataset": "gdc"}])

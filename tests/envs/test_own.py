@@ -38,21 +38,21 @@ def test_problems_depend_on_the_seed_and_heldout_not_on_the_size():
 BAD = {
     "def problems(seed): yield 'a', 1": "no function grade in it; see rlx/envs/own.py",
     "def grade(a, c): return 1": "no function problems in it; see rlx/envs/own.py",
-    "import nowhere": "ModuleNotFoundError: No module named 'nowhere' at line 1; mend the file",
-    "def f(:": "SyntaxError: invalid syntax (task.py, line 1); mend the file",
-    "1\nexit()": "SystemExit: None at line 2; mend the file",
-    "class E(Exception):\n  def __str__(self): raise self\nraise E": "E: at line 3; mend the file",
+    "import nowhere": "ModuleNotFoundError: No module named 'nowhere' at line 1; fix the file",
+    "def f(:": "SyntaxError: invalid syntax (task.py, line 1); fix the file",
+    "1\nexit()": "SystemExit: None at line 2; fix the file",
+    "class E(Exception):\n  def __str__(self): raise self\nraise E": "E: at line 3; fix the file",
     "def problems(seed): return None\ndef grade(a, c): ...": (
-        "TypeError: 'NoneType' object is not iterable in problems(); mend the file"
+        "TypeError: 'NoneType' object is not iterable in problems(); fix the file"
     ),
     "def problems(seed):\n  yield 'a', 1\n  1 / 0\ndef grade(a, c): ...": (
-        "ZeroDivisionError: division by zero in problems() at line 3; mend the file"
+        "ZeroDivisionError: division by zero in problems() at line 3; fix the file"
     ),
     "def problems(seed): yield 'a', lambda: 1\ndef grade(a, c): ...": (
-        "item 0 of problems(): *; yield text that can be written, and an answer that can be pickled"
+        "item 0 of problems(): *; yield text that can be encoded, and an answer that can be pickled"
     ),
     "def problems(seed): yield '\\ud800', 1\ndef grade(a, c): ...": (
-        "item 0 of problems(): UnicodeEncodeError: *; yield text that can be written, and an "
+        "item 0 of problems(): UnicodeEncodeError: *; yield text that can be encoded, and an "
         "answer that can be pickled"
     ),
     "def problems(seed): yield '', 1\ndef grade(a, c): ...": (
@@ -89,8 +89,8 @@ def test_errors_of_the_file(tmp_path, source, message):
         ({"top": 2}, f"env.train_prompts=20: {SUMS} gave 4 distinct prompts, not 25 with "),
         (
             {"bottom": 2},
-            "env.kwargs={'bottom': 2}: got an unexpected keyword argument 'bottom'; give what "
-            f"problems() of {SUMS} takes after the seed: top",
+            "env.kwargs={'bottom': 2}: got an unexpected keyword argument 'bottom'; "
+            f"problems() of {SUMS} takes, after the seed: top",
         ),
         ({"file": "no.py"}, "env.name=no.py: no such file; give the path of a Python file"),
     ],
@@ -144,5 +144,6 @@ def test_an_answer_that_is_no_text_cannot_be_learnt(tmp_path):
     file = tmp_path / "task.py"
     file.write_text("def problems(seed):\n  yield from [('a', 1), ('b', 2)]\ndef grade(a, c): ...")
     env = own(file, 1, 1)
-    with pytest.raises(ValueError, match="an answer is no text to learn; set warm_start.steps=0"):
+    line = "an answer is not text, and cannot be a solution; set warm_start.steps=0"
+    with pytest.raises(ValueError, match=line):
         env.solution(env.train[0], np.random.default_rng(0), worked=False)

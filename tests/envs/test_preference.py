@@ -47,7 +47,7 @@ def test_the_reference_is_the_chosen_text_of_the_first_pair(write):
         assert env.reference(problem) == "a" * (int(problem.prompt[:-1]) + 1)
         assert env.tokenizer.encode(env.solution(problem, None, True))
     assert env.ceiling(env.heldout, 9) is None
-    with pytest.raises(ValueError, match="a reward model grades it; set algo.reward_model"):
+    with pytest.raises(ValueError, match="only a reward model can grade it; set algo.reward_model"):
         env.grade(env.train[0], "a", True)
 
 
@@ -57,7 +57,7 @@ def test_the_reference_is_the_chosen_text_of_the_first_pair(write):
         ('{"prompt": "x", "chosen": "a"}', "line 2 has no text under rejected; write .*"),
         ('{"prompt": "x", "chosen": 1, "rejected": "b"}', "line 2 has no text under chosen; .*"),
         ('{"prompt": "", "chosen": "a", "rejected": "b"}', "line 2 has no text under prompt; .*"),
-        ('["x", "a", "b"]', "line 2 is no JSON object; .*"),
+        ('["x", "a", "b"]', "line 2 is not a JSON object; .*"),
         ('{"prompt": ', "line 2 is not JSON .*"),
     ],
 )

@@ -167,7 +167,10 @@ def test_ceiling_is_unknown(library):
             "env.kwargs.dataset=chain_sums: unknown dataset; try chain_sum",
         ),
         ({"dataset": None}, "env.kwargs.dataset=None: unknown dataset; try "),
-        ({"dataset": "qqqq"}, "env.kwargs.dataset=qqqq: unknown dataset; try chain_sum, for ex"),
+        (
+            {"dataset": "qqqq"},
+            "env.kwargs.dataset=qqqq: unknown dataset; try for example chain_sum",
+        ),
         ({"min_term": 2}, "env.kwargs.min_term=2: unknown to chain_sum; try min_terms"),
         ({"qqqq": 2}, "env.kwargs.qqqq=2: unknown to chain_sum; try allow_negation, max_digits"),
         (

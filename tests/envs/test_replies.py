@@ -144,7 +144,7 @@ def test_stop_names_the_problem_and_the_reason(arguments):
         graders.reply(asked(graders.env, "int"), 1.0)
     assert str(error.value).endswith(
         "does not reply to an answer to problem 5 ('int'): error: reply 5 is a int, not text; "
-        "mend the grader, or set env.on_grade_error=zero"
+        "fix the grader, or set env.on_grade_error=zero"
     )
 
 

@@ -39,20 +39,20 @@ def test_renders_as_transformers_does(source, text):
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        ("{{ raise_exception('no') }}", "refuses: no; change the prompt, or correct f"),
-        ("{{ 1 / 0 }}", "refuses: division by zero"),
-        ("{{ messages.x.y }}", "refuses: .* has no attribute 'x'"),
-        ("{{ 'a' + 1 }}", "refuses: can only concatenate"),
-        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "refuses: maximum recursion depth"),
-        ("{{ ''.__class__.__mro__ }}", "refuses: access to attribute '__class__'"),
-        ("{% include 'x' %}", "refuses: .*"),
-        ("{% for i in range(99999) %}{{ 'x' * 99 }}{% endfor %}", "refuses: it writes more than"),
-        ("{{ ('a' * 10 ** 10) | length + messages | length }}", "(refuses|is none)"),
-        (DOUBLE, "refuses: "),
-        ("{{ messages[0].content.center(10 ** 10) }}", "refuses: "),
-        ("{% if", "is none .*set env.chat=false, or correct f"),
-        ("{{ x", "is none"),
-        ("{% nope %}", "is none .*unknown tag"),
+        ("{{ raise_exception('no') }}", "raised: no; change the prompt, or correct f"),
+        ("{{ 1 / 0 }}", "raised: division by zero"),
+        ("{{ messages.x.y }}", "raised: .* has no attribute 'x'"),
+        ("{{ 'a' + 1 }}", "raised: can only concatenate"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "raised: maximum recursion depth"),
+        ("{{ ''.__class__.__mro__ }}", "raised: access to attribute '__class__'"),
+        ("{% include 'x' %}", "raised: .*"),
+        ("{% for i in range(99999) %}{{ 'x' * 99 }}{% endfor %}", "raised: it writes more than"),
+        ("{{ ('a' * 10 ** 10) | length + messages | length }}", "(raised|is invalid)"),
+        (DOUBLE, "raised: "),
+        ("{{ messages[0].content.center(10 ** 10) }}", "raised: "),
+        ("{% if", "is invalid .*set env.chat=false, or correct f"),
+        ("{{ x", "is invalid"),
+        ("{% nope %}", "is invalid .*unknown tag"),
     ],
 )
 def test_what_goes_wrong_is_one_line(source, reason):
@@ -64,7 +64,7 @@ def test_a_template_that_never_ends_is_stopped_and_the_next_prompt_is_rendered()
     render = Template("{% if messages[0].content == 'x' %}" + FOREVER + "{% endif %}ok", "f")
     assert render(**ASK) == "ok"
     start = time.monotonic()
-    with pytest.raises(InputError, match="refuses: more than 2 s; change the prompt"):
+    with pytest.raises(InputError, match="raised: more than 2 s; change the prompt"):
         render(messages=[{"role": "user", "content": "x"}])
     assert time.monotonic() - start < 60
     assert render(**ASK) == "ok"

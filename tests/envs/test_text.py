@@ -138,7 +138,7 @@ def test_template_beside_the_config_and_one_of_several(folder, tmp_path):
         ("no folder", {}, "env.tokenizer={}: no tokenizer there; give a folder with tokenizer."),
         ("no eos", {}, "env.tokenizer={}: it names no end-of-sequence token; set eos_token"),
         ("no chat", {"chat": True}, "env.chat=True: {} has no chat template; set env.chat=false"),
-        ("", {"prompt_template": "Q:"}, "env.prompt_template=Q:: no {{prompt}} in it; put it in"),
+        ("", {"prompt_template": "Q:"}, "env.prompt_template=Q:: {{prompt}} is missing; add it"),
     ],
 )
 def test_errors(folder, tmp_path, change, options, message):
@@ -153,7 +153,7 @@ def test_errors(folder, tmp_path, change, options, message):
 
 
 def test_a_template_may_refuse(folder):
-    with pytest.raises(ValueError, match="env.chat=True: the chat template refuses: no; change"):
+    with pytest.raises(ValueError, match="env.chat=True: the chat template raised: no; change"):
         text.load(folder, chat=True).encode_prompt("bad")
 
 
@@ -161,7 +161,7 @@ def test_files_that_cannot_be_read(folder, tmp_path):
     for name, content, message in [
         ("tokenizer.json", "{}", "env.tokenizer={}: cannot be read ("),
         ("tokenizer_config.json", "{", "env.tokenizer={}/tokenizer_config.json: not JSON ("),
-        ("chat_template.jinja", "{% if", "env.chat=True: the chat template is none ("),
+        ("chat_template.jinja", "{% if", "env.chat=True: the chat template is invalid ("),
     ]:
         other = tmp_path / name
         other.mkdir()
@@ -230,7 +230,7 @@ def test_a_bare_prompt_begins_with_one_bos_and_never_ends_with_the_end(
 
 def test_a_post_processor_that_drops_the_prompt_is_refused(folder, tmp_path):
     tokenizer = text.load(changed(folder, tmp_path, [BEGIN, END]))
-    with pytest.raises(InputError, match="post-processor does not keep a prompt as it is"):
+    with pytest.raises(InputError, match="post-processor changes the prompt"):
         tokenizer.encode_prompt("hi")
 
 
@@ -289,7 +289,7 @@ def test_a_pad_token_without_a_row_is_left_out(folder, tmp_path):
     ("files", "config", "message"),
     [
         ({"generation_config.json": {"eos_token_id": 99999}}, {},
-         "generation_config.json: eos_token_id=99999 is none of the 448 tokens"),
+         "generation_config.json: eos_token_id=99999 is not one of the 448 tokens"),
         ({"generation_config.json": {"eos_token_id": [0, -1]}}, {}, "eos_token_id="),
         ({"generation_config.json": {"eos_token_id": True}}, {}, "eos_token_id=True"),
         ({"generation_config.json": {"eos_token_id": "0"}}, {}, "eos_token_id='0'"),
@@ -297,14 +297,14 @@ def test_a_pad_token_without_a_row_is_left_out(folder, tmp_path):
         ({"generation_config.json": "\ud800".encode("utf-8", "replace").decode()}, {}, "not JSON"),
         ({"config.json": {"vocab_size": "many"}}, {}, "config.json: vocab_size='many'"),
         ({"special_tokens_map.json": "[" * 9999}, {}, "special_tokens_map.json: not JSON"),
-        ({"added_tokens.json": {"x": "y"}}, {}, "added_tokens.json: holds other values"),
-        ({}, {"eos_token": 3}, "tokenizer_config.json: eos_token=3 is no token"),
-        ({}, {"eos_token": "</x>"}, "eos_token=</x> is no token of tokenizer.json"),
-        ({}, {"bos_token": {"content": None}}, "bos_token={'content': None} is no token"),
+        ({"added_tokens.json": {"x": "y"}}, {}, "added_tokens.json: has values that are not ids"),
+        ({}, {"eos_token": 3}, "tokenizer_config.json: eos_token=3 is not a token"),
+        ({}, {"eos_token": "</x>"}, "eos_token=</x> is not a token of tokenizer.json"),
+        ({}, {"bos_token": {"content": None}}, "bos_token={'content': None} is not a token"),
         ({}, {"added_tokens_decoder": {"x": {}}}, "added_tokens_decoder="),
         ({}, {"added_tokens_decoder": {"1": "a b", "2": 3}}, "added_tokens_decoder=3"),
         ({}, {"extra_special_tokens": 3}, "extra_special_tokens=3"),
-        ({}, {"chat_template": 3}, "chat_template=3 is no template"),
+        ({}, {"chat_template": 3}, "chat_template=3 is not a template"),
         ({}, {"chat_template": [{"name": "default", "template": 3}]}, "chat_template=3"),
     ],
 )  # fmt: skip
@@ -438,7 +438,10 @@ def test_gguf_errors(tmp_path):
     path = tmp_path / "tiny.gguf"
     cases = [
         ({"tokenizer.ggml.model": "llama"}, "its tokenizer is of kind llama, not byte-level BPE"),
-        ({"tokenizer.ggml.pre": "chatglm"}, "it cuts text by chatglm, known are smollm, gpt-2"),
+        (
+            {"tokenizer.ggml.pre": "chatglm"},
+            "unknown pre-tokenizer chatglm, known are smollm, gpt-2",
+        ),
     ]
     for changes, message in cases:
         with pytest.raises(ValueError, match=f"env.tokenizer={path}: {message}"):

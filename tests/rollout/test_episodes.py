@@ -213,7 +213,7 @@ def test_episodes_of_a_chat_keep_their_tokens(chat):
 
 def test_a_template_that_forgets_answers_is_one_line(chat):
     forgets = replace(chat, template=lambda messages, **_: messages[-1]["content"])
-    with pytest.raises(InputError, match="^env.chat=True: .* leaves out what the assistant has"):
+    with pytest.raises(InputError, match="^env.chat=True: .* omits the assistant's turns"):
         forgets.encode_reply("x")
 
 
@@ -363,7 +363,7 @@ def test_an_evaluation_takes_turns():
     (row,) = evaluate(generator, known, made, graders, ledger, MESH)
     answers = generate(generator, known, made, env, env.heldout, 2, jax.random.key(3))
     assert row["trials"] == 16 and row["ungraded"] == 0 and ledger.eval_flops > 0
-    assert len({len(turns) for a in answers for turns, _ in a.said_G}) > 2
+    assert len({len(turns) for a in answers for turns, _ in a.text_G}) > 2
     assert generator.free == 16 and not generator.open and generator.reply_s == 0
 
 

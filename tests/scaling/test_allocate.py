@@ -296,8 +296,8 @@ def test_a_plan_grows_at_the_price_of_what_it_adds():
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"budget": 0.0}, "budget=0.0: buys nothing; give a compute above 0"),
-        ({"budget": float("nan")}, "budget=nan: buys nothing"),
+        ({"budget": 0.0}, "budget=0.0: not a positive compute; give a compute above 0"),
+        ({"budget": float("nan")}, "budget=nan: not a positive compute"),
         (
             {"budget": 1.0, "objective": "win"},
             "objective=win: unknown; use pick_best or best_final",

@@ -99,7 +99,7 @@ def test_a_stated_stderr_wins_and_zero_or_nothing_does_not():
     assert frame["stderr"].tolist() == [0.07, *[binomial_oracle(5, 20)] * 2, 1]
     everywhere = read(rows, "run C passes trials std_err", stderr=0.01)
     assert everywhere.frame["stderr"].tolist() == [0.01] * 4
-    assert "t: stderr=0.01 on every row, as stated" in everywhere.notes
+    assert "t: stderr=0.01 on every row, as given" in everywhere.notes
     percent = read([(r, c, 100 * v) for r, c, v in UP], stderr=2, scale="percent").frame
     assert percent["stderr"].tolist() == [0.02] * 5  # in the unit of the values
     assert read(UP).frame["stderr"].isna().all()
@@ -258,7 +258,7 @@ def test_levels_that_are_empty_are_default():
     rows = [(r, c, 0.1 * c, t) for r, t in (("a", 9.0), ("b", None)) for c in range(4)]
     evals = read(rows, "run C value T", axes=["T"])
     assert evals.frame["T"].tolist() == ["9"] * 4 + ["default"] * 4
-    assert "t: axis T: 1 runs do not say it: level default" in evals.notes
+    assert "t: axis T: 1 runs have no level: level default" in evals.notes
 
 
 # ---------------------------------------------------------------- starts
@@ -320,9 +320,9 @@ def test_a_start_that_is_given_is_kept():
         (UP, {"compute": "c"}, "compute=c: t has no such column; use one of run, compute, value"),
         (UP, {"value": "run"}, r"value=run: t: not a column of numbers \(.*\); name another.*"),
         (UP, {"axes": ["len"]}, "axes=len: t has no such column; use one of .*"),
-        (UP, {"axes": ["value"]}, "axes=value: a name that Evals uses itself; rename that column"),
+        (UP, {"axes": ["value"]}, "axes=value: a name reserved by Evals; rename that column"),
         (UP, {"r0": "eps"}, "r0=eps: t has no such column; use one of .*"),
-        (UP, {"r0": "value"}, "r0=value: a name that Evals uses itself; rename that column"),
+        (UP, {"r0": "value"}, "r0=value: a name reserved by Evals; rename that column"),
         (UP, {"r0": 1}, r"r0=1: run a: not a pass rate in \[0, 1\); give it in the unit of value"),
         (UP, {"r0": "140", "scale": "percent"}, r"r0=140: run a: not a pass rate in \[0, 100.*"),
         (UP, {"trials": 0}, "data=t: run a, row 1: trials 0 is not positive; fix it"),
@@ -378,7 +378,7 @@ def test_an_axis_is_no_r0_and_stands_once():
     rows = [("a", c, 0.1 * c, 0.1) for c in range(4)]
     for options in ({"axes": ["T"], "r0": "T"}, {"axes": ["T", "T"]}):
         text = message(rows, "run C value T", **options)
-        assert text == "axes=T: a name that Evals uses itself; rename that column"
+        assert text == "axes=T: a name reserved by Evals; rename that column"
 
 
 def test_r0_is_said_for_every_run():
@@ -481,7 +481,7 @@ def test_concat():
     assert both.frame["T"].tolist() == ["default"] * 15 + ["9"] * 4
     assert both.frame["axes"].unique().tolist() == ["T=default", "T=9"]
     assert both.notes == (
-        *evals.notes, *axes.notes, "concat: axis T: 3 runs do not say it: level default"
+        *evals.notes, *axes.notes, "concat: axis T: 3 runs have no level: level default"
     )  # fmt: skip
     np.testing.assert_array_equal(both.frame["trials"], [np.nan] * 15 + [50] * 4)
     assert both.frame["seed"].isna().sum() == 4
@@ -493,7 +493,7 @@ def test_concat_keeps_a_run_once():
     parts = [evals.select(["a0", "b0"]), evals.select(["b0", "a1"])]
     assert Evals.concat(parts).runs == ["a0", "b0", "a1"]
     assert Evals.concat([evals, evals]).sha256() == evals.sha256()
-    with pytest.raises(InputError, match="run=a0: stands in several parts with different rows"):
+    with pytest.raises(InputError, match="run=a0: is in several parts with different rows"):
         Evals.concat([evals, evals.until(share=0.5)])
 
 

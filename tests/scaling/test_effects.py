@@ -223,7 +223,7 @@ def test_starts_of_different_pass_rates():
         ({"axis": "recipe", "margin_A": -0.1}, "margin_A=-0.1: negative"),
         ({"axis": "recipe", "margin_compute": -0.1}, "margin_compute=-0.1: negative"),
         ({"axis": "recipe", "prob": 1.0}, "prob=1.0: not the mass"),
-        ({"axis": "recipe", "decide": 0.5}, "decide=0.5: decides nothing"),
+        ({"axis": "recipe", "decide": 0.5}, r"decide=0.5: not in \(0.5, 1\]"),
     ],
 )
 def test_effects_refuses(options, line):

@@ -42,7 +42,7 @@ def make_study(unknown=False, effects=0) -> Study:
         "trials_RM": trials.astype(float),
         "recipe_R": RECIPE_R,
         "start_R": np.array([0, 0, 1]),
-        "design_JK": rng.normal(size=(J, effects)),
+        "design_JE": rng.normal(size=(J, effects)),
         "start_mean_S": np.array([-1.0, -0.5]),
         "start_sd_S": np.array([0.05, 0.1]),
     }
@@ -68,8 +68,8 @@ def make_sites(study, options) -> dict:
         sites["log_kappa"] = np.float64(0.3)
     if options.estimate_noise:
         sites["log_noise_sd"] = np.float64(-4.2)
-    if study.design_JK.shape[1]:
-        sites["beta"] = rng.normal(0, 0.3, (study.design_JK.shape[1], 3))
+    if study.design_JE.shape[1]:
+        sites["beta"] = rng.normal(0, 0.3, (study.design_JE.shape[1], 3))
     if options.noise == "student":
         sites["log_weight"] = rng.normal(0, 0.3, (R, M))
     if options.noise == "betabinomial":
@@ -99,7 +99,7 @@ def priors_of_globals(study, s, options) -> float:
         for kind in ("recipe_sd", "seed_sd"):
             median, sd = getattr(p, f"{kind}_{name}")
             total += stats.norm.logpdf(s[f"log_{kind}"][q], np.log(median), sd)
-        for k in range(study.design_JK.shape[1]):
+        for k in range(study.design_JE.shape[1]):
             total += stats.norm.logpdf(s["beta"][k, q], 0, getattr(p, f"effect_{name}"))
     total += stats.norm.logpdf(s["logit_R0"], study.start_mean_S, study.start_sd_S).sum()
     for name in ("wander_sd", "wander_length", "noise_sd", "concentration"):
@@ -122,7 +122,7 @@ def priors_of_theta(study, s) -> float:
     for j in range(J):
         mean = np.asarray(s["mu"])
         if "beta" in s:
-            mean = mean + np.asarray(study.design_JK[j]) @ np.asarray(s["beta"])
+            mean = mean + np.asarray(study.design_JE[j]) @ np.asarray(s["beta"])
         total += stats.norm.logpdf(s["theta_recipe"][j], mean, np.exp(s["log_recipe_sd"])).sum()
     for r in range(R):
         mean = s["theta_recipe"][RECIPE_R[r]]

@@ -67,7 +67,7 @@ def posterior(evals, cells, *, sd=(0.10, 0.06, 0.04), rhat=1.0, falls=None) -> S
         r = labels.runs.index(run)
         study.seen_RM[r] *= study.log_C_RM[r] <= np.log(C / labels.C_ref) + 1e-9
         labels.C_max_R[r] = C
-    J, K = study.design_JK.shape
+    J, E = study.design_JE.shape
     A, C_mid, B = np.array(list(cells.values())).T
     mean_JQ = np.stack([logit((A - R0) / (1 - R0)), np.log(C_mid / labels.C_ref), np.log(B)], 1)
     shape = (CHAINS, DRAWS)
@@ -83,8 +83,8 @@ def posterior(evals, cells, *, sd=(0.10, 0.06, 0.04), rhat=1.0, falls=None) -> S
         "log_wander_sd": np.full(shape, np.log(0.01)),
         "log_wander_length": np.full(shape, np.log(3.0)),
     }
-    if K:
-        draws["beta"] = np.zeros((*shape, K, 3))
+    if E:
+        draws["beta"] = np.zeros((*shape, E, 3))
     zeros = np.zeros(shape)
     attrs = {"curve": "sigmoid", "noise": "normal", "method": "nuts", "seed": 0, "r0": "null"}
     attrs |= {"priors": json.dumps(asdict(sc.Priors())), "axes": "null", "C_ref": labels.C_ref}

@@ -464,7 +464,7 @@ def test_trimming_finds_the_best_subset():
     ("last_C", "noise", "status"),
     [
         (40000, 0.002, "ok"),
-        (3500, 0.002, "C_mid beyond the data|A at its bound 1|A loose: standard error .*"),
+        (3500, 0.002, "C_mid beyond the data|A at its bound 1|A uncertain: standard error .*"),
         (5000, 0.0, "C_mid beyond the data"),
     ],
 )

@@ -43,8 +43,8 @@ def test_long_form_is_inferred_and_says_so(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines() == list(evals.notes)
     assert evals.notes == (
         "log.csv: inferred recipe=algo seed=seed compute=gpu_hours value=pass_rate",
-        "log.csv: no run column: algo+model+seed is a run",
-        "log.csv: runs x-x-0, x-x-1, y-y-0, y-y-1 hold the same evaluations; all are kept",
+        "log.csv: no run column: runs are algo+model+seed",
+        "log.csv: runs x-x-0, x-x-1, y-y-0, y-y-1 have the same evaluations; all are kept",
         "log.csv: starts inferred from the evaluations at C = 0: 4 runs, 1 starts",
     )
     frame = evals.frame
@@ -68,7 +68,7 @@ def test_long_form_by_name_from_jsonl(tmp_path, capsys):
     assert evals.frame["passes"].tolist() == [10, 20, 30, 40]
     assert evals.frame["eps"].tolist() == [0.05] * 4
     assert (evals.frame["recipe"] == "a").all() and evals.frame["seed"].isna().all()
-    assert capsys.readouterr().out.startswith(f"{file}: torn last line dropped\n")
+    assert capsys.readouterr().out.startswith(f"{file}: incomplete last line dropped\n")
 
 
 def test_parquet_holds_the_passes_of_each_prompt(tmp_path):
@@ -191,7 +191,7 @@ def test_a_wandb_export_by_step_and_metric(tmp_path):
     assert evals.frame["compute"].tolist()[:3] == [0, 10, 20]
     assert evals.frame["trials"].unique().tolist() == [1000]
     assert evals.frame["r0"].unique().tolist() == [0.25]
-    assert "w.csv: trials=1000 on every row, as stated" in evals.notes
+    assert "w.csv: trials=1000 on every row, as given" in evals.notes
 
 
 def test_bad_cells_of_a_wandb_export_are_found_in_the_file(tmp_path):
@@ -316,7 +316,7 @@ def test_r0_of_a_study_is_a_number_of_its_rows(tmp_path):
     evals = tmp_path / "r/evals.jsonl"
     evals.write_text(evals.read_text().replace('"mean"', '"eps": 0.05, "mean"'))
     assert Evals.read(tmp_path / "r", r0="eps").frame["eps"].tolist() == [0.05] * 5
-    assert message(tmp_path / "r", r0="eta").startswith("r0=eta: no numeric column of ")
+    assert message(tmp_path / "r", r0="eta").startswith("r0=eta: not a numeric column of ")
 
 
 def test_runs_of_one_warm_start_share_r0(tmp_path, tiny):
@@ -366,7 +366,7 @@ def test_the_held_out_set_is_read_unless_another_is_named(two_sets):
     alone = Evals.read(two_sets / "runs/b")
     assert evals.runs == ["a", "b"] and evals.value_label == "pass rate (held-out, mean@4)"
     assert evals.frame.loc[evals.frame["run"] == "a", "value"].tolist() == VALUES
-    assert f"{two_sets}: evaluation sets gcd, heldout, sums: eval_set=heldout is read" in (
+    assert f"{two_sets}: evaluation sets gcd, heldout, sums: using eval_set=heldout" in (
         evals.notes
     )
     columns = ["compute", "value", "stderr", "passes", "trials"]
@@ -425,7 +425,7 @@ def test_the_rows_of_a_run_as_a_table(two_sets):
     assert Evals.read(file, **options).frame["value"].tolist() == VALUES
     gcd = Evals.read(file, eval_set="gcd", **options)
     assert gcd.frame["value"].tolist() == VALUES[::-1] and gcd.value_label == "pass rate (gcd)"
-    assert "evals.jsonl: evaluation sets gcd, heldout, sums: eval_set=gcd is read" in gcd.notes
+    assert "evals.jsonl: evaluation sets gcd, heldout, sums: using eval_set=gcd" in gcd.notes
     apart = Evals.read(file, axes=["eval_set"], **options)
     assert apart.runs == ["heldout", "gcd", "sums"] and len(apart.frame) == 15
     assert message(file, eval_set="x", **options).endswith("use one of gcd, heldout, sums")
@@ -446,7 +446,7 @@ def test_axes_that_some_runs_lack_are_default(tmp_path):
     assert evals.axes == ("T", "loss")
     assert evals.frame["T"].unique().tolist() == [9, 11]
     assert evals.frame["axes"].unique().tolist() == ["T=9, loss=default", "T=11, loss=cispo"]
-    assert f"{tmp_path}: axis loss: 1 runs do not say it: level default" in evals.notes
+    assert f"{tmp_path}: axis loss: 1 runs have no level: level default" in evals.notes
 
 
 def test_unfinished_runs_and_torn_lines(tmp_path, capsys):
@@ -463,7 +463,7 @@ def test_unfinished_runs_and_torn_lines(tmp_path, capsys):
     assert "run c: status interrupted, 3 evaluations so far" in out
     assert "run c: 3 points, fewer than 4: left out" in out
     assert "run d: status running, 0 evaluations so far" in out
-    assert "runs/a/evals.jsonl: torn last line dropped" in out
+    assert "runs/a/evals.jsonl: incomplete last line dropped" in out
     assert Evals.read(tmp_path, min_points=3).runs == ["a", "b", "c"]
 
 
@@ -471,12 +471,12 @@ def test_study_errors(tmp_path):
     write_run(tmp_path / "runs/a")
     evals = tmp_path / "runs/a/evals.jsonl"
     assert re.fullmatch(
-        r"compute=flops: no numeric column of .*runs/a/evals.jsonl; use one of step, trials, "
+        r"compute=flops: not a numeric column of .*runs/a/evals.jsonl; use one of step, trials, "
         r"passes, mean, stderr, compute, tokens_generated",
         message(tmp_path, compute="flops"),
     )
-    assert message(tmp_path, recipe="x").endswith("say it; leave out recipe=")
-    assert message(tmp_path, value="x").endswith("say it; leave out value=")
+    assert message(tmp_path, recipe="x").endswith("define it; leave out recipe=")
+    assert message(tmp_path, value="x").endswith("define it; leave out value=")
     good = evals.read_text()
     evals.write_text(good.replace('{"step": 10,', '{"step": 10', 1))
     assert re.search("line 2 is not JSON; restore or remove that line", message(tmp_path))
@@ -597,10 +597,10 @@ def test_tensorboard_errors(tmp_path):
     write_events(tmp_path / "a", [(0.0, i, {"eval/acc": 0.5, "eval/score": 0.5}) for i in range(5)])
     name = tmp_path.name
     assert message(tmp_path) == (
-        f"value=: no pass rate is told apart in {name}; name one with value=: step, wall_time, "
+        f"value=: no unique pass rate in {name}; name one with value=: step, wall_time, "
         "eval/acc, eval/score"
     )
-    assert message(tmp_path, value="acc").startswith("value=acc: no pass rate is told apart in ")
+    assert message(tmp_path, value="acc").startswith("value=acc: no unique pass rate in ")
     assert message(tmp_path, value="eval/acc", compute="t") == (
         f"compute=t: not logged in {name}; use one of step, wall_time, eval/acc, eval/score"
     )
@@ -686,7 +686,7 @@ def test_a_trainer_state(tmp_path, capsys, options, want):
     assert evals.runs == ["my-run"] and evals.value_label == "eval_reward"
     assert evals.frame["compute"].tolist() == want
     assert evals.frame["value"].tolist() == [0.25 + s / 256 for s in (10, 20, 30, 40)]
-    flos = "trainer_state.json: total_flos taken to be proportional to step\n"
+    flos = "trainer_state.json: total_flos is assumed to be proportional to step\n"
     assert (flos in capsys.readouterr().out) == (options.get("compute") == "total_flos")
 
 
@@ -705,7 +705,7 @@ def test_the_last_checkpoint_of_every_run(tmp_path):
 def test_trainer_errors(tmp_path):
     write_state(tmp_path / "a", 40, eval_accuracy=0.5)
     text = message(tmp_path)
-    assert text.startswith(f"value=: no pass rate is told apart in {tmp_path.name}; name one ")
+    assert text.startswith(f"value=: no unique pass rate in {tmp_path.name}; name one ")
     assert "eval_reward, " in text and text.endswith("total_flos, train_runtime")
     assert Evals.read(tmp_path, value="eval_accuracy").frame["value"].unique().tolist() == [0.5]
     assert "run a, step 10: value 9.5 is outside [0, 1]" in message(
@@ -715,5 +715,5 @@ def test_trainer_errors(tmp_path):
     state = trainer_state(40) | {"total_flos": 0.0}
     (tmp_path / "b/trainer_state.json").write_text(json.dumps(state))
     assert message(tmp_path / "b", compute="total_flos") == (
-        "compute=total_flos: run b: the state does not count it; use step or a key of the rows"
+        "compute=total_flos: run b: the state has none; use step or a key of the rows"
     )

@@ -85,7 +85,7 @@ def test_a_missing_level_is_no_real_one(tmp_path, capsys, level, wanted):
     write_run(tmp_path / "runs/b", OTHER, axes={"ablation": level})
     _, levels, said = read(tmp_path, capsys)
     assert levels == {"a": f"ablation={wanted}", "b": f"ablation={level}"}
-    assert said == [f"{tmp_path}: axis ablation: 1 runs do not say it: level {wanted}"]
+    assert said == [f"{tmp_path}: axis ablation: 1 runs have no level: level {wanted}"]
 
 
 def test_a_run_from_before_an_option_is_at_its_default(tmp_path, capsys):

@@ -59,9 +59,9 @@ def test_a_level_below_the_start_answers_nothing():
 def test_the_share_that_a_budget_reaches():
     """5 of 9 cells stand at 0.25 and the baseline at 1: 4.5 - 1 - 8 * 0.25 = 1.5 for five cells."""
     cells = [f"c{i}" for i in range(9)]
-    stands = {cell: 0.25 for cell in cells} | {"c0": 1.0}
-    assert reachable(4.5, dict.fromkeys(cells, 1.0), stands, cells[4:]) == 0.55
-    assert reachable(3.0, dict.fromkeys(cells, 1.0), stands, cells[4:]) == 0.25
+    reached = {cell: 0.25 for cell in cells} | {"c0": 1.0}
+    assert reachable(4.5, dict.fromkeys(cells, 1.0), reached, cells[4:]) == 0.55
+    assert reachable(3.0, dict.fromkeys(cells, 1.0), reached, cells[4:]) == 0.25
 
 
 @pytest.mark.parametrize("budget", [0.4, 0.5, 0.75, 1.0])
@@ -95,11 +95,11 @@ class Made:
         self.launched.append(dict(shares))
         return dict.fromkeys(CELLS, 1.0)
 
-    def forecast(self, stands):
-        self.asked.append(dict(stands))
+    def forecast(self, reached):
+        self.asked.append(dict(reached))
         runs = [run for names in CELLS.values() for run in names]
         d = {"base": 0.0, "far": -0.2, "near": -0.015, "same": 0.0, "late": -0.05}
-        sd = {"near": 0.02, "late": 0.002 if stands["late"] >= 0.5 else 0.05}
+        sd = {"near": 0.02, "late": 0.002 if reached["late"] >= 0.5 else 0.05}
         columns = [
             normal(self.base + d[run[:-3]], sd.get(run[:-3], 0.002), seed=k)
             for k, run in enumerate(runs)
@@ -116,8 +116,8 @@ class Made:
         return list(self.last.decisions())
 
 
-def spent(stands):
-    return sum(stands.values()) / len(stands)
+def spent(reached):
+    return sum(reached.values()) / len(reached)
 
 
 def test_equal_stops_what_is_decided_and_goes_on_with_the_rest():
@@ -130,17 +130,17 @@ def test_equal_stops_what_is_decided_and_goes_on_with_the_rest():
     assert (told["far"]["share"], told["far"]["final"]["says"]) == (0.25, "lower")
     assert (told["same"]["share"], told["same"]["final"]["says"]) == (0.25, "equal")
     assert told["late"]["share"] == 0.5 and told["late"]["decision"] == "stop"
-    assert told["near"]["decision"] == "stop" and told["near"]["reason"] == "seen whole"
+    assert told["near"]["decision"] == "stop" and told["near"]["reason"] == "ran to its end"
     assert all(seen["base"] == max(seen["near"], 0.25) for seen in made.asked)  # equal shares
     assert all(seen["far"] == 0.25 for seen in made.asked)  # nothing later of what stopped
-    assert spent(made.last.stands) <= 0.9
+    assert spent(made.last.reached) <= 0.9
 
 
 def test_a_budget_that_is_used_up_leaves_what_is_open():
     made = Made()
     told = verdicts(made.conduct(budget=0.5))  # 2.5 = 1 + 4 * 0.25 + 2 * 0.15 + 0.2
     assert told["near"]["decision"] == "go on" and told["near"]["final"]["says"] == "open"
-    assert spent(made.last.stands) <= 0.5
+    assert spent(made.last.reached) <= 0.5
 
 
 def test_two_rounds_in_a_row():
@@ -154,13 +154,13 @@ def test_fixed_is_one_round(budget, share):
     decisions = made.conduct("fixed", budget)
     assert [row["decision"] for row in decisions[:3]] == ["start", "start", "guard"]
     assert {row["share"] for row in verdicts(decisions).values()} == {share}
-    assert spent(made.last.stands) == pytest.approx(budget)
+    assert spent(made.last.reached) == pytest.approx(budget)
 
 
 def test_halving_keeps_the_better_half():
     told = verdicts((made := Made()).conduct("halving", 0.6))
     assert told["far"]["share"] == told["late"]["share"] < told["near"]["share"]
-    assert spent(made.last.stands) <= 0.6
+    assert spent(made.last.reached) <= 0.6
 
 
 def test_where_the_guard_fails_the_study_runs_whole_and_says_why():
@@ -168,7 +168,7 @@ def test_where_the_guard_fails_the_study_runs_whole_and_says_why():
     decisions = made.conduct(budget=0.5)
     (guard,) = [row for row in decisions if row["decision"] == "guard"]
     assert not guard["passed"] and guard["reason"] == "forecast 0.600, end 0.800: beyond 0.07"
-    assert made.last.stands == dict.fromkeys(CELLS, 1.0)
+    assert made.last.reached == dict.fromkeys(CELLS, 1.0)
     assert {row["share"] for row in verdicts(decisions).values()} == {1.0}
     assert made.asked[0] == {cell: 0.25 for cell in CELLS}
 
@@ -193,7 +193,7 @@ def test_killed_after_any_line_a_study_decides_the_same(policy, forecast):
 
 
 def test_what_cannot_be_conducted_is_one_line():
-    with pytest.raises(InputError, match="budget=0.2: does not reach beyond the baseline; give"):
+    with pytest.raises(InputError, match="budget=0.2: spent by the baseline alone; give"):
         Made().conduct(budget=0.2)
     for change, line in [
         ({"policy": "best"}, "policy=best: unknown; use equal"),

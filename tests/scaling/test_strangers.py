@@ -88,8 +88,8 @@ def test_the_separator_is_said(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "want"),
     [
-        ("t.csv", "step,acc,acc\n1,0.1,0.2\n", "/t.csv:1: the column acc stands twice"),
-        ("t.csv", "Step,a - acc,a - acc__MIN,a - acc\n", "the column a - acc stands twice"),
+        ("t.csv", "step,acc,acc\n1,0.1,0.2\n", "/t.csv:1: the column acc appears twice"),
+        ("t.csv", "Step,a - acc,a - acc__MIN,a - acc\n", "the column a - acc appears twice"),
         ("t.csv", "step,acc\n1,0.1\n2,\0\n", "/t.csv:3: holds NUL characters; remove them"),
         ("t.csv", "step,acc\n1,0.1,0.2\n", "/t.csv:2: 3 cells under a header of 2; fix that"),
         ("t.csv", "step,acc\n1\n2,0.1\n", "/t.csv:2: 1 cells under a header of 2; fix that line"),
@@ -100,8 +100,8 @@ def test_the_separator_is_said(tmp_path):
         ("t.csv", "step,acc\n1,True\n", "not a column of numbers (row 1: 'True')"),
         ("t.csv", "step,acc\n1,1_0\n", "not a column of numbers (row 1: '1_0')"),
         ("t.jsonl", '{"step": 1, "acc": true}\n', "not a column of numbers (row 1: True)"),
-        ("t.jsonl", '{"step": 1, "step": 2}\n', "line 1 says step twice; restore or remove"),
-        ("t.jsonl", "[1]\n", "line 1 is not an object; write one object a line"),
+        ("t.jsonl", '{"step": 1, "step": 2}\n', "line 1 has step twice; restore or remove"),
+        ("t.jsonl", "[1]\n", "line 1 is not an object; write one object per line"),
         ("t.jsonl", "{}\n" + "[" * 10**5 + "\n", "line 2 is not JSON; restore or remove"),
         ("t.jsonl", '{"step": ' + "9" * 400 + "}\n", "compute=step: t.jsonl: not a column of num"),
         ("t.jsonl", "", "holds no rows; give a table with evaluations"),
@@ -127,7 +127,7 @@ def test_run_names_are_text(tmp_path):
 def test_a_column_of_values_for_each_run(tmp_path):
     half = [v / 2 for v in VALUES[:7]] + [""]
     text = table("step,a,b", STEPS, VALUES, half)
-    assert message(tmp_path, "t.csv", text).endswith("or wide=true where each column is a run")
+    assert message(tmp_path, "t.csv", text).endswith("or wide=true if each column is a run")
     evals = read(tmp_path, "t.csv", text, wide=True)
     assert evals.runs == ["a", "b"] and evals.compute_label == "training step"
     assert evals.frame["value"].tolist() == VALUES + half[:7]
@@ -226,7 +226,7 @@ def test_rows_of_several_tasks_are_not_averaged(tmp_path, column):
         (s, v / (1 + i), t) for s, v in zip(STEPS, VALUES, strict=True) for i, t in enumerate("xy")
     ]
     text = table(f"step,acc,{column}", *zip(*rows, strict=True))
-    assert f"column {column} tells rows at the same compute apart (x, y)" in message(
+    assert f"column {column} distinguishes rows at the same compute (x, y)" in message(
         tmp_path, "t.csv", text
     )
     renamed = text.replace(column, "eval_set")
@@ -241,7 +241,7 @@ def test_a_shaped_reward_is_no_per_cent(tmp_path, values):
     assert text.startswith(
         f"scale=: t.csv: values from {min(values):g} to {max(values):g}: neither"
     )
-    assert "give scale=percent if they are; a shaped or negative reward is no pass rate" in text
+    assert "give scale=percent if they are; a shaped or negative reward is not a pass rate" in text
 
 
 @pytest.mark.parametrize("other", ["pass_rate", "value", "acc.1"])

@@ -138,7 +138,7 @@ def test_one_that_is_killed_goes_on_to_the_same_bits(whole, configs, task, tmp_p
 def test_one_that_is_asked_to_stop_does_nothing_twice(whole, configs, task, tmp_path):
     config = replace(configs[task], out=str(tmp_path))
     asked = iter([False, False, True])
-    with pytest.raises(loop.Interrupted, match="after update 3; the same command goes on"):
+    with pytest.raises(loop.Interrupted, match="after update 3; repeat the command to resume"):
         train(task, config, stop=lambda: next(asked))
     assert RunRecord(config.out).manifest["status"] == "interrupted"
     assert train(task, config)["status"] == "done"
@@ -212,7 +212,7 @@ def test_too_many_of_them_in_a_row_end_it(configs, task, tmp_path, monkeypatch):
     spoilt(task, monkeypatch, range(3, 9))
     optim = replace(configs[task].optim, max_skipped_updates=3)
     config = replace(configs[task], out=str(tmp_path), optim=optim)
-    line = "optim.max_skipped_updates=3: so many updates in a row, up to 6, .* not finite; lower"
+    line = "optim.max_skipped_updates=3: the last 3 updates, up to 6, .* not finite; lower"
     with pytest.raises(InputError if task == "warm_start" else NotFinite, match=line) as error:
         train(task, config)
     assert "\n" not in str(error.value)

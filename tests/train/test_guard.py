@@ -107,7 +107,7 @@ def test_a_lower_rate_is_the_same_run_at_a_lower_rate(easy, tmp_path):
 
 
 def test_what_cannot_work_is_refused(easy):
-    with pytest.raises(InputError, match="guard.action=stop: nothing is watched; set guard.ess_m"):
+    with pytest.raises(InputError, match="guard.action=stop: no bound is set; set guard.ess_m"):
         GuardConfig(action="stop")
-    with pytest.raises(InputError, match="guard.action=lower: for runs of reinforcement learning"):
+    with pytest.raises(InputError, match="guard.action=lower: only for reinforcement learning"):
         SftConfig(algo=SFT, guard=GuardConfig(action="lower", ess_min=0.1))

@@ -23,10 +23,10 @@ P, G, U, T, V, PAD = 4, 8, 5, 9, 14, 13
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.lists(st.integers(1, T), min_size=G, max_size=G), min_size=1, max_size=3))
 def test_every_token_that_is_fed_stands_in_one_place(length_PG):
-    packed_PRW = packing.packed(length_PG, T)
-    R, W = packed_PRW.shape[1:]
+    packed_PRt = packing.packed(length_PG, T)
+    R, W = packed_PRt.shape[1:]
     assert W == T - 1 and R <= G
-    for at_RW, length_G in zip(packed_PRW, length_PG, strict=True):
+    for at_RW, length_G in zip(packed_PRt, length_PG, strict=True):
         fed = [g * T + t for g, n in enumerate(length_G) for t in range(n - 1)]
         assert sorted(at_RW[at_RW >= 0].tolist()) == fed
         for at_W in at_RW:  # a sample is in one piece: its tokens are neighbours, in order
@@ -47,9 +47,9 @@ def test_what_is_unpacked_is_where_it_was():
     rng = np.random.default_rng(0)
     completion_PGT = rng.integers(0, 99, (P, G, T))
     length_PG = rng.integers(1, T + 1, (P, G))
-    packed_PRW = packing.packed(length_PG, T)
-    token_PN = packing.predicted(packed_PRW, completion_PGT)
-    back_PGT = np.asarray(packing.unpacked(packed_PRW, token_PN, G))
+    packed_PRt = packing.packed(length_PG, T)
+    token_PN = packing.predicted(packed_PRt, completion_PGT)
+    back_PGT = np.asarray(packing.unpacked(packed_PRt, token_PN, G))
     real = np.arange(T) < length_PG[..., None]
     np.testing.assert_array_equal(back_PGT[real], completion_PGT[real])
 
@@ -88,7 +88,7 @@ def batch() -> Batch:
         behavior_value_BT=np.zeros((P * G, T), np.float32),
         reward_PG=np.where(np.arange(P)[:, None] == 1, 1, rng.integers(0, 2, (P, G))).astype("f"),
         keep_P=np.ones(P, np.float32),
-        packed_PRW=packing.packed(length_PG, T),
+        packed_PRt=packing.packed(length_PG, T),
     )
 
 
@@ -102,7 +102,7 @@ def moved(tiny, model, algo, mesh, microbatches, packed):
     where = make_mesh(mesh)
     spec = names(config, where)
     state = init_state(spec, params)
-    data = batch() if packed else batch().replace(packed_PRW=None)
+    data = batch() if packed else batch().replace(packed_PRt=None)
     state, metrics = make_train_step(spec, numbers(config), params)(state, data)
     return jax.device_get(state.opt_state[1][0].mu), jax.device_get(metrics)
 

@@ -68,28 +68,32 @@ def test_its_name_is_static(tiny):
         ({"loss": f"{__name__}:no"}, "algo.loss=.*:no: cannot be imported .*; give MODULE:FUNC"),
         (
             {"loss": f"{__name__}:greedy"},
-            "algo.loss=.*:greedy: asks for appetite; it may ask for clip_low, .*, log_partition_B",
+            "algo.loss=.*:greedy: unknown parameters appetite; possible parameters are clip_low, "
+            ".*, log_partition_B",
         ),
         ({"advantage": "best"}, "algo.advantage=best: unknown name; use one of none, centered, "),
         ({"aggregation": "sum"}, "algo.aggregation=sum: unknown name; use one of token_mean, "),
-        ({"advantage": "gae"}, "algo.zero_variance=drop: a critic learns from .*; set "),
+        ({"advantage": "gae"}, "algo.zero_variance=drop: a critic also learns from .*; set "),
         (
             {"correction": "masked"},
-            "algo.correction=masked: algo.loss=cispo carries its own ratio .*; set "
+            "algo.correction=masked: algo.loss=cispo has its own off-policy correction.*; set "
             "algo.loss=reinforce or ppo_clip, or algo.correction=none",
         ),
         (
             {"advantage": "distill_top_k", "teacher": "a"},
-            "algo.advantage=distill_top_k: a KL over the k likeliest words .*; use "
-            "algo.advantage=distill, of the token that was drawn",
+            "algo.advantage=distill_top_k: the KL over the top k tokens .*; use "
+            "algo.advantage=distill, which is of the sampled token",
         ),
-        ({"advantage": "distill"}, "algo.teacher=: algo.advantage=distill learns from a .*; give"),
+        ({"advantage": "distill"}, "algo.teacher=: algo.advantage=distill needs a .*; give"),
         (
             {"advantage": "distill", "teacher": "a"},
-            "algo.zero_variance=drop: who has a teacher alone learns from .*; set",
+            "algo.zero_variance=drop: distillation also learns from .*; set",
         ),
-        ({"loss": "tbrm", "teacher": "a"}, "algo.loss=tbrm: it holds the reward and "),
-        ({"loss": "tbrm", "kl": "k2", "kl_coef": 0.1}, "algo.loss=tbrm: it holds the reward and "),
+        ({"loss": "tbrm", "teacher": "a"}, "algo.loss=tbrm: it contains the reward and "),
+        (
+            {"loss": "tbrm", "kl": "k2", "kl_coef": 0.1},
+            "algo.loss=tbrm: it contains the reward and ",
+        ),
     ],
 )
 def test_what_cannot_run_is_refused(algo, line):

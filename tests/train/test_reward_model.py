@@ -29,7 +29,7 @@ from rlx.envs.grading import Graders
 from rlx.mesh import make_mesh
 from rlx.models import reward, transformer
 from rlx.record import read_rows
-from rlx.rollout.grades import grades, said
+from rlx.rollout.grades import as_answer, grades
 from rlx.rollout.scorer import Scorer
 from rlx.train import loop, reward_model, rl, start
 
@@ -194,7 +194,7 @@ def answers(env, problems, texts, T=6):
         token_GT = np.full((len(rows), T), ids.pad_id)
         for row_T, row in zip(token_GT, rows, strict=True):
             row_T[: len(row)] = row
-        found.append(said(env, problem, token_GT, np.array(list(map(len, rows)))))
+        found.append(as_answer(env, problem, token_GT, np.array(list(map(len, rows)))))
     return found
 
 
@@ -205,7 +205,7 @@ def test_a_task_keeps_its_grades_beside_the_models_rewards(judge, chains, params
     asked = answers(chains, chains.train[:3], [right[0], "12", "3"])
     found = grades(graders, asked, mesh)
     for answer, score_G in zip(asked, found.score_PG, strict=True):
-        expected = [chains.grade(answer.problem, *sample) for sample in answer.said_G]
+        expected = [chains.grade(answer.problem, *sample) for sample in answer.text_G]
         assert_array_equal(score_G, np.float32(expected))
     prompts = [chains.tokenizer.encode_prompt(answer.problem.prompt) for answer in asked]
     groups = [[t[:n] for t, n in zip(a.token_GT, a.length_G, strict=True)] for a in asked]
@@ -254,7 +254,7 @@ def test_other_tokens_are_refused(judge, tmp_path):
     env = EnvConfig("digit_chain", train_prompts=16, heldout_prompts=4, grade_timeout_s=0)
     algo = AlgoConfig(reward="model", reward_model=judge.out)
     config = Config(**shared(judge) | {"env": env}, algo=algo, out=str(tmp_path / "run"))
-    with pytest.raises(InputError, match="its tokens are not those of env.name=digit_chain"):
+    with pytest.raises(InputError, match="its tokens differ from those of env.name=digit_chain"):
         rl.train(config, progress=False)
     assert not (tmp_path / "run" / "manifest.json").exists()
 
@@ -271,15 +271,15 @@ def test_pairs_that_cannot_be_read_are_named(judge, tmp_path):
     file.write_text('{"prompt": "1+2=", "chosen": "3", "rejected": "no"}\n' * 2)
     env = EnvConfig("digit_chain", train_prompts=16, heldout_prompts=4, grade_timeout_s=0)
     config = replace(judge, env=env, pairs=str(file))
-    with pytest.raises(ValueError, match="16: .*pairs.jsonl holds 0 distinct prompts besides"):
+    with pytest.raises(ValueError, match="16: .*pairs.jsonl has only 0 distinct prompts besides"):
         reward_model.read(replace(config, env=replace(env, heldout_prompts=1)), None)
     rows = [{"prompt": f"{i}", "chosen": "3", "rejected": "no"} for i in range(20)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     chain = DigitChain(train_prompts=16, heldout_prompts=4, seed=0)
     with pytest.raises(ValueError, match="pairs.jsonl: line [0-9]+: char='n': not in the vocab"):
         reward_model.read(config, chain)
-    with pytest.raises(InputError, match="16: 0 pairs .* at most 1 tokens long; lower it, or"):
+    with pytest.raises(InputError, match="16: 0 training pairs .* at most 1 tokens long; lower it"):
         small = replace(judge, rollout=replace(judge.rollout, max_new_tokens=1))
         reward_model.read(small, base.make(**start.arguments(judge.env)))
-    with pytest.raises(InputError, match="pairs=: env.name=digit_chain has none; give a file"):
+    with pytest.raises(InputError, match="pairs=: env.name=digit_chain has no pairs; give a file"):
         replace(judge, env=env)

@@ -45,18 +45,18 @@ def test_a_layer_does_as_it_is_told(layer, x_BTD, router, dispatch):
     assert free.moved_BT is None and not same.moved_BT.any()
     assert_allclose(same_BTD, free_BTD, rtol=1e-5, atol=1e-6)
 
-    told_BTK = jnp.array(
+    replay_BTK = jnp.array(
         np.random.default_rng(2).permuted(np.tile(np.arange(8), (2, 3, 1)), axis=2)
     )
-    told_BTK = told_BTK[..., :2]
-    y_BTD, routed = moe.feed_forward(w, x_BTD, config, told_BTK)
-    assert_array_equal(routed.expert_BTK, told_BTK)
+    replay_BTK = replay_BTK[..., :2]
+    y_BTD, routed = moe.feed_forward(w, x_BTD, config, replay_BTK)
+    assert_array_equal(routed.expert_BTK, replay_BTK)
     w64 = {name: np.asarray(x, np.float64) for name, x in w.items()}
     silu = lambda z: z / (1 + np.exp(-z))  # noqa: E731
     for b, t in np.ndindex(2, 3):
         x = np.asarray(x_BTD[b, t], np.float64)
         logit, total = x @ w64["router"], 0.0
-        chosen = [int(i) for i in told_BTK[b, t]]
+        chosen = [int(i) for i in replay_BTK[b, t]]
         if router == "softmax":
             weight = np.exp(logit[chosen]) / np.exp(logit[chosen]).sum()
         else:
@@ -68,7 +68,7 @@ def test_a_layer_does_as_it_is_told(layer, x_BTD, router, dispatch):
         assert_allclose(y_BTD[b, t], total, rtol=1e-4, atol=1e-5)
         own = set(np.argsort(-logit)[:2])
         assert bool(routed.moved_BT[b, t]) == (own != set(chosen))
-    grad = jax.grad(lambda w: jnp.sum(moe.feed_forward(w, x_BTD, config, told_BTK)[0] ** 2))(w)
+    grad = jax.grad(lambda w: jnp.sum(moe.feed_forward(w, x_BTD, config, replay_BTK)[0] ** 2))(w)
     assert np.abs(grad["router"]).max() > 1e-4  # its scores still learn
 
 
@@ -111,7 +111,7 @@ def test_what_cannot_replay_is_refused(easy):
     algo = replace(easy.algo, replay_routing=True)
     with pytest.raises(InputError, match="algo.replay_routing=True: the model has no experts; l"):
         start.resolve(replace(easy, algo=algo))
-    with pytest.raises(InputError, match="algo.replay_routing=True: rows that samples share"):
+    with pytest.raises(InputError, match="algo.replay_routing=True: it does not support packed"):
         replace(easy, algo=algo, optim=OptimConfig(pack=True))
-    with pytest.raises(InputError, match="algo.replay_routing=True: for runs of reinforcement"):
+    with pytest.raises(InputError, match="algo.replay_routing=True: only for reinforcement"):
         SftConfig(algo=AlgoConfig(loss="reinforce", advantage="none", replay_routing=True))

@@ -86,7 +86,7 @@ def test_an_error_of_the_generator_ends_the_run(easy, tmp_path, monkeypatch):
 
 def test_replay_of_nothing_is_refused(easy, tmp_path):
     pipeline = PipelineConfig("pipeline", 1, replay=str(tmp_path / "nowhere"))
-    with pytest.raises(InputError, match="pipeline.replay=.*nowhere: no metrics.jsonl"):
+    with pytest.raises(InputError, match="pipeline.replay=.*nowhere: it has no metrics.jsonl"):
         rl.train(replace(easy, out=str(tmp_path / "run"), pipeline=pipeline), progress=False)
 
 
@@ -147,7 +147,7 @@ def test_updates_that_are_not_finite_stop_the_run(easy, tmp_path, monkeypatch):
 
     monkeypatch.setattr(rl, "collate", poisoned)
     optim = replace(easy.optim, max_skipped_updates=2)
-    with pytest.raises(NotFinite, match="optim.max_skipped_updates=2: so many updates in a row"):
+    with pytest.raises(NotFinite, match="optim.max_skipped_updates=2: the last 2 updates"):
         rl.train(replace(easy, out=str(tmp_path), optim=optim), progress=False)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["status"] == "failed" and "NotFinite" in manifest["error"]

@@ -104,8 +104,8 @@ def test_a_teacher_at_rest_is_no_news(easy, taught, tmp_path):
 def test_who_cannot_teach_is_refused(easy, taught, tmp_path, what):
     lines = {
         "nothing": "algo.teacher=.*none: no model there; give a folder",
-        "tokens": "algo.teacher=.*big: its token ids do not stand for the same texts .*; give a",
-        "room": "algo.teacher=.*big: it has room for 7 tokens, prompt and answer take up to .*; l",
+        "tokens": "algo.teacher=.*big: its vocabulary differs from .*; give a",
+        "room": "algo.teacher=.*big: its context is 7 tokens, prompt and answer take up to .*; l",
     }
     path, config = taught.out, replace(easy, algo=AlgoConfig(**ALONE, teacher="x"))
     if what == "nothing":

@@ -190,7 +190,7 @@ def test_a_start_that_is_not_what_was_written_is_refused(easy, env, loaded, tmp_
         (path / "manifest.json").write_text("{")
     else:
         shutil.rmtree(path / "checkpoints")
-    line = f"^warm_start_dir={path}: damaged: .*; remove it, and"
+    line = f"^warm_start_dir={path}: damaged: .*; remove it; it"
     with pytest.raises(InputError, match=line):
         load_or_make(easy, env, tmp_path)
     gc.collect()  # what Orbax left open when it failed
@@ -198,6 +198,6 @@ def test_a_start_that_is_not_what_was_written_is_refused(easy, env, loaded, tmp_
 
 def test_a_place_that_can_hold_no_start_is_refused(easy, env, tmp_path):
     (tmp_path / "file").write_text("")
-    line = "^warm_start_dir=.*/file/there: a part of that path is a file; choose a directory"
+    line = "^warm_start_dir=.*/file/there: a part of the path is a file; choose a directory"
     with pytest.raises(InputError, match=line):
         load_or_make(easy, env, tmp_path / "file" / "there")
