@@ -145,7 +145,7 @@ def empty(config: ModelConfig, batch: int, columns: int) -> list[Cache]:
 def prompts(q_PUNH, k_PUKH, v_PUKH, past: None, seen: Seen, local, config: ModelConfig):
     """(y [P, U, N H], their cache); what stands behind a prompt's end is never looked at."""
     own = of(k_PUKH, v_PUKH, config.attention)
-    if own.kernel != "xla":
+    if own.kernel in TILE:
         return _causal(q_PUNH, k_PUKH, v_PUKH, own.kernel), own
     keys = (own.k, own.v, seen.first_BT(config, local), seen.position_BT + 1)
     return _xla(q_PUNH, keys, None, config.query_chunk), own
@@ -153,7 +153,7 @@ def prompts(q_PUNH, k_PUKH, v_PUKH, past: None, seen: Seen, local, config: Model
 
 def completions(q_BTNH, k_BTKH, v_BTKH, past: Cache, seen: Seen, local, config: ModelConfig):
     """(y [B, T, N H], None); row b continues prompt b // (B / P) of the past."""
-    if past.kernel != "xla" and seen.start_BT is None:
+    if past.kernel in TILE and seen.start_BT is None:
         return _after_prompt(q_BTNH, k_BTKH, v_BTKH, past, seen.length_P), None
     if past.kernel == "cudnn":
         past = of(past.k, past.v, "xla")
