@@ -133,7 +133,6 @@ def of(k_BTKH, v_BTKH, kernel: str) -> Cache:
     """A cache of exactly these keys and values."""
     if kernel == "cudnn":
         return Cache(k_BTKH, v_BTKH, kernel)
-    kernel = "xla" if kernel == "auto" else kernel  # a warm start does not choose
     return Cache(k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2), kernel)
 
 
@@ -147,7 +146,7 @@ def empty(config: ModelConfig, batch: int, columns: int) -> list[Cache]:
 def prompts(q_PUQH, k_PUKH, v_PUKH, past: None, seen: Seen, local, config: ModelConfig):
     """(y [P, U, Q H], their cache). Padding is never attended to."""
     own = of(k_PUKH, v_PUKH, config.attention)
-    if own.kernel != "xla":
+    if own.kernel in TILE:
         return _causal(q_PUQH, k_PUKH, v_PUKH, own.kernel), own
     keys = (own.k, own.v, seen.first_BT(config, local), seen.position_BT + 1)
     return _xla(q_PUQH, keys, None, config.query_chunk), own
@@ -155,7 +154,7 @@ def prompts(q_PUQH, k_PUKH, v_PUKH, past: None, seen: Seen, local, config: Model
 
 def completions(q_BTQH, k_BTKH, v_BTKH, past: Cache, seen: Seen, local, config: ModelConfig):
     """(y [B, T, Q H], None); row b continues prompt b // (B / P) of the past."""
-    if past.kernel != "xla" and seen.start_BT is None:
+    if past.kernel in TILE and seen.start_BT is None:
         return _after_prompt(q_BTQH, k_BTKH, v_BTKH, past, seen.length_P), None
     if past.kernel == "cudnn":
         past = of(past.k, past.v, "xla")
