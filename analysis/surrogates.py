@@ -57,8 +57,11 @@ NAMES = {
     "dppo_tv": "DPPO, TV",
     "dppo_kl": "DPPO, KL",
     "gmpo": "GMPO",
-    "sequence_is": "sequence ratio",
-    "geometric_mask": "geometric mask",
+    "clip_cov": "CISPO, Clip-Cov",
+    "sequence_is": "sequence ratio, cut",
+    "sequence_mask": "sequence ratio, masked",
+    "geometric_is": "geometric mean, cut",
+    "geometric_mask": "geometric mean, masked",
     "guarded": "CISPO, guarded",
 }
 SHARED = ("none", "clip_wide", "gspo")  # cells that hard_mix has too
