@@ -15,7 +15,8 @@ COLOR_OF = {
     **{"none": BLUE, "dapo_loss": VERMILION, "clip_wide": VERMILION, "clip_narrow": ORANGE},
     **{"gspo": GREEN, "gspo_small": PINK, "cap_4": PINK, "cap_8": ORANGE, "sapo": PINK},
     **{"double_sided": SKY, "dppo_tv": ORANGE, "dppo_kl": ORANGE, "gmpo": GREEN},
-    **{"sequence_is": SKY, "geometric_mask": PINK, "guarded": BLUE},
+    **{"sequence_is": SKY, "sequence_mask": ORANGE, "geometric_is": GREEN, "geometric_mask": PINK},
+    **{"clip_cov": PINK, "guarded": BLUE},
     # schedules
     **{"sync": GREEN, "off_policy_8": SKY, "pipeline_1": PINK},
     # prompts, aggregation, normalisation, precision
