@@ -113,7 +113,7 @@ def verdicts(table: pd.DataFrame) -> pd.DataFrame:
 def draw(evals: pd.DataFrame, known: dict[str, float]) -> Figure:
     there = [name for name in NAMES if (evals["ablation"] == name).any()]
     columns, rows = 4, -(-len(there) // 4)
-    figure = canvas(10.4, 2.2 * rows + 0.6)
+    figure = canvas(11.6, 2.2 * rows + 0.6)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     last = grid.flat[min(columns, len(there)) - 1]
     for ax, name in zip(grid.flat, there, strict=False):

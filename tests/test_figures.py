@@ -6,6 +6,8 @@ import pytest
 from matplotlib.image import imread
 
 from analysis import all as every
+from analysis import comparisons, distill, hard_mix, surrogates
+from analysis.cells import COLOR_OF
 from analysis.drawing import RESULTS, drawn
 from rlx.errors import InputError
 
@@ -53,6 +55,12 @@ def test_a_figure_without_tables_is_named_and_left_out(tmp_path, capsys):
 def test_an_unknown_figure_is_refused():
     with pytest.raises(InputError, match="only=fig99: no such figure; use default|studies|"):
         every.main(["only=fig99"])
+
+
+def test_every_recipe_has_a_colour():
+    named = [one.recipes for one in comparisons.FIGURES.values()]
+    named += [surrogates.NAMES, hard_mix.ABLATIONS, distill.NAMES]
+    assert {name for names in named for name in names} <= set(COLOR_OF)
 
 
 def test_what_is_drawn_is_told_apart():

@@ -47,9 +47,13 @@ def labels(fit: ScalingFit) -> list[str]:
 
 
 def colors(fit: ScalingFit) -> list[str]:
-    """Of each recipe: the same at all levels of the axes, but for ablations, which are recipes."""
+    """Of each recipe: the same at all levels of the axes, but for ablations, which are recipes.
+
+    Where only levels differ, each has a colour.
+    """
     levels = fit.levels.assign(**({} if CHOICE in fit.levels else {CHOICE: UNCHANGED}))
     keys = [f"{x[CHOICE]} {x['recipe']}" for _, x in levels.iterrows()]
+    keys = keys if len(set(keys)) > 1 else fit.recipes
     of_key = recipe_colors(sorted(keys, key=lambda key: not key.startswith(f"{UNCHANGED} ")))
     return [of_key[key] for key in keys]
 
