@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 
 from rlx.errors import InputError
 from rlx.scaling.backtest import LEAST, ORIGINS, Backtest, score, usable_origins, with_first
-from rlx.scaling.data import Evals, short_names
+from rlx.scaling.data import Evals
 from rlx.scaling.paths import HORIZON
 from rlx.scaling.posterior import ScalingFit
 from rlx.scaling.recorded import configurations, other_axes
@@ -53,7 +53,6 @@ MAX_CELLS = 10_000_000  # draws x curves x points at once
 BUDGETS = (0.5, 1.0, 2.0)  # over the largest fitted compute
 TARGET_STEPS = (0.01, 0.02, 0.05, 0.1)  # between pass rates whose cost is shown
 MOST_TARGETS = 12
-CHOICE, UNCHANGED = "ablation", "none"  # the axis whose levels are recipes, and its baseline
 MARGIN_A, MARGIN_COMPUTE = 0.02, 0.10  # differences that count, as in fit.effects
 
 
@@ -253,29 +252,18 @@ def recipes_of(fit: ScalingFit) -> list[Json]:
 
 
 def labels_of(fit: ScalingFit) -> list[str]:
-    """Of each recipe: its short name and the levels that tell it from the others."""
-    levels, short = fit.levels, short_names(fit.levels["recipe"].tolist())
-    parts = [[short[name] for name in levels["recipe"]]]
-    for axis in (axis for axis in fit.axes if axis not in ("recipe", CHOICE)):
-        parts.append([f"{axis.rpartition('.')[2]}={level}" for level in levels[axis]])
-    if CHOICE in fit.axes:
-        parts.insert(1, ["" if level == UNCHANGED else level for level in levels[CHOICE]])
-    return [", ".join(filter(None, words)) for words in zip(*parts, strict=True)]
+    """Of each recipe, as in all figures."""
+    from rlx.scaling.plot import shared  # and matplotlib, which other questions do without
+
+    return shared.labels(fit)
 
 
 def colors_of(fit: ScalingFit) -> list[str]:
-    """Of each recipe: the same at all levels of the axes, but for ablations, which are recipes.
+    """Of each recipe, as in all figures; by rank where those tell no two apart."""
+    from rlx.scaling.plot import shared
 
-    The unchanged ones come first; where there are more recipes than colours, they begin again.
-    """
-    from rlx.scaling.style import COLORS  # and matplotlib, which other questions do without
-
-    levels = fit.levels.assign(**({} if CHOICE in fit.levels else {CHOICE: UNCHANGED}))
-    keys = list(zip(levels[CHOICE], levels["recipe"], strict=True))
-    if len(set(keys)) == 1:
-        keys = [(UNCHANGED, name) for name in fit.recipes]
-    every = sorted(dict.fromkeys(keys), key=lambda key: key[0] != UNCHANGED)
-    return [COLORS[every.index(key) % len(COLORS)] for key in keys]
+    colors = shared.colors(fit)
+    return shared.apart(colors) if len(set(colors)) == 1 else colors
 
 
 def runs_of(data: Evals, recipe_of: dict[str, int], axes: dict[str, list[float]]) -> list[Json]:

@@ -9,6 +9,7 @@ import json
 import math
 import re
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -251,6 +252,8 @@ def test_ablations_are_recipes_and_have_colours_of_their_own():
     axes = {"ablation": ["none", "dapo_loss", "none"], "env.T": ["9", "9", "11"]}
     axes["recipe"] = ["cispo"] * 3
     fit = posterior([[0.5, 0.6, 0.7]], 2.0, 1.5, axes=axes)
+    there = fit.evals.frame.assign(**dict.fromkeys(axes, ""))
+    vars(fit)["evals"] = replace(fit.evals, frame=there, axes=("ablation", "env.T"))
     assert page.labels_of(fit) == ["cispo, T=9", "cispo, dapo_loss, T=9", "cispo, T=11"]
     blue, red, green = COLORS[:3]
     assert page.colors_of(fit) == [blue, red, blue]
