@@ -5,7 +5,8 @@
 The committed evaluations of the default study, of hard_mix and of two_chains (sweep=tasks), cut at
 SHARES of each run's compute and fitted by Laplace. `ceilings.csv` has one row per set, share and
 cell (a recipe at one setting of the axes): the exact ceiling, the 90 % interval of A, the pass rate
-at the horizon with the doubt, whether it holds, and the same of the asymptote of the curves alone.
+at the horizon with the doubt, whether it holds, and the same of the asymptote of the curves alone. The
+same command continues what was interrupted.
 
 On hard_mix the ceiling is that of the best policy, which guesses at prompts without room for an
 answer. Left out is `wider` of two_chains, a set that is not trained on.
@@ -18,6 +19,7 @@ import io
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -69,13 +71,13 @@ def main(argv: Sequence[str]) -> None:
     options = read_options(Options, argv)
     options.out.mkdir(parents=True, exist_ok=True)
     sets = {c.name: c for c in own_studies(ROOT / "analysis/results") if c.name in SETS}
-    parts = []
-    for name in SETS:
+    path = options.out / "ceilings.csv"
+    done = set(pd.read_csv(path)[["set", "share"]].itertuples(index=False)) if path.exists() else ()
+    for name, share in ((n, s) for n, s in product(SETS, SHARES) if (n, s) not in done):
         with contextlib.redirect_stdout(io.StringIO()):
-            evals = sets[name].read()
-            parts += [asked(name, evals, share) for share in SHARES]
-    table = pd.concat(parts, ignore_index=True)
-    table.to_csv(options.out / "ceilings.csv", index=False, float_format="%.4g")
+            table = asked(name, sets[name].read(), share).round(4)
+        table.to_csv(path, mode="a", header=not path.exists(), index=False)
+    table = pd.read_csv(path)
     held = table.groupby(["set", "share"], sort=False)
     shown = held[["A_held", "asymptote_held"]].mean().assign(cells=held.size())
     print(shown.to_string(float_format="{:.2f}".format))

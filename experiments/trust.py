@@ -32,9 +32,10 @@ from rlx.record import RunRecord, read_rows
 from rlx.scaling.backtest import MIN_SEEN, score, usable_origins, with_first
 from rlx.scaling.data import Evals
 from rlx.scaling.draws import Draws
+from rlx.scaling.forecast import predictive
 from rlx.scaling.infer import posterior_of
 
-CUTS = (0.06, 0.09, 0.125, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0)  # of each run's compute
+CUTS = (0.09, 0.125, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0)  # of each run's compute
 NAME = "cuts.jsonl"
 
 
@@ -72,12 +73,27 @@ def after_all(evals: Evals, truth: Truth) -> Evals:
 def forecasts(seen: Evals, later: Evals, longest: int) -> dict[str, list]:
     """Columns of all later evaluations: run, recipe, compute, horizon, band, inside, z (of observed
     minus median, in sds of the interval), width, crps."""
-    points = score(Draws(posterior_of(seen, method="laplace", pad_to=longest), unsafe=True), later)
+    posterior = Draws(posterior_of(seen, method="laplace", pad_to=longest), unsafe=True)
+    points = score(posterior, later)
     if points.empty:
         return {}
     points["width"] = points["q95"] - points["q05"]
     points["z"] = (points["observed"] - points["q50"]) / points["width"] * 3.29
-    names = ["run", "recipe", "compute", "horizon", "band", "inside", "z", "width", "crps"]
+    groups = dict(
+        list(later.frame[later.frame["run"].isin(points["run"])].groupby("run", sort=False))
+    )
+    index = [i for i, run in enumerate(posterior.runs) if run in groups]
+    rows = [groups[posterior.runs[i]] for i in index]
+    drawn = predictive(
+        posterior,
+        [r["compute"].to_numpy() for r in rows],
+        [r["stderr"].to_numpy() for r in rows],
+        index,
+    )[0]
+    some = drawn[np.linspace(0, len(drawn) - 1, 128).astype(int)]
+    inside = (some >= points["q05"].to_numpy()) & (some <= points["q95"].to_numpy())
+    points["bits"] = [np.packbits(x).tobytes().hex() for x in inside.T]
+    names = ["run", "recipe", "compute", "horizon", "band", "inside", "z", "width", "crps", "bits"]
     return points[names].round(4).to_dict("list")
 
 
@@ -105,7 +121,10 @@ def work(options: Options) -> None:
             if cut in usable:
                 with contextlib.redirect_stdout(io.StringIO()):
                     if cut < 1 or truth is None:
-                        seen, later = with_first(evals, evals.until(share=cut)), evals.after(share=cut)
+                        seen, later = (
+                            with_first(evals, evals.until(share=cut)),
+                            evals.after(share=cut),
+                        )
                     else:
                         seen, later = evals, after_all(evals, truth)
                     found = forecasts(seen, later, longest)
