@@ -5,8 +5,8 @@
 The committed evaluations of the default study, of hard_mix and of two_chains (sweep=tasks), cut at
 SHARES of each run's compute and fitted by Laplace. `ceilings.csv` has one row per set, share and
 cell (a recipe at one setting of the axes): the exact ceiling, the 90 % interval of A, the pass rate
-at the horizon with the doubt, whether it holds, and the same of the asymptote of the curves alone. The
-same command continues what was interrupted.
+at the horizon with the doubt, whether it holds, and the same of the asymptote of the curves alone.
+The same command continues what was interrupted.
 
 On hard_mix the ceiling is that of the best policy, which guesses at prompts without room for an
 answer. Left out is `wider` of two_chains, a set that is not trained on.

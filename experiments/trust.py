@@ -7,9 +7,9 @@ Laplace on each of CUTS of each run's compute, and everything later is forecast.
 the forecasts from earlier cuts, of evaluations up to that share, are the backtest of what was seen:
 they give a verdict per band of horizons. The forecasts from that share are what came of it.
 
-One line per set and cut goes to `out/cuts.jsonl`, so that the same command continues; `verdicts.csv`
-has one row per set, share and band: the verdict, what it rests on, and `later`, the coverage of what
-came, every run weighing the same; `trust.csv` the means of `later` by verdict.
+One line per set and cut goes to `out/cuts.jsonl`, so that the same command continues;
+`verdicts.csv` has one row per set, share and band: the verdict, what it rests on, and `later`, the
+coverage of what came, every run weighing the same; `trust.csv` the means of `later` by verdict.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from experiments.options import exit_status, read_options
 from experiments.scored import ROOT, Curves, others, own_studies
 from rlx.errors import InputError
 from rlx.record import RunRecord, read_rows
-from rlx.scaling.backtest import MIN_SEEN, score, usable_origins, with_first
+from rlx.scaling.backtest import score, usable_origins, with_first
 from rlx.scaling.data import Evals
 from rlx.scaling.draws import Draws
 from rlx.scaling.forecast import predictive
