@@ -29,13 +29,15 @@ from experiments.options import exit_status, read_options
 from experiments.scored import ROOT, Curves, others, own_studies
 from rlx.errors import InputError
 from rlx.record import RunRecord, read_rows
-from rlx.scaling.backtest import score, usable_origins, with_first
+from rlx.scaling.backtest import LEAST, ORIGINS, Backtest, score, usable_origins, with_first
 from rlx.scaling.data import Evals
 from rlx.scaling.draws import Draws
-from rlx.scaling.forecast import predictive
 from rlx.scaling.infer import posterior_of
 
-CUTS = (0.09, 0.125, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0)  # of each run's compute
+CUTS = (0.09, 0.125, 0.18, 0.25, 0.35, 0.5, 0.7)  # of each run's compute
+SIMULATED = (0.25, 0.5, 0.7, 1.0)  # of a simulated study, forecast beyond its end too
+FIRST_ORIGIN = min(ORIGINS)  # of the compute seen
+ROUNDING = 1.0001  # of a compute in NAME
 NAME = "cuts.jsonl"
 
 
@@ -79,21 +81,7 @@ def forecasts(seen: Evals, later: Evals, longest: int) -> dict[str, list]:
         return {}
     points["width"] = points["q95"] - points["q05"]
     points["z"] = (points["observed"] - points["q50"]) / points["width"] * 3.29
-    groups = dict(
-        list(later.frame[later.frame["run"].isin(points["run"])].groupby("run", sort=False))
-    )
-    index = [i for i, run in enumerate(posterior.runs) if run in groups]
-    rows = [groups[posterior.runs[i]] for i in index]
-    drawn = predictive(
-        posterior,
-        [r["compute"].to_numpy() for r in rows],
-        [r["stderr"].to_numpy() for r in rows],
-        index,
-    )[0]
-    some = drawn[np.linspace(0, len(drawn) - 1, 128).astype(int)]
-    inside = (some >= points["q05"].to_numpy()) & (some <= points["q95"].to_numpy())
-    points["bits"] = [np.packbits(x).tobytes().hex() for x in inside.T]
-    names = ["run", "recipe", "compute", "horizon", "band", "inside", "z", "width", "crps", "bits"]
+    names = ["run", "recipe", "compute", "horizon", "band", "inside", "z", "width", "crps"]
     return points[names].round(4).to_dict("list")
 
 
@@ -104,7 +92,7 @@ def work(options: Options) -> None:
         log.truncate({NAME: path.read_bytes().rfind(b"\n") + 1})  # a line cut short
     done = {(row["set"], row["cut"]) for row in read_rows(path)}
     for curves, truth in jobs(options):
-        cuts = [c for c in CUTS if (curves.name, c) not in done and (c < 1 or truth is not None)]
+        cuts = [c for c in (SIMULATED if truth else CUTS) if (curves.name, c) not in done]
         if not cuts:
             continue
         try:
@@ -120,7 +108,7 @@ def work(options: Options) -> None:
             found = {}
             if cut in usable:
                 with contextlib.redirect_stdout(io.StringIO()):
-                    if cut < 1 or truth is None:
+                    if cut < 1:
                         seen, later = (
                             with_first(evals, evals.until(share=cut)),
                             evals.after(share=cut),
@@ -133,9 +121,55 @@ def work(options: Options) -> None:
         print(curves.name, flush=True)
 
 
+def verdicts(rows: list[dict]) -> pd.DataFrame:
+    """One row per set, share and band; see the module's docstring."""
+    out = []
+    for name in dict.fromkeys(row["set"] for row in rows):
+        mine = [row for row in rows if row["set"] == name]
+        cuts = {row["cut"]: pd.DataFrame(row["points"]) for row in mine if row["points"]}
+        for share, came in cuts.items():
+            past = []
+            for cut, points in cuts.items():
+                seen = points["compute"] <= points["run"].map(mine[0]["last"]) * share * ROUNDING
+                if FIRST_ORIGIN * share <= cut < share and seen.any():
+                    past.append(points[seen].assign(curve="burr", origin=cut / share))
+            if not past:
+                continue
+            evidence = Backtest(pd.concat(past, ignore_index=True)).evidence().set_index("horizon")
+            later = came.groupby(["band", "run"])["inside"].mean().groupby("band").mean()
+            table = evidence.join(later.rename("later"), how="inner").reset_index()
+            labels = {"set": name, "group": mine[0]["group"], "share": share}
+            out.append(table.assign(**labels))
+    table = pd.concat(out, ignore_index=True)
+    return table[["group", "set", "share", *(c for c in table if c not in labels)]]
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """By whether sets are simulated, band and verdict: cases, sets, mean of `later`, share of cases
+    in which it is below LEAST."""
+    table = table.assign(
+        sets=np.where(table["group"].str.startswith("simulated"), "simulated", "measured"),
+        low=table["later"] < LEAST,
+    )
+    by = ["sets", "horizon", "verdict"]
+    parts = [table, table.assign(horizon="all")]
+    return pd.concat(
+        part.groupby(by).agg(
+            cases=("later", "size"), of_sets=("set", "nunique"), later=("later", "mean"),
+            low=("low", "mean"),
+        )
+        for part in parts
+    ).reset_index()  # fmt: skip
+
+
 def main(argv: Sequence[str]) -> None:
     options = read_options(Options, argv)
     work(options)
+    table = verdicts(read_rows(options.out / NAME))
+    table.to_csv(options.out / "verdicts.csv", index=False, float_format="%.3g")
+    means = summary(table)
+    means.to_csv(options.out / "trust.csv", index=False, float_format="%.3g")
+    print(means.to_string(index=False, float_format="{:.2f}".format))
 
 
 if __name__ == "__main__":
