@@ -13,7 +13,7 @@ of experiments.train, for all parts.
     decode    ms a token of all slots, beside the time in which the device copies the weights and
               the columns that are filled
     update    ms of an update, and its share of the FLOP/s of a bfloat16 product (flops.train_flops;
-              what `remat` computes again does not count)
+              what `remat` computes again does not count); layers looped over and unrolled
     kernels   the device's time in a chunk of decoding and an update, by kernel, from a profile
     runs      of a small model and of a language model's: two runs of one seed, and one that is
               killed and goes on; whether rows and newest checkpoints agree bit for bit; seconds of
@@ -23,6 +23,7 @@ of experiments.train, for all parts.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -75,14 +76,15 @@ class Workload:
 WORKLOADS = {
     "card": (
         Workload("smollm2_135m", 512, 128, 384, (32, 16), (64, 256), 4),
-        Workload("qwen3_0_6b", 256, 128, 896, (8, 8), (128, 1024), 8, (("remat", True),)),
+        Workload("qwen3_0_6b", 256, 128, 896, (8, 8), (128, 1024), 8),
         Workload("qwen3_30b_a3b", 128, 128, 384, (8, 8), (128, 512), 8, (("n_layers", 4),)),
     ),
     "tiny": (
         Workload("tiny", 8, 4, 12, (4, 2), (4, 8), 2, (("vocab_size", 64),)),
         Workload(
             "tiny", 8, 4, 12, (4, 2), (4, 8), 2,
-            (("vocab_size", 64), ("n_experts", 4), ("experts_per_token", 2), ("d_ff_expert", 16)),
+            (("vocab_size", 64), ("n_experts", 4), ("experts_per_token", 2), ("d_ff_expert", 16),
+             ("scan_layers", True)),
         ),
     ),
 }  # fmt: skip
@@ -227,19 +229,21 @@ def update(options: Options, out: Path) -> Iterator[dict[str, Any]]:
     _, rate = found_floors(out)
     mesh = make_mesh(MeshConfig(data=1))
     for work in WORKLOADS[options.size]:
-        model, (P, G), (U, T) = model_of(work), work.batch, work.learned
+        as_written, (P, G), (U, T) = model_of(work), work.batch, work.learned
         rng, B = np.random.default_rng(0), P * G
         batch = Batch(
-            prompt_PU=rng.integers(0, model.vocab_size, (P, U)).astype(np.int32),
+            prompt_PU=rng.integers(0, as_written.vocab_size, (P, U)).astype(np.int32),
             prompt_length_P=np.full(P, U, np.int32),
-            completion_BT=rng.integers(0, model.vocab_size, (B, T)).astype(np.int32),
+            completion_BT=rng.integers(0, as_written.vocab_size, (B, T)).astype(np.int32),
             mask_BT=np.ones((B, T), np.float32),
-            behavior_logp_BT=np.full((B, T), -math.log(model.vocab_size), np.float32),
+            behavior_logp_BT=np.full((B, T), -math.log(as_written.vocab_size), np.float32),
             behavior_value_BT=np.zeros((B, T), np.float32),
             reward_PG=rng.normal(size=(P, G)).astype(np.float32),
             keep_P=np.ones(P, np.float32),
         )
-        for head_dtype in ("float32", "bfloat16"):
+        loops = dict.fromkeys((as_written.scan_layers, False))
+        for scans, head_dtype in itertools.product(loops, ("float32", "bfloat16")):
+            model = replace(as_written, scan_layers=scans)
             config = Config(
                 model=model,
                 algo=AlgoConfig(zero_variance="keep"),
@@ -265,10 +269,12 @@ def update(options: Options, out: Path) -> Iterator[dict[str, Any]]:
             cost = P * flops.train_flops(model, model.vocab_size, U, [T] * G)
             yield {
                 "what": work.model, "head_dtype": head_dtype, "attention": model.attention,
-                "batch": [P, G], "tokens": [U, T], "ms": 1e3 * spent, "tok_s": B * T / spent,
+                "layers": "scanned" if scans else "unrolled", "batch": [P, G], "tokens": [U, T],
+                "ms": 1e3 * spent, "tok_s": B * T / spent,
                 "mfu": cost / spent / rate, "compile_s": compile_s,
             }  # fmt: skip
-            yield {"what": f"{work.model} update, {head_dtype}", "kernels": kernels(once, out)}
+            name = f"{work.model} update, {head_dtype}{', scanned' * scans}"
+            yield {"what": name, "kernels": kernels(once, out)}
             box.clear()
 
 

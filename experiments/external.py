@@ -135,5 +135,4 @@ def pooled(evals: Evals) -> Evals:
         parts += [zero, later.groupby(group).first().assign(**mean)]
     frame = pd.concat(parts, ignore_index=True)
     names = {run: re.sub(r"-\d{8}$", "", name) for run, name in short_names(evals.runs).items()}
-    frame["run"] = frame["recipe"] = frame["run"].map(names)
-    return replace(evals, frame=frame)
+    return replace(evals, frame=frame).rename(names)

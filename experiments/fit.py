@@ -15,6 +15,7 @@ C <= (1 - holdout) * C_max; holdout=0 fits everything. A study is fitted on its 
     forecast.csv   new evaluations: one row per held-out one, and on to `horizon` times the last
                    fitted C; extrapolation is C / (last fitted C)
     report.png     the curves
+    report.html    the study as one page for a browser, see rlx.scaling.page
 
 and of a posterior
 
@@ -35,6 +36,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -45,8 +47,11 @@ import rlx.scaling as sc
 from analysis.figures import report
 from experiments.options import read_options
 from rlx.errors import InputError
+from rlx.scaling.backtest import ORIGINS
 from rlx.scaling.data import Evals, short_names
 from rlx.scaling.families import FAMILIES
+from rlx.scaling.page import report_page
+from rlx.scaling.point_page import point_page
 from rlx.scaling.run_fits import RunFit, fit_study
 from rlx.scaling.source import Options, r0_column
 
@@ -76,6 +81,7 @@ class FitConfig(Options, _Data):
     noise: str = "normal"
     holdout: float = 0.5  # share of each run's compute that is forecast, not fitted
     horizon: float = 4.0  # of forecasts, over the last fitted compute
+    origins: tuple[float, ...] = ORIGINS  # shares of compute from which report.html forecasts
     sampler_seed: int = 0
     out: str = "outputs/fit"
 
@@ -164,6 +170,7 @@ def run(
     curve: str | None = None,
     noise: str = "normal",
     horizon: float = 4.0,
+    origins: Sequence[float] = ORIGINS,
     sampler_seed: int = 0,
     **options,
 ) -> pd.DataFrame:
@@ -176,6 +183,7 @@ def run(
         method: "nuts", "laplace" or "point".
         curve, noise, sampler_seed: of rlx.scaling.fit, there seed.
         horizon: of forecasts, over the last fitted compute.
+        origins: shares of compute from which the page forecasts, each a fit; () for none.
         options: fields of rlx.scaling.source.Options, where `data` is a path.
 
     Returns:
@@ -185,6 +193,8 @@ def run(
         InputError: the data or an option cannot be used, or `out` not be written.
     """
     known = None if r0 in ("first", "fit") else r0
+    source = None if isinstance(data, Evals) else data
+    of_page = {"source": source, "horizon": horizon, **({"r0": known, **options} if source else {})}
     if not isinstance(data, Evals):
         data = Evals.read(data, r0=known, **options)
         known = r0_column(known)
@@ -199,7 +209,14 @@ def run(
             write_csv(summary_table(fits), out / "summary.csv")
             write_csv(forecast_table(data.frame, fits), out / "forecast.csv")
             report(data, fits, out / "report.png", holdout=holdout)
-        written = "summary.csv, forecast.csv, report.png"
+            start = r0 if known is None else known
+            shares = {*origins, *([1.0] if origins else [])} - {1 - holdout}
+            windows = {1 - holdout: fits}
+            for share in shares:
+                of_share = {"holdout": 1 - share, "r0": start, "intervals": False}
+                windows[share] = fit_study(data.frame, **of_share)
+            point_page(windows, 1 - holdout, out / "report.html", data=data, **of_page)
+        written = "summary.csv, forecast.csv, report.png, report.html"
     else:
         seen = data.until(share=1 - holdout) if holdout else data
         of_fit = {"curve": curve or "burr", "noise": noise, "r0": known, "seed": sampler_seed}
@@ -207,6 +224,8 @@ def run(
         later = data.after(share=1 - holdout) if holdout else None
         with _writing(out):
             written = write_posterior(posterior, later, out, horizon)
+            report_page(posterior, out / "report.html", data=data, shares=origins, **of_page)
+        written += ", report.html"
     with _writing(out):
         write_csv(table, out / "fits.csv")
     print(f"wrote fits.csv, {written} in {out}")

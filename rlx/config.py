@@ -93,7 +93,7 @@ ZERO_VARIANCE = ("keep", "drop", "refill")
 TRACKERS = ("none", "tensorboard", "wandb")
 DTYPES = ("float32", "bfloat16")
 COMPUTE_DTYPES = (*DTYPES, "float16")
-ATTENTIONS = ("auto", "xla", "cudnn")
+ATTENTIONS = ("auto", "xla", "cudnn", "splash")
 ROPE_SCALINGS = ("none", "linear", "llama3", "yarn")
 ENVS = (
     *("digit_chain", "reasoning_gym", "math", "code", "mixture", "preference"),
@@ -145,12 +145,12 @@ class ModelConfig(Section):
     sparse_from: int = 0  # ... unless it comes before this one
     tie_embeddings: bool = False
     path: str = ""  # folder or .gguf file of pretrained weights, which give the fields above
-    scan_layers: bool = False  # one compiled layer, looped; unrolled is faster at depth <= 4
+    scan_layers: bool = False  # loop over one compiled layer: compiles sooner, moves more memory
     moe_dispatch: str = "sorted"  # tokens to their experts; dense: every expert runs every token
     router_aux_coef: float = 0.0  # weight of the sequence-wise balance loss
     remat: bool = False  # a layer's activations are computed again by the backward pass, not kept
     query_chunk: int = 0  # queries whose attention scores exist at once; 0: all
-    attention: str = "auto"  # xla, or cudnn: fused, on NVIDIA GPUs in bfloat16
+    attention: str = "auto"  # xla; fused, in bfloat16: cudnn on NVIDIA GPUs, splash on TPUs
     param_dtype: str = "float32"  # parameters, and with them the optimiser's moments
     compute_dtype: str = "float32"  # activations, keys and values; float16 scales its gradients
 

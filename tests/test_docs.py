@@ -1,6 +1,7 @@
 """README and docs say what is there: links, modules, paths, options, commands and worked diffs."""
 
 import ast
+import importlib
 import os
 import re
 import shutil
@@ -10,9 +11,11 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 
 import rlx.scaling as sc
-from experiments import options_page
+from experiments import cells, memory, options_page, sft, study, train
+from experiments.options import read_options
 from rlx.config import Config
 
 ROOT = Path(__file__).parents[1]
@@ -86,6 +89,59 @@ def test_options_of_commands_exist():
                 assert name in {f.name for f in fields(kind)}, (page.name, section, name)
 
 
+RECORDED = """
+python() { printf '%s\\t' "$@" >> read; echo >> read; }
+srun() { while [ "${1#-}" != "$1" ]; do shift; done; "$@"; }
+python3() { :; }; pip() { :; }; sbatch() { :; }
+"""
+
+
+def commands(block: str, folder: Path) -> list[tuple[str, list[str]]]:
+    """(module, words) of every `python -m` of a block, as its shell expands them."""
+    subprocess.run(["bash", "-euc", RECORDED + block.replace(".venv/bin/", "")], cwd=folder)
+    lines = (folder / "read").read_text().splitlines() if (folder / "read").exists() else []
+    return [(words[1], words[2:]) for words in (line.split("\t")[:-1] for line in lines)]
+
+
+def read_as_the_command_does(module: str, words: list[str]) -> None:
+    """Everything that a command makes of its words before it begins. Raises InputError."""
+    command = importlib.import_module(module)
+    if hasattr(command, "parse"):
+        command.parse(words)
+    elif hasattr(command, "Options"):
+        read_options(command.Options, words)
+    elif command is sft:
+        with initialize_config_dir(train.CONF, version_base="1.3"):
+            train.to_config(compose("sft", ["recipe=none", *words]))
+    elif command is study:
+        given = dict(map(study.split, words))
+        own = {"sweep", "out", "status", "fit", "cell", "budget", *study.OF_BUDGET}
+        rest = [word for word in words if study.split(word)[0] not in own]
+        assert study.planned(given.get("sweep", "default"), rest)
+    elif command is train:
+        many = [word for word in words if word != "-m"]
+        for cell in cells.split({}, many) if "-m" in words else [many]:
+            train.composed([word for word in cell if not word.startswith("out=")])
+    elif command is memory:
+        train.composed(memory.own_options(words)[1])
+    else:  # looks at a policy; its own words have no dot
+        assert module.removeprefix("experiments.") in ("evaluate", "sample", "export"), module
+        train.composed([word for word in words if "." in word.partition("=")[0]])
+
+
+BLOCKS = [(page, text) for page, _, text in blocks("bash") if "-m pytest" not in text]
+
+
+@pytest.mark.parametrize(
+    ("page", "block"), BLOCKS, ids=[f"{page.stem}-{i}" for i, (page, _) in enumerate(BLOCKS)]
+)
+def test_every_command_takes_its_options(page, block, tmp_path):
+    """Also those that take long, or hardware: what they are given is read, and nothing begins."""
+    for module, words in commands(block, tmp_path):
+        if module != "experiments.options_page":
+            read_as_the_command_does(module, words)
+
+
 def test_python_blocks_ask_what_can_be_asked():
     for page, _, source in blocks("python"):
         for node in ast.walk(ast.parse(source)):
@@ -120,6 +176,14 @@ def run(code: str | list[str], cwd: Path) -> str:
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
+
+
+SCRIPTS = [text for _, mark, text in blocks("python") if mark == "<!-- ci -->"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=range(len(SCRIPTS)))
+def test_python_blocks_marked_ci_run(script, tree):
+    run([sys.executable, "-c", script], tree)
 
 
 COMMANDS = sorted({text for _, mark, text in blocks("bash") if mark == "<!-- ci -->"})

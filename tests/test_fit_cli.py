@@ -13,6 +13,7 @@ from experiments.fit import FitConfig, main, parse, run
 from rlx.record import RunRecord
 from rlx.scaling.curve import sigmoid
 from rlx.scaling.data import Evals
+from rlx.scaling.page import read_page
 from rlx.scaling.source import Options
 
 ROOT = Path(__file__).parents[1]
@@ -82,6 +83,10 @@ def test_a_study(tmp_path, capsys):
     assert forecast[["q05", "q95"]].isna().all(axis=None)
 
     width, height = png_size(tmp_path / "out/report.png")
+    page = read_page(tmp_path / "out/report.html")
+    assert page["method"] == "point" and page["windows"][page["own"]]["share"] == 0.5
+    assert page["configs"]["apart"]["max_new_tokens"] == ["5", "5", "9", "9"] * 2
+    assert page["axes"] == ["training compute C (FLOPs)", "training step"]
     assert width > 1.5 * height  # two panels side by side
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].endswith("starts inferred from the evaluations at C = 0: 8 runs, 1 starts")
@@ -109,7 +114,7 @@ def test_a_posterior_of_a_study(tmp_path, capsys):
     """The files of method=laplace; those of nuts differ in the draws."""
     truth = write_study(tmp_path / "study")
     out = tmp_path / "out"
-    options = ["method=laplace", "curve=sigmoid", "horizon=3"]
+    options = ["method=laplace", "curve=sigmoid", "horizon=3", "origins=[0.25]"]
     assert main([f"data={tmp_path / 'study'}", f"out={out}", *options]) == 0
     summary = pd.read_csv(out / "summary.csv")
     assert list(summary.columns) == [*SUMMARY[:-1], "gained", "status"]
@@ -136,6 +141,15 @@ def test_a_posterior_of_a_study(tmp_path, capsys):
     )
     for name in ("report", "ceilings", "ridge", "effects"):
         png_size(out / f"{name}.png")
+    page = read_page(out / "report.html")
+    assert [(w["share"], w["method"]) for w in page["windows"]] == [
+        (share, "laplace") for share in (0.25, 0.5, 1.0)
+    ]
+    assert page["own"] == 1 and [w["later"] for w in page["windows"]] == [8 * 15, 8 * 10, 0]
+    early = Evals.read(tmp_path / "study").until(share=0.25)
+    seen = sc.fit(early, method="laplace", curve="sigmoid", pad_to=24).curve(page["grid"], "run")
+    median = seen.median(("chain", "draw")).values
+    assert page["windows"][0]["run"]["curve"][1] == pytest.approx(median, abs=6e-5)
     assert "ceilings (pass rate at 10x the compute seen):" in capsys.readouterr().out
 
 

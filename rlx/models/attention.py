@@ -14,9 +14,10 @@ block may do with the keys and values of its tokens:
                  prompt share its keys and values, whose gradients add up
     cached       one token per row is appended to its cache and looks at that (the sampler)
 
-`model.attention` names the kernel: `xla`, or `cudnn` (fused; the scores never exist, and a query
-does not read columns beyond its length) for layers without window or chunks, in bfloat16, on NVIDIA
-GPUs. Where rows hold several samples (packing) the learner uses XLA: cudnn knows no such bounds.
+`model.attention` names the kernel: `xla`, or a fused one, whose scores never exist, for layers
+without window or chunks, in bfloat16: `cudnn` on NVIDIA GPUs, where decoding does not read columns
+beyond a sequence's length either, and `splash` on TPUs (Pallas), where decoding is XLA's. Where
+rows hold several samples (packing) the learner uses XLA: the fused kernels know no such bounds.
 """
 
 from __future__ import annotations
@@ -29,8 +30,12 @@ import jax.numpy as jnp
 from flax import struct
 from jax.sharding import Mesh
 
+from rlx import mesh as meshes
 from rlx.config import ModelConfig
 
+FUSED = {"gpu": "cudnn", "cuda": "cudnn", "tpu": "splash"}
+HEAD_DIMS = {"cudnn": range(8, 129, 8), "splash": (64, 128)}
+TILE = {"cudnn": 64, "splash": 128}  # columns of a fused kernel come in whole tiles
 NEVER = -1e30  # finite, so that a fully masked row gives a uniform average and not NaN
 
 
@@ -40,12 +45,12 @@ def chosen(config: ModelConfig, mesh: Mesh) -> ModelConfig:
 
 
 def of_platform(config: ModelConfig, platform: str) -> ModelConfig:
-    fits = config.compute_dtype == "bfloat16" and config.head_dim % 8 == 0 <= 128 - config.head_dim
-    bounded = config.sliding_window or config.attention_chunk
-    fused = platform in ("gpu", "cuda") and fits and not bounded
     if config.attention != "auto":
         return config
-    return replace(config, attention="cudnn" if fused else "xla")
+    kernel = FUSED.get(platform, "xla")
+    fits = config.compute_dtype == "bfloat16" and config.head_dim in HEAD_DIMS.get(kernel, ())
+    bounded = config.sliding_window or config.attention_chunk
+    return replace(config, attention=kernel if fits and not bounded else "xla")
 
 
 class Seen(NamedTuple):
@@ -70,8 +75,8 @@ class Seen(NamedTuple):
 class Cache:
     """Keys and values of a layer, S columns a row; in a scan those of all layers, on a first axis.
 
-    xla: [B, K, S, H], whose batch axes lead in both products (on CPU any other order makes XLA copy
-    its operands); cudnn: [B, S, K, H].
+    cudnn: [B, S, K, H]; others: [B, K, S, H], whose batch axes lead in both products (on CPU any
+    other order makes XLA copy its operands).
     """
 
     k: jax.Array
@@ -86,6 +91,13 @@ class Cache:
     @property
     def columns(self) -> int:
         return self.k.shape[-3 if self.kernel == "cudnn" else -2]
+
+    @property
+    def by_column(self) -> tuple[jax.Array, jax.Array]:
+        """k, v [B, S, K, H]."""
+        if self.kernel == "cudnn":
+            return self.k, self.v
+        return self.k.swapaxes(1, 2), self.v.swapaxes(1, 2)
 
     def insert(self, prompt: Cache, row_W: jax.Array, new_W: jax.Array) -> Cache:
         """Where `new_W`, the columns of a prompt are those of row `row_W` of `prompt`."""
@@ -120,7 +132,7 @@ def of(k_BTKH, v_BTKH, kernel: str) -> Cache:
     """A cache that holds these and no more."""
     if kernel == "cudnn":
         return Cache(k_BTKH, v_BTKH, kernel)
-    return Cache(k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2), "xla")
+    return Cache(k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2), kernel)
 
 
 def empty(config: ModelConfig, batch: int, columns: int) -> list[Cache]:
@@ -133,15 +145,15 @@ def empty(config: ModelConfig, batch: int, columns: int) -> list[Cache]:
 def prompts(q_PUNH, k_PUKH, v_PUKH, past: None, seen: Seen, local, config: ModelConfig):
     """(y [P, U, N H], their cache); what stands behind a prompt's end is never looked at."""
     own = of(k_PUKH, v_PUKH, config.attention)
-    if own.kernel == "cudnn":
-        return _cudnn(q_PUNH, k_PUKH, v_PUKH, is_causal=True), own
+    if own.kernel != "xla":
+        return _causal(q_PUNH, k_PUKH, v_PUKH, own.kernel), own
     keys = (own.k, own.v, seen.first_BT(config, local), seen.position_BT + 1)
     return _xla(q_PUNH, keys, None, config.query_chunk), own
 
 
 def completions(q_BTNH, k_BTKH, v_BTKH, past: Cache, seen: Seen, local, config: ModelConfig):
     """(y [B, T, N H], None); row b continues prompt b // (B / P) of the past."""
-    if past.kernel == "cudnn" and seen.start_BT is None:
+    if past.kernel != "xla" and seen.start_BT is None:
         return _after_prompt(q_BTNH, k_BTKH, v_BTKH, past, seen.length_P), None
     if past.kernel == "cudnn":
         past = of(past.k, past.v, "xla")
@@ -231,6 +243,41 @@ def _cudnn(q_BTNH, k_BSKH, v_BSKH, **bounds) -> jax.Array:
     return y_BTNH.reshape(*q_BTNH.shape[:2], -1)
 
 
+def _causal(q_BSNH, k_BSKH, v_BSKH, kernel: str) -> jax.Array:
+    """[B, S, N H]; column s is seen by the queries s .. S - 1."""
+    if kernel == "cudnn":
+        return _cudnn(q_BSNH, k_BSKH, v_BSKH, is_causal=True)
+    S = q_BSNH.shape[1]
+    behind = ((0, 0), (0, -S % TILE[kernel]), (0, 0), (0, 0))  # seen by no query that is kept
+    y_BSNH = _splash(*(jnp.pad(x, behind) for x in (q_BSNH, k_BSKH, v_BSKH)))
+    return y_BSNH[:, :S].reshape(*q_BSNH.shape[:2], -1)
+
+
+def _splash(q_BSNH, k_BSKH, v_BSKH) -> jax.Array:
+    """The Pallas kernel of TPUs on whole tiles; every device of the visible mesh has its rows and
+    heads.
+    """
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash  # half a second
+
+    S = q_BSNH.shape[1]
+    block = max(n for n in (128, 256, 384, 512) if S % n == 0)  # rows and columns at once
+    names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
+    sizes = splash.BlockSizes(**{f"block_{name}": block for name in names})
+
+    def part(q_BSNH, k_BSKH, v_BSKH):
+        q, k, v = (x.swapaxes(1, 2) for x in (q_BSNH * q_BSNH.shape[-1] ** -0.5, k_BSKH, v_BSKH))
+        heads = splash.MultiHeadMask([splash.CausalMask((S, S))] * q.shape[1])
+        attend = splash.make_splash_mha(heads, block_sizes=sizes, head_shards=1, q_seq_shards=1)
+        return jax.vmap(attend)(q, k, v).swapaxes(1, 2)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size <= 1:  # 0: none is visible
+        return part(q_BSNH, k_BSKH, v_BSKH)
+    split = meshes.sharding(mesh, ("prompts", None, "kv_heads"), k_BSKH.shape).spec
+    spread = jax.shard_map(part, mesh=mesh, in_specs=(split,) * 3, out_specs=split, check_vma=False)
+    return spread(q_BSNH, k_BSKH, v_BSKH)
+
+
 def _after_prompt(q_BTNH, k_BTKH, v_BTKH, past: Cache, length_P) -> jax.Array:
     """Completions behind their prompts, by one causal kernel over U + T columns.
 
@@ -239,7 +286,7 @@ def _after_prompt(q_BTNH, k_BTKH, v_BTKH, past: Cache, length_P) -> jax.Array:
     """
     (B, T), U = q_BTNH.shape[:2], past.columns
     length_B1 = _per_row(length_P, B)[:, None]
-    S = -(-(U + T) // 64) * 64  # whole tiles
+    S = U + T + -(U + T) % TILE[past.kernel]
     column_1S = jnp.arange(S)[None]
     own_BS = column_1S - length_B1  # the completion's token that stands in a column
     is_own_BS = (own_BS >= 0) & (own_BS < T)
@@ -251,8 +298,8 @@ def _after_prompt(q_BTNH, k_BTKH, v_BTKH, past: Cache, length_P) -> jax.Array:
 
     k_BSKH, v_BSKH = (
         placed(jnp.concatenate([_per_row(before, B), x], axis=1), source_BS)
-        for before, x in ((past.k, k_BTKH), (past.v, v_BTKH))
+        for before, x in zip(past.by_column, (k_BTKH, v_BTKH), strict=True)
     )
     q_BSNH = placed(q_BTNH, jnp.where(is_own_BS, own_BS, T))
-    y_BSD = _cudnn(q_BSNH, k_BSKH, v_BSKH, is_causal=True)
+    y_BSD = _causal(q_BSNH, k_BSKH, v_BSKH, past.kernel)
     return placed(y_BSD, length_B1 + jnp.arange(T)[None])

@@ -233,8 +233,9 @@ class SlotGenerator:
         return given_WT, n_W, limit_W
 
     def collect(self) -> tuple[list[Finished], Drawn]:
+        # A slot without a sequence draws nothing, and may hold the count of an evaluation.
         count_W, active_W = processes.to_host((self.slots.count_W, self.slots.active_W))
-        flying_W = np.isin(np.arange(self.W), list(self.slot_of.values()))  # others draw nothing
+        flying_W = np.isin(np.arange(self.W), list(self.slot_of.values()))
         before_W, self.count_W = self.count_W, np.where(flying_W, count_W, self.count_W)
         over = [(key, slot) for key, slot in self.slot_of.items() if not active_W[slot]]
         finished = self._taken(over)

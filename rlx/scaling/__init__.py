@@ -18,6 +18,7 @@ Modules, each importing only those above it:
     saved, posterior                                 the file; `ScalingFit`, questions as methods
     simulate, power                                  studies of known truth; plan before you spend
     style, plot                                      pictures of a posterior
+    recorded, page, point_page                       a study as one HTML file
 
 A family of curves is a class in `families`. A question is a function over `Draws` in a module of
 its own, bound in `posterior`; it asks `paths` for pass rates, computes and ceilings, so that a
@@ -29,6 +30,7 @@ from rlx.scaling.backtest import Backtest, backtest
 from rlx.scaling.check import Check
 from rlx.scaling.data import Evals
 from rlx.scaling.draws import NotConverged
+from rlx.scaling.page import report_page
 from rlx.scaling.paper import fit_paper
 from rlx.scaling.point import PointFit, fit_point
 from rlx.scaling.posterior import ScalingFit, fit, load
@@ -56,5 +58,6 @@ __all__ = [
     "fit_study",
     "load",
     "power",
+    "report_page",
     "simulate",
 ]

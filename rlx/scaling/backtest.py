@@ -141,6 +141,7 @@ def backtest(
     origins: Sequence[float] = ORIGINS,
     method: str = "laplace",
     progress: bool = False,
+    pad_to: int = 0,
     **options,
 ) -> Backtest:
     """Refit at every origin with every curve and score the later evaluations.
@@ -151,9 +152,11 @@ def backtest(
         origins: shares of every run's compute that a forecast may see.
         method: "laplace" (seconds) or "nuts".
         progress: show a progress bar.
+        pad_to: that of a fit of the same runs, with which the program is then shared.
         options: of `rlx.scaling.fit` (noise, axes, r0, priors, seed).
     """
     widest = int(data.frame[data.frame["compute"] > 0].groupby("run").size().max())
+    pad_to = max(pad_to, widest)
     points, usable = [], usable_origins(data, origins)
     if not usable:
         raise InputError("origins", origins, f"fewer than {MIN_SEEN} evaluations seen", "use later")
@@ -161,7 +164,7 @@ def backtest(
     for curve, origin in tqdm(jobs, desc="backtest", unit="fit", disable=not progress):
         seen, later = data.until(share=origin), data.after(share=origin)
         seen = with_first(data, seen)
-        tree = posterior_of(seen, curve=curve, method=method, pad_to=widest, **options)
+        tree = posterior_of(seen, curve=curve, method=method, pad_to=pad_to, **options)
         points.append(score(Draws(tree, unsafe=True), later).assign(curve=curve, origin=origin))
     return Backtest(pd.concat([x for x in points if len(x)] or points, ignore_index=True))
 
@@ -214,7 +217,11 @@ def with_first(data: Evals, seen: Evals) -> Evals:
 
 
 def score(posterior: Draws, later: Evals) -> pd.DataFrame:
-    """Points (see Backtest) of a fit's forecasts of later evaluations; none of departed runs."""
+    """Forecasts of later evaluations, scored: one row each, none of runs that departed.
+
+    Columns: run, recipe, compute, observed; horizon = C / C_seen and its band; mean, q05, q50, q95
+    of the forecast; inside, whether q05 <= observed <= q95; log_score; crps.
+    """
     vouched = [run for run in posterior.runs if run not in posterior.departed]
     frame = later.frame[later.frame["run"].isin(vouched)]
     groups = dict(list(frame.groupby("run", sort=False)))

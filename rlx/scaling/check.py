@@ -46,7 +46,9 @@ class Check:
         return {"ok": self.ok, "problems": list(self.problems)} | rows
 
     def __str__(self) -> str:
-        lines = [self.sampler.to_string(index=False, float_format="{:.4g}".format)]
+        lines = []
+        if len(self.sampler):  # none of a preview
+            lines = [self.sampler.to_string(index=False, float_format="{:.4g}".format)]
         lines += [self.runs.to_string(index=False, float_format="{:.3f}".format)]
         return "\n\n".join([*lines, "\n".join(self.problems) or "no problems"])
 

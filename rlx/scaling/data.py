@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from pathlib import Path
@@ -157,6 +157,18 @@ class Evals:
             remedy = f"use names among {', '.join(self.runs[:8])}"
             raise InputError("runs", ", ".join(unknown), "no such run", remedy)
         return self._with_rows(self.frame["run"].isin(runs))
+
+    def rename(self, names: Mapping[str, str]) -> Evals:
+        """The runs under other names, and with them recipes that are called after a run.
+
+        Raises InputError on a run it lacks, and if two runs would get one name.
+        """
+        self.select(list(names))
+        runs = [names.get(run, run) for run in self.runs]
+        if twice := [run for run in runs if runs.count(run) > 1]:
+            raise InputError("names", twice[0], "the name of two runs", "give each its own")
+        frame = self.frame.replace({"run": dict(names), "recipe": dict(names)})
+        return replace(self, frame=frame)
 
     def until(self, compute: float | None = None, *, share: float | None = None) -> Evals:
         """Each run cut to C <= compute, or to C <= share * (the run's last C).

@@ -78,19 +78,13 @@ class Draws:
     # ------------------------------------------------------------ what it is
 
     def __repr__(self) -> str:
-        a = self.attrs
-        state = (
-            a["method"]
-            if a["method"] != "nuts"
-            else "converged"
-            if self.converged
-            else "NOT CONVERGED"
-        )
-        return (
-            f"{type(self).__name__}({a['curve']}, {len(self.runs)} runs of {len(self.recipes)} "
-            f"recipes, {state}: rhat {a['rhat']:.3f}, ess {a['ess']:.0f}, "
-            f"{a['divergences']} divergences)"
-        )
+        a, state = self.attrs, "laplace, a preview"
+        if a["method"] == "nuts":
+            words = "converged" if self.converged else "NOT CONVERGED"
+            state = f"{words}: rhat {a['rhat']:.3f}, ess {a['ess']:.0f}"
+            state += f", {a['divergences']} divergences"
+        many = f"{len(self.runs)} runs of {len(self.recipes)} recipes"
+        return f"{type(self).__name__}({a['curve']}, {many}, {state})"
 
     @property
     def attrs(self) -> dict:
@@ -220,7 +214,8 @@ class Draws:
         """The place of a recipe, or a run. Raises InputError for a name it lacks."""
         names = self.names(by)
         if name not in names:
-            raise InputError(by, name, "not in this fit", f"use one of {', '.join(names)}")
+            there = ", ".join(f'"{name}"' for name in names)  # names have commas in them
+            raise InputError(by, name, "not in this fit", f"use one of {there}")
         return names.index(name)
 
     def label(self, x: Floats, by: str, **coords: ArrayLike) -> xr.DataArray:

@@ -21,7 +21,7 @@ import json
 from pathlib import Path
 
 from rlx.scaling import allocate, check, compare, effects, forecast, parameters, saved
-from rlx.scaling.backtest import backtest_of, trust_of
+from rlx.scaling.backtest import backtest_of, score, trust_of
 from rlx.scaling.data import Evals
 from rlx.scaling.draws import Draws
 from rlx.scaling.infer import posterior_of
@@ -50,6 +50,7 @@ class ScalingFit(Draws):
     effects = effects.effects
     allocate = allocate.allocate
 
+    score = score
     backtest = backtest_of
     trust = trust_of
 

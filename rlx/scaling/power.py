@@ -93,8 +93,8 @@ def power(
     shares: Sequence[float] = (0.1, 0.25, 0.5, 1.0),
     seeds: Sequence[int] = (1, 3, 5),
     points: Sequence[int] = (20,),
-    ceilings: Sequence[float] = (0.02, 0.05),
-    ratios: Sequence[float] = (1.2, 1.5),
+    ceilings: Sequence[float] | None = (0.02, 0.05),
+    ratios: Sequence[float] | None = (1.2, 1.5),
     margin_A: float = 0.02,
     margin_compute: float = 0.10,
     decide: float = 0.9,
@@ -117,7 +117,8 @@ def power(
         shares: of the horizon, that each run is trained for.
         seeds: runs of a recipe.
         points: evaluations of a run.
-        ceilings: differences of pass rate at H; ratios: of compute. No difference is added.
+        ceilings: differences of pass rate at H; ratios: of compute. No difference is added; None
+            leaves that question out.
         margin_A, margin_compute, decide: of the verdict. By design a difference no larger than its
             margin is hardly ever found.
         studies: simulated for each design and difference.
@@ -141,13 +142,15 @@ def power(
     horizon = 10 * base["C_mid"] if horizon is None else horizon
     noises: dict[str, Any] = {"seed_sd": seed_sd, "wander_sd": wander_sd, "trials": trials}
     noises |= {"wander_length": wander_length}
-    _check_lists(shares, seeds, points, ceilings, ratios)
+    _check_lists(shares, seeds, points, ceilings or (), ratios or ())
     _check_rule(horizon, margin_A, margin_compute, decide, studies)
     for G, M in product(seeds, points):
         check_design(G, M, horizon, **noises)
     margins = {"ceiling": margin_A, "compute": float(np.log1p(margin_compute))}
-    asked = [Difference("ceiling", x) for x in (0.0, *ceilings)]
-    asked += [Difference("compute", x) for x in (1.0, *ratios)]
+    asked = [] if ceilings is None else [Difference("ceiling", x) for x in (0.0, *ceilings)]
+    asked += [] if ratios is None else [Difference("compute", x) for x in (1.0, *ratios)]
+    if not asked:
+        raise InputError("ceilings", None, "no question with ratios=None", "give one of the two")
     for difference, share in product(asked, shares):  # before anything is fitted
         rival_of(base, difference, share, horizon, family, None, (seed, 0))
     cells = list(product(seeds, points, shares, dict.fromkeys(asked)))

@@ -36,7 +36,11 @@ class RunFit:
 
 
 def fit_study(
-    frame: pd.DataFrame, *, holdout: float = 0.5, r0: float | str = "first"
+    frame: pd.DataFrame,
+    *,
+    holdout: float = 0.5,
+    r0: float | str = "first",
+    intervals: bool = True,
 ) -> list[RunFit]:
     """`fit_point` of every run on C <= (1 - holdout) * C_max, scored on the rest.
 
@@ -46,6 +50,7 @@ def fit_study(
         frame: table of curves (`frame` of rlx.scaling.data.Evals).
         holdout: share of each run's compute range that is held out, in [0, 1); 0 fits everything.
         r0: a number, "first" or "fit" (see `fit_point`), or the name of a column of `frame`.
+        intervals: whether to profile A, which takes ten times as long as the fit.
 
     Returns:
         One RunFit per run, in the order of the table.
@@ -55,22 +60,26 @@ def fit_study(
     """
     if not 0 <= holdout < 1:
         raise InputError("holdout", holdout, "not in [0, 1)", "0.5 holds out the second half")
-    return [_fit_run(str(run), rows, holdout, r0) for run, rows in frame.groupby("run", sort=False)]
+    groups = frame.groupby("run", sort=False)
+    return [_fit_run(str(run), rows, holdout, r0, intervals) for run, rows in groups]
 
 
-def _fit_run(run: str, rows: pd.DataFrame, holdout: float, r0: float | str) -> RunFit:
+def _fit_run(
+    run: str, rows: pd.DataFrame, holdout: float, r0: float | str, intervals: bool
+) -> RunFit:
     compute_M, value_M = rows["compute"].to_numpy(), rows["value"].to_numpy()
     seen_M = compute_M <= (1 - holdout) * compute_M.max()
     if not seen_M.any():
         seen_M[0] = True
     C_fit = float(compute_M[seen_M].max())
     start = _start(run, rows, r0)
+    A_lo = A_hi = np.nan
     try:
         fit = fit_point(compute_M[seen_M], value_M[seen_M], r0=start)
-        A_lo, A_hi = profile_A(compute_M[seen_M], value_M[seen_M], r0=start)
+        if intervals:
+            A_lo, A_hi = profile_A(compute_M[seen_M], value_M[seen_M], r0=start)
     except ValueError as error:
         fit, rmse, status = None, np.nan, f"too short: {error}"
-        A_lo = A_hi = np.nan
     else:
         status = fit.status
         if fit.identified and min(A_hi, 1) - A_lo > MAX_WIDTH:

@@ -1,7 +1,8 @@
-"""The fused kernel's way through prompts, completions and the cache, against the plain one.
+"""The fused kernels' way through prompts, completions and the cache, against the plain one.
 
-On a GPU the kernel is cudnn's own; elsewhere XLA's attention stands in for that one call, so that
+On a GPU cudnn's kernel is its own; elsewhere XLA's attention stands in for that one call, so that
 all around it is tested: where each key stands, what a query sees, what is summed into the gradient.
+The TPU's kernel is interpreted: its own arithmetic, on a CPU.
 """
 
 import functools
@@ -11,8 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas.ops.tpu import splash_attention
 
-from rlx.config import ModelConfig
+from rlx.config import MeshConfig, ModelConfig
+from rlx.mesh import along, make_mesh, visible
 from rlx.models import attention, transformer
 
 GPU = jax.default_backend() == "gpu"
@@ -21,7 +24,7 @@ PLAIN = ModelConfig(
     d_model=64, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=64, d_ff=48,
     compute_dtype="bfloat16" if GPU else "float32", attention="xla",
 )  # fmt: skip
-FUSED = replace(PLAIN, attention="cudnn")
+FUSED = {name: replace(PLAIN, attention=name) for name in ("cudnn", "splash")}
 ATOL = 0.1 if GPU else 2e-5  # bfloat16 rounds each way differently
 
 
@@ -34,6 +37,13 @@ def kernel(monkeypatch):
             return y.reshape(*q.shape[:2], -1)
 
         monkeypatch.setattr(attention, "_cudnn", plain)
+    made = functools.partial(splash_attention.make_splash_mha, interpret=True)
+    monkeypatch.setattr(splash_attention, "make_splash_mha", made)
+
+
+@pytest.fixture(params=FUSED)
+def fused(request):
+    return FUSED[request.param]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +71,7 @@ def hidden(params, config, prompt_PU, length_P, completion_BT, packed=False):
 
 @pytest.mark.parametrize("scan", [False, True])
 @pytest.mark.parametrize("packed", [False, True])
-def test_value_and_gradient_are_those_of_the_plain_path(params, inputs, packed, scan):
+def test_value_and_gradient_are_those_of_the_plain_path(params, inputs, fused, packed, scan):
     if scan:
         params = {**params, "layers": transformer.stack_layers(params["layers"])}
     weight = np.random.default_rng(1).normal(
@@ -73,44 +83,67 @@ def test_value_and_gradient_are_those_of_the_plain_path(params, inputs, packed, 
         return jnp.mean(weight * x), x
 
     (_, want), want_grad = jax.value_and_grad(loss, has_aux=True)(params, PLAIN)
-    (_, got), got_grad = jax.value_and_grad(loss, has_aux=True)(params, FUSED)
+    (_, got), got_grad = jax.value_and_grad(loss, has_aux=True)(params, fused)
     np.testing.assert_allclose(got, want, atol=ATOL)
     for a, b in zip(jax.tree.leaves(got_grad), jax.tree.leaves(want_grad), strict=True):
         np.testing.assert_allclose(a, b, atol=ATOL * max(float(np.abs(b).max()), 1e-3))
 
 
-def test_sample_boundaries_change_the_answer(params, inputs):
+def test_sample_boundaries_change_the_answer(params, inputs, fused):
     """A kernel that ignored them would go unnoticed otherwise."""
     apart, together = (
-        np.asarray(hidden(params, FUSED, *inputs, packed)) for packed in (True, False)
+        np.asarray(hidden(params, fused, *inputs, packed)) for packed in (True, False)
     )
     assert np.abs(apart - together).max() > 10 * ATOL
 
 
-def test_decoding_reads_what_the_learner_reads(params, inputs):
+def test_decoding_reads_what_the_learner_reads(params, inputs, fused):
     prompt_PU, length_P, completion_BT = inputs
     want = np.asarray(hidden(params, PLAIN, *inputs)).reshape(-1)[2 * 64 :].reshape(6, T, 64)
     row_B = np.repeat(np.arange(2), 3)
-    published = transformer.published(params, FUSED, "float32")
-    _, context = transformer.prefill(published, FUSED, prompt_PU, length_P)
+    published = transformer.published(params, fused, "float32")
+    _, context = transformer.prefill(published, fused, prompt_PU, length_P)
     caches = [
         cache.insert(prompt, row_B, np.ones(6, bool))
-        for cache, prompt in zip(attention.empty(FUSED, 6, U + T), context, strict=True)
+        for cache, prompt in zip(attention.empty(fused, 6, U + T), context, strict=True)
     ]
-    assert caches[0].kernel == "cudnn" and caches[0].columns == U + T
+    assert caches[0].kernel == fused.attention and caches[0].columns == U + T
     decode = jax.jit(transformer.decode, static_argnums=1)
     for t in range(T):
         hidden_BD, caches = decode(
-            published, FUSED, caches, completion_BT[:, t], length_P[row_B] + t
+            published, fused, caches, completion_BT[:, t], length_P[row_B] + t
         )
         np.testing.assert_allclose(hidden_BD.astype(np.float32), want[:, t], atol=ATOL)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 1, 2), (1, 1, 1, 4)])  # the latter splits no K = 2 heads
+def test_every_device_has_its_rows_and_heads(shape):
+    """The TPU's kernel over a mesh, against one device: values and gradients."""
+    rng = np.random.default_rng(0)
+    q, k, v, weight = (rng.normal(size=(2, 9, n, 64)).astype(np.float32) for n in (4, 2, 2, 4))
+    mesh = make_mesh(MeshConfig(*shape))
+    spread = [jax.device_put(x, along(mesh, "prompts", x)) for x in (q, k, v)]
+
+    def loss(*qkv):
+        y = attention._causal(*qkv, "splash")
+        return jnp.mean(weight.reshape(y.shape) * y), y
+
+    value = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
+    for got, want in zip(
+        jax.tree.leaves(jax.jit(visible(mesh, value))(*spread)),
+        jax.tree.leaves(jax.jit(value)(q, k, v)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(got, want, atol=1e-6)
 
 
 def test_the_kernel_is_chosen_by_what_it_can_do():
     model = replace(PLAIN, attention="auto", compute_dtype="bfloat16", head_dim=128)
     assert attention.of_platform(model, "gpu").attention == "cudnn"
+    assert attention.of_platform(model, "tpu").attention == "splash"
     for platform, change in [
-        ("cpu", {}), ("tpu", {}), ("gpu", {"compute_dtype": "float32"}), ("gpu", {"head_dim": 256}),
+        ("cpu", {}), ("tpu", {"head_dim": 32}), ("tpu", {"attention_chunk": 8}),
+        ("gpu", {"compute_dtype": "float32"}), ("gpu", {"head_dim": 256}),
         ("gpu", {"head_dim": 20}), ("gpu", {"sliding_window": 8}), ("gpu", {"attention_chunk": 8}),
     ]:  # fmt: skip
         assert attention.of_platform(replace(model, **change), platform).attention == "xla"

@@ -124,6 +124,19 @@ def test_what_is_set_aside_goes_on_as_if_nothing_had_been(generator, weights):
     assert set(early) | set(late) == {(0, 0), (0, 1), (0, 2), (1, 0)}
 
 
+def test_an_evaluation_of_an_idle_generator_draws_nothing_for_the_ledger(generator, weights):
+    """It runs in the same slots and leaves its counts in them: nobody's, once it is over."""
+    generator.submit(group(0, PROMPT, n=W, limit=2))
+    drain(generator, weights)
+    with generator.aside(jax.random.key(9)):
+        generator.submit(group(0, SECOND, n=W))
+        drain(generator, weights, tokens=T)
+    generator.submit(group(1, PROMPT, n=1, limit=2))
+    generator.begin(weights, T)
+    (sample,), drawn = generator.collect()
+    assert np.sum(drawn.now_W - drawn.before_W) == len(sample.token_T)
+
+
 def test_state_goes_on_elsewhere(generator, weights):
     generator.submit(group(0, PROMPT, n=3) + group(1, SECOND, n=2, limit=3, holds=True))
     generator.begin(weights, 3)

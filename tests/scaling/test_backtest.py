@@ -103,7 +103,7 @@ def test_weights_maximise_the_stacked_log_score():
 def test_scores_of_a_known_forecast():
     fit = hand_fit({"one": [(0.6, 2.0, 1.0)] * 2000})
     frame = fit.evals.frame.iloc[[0]].assign(compute=40.0, value=[0.5], stderr=0.01)
-    table = score(fit, Evals(frame))
+    table = fit.score(Evals(frame))
     latent = 0.2 + 0.4 * 40 / 42  # sigmoid with B = 1
     sd = np.hypot(0.01, 0.01)  # wander forgotten, plus the noise of this evaluation
     row = table.iloc[0]
@@ -165,3 +165,16 @@ def test_a_wrong_curve_is_not():
 def test_too_few_evaluations_to_backtest():
     with pytest.raises(sc.InputError, match="fewer than 3 evaluations seen"):
         sc.backtest(study(lambda x: x / (1 + x), n=5), origins=(0.25,))
+
+
+@pytest.mark.parametrize(("asked", "padded"), [(0, 20), (40, 40)])
+def test_it_can_share_the_program_of_a_wider_fit(asked, padded, monkeypatch):
+    data, widths = study(lambda x: x / (1 + x)), []
+
+    def posterior_of(seen, *, pad_to, **_):
+        widths.append(pad_to)
+        return hand_fit({"r0": [(0.6, 2.0, 1.0)] * 40}).tree
+
+    monkeypatch.setitem(sc.backtest.__globals__, "posterior_of", posterior_of)
+    sc.backtest(data, curves=("burr",), pad_to=asked)
+    assert widths == [padded] * 3

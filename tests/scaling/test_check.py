@@ -23,6 +23,14 @@ def test_a_good_fit_has_no_problems():
     assert row["seen_q50"] == pytest.approx(np.median(share)) and row["past_C_mid"] == 1.0
 
 
+def test_a_preview_does_not_speak_of_a_sampler():
+    fit = hand_fit({"one": SURE}, method="laplace", rhat=np.nan, ess=np.nan)
+    assert repr(fit) == "ScalingFit(sigmoid, 1 runs of 1 recipes, laplace, a preview)"
+    assert str(fit.check()).split()[0] == "run"  # the header of the table of runs
+    sampled = "ScalingFit(sigmoid, 1 runs of 1 recipes, converged: rhat 1.000, ess 1000, 0"
+    assert repr(hand_fit({"one": SURE})) == f"{sampled} divergences)"
+
+
 @pytest.mark.parametrize(
     ("attrs", "start"),
     [

@@ -436,6 +436,20 @@ def test_select():
         evals.select(["c", "a0"])
 
 
+def test_rename():
+    evals = study()
+    new = evals.rename({"a0": "first"})
+    assert new.runs == ["first", "a1", "b0"] and evals.runs == ["a0", "a1", "b0"]
+    assert new.frame.drop(columns="run").equals(evals.frame.drop(columns="run"))
+    own = read([(r, c, 0.1 * c) for r in "ab" for c in range(4)], "run C value").rename({"a": "x"})
+    assert own.frame["recipe"].unique().tolist() == ["x", "b"]  # a recipe called after its run
+    assert evals.rename({"a0": "a1", "a1": "a0"}).runs == ["a1", "a0", "b0"]
+    with pytest.raises(InputError, match="names=a1: the name of two runs; give each its own"):
+        evals.rename({"a0": "a1"})
+    with pytest.raises(InputError, match="runs=c: no such run"):
+        evals.rename({"c": "d"})
+
+
 def test_it_says_what_it_holds():
     assert repr(study()) == "3 runs x 5 evaluations, 2 recipes, C up to 8"
     rows = [(r, t, c, 0.1 * c) for r, t, n in (("a", 9, 4), ("b", 11, 6)) for c in range(n)]

@@ -119,7 +119,9 @@ def test_errors_name_key_value_and_remedy(fit):
     known = "A, asymptote, C_mid, B, B_tail, R0"
     with pytest.raises(sc.InputError, match=f"param=Z: unknown; use {known}"):
         fit.param("Z")
-    with pytest.raises(sc.InputError, match="recipe=none: not in this fit; use one of low, high"):
+    with pytest.raises(
+        sc.InputError, match='recipe=none: not in this fit; use one of "low", "high"'
+    ):
         fit.prob("A", "none", ">", "low")
     with pytest.raises(sc.InputError, match="by=seed: unknown level"):
         fit.summary("seed")

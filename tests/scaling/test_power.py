@@ -136,6 +136,12 @@ def test_a_plan_is_a_function_of_its_seed(table):
     pd.testing.assert_frame_equal(table, again)
 
 
+def test_a_question_that_is_left_out_changes_nothing_of_the_other(table):
+    alone = sc.power(ceilings=None, ratios=[4.0], **TINY)
+    both = table[table["quantity"] == "compute"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(alone, both)
+
+
 def test_a_large_difference_is_found_and_none_is_not(table):
     said = table.set_index(["quantity", "difference"])
     assert list(said.index) == [
@@ -194,6 +200,7 @@ def test_more_seeds_never_hurt_and_equal_recipes_get_few_verdicts():
         ({"ceilings": [2.0]}, "ceilings=2: not a difference of pass rates"),
         ({"ceilings": [0.5]}, "ceilings=0.5: no curve differs so much from A = 0.65 at C = 10"),
         ({"ratios": [-1.0]}, "ratios=-1: not positive"),
+        ({"ceilings": None, "ratios": None}, "ceilings=None: no question with ratios=None"),
         ({"margin_A": -0.1}, "margin_A=-0.1: negative"),
         ({"decide": 0.5}, "decide=0.5: decides nothing"),
         ({"studies": 0}, "studies=0: not a count"),
