@@ -25,18 +25,19 @@ def row(cut, inside, group="own"):
 
 
 def test_the_past_of_a_share_ends_there_and_what_came_does_not_judge():
-    rows = [row(0.25, {0.3}), row(0.35, {0.4, 0.5}), row(0.5, {0.6}), row(0.7, set())]
+    rows = [row(0.25, {0.3}), row(0.35, {0.4}), row(0.5, {0.6}), row(0.7, set())]
     table = trust.verdicts(rows).set_index("share")
     assert list(table.index) == [0.35, 0.5, 0.7]  # nothing was forecast before the first
     one, two, all_seen = table.loc[0.35], table.loc[0.5], table.loc[0.7]
-    assert (one["origins"], one["verdict"], one["later"]) == (1, "too little evidence", 1)
-    assert (two["origins"], two["coverage"], two["latest"], two["later"]) == (2, 1, 1, 0.5)
-    assert two["verdict"] == "trusted"  # 0.3 from 0.25, and 0.4 and 0.5 from 0.35
-    assert (all_seen["latest"], all_seen["verdict"], all_seen["later"]) == (0.5, "not trusted", 0)
+    assert (one["forecasts"], one["coverage"], one["later"]) == (3, 1, 0.5)
+    assert one["verdict"] == "trusted"
+    assert two["coverage"] == pytest.approx((1 + 0.5) / 2)  # from 0.25 and 0.35, each up to 0.5
+    assert (two["verdict"], two["later"]) == ("not trusted", 0.5)
+    assert all_seen["coverage"] == pytest.approx((1 + 0.5 + 0.5) / 3) and all_seen["later"] == 0
 
 
 def test_means_of_what_came_by_verdict():
-    table = trust.verdicts([row(0.25, {0.3}), row(0.35, {0.4, 0.5}), row(0.5, {0.6})])
+    table = trust.verdicts([row(0.25, {0.3}), row(0.35, {0.4}), row(0.5, {0.6})])
     means = trust.summary(table).set_index(["horizon", "verdict"])
     of_all = means.loc[("all", "trusted")]
     assert (of_all["sets"], of_all["cases"], of_all["later"], of_all["low"]) == (

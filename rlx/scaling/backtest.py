@@ -6,16 +6,14 @@
     bt.evidence("burr")            # by horizon: coverage, and whether forecasts are trusted
     bt.trust("burr")               # largest C / C_seen up to which they are
 
-A study is refitted on the first 10, 25, 35, 50 and 75 % of every run's compute and scored, with its
+A study is refitted on the first 10, 25, 50 and 75 % of every run's compute and scored, with its
 doubt, on all later evaluations of runs that had not left their curve by then. An origin that leaves
 the median run fewer than MIN_SEEN evaluations is left out.
 
-Whether forecasts are trusted is asked of each band of horizons: the share of the later evaluations
-that lay inside their 90 % intervals, first of every run from every origin, then the mean of these.
-Trusted is LEAST of it over all origins, and over the latest that reaches the band: early ones test
-another part of the curve. The runs of a study are wrong together, so one origin is one look however
-many runs it has: fewer than LEAST_ORIGINS, or than LEAST_RUNS runs, are too little evidence, which
-is not trust. How well that tells good forecasts from bad: experiments/trust.py.
+Whether forecasts are trusted is asked of each band of horizons, over all origins: the share of the
+later evaluations that lay inside their 90 % intervals, first of every run from every origin, then
+the mean of these. Trusted is LEAST of it; fewer than LEAST_RUNS runs are too little evidence, which
+is not trust.
 """
 
 from __future__ import annotations
@@ -40,12 +38,10 @@ from rlx.scaling.infer import posterior_of
 
 Floats = NDArray[np.float64]
 
-ORIGINS = (0.1, 0.25, 0.35, 0.5, 0.75)  # shares of every run's compute
+ORIGINS = (0.1, 0.25, 0.5, 0.75)  # shares of every run's compute
 BANDS = {1.5: (1.0, 1.5), 2.0: (1.5, 2.5), 4.0: (2.5, 5.0), 10.0: (5.0, 20.0)}  # of C / C_seen
 MIN_SEEN = 3
-LEAST = 0.8  # coverage of trusted forecasts
-ROUNDING = 1e-9
-LEAST_RUNS, LEAST_ORIGINS = 3, 2  # to judge it by
+LEAST, LEAST_RUNS = 0.8, 3  # coverage of trusted forecasts; runs to judge it by
 TRUSTED, NOT_TRUSTED, TOO_LITTLE = "trusted", "not trusted", "too little evidence"
 PROB = 0.9
 SCORED = ("observed", "horizon", "band", "mean", "q05", "q50", "q95", "inside", "log_score", "crps")
@@ -94,21 +90,17 @@ class Backtest:
     def evidence(self, curve: str = "burr") -> pd.DataFrame:
         """One row per band of horizons, the nearest first.
 
-        Columns: horizon, reach (the largest in it), runs, origins, coverage (every run from every
-        origin weighing the same), latest (that of the latest origin), verdict (TRUSTED,
-        NOT_TRUSTED or TOO_LITTLE).
+        Columns: horizon, reach (the largest in it), runs, forecasts (runs x origins), coverage
+        (each forecast weighing the same), verdict (TRUSTED, NOT_TRUSTED or TOO_LITTLE).
         """
         rows = []
         for band, part in self.points[self.points["curve"] == curve].groupby("band"):
-            inside = part.groupby(["origin", "run"])["inside"].mean()
-            runs, origins = part["run"].nunique(), part["origin"].nunique()
-            coverage, latest = inside.mean(), inside[part["origin"].max()].mean()
-            judged = TRUSTED if min(coverage, latest) >= LEAST - ROUNDING else NOT_TRUSTED
-            enough = runs >= LEAST_RUNS and origins >= LEAST_ORIGINS
-            verdict = judged if enough else TOO_LITTLE
-            reach = part["horizon"].max()
-            rows.append((band, reach, runs, origins, float(coverage), float(latest), verdict))
-        columns = ["horizon", "reach", "runs", "origins", "coverage", "latest", "verdict"]
+            inside = part.groupby(["run", "origin"])["inside"].mean()
+            runs, coverage = part["run"].nunique(), float(inside.mean())
+            judged = TRUSTED if coverage >= LEAST else NOT_TRUSTED
+            verdict = judged if runs >= LEAST_RUNS else TOO_LITTLE
+            rows.append((band, part["horizon"].max(), runs, len(inside), coverage, verdict))
+        columns = ["horizon", "reach", "runs", "forecasts", "coverage", "verdict"]
         return pd.DataFrame(rows, columns=columns)
 
     def trust(self, curve: str = "burr") -> float:
@@ -128,8 +120,7 @@ class Backtest:
         for row in ends.itertuples():
             words.append(
                 f"{row.verdict} up to {row.reach:.3g} times: {row.coverage:.0%} inside the "
-                f"{PROB:.0%} intervals, from the latest origin {row.latest:.0%}; {row.runs} runs, "
-                f"{row.origins} origins"
+                f"{PROB:.0%} intervals, {row.runs} runs, {row.forecasts} forecasts"
             )
         return f"{curve}: {'; '.join(words) or f'{TOO_LITTLE}: no forecast could be scored'}"
 

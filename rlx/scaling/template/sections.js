@@ -235,7 +235,7 @@ function budgets() {
 function trust() {
   const T = D.trust;
   $("trust-text").textContent =
-    `Earlier forecasts of this study, compared with what came: ${T.says}. Trusted are horizons at which at least ${percent(T.least)} of the later evaluations lay inside their ${PERCENT} intervals, over all origins and from the latest one, with at least three runs and two origins.`;
+    `Earlier forecasts of this study, compared with what came: ${T.says}. Trusted are horizons at which at least ${percent(T.least)} of the later evaluations lay inside their ${PERCENT} intervals, over at least three runs.`;
   if (!T.evidence.length) {
     $("trust").querySelector("details").hidden = true;
     return;
@@ -254,7 +254,7 @@ function trust() {
       lo: null,
       mid: row.coverage,
       hi: null,
-      value: `${percent(row.coverage)} over ${plural(row.runs, "run")}, ${plural(row.origins, "origin")}; from the latest ${percent(row.latest)}`,
+      value: `${percent(row.coverage)} over ${plural(row.runs, "run")}, ${plural(row.forecasts, "forecast")}`,
       more: row.verdict,
     })),
   });
