@@ -25,11 +25,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import rlx.scaling as sc
+from analysis.cells import COLOR_OF
+from analysis.drawing import COMPUTE, Drawing
 from experiments.options import exit_status, read_options
 from rlx.errors import InputError
 from rlx.record import RunRecord
 from rlx.record import runs as directories
-from rlx.scaling.style import COLORS, INK, log_ticks, tidy
+from rlx.scaling.style import INK, canvas, log_ticks, tick, tidy
 
 NAMES = {
     "none": "the reward alone",
@@ -73,22 +75,28 @@ def reached(evals: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(evals: pd.DataFrame) -> Figure:
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained", dpi=150)
+    figure = canvas(6.4, 4.0)
     ax = figure.subplots()
-    for color, (name, label) in zip(COLORS, NAMES.items(), strict=False):
+    for name, label in NAMES.items():
         for i, (_, run) in enumerate(evals[evals["ablation"] == name].groupby("seed")):
             run = run[run["compute"] > 0].sort_values("compute")
-            ax.plot(run["compute"], run["value"], color=color, linewidth=1.1,
-                    label=None if i else label)  # fmt: skip
+            color, own = COLOR_OF[name], None if i else label
+            ax.plot(run["compute"], run["value"], color=color, linewidth=1.1, label=own)
     ax.set_xscale("log")
     log_ticks(ax)
     ax.set_ylim(0, 0.6)
     cost = evals["teacher_flops"].iloc[0]
-    ax.set_xlabel(f"training compute (FLOPs); the teacher itself had cost {cost:.1e}", fontsize=9)
+    ax.set_xlabel(f"{COMPUTE}; the teacher itself had cost {tick(cost)}", fontsize=9)
     ax.set_ylabel("pass rate (held-out)", fontsize=9)
     ax.legend(frameon=False, fontsize=8, loc="upper left", labelcolor=INK)
     tidy(ax)
     return figure
+
+
+def figures(results: Path) -> dict[str, Drawing]:
+    path = results / "distill" / "evals.csv"
+    source = "distill/evals.csv, by python -m analysis.distill"
+    return {"distill/distill": Drawing(lambda: draw(pd.read_csv(path)), source)}
 
 
 def main(argv: Sequence[str]) -> None:

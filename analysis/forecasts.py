@@ -32,9 +32,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import NullLocator
 from numpy.typing import NDArray
 
+from analysis.drawing import Drawing
 from experiments.external import POOLED, deep_grpo, read_retu, retu
 from experiments.options import check_choices, exit_status, read_options
 from rlx.scaling import Evals, ScalingFit, fit, fit_paper, fit_point
@@ -42,7 +43,18 @@ from rlx.scaling.backtest import score
 from rlx.scaling.curve import sigmoid
 from rlx.scaling.profile import profile_A
 from rlx.scaling.robust import fit_robust
-from rlx.scaling.style import COLORS, FAINT, INK
+from rlx.scaling.style import (
+    COLORS,
+    FAINT,
+    INK,
+    RULE,
+    canvas,
+    note,
+    panel_title,
+    percent,
+    percent_ticks,
+    tidy,
+)
 
 Floats = NDArray[np.float64]
 
@@ -268,22 +280,23 @@ def draw(table: pd.DataFrame, curve: str, method: str) -> Figure:
     for study, run in order:
         y -= 1.0 if study == gap else 2.0
         rows[study, run], gap = y, study
-    figure = Figure(figsize=(12.6, 0.235 * -y + 1.5), layout="constrained", dpi=120)
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
+    figure = canvas(12.6, 0.235 * -y + 2.4)
     left, middle, right = figure.subplots(1, 3, sharey=True, width_ratios=[1.25, 1.25, 0.75])
     for ax, origin in ((left, 0.25), (middle, 0.5)):
         _errors_panel(ax, table[table["origin"] == origin], rows)
-        ax.set_title(f"forecast from {origin:.0%} of the run's compute", **TITLE)
+        panel_title(ax, f"forecast from {percent(origin)} of the run's compute")
     _coverage_panel(right, table[table["method"] == "posterior"], rows)
     _row_labels(left, rows, fell)
     handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=5, fontsize=8.5, frameon=False)
-    figure.supxlabel(
-        f"One posterior per study and origin ({method}, curve={curve}). Deep-GRPO: means of "
-        f"neighbouring evaluations, {POOLED} per run. *: the run falls by more than {FALL:g} after "
-        "25 % of its compute; what it does then counts here.",
-        fontsize=8, color=INK, x=0.01, ha="left",
-    )  # fmt: skip
+    figure.legend(handles, labels, loc="outside upper left", ncols=5, fontsize=8, frameon=False)
+    note(
+        figure,
+        "Below: in how many runs the posterior's error is the smaller, and the mean ratio of "
+        "errors (geometric). One posterior per study and origin "
+        f"({method}, curve={curve}).\nDeep-GRPO: means of neighbouring evaluations, {POOLED} per "
+        f"run. *: the run falls by more than {FALL:g} after 25 % of its compute; what it does then "
+        "counts here.",
+    )
     return figure
 
 
@@ -294,7 +307,6 @@ MARKS = {  # marker, colour, filled
     "last": ("x", INK, True),
     "last3": ("+", FAINT, True),
 }
-TITLE = {"fontsize": 9.5, "loc": "left", "color": INK}
 Rows = dict[tuple[str, str], float]  # height of each run's row in the figure
 
 
@@ -302,7 +314,7 @@ def _errors_panel(ax: Axes, table: pd.DataFrame, rows: Rows) -> None:
     at = table.set_index(["study", "run", "method"])["rmse"].sort_index()
     for study, run in rows:
         mine = at.loc[study, run]
-        ax.plot([mine.min(), mine.max()], [rows[study, run]] * 2, color="#dddddd", zorder=1)
+        ax.plot([mine.min(), mine.max()], [rows[study, run]] * 2, color=RULE, zorder=1)
     for method, (marker, color, filled) in MARKS.items():
         values = at.xs(method, level="method")
         ax.plot(
@@ -319,30 +331,49 @@ def _errors_panel(ax: Axes, table: pd.DataFrame, rows: Rows) -> None:
     ax.set_xlim(0.0025, 0.4)
     ticks = [0.003, 0.01, 0.03, 0.1, 0.3]
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlabel("RMSE of all later evaluations (pass rate)", fontsize=9)
-    _clean(ax)
+    tidy(ax, "x")
+    ax.tick_params(axis="y", length=0)
+    _wins(ax, at.unstack("method"), min(rows.values()) - 1.5)
+
+
+def _wins(ax: Axes, errors: pd.DataFrame, y: float) -> None:
+    """In how many runs the posterior's error is the smaller, and by what factor on average."""
+    said = []
+    for method in MARKS:
+        if method != "posterior":
+            ratio = np.log(errors[method] / errors["posterior"])
+            wins = f"{(ratio > 0).sum()} of {len(ratio)}, {np.exp(ratio.mean()):.2f}"
+            said.append(f"{NAMES[method]}: {wins}")
+    words = "posterior better than\n" + "\n".join(said)
+    ax.text(0.0027, y, words, fontsize=8, va="top", color=INK, linespacing=1.3)
 
 
 def _coverage_panel(ax: Axes, table: pd.DataFrame, rows: Rows) -> None:
-    ax.axvline(0.9, color=INK, linewidth=0.9, linestyle=(0, (4, 2)), zorder=1)
+    ax.axvline(0.9, color=INK, linewidth=0.8, zorder=1)
+    means = []
     for origin, color, shift in ((0.25, COLORS[5], 0.16), (0.5, COLORS[0], -0.16)):
         part = table[table["origin"] == origin].set_index(["study", "run"])["coverage"]
         heights = [rows[key] + shift for key in part.index]
-        ax.plot(
-            part.to_numpy(), heights, "o", color=color, markersize=4.5, label=f"from {origin:.0%}"
-        )
+        label = f"from {percent(origin)} of compute"
+        ax.plot(part.to_numpy(), heights, "o", color=color, markersize=4.5, label=label)
+        means.append(f"{label}: {percent(round(part.mean(), 2))}")
     ax.set_xlim(-0.03, 1.03)
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0%}"))
-    ax.set_title("inside the 90 % predictive interval", **TITLE)
-    ax.set_xlabel("share of later evaluations", fontsize=9)
-    ax.legend(loc="lower left", fontsize=8.5, frameon=False)
-    _clean(ax)
+    percent_ticks(ax.xaxis)
+    panel_title(ax, "inside the 90 % predictive interval")
+    ax.set_xlabel("later evaluations", fontsize=9)
+    words = "mean over runs\n" + "\n".join(means)
+    ax.text(0, min(rows.values()) - 1.5, words, fontsize=8, va="top", color=INK, linespacing=1.3)
+    ax.legend(loc="lower left", fontsize=8, frameon=False, bbox_to_anchor=(0, 0.16))
+    tidy(ax, "x")
+    ax.tick_params(axis="y", length=0)
 
 
 def _row_labels(ax: Axes, rows: Rows, fell: set[str]) -> None:
     ax.set_yticks(list(rows.values()), [run + " *" * (run in fell) for _, run in rows])
-    ax.set_ylim(min(rows.values()) - 0.7, max(rows.values()) + 1.6)
+    ax.tick_params(axis="y", length=0)
+    ax.set_ylim(min(rows.values()) - 6.5, max(rows.values()) + 1.6)
     for study in dict.fromkeys(study for study, _ in rows):
         top = max(y for (name, _), y in rows.items() if name == study)
         ax.annotate(
@@ -351,12 +382,15 @@ def _row_labels(ax: Axes, rows: Rows, fell: set[str]) -> None:
         )  # fmt: skip
 
 
-def _clean(ax: Axes) -> None:
-    ax.tick_params(labelsize=8)
-    ax.tick_params(axis="y", length=0)
-    ax.grid(axis="x", color="#eeeeee", linewidth=0.6)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right", "left"]].set_visible(False)
+def figures(results: Path) -> dict[str, Drawing]:
+    folder = results / "forecasts"
+
+    def redraw() -> Figure:
+        fitted = pd.read_csv(folder / "fits.csv").query("origin < 1").iloc[0]
+        return draw(pd.read_csv(folder / "errors.csv"), fitted["curve"], fitted["method"])
+
+    source = "forecasts/errors.csv, by python -m analysis.forecasts (data outside the repository)"
+    return {"forecasts/forecasts": Drawing(redraw, source)}
 
 
 # ---------------------------------------------------------------- command

@@ -25,14 +25,18 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from analysis.cells import COLOR_OF
+from analysis.drawing import COMPUTE, Drawing
+from analysis.studies import renamed
 from experiments.options import exit_status, read_options
 from rlx.errors import InputError
 from rlx.record import RunRecord, runs
 from rlx.scaling import Evals
-from rlx.scaling.style import COLORS, DASHES, INK, log_ticks, tidy
+from rlx.scaling.style import INK, canvas, level, log_ticks, panel_title, rows_axis, shade, tidy
 
 RATE = "optim.learning_rate"
 LAST = 5  # evaluations whose mean is where a run ends
+SMOOTHED = 3  # evaluations, of a drawn curve
 ABLATIONS = {
     "none": "CISPO, k = 8",
     "sync": "on-policy",
@@ -54,10 +58,13 @@ class Options:
 
 
 def levels(study: Path) -> dict[str, float]:
-    """Pass rates of three policies: guess, work out, and each where it pays."""
+    """`known_levels` of a study, from its manifests."""
     manifest = RunRecord(runs(study)[0]).manifest
-    guess = 1 / manifest["config"]["env"]["kwargs"]["base"]
-    worked = manifest["ceiling"]
+    return known_levels(1 / manifest["config"]["env"]["kwargs"]["base"], manifest["ceiling"])
+
+
+def known_levels(guess: float, worked: float) -> dict[str, float]:
+    """Pass rates of three policies: guess, work out, and each where it pays."""
     return {
         "guess all": guess,
         "work out all": worked,
@@ -81,50 +88,58 @@ def ends(evals: pd.DataFrame, known: dict[str, float]) -> pd.DataFrame:
 
 def draw(evals: pd.DataFrame, table: pd.DataFrame, known: dict[str, float]) -> Figure:
     rates = sorted(table[RATE].unique())
-    figure = Figure(figsize=(9.6, 3.1 * len(rates)), layout="constrained", dpi=150)
-    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06)
+    figure = canvas(10.0, 3.3 * len(rates))
     grid = figure.subplots(len(rates), 2, sharex="col", squeeze=False, width_ratios=[1.25, 1])
     for (left, right), rate in zip(grid, rates, strict=True):
         curves(left, evals[evals[RATE].astype(float) == rate], known)
-        left.set_title(f"learning rate {rate:g}", loc="left", fontsize=10, color=INK)
+        mantissa, exponent = f"{rate:.0e}".split("e")
+        panel_title(left, f"learning rate {mantissa}e{int(exponent)}")
         endings(right, table[table[RATE] == rate], known)
+    panel_title(grid[0, 1], "where runs end, a dot per seed")
     grid[0, 0].legend(frameon=False, fontsize=8, loc="lower right")
-    grid[0, 1].set_title("where runs end, a dot per seed", loc="left", fontsize=10, color=INK)
-    grid[-1, 0].set_xlabel("training compute (FLOPs)", fontsize=9)
+    grid[-1, 0].set_xlabel(COMPUTE, fontsize=9)
     grid[-1, 1].set_xlabel(f"pass rate (held-out, mean of the last {LAST} evaluations)", fontsize=9)
     return figure
 
 
 def curves(ax: Axes, evals: pd.DataFrame, known: dict[str, float]) -> None:
-    for color, ablation in zip(COLORS, SHOWN, strict=False):
-        for i, (_, run) in enumerate(evals[evals["ablation"] == ablation].groupby("seed")):
-            later = run[run["compute"] > 0]
-            label = None if i else ABLATIONS[ablation]
-            ax.plot(later["compute"], later["value"], color=color, linewidth=1, label=label)
+    """Three recipes, a shade per seed: means of SMOOTHED evaluations."""
+    for ablation in SHOWN:
+        runs = evals[evals["ablation"] == ablation].groupby("seed")
+        for i, (_, run) in enumerate(runs):
+            smooth = run.assign(value=run["value"].rolling(SMOOTHED, min_periods=1).mean())
+            later = smooth[smooth["compute"] > 0]
+            color, label = shade(COLOR_OF[ablation], i, runs.ngroups + 1), ABLATIONS[ablation]
+            label = None if i else label
+            ax.plot(later["compute"], later["value"], color=color, linewidth=1.1, label=label)
     for name, rate in known.items():
-        ax.axhline(rate, color=INK, linewidth=0.8, linestyle=DASHES, zorder=1)
-        ax.text(
-            0.01, rate, f"{name} {rate:.2f}", transform=ax.get_yaxis_transform(), ha="left",
-            va="top" if name == "guess all" else "bottom", fontsize=7.5, color=INK,
-        )  # fmt: skip
+        level(ax, rate, f"{name}\n{rate:.2f}", beside=True)
     ax.set_xscale("log")
     log_ticks(ax)
-    ax.set_ylim(0, 0.75)
-    ax.set_ylabel("pass rate (held-out)", fontsize=9)
+    ax.set_ylim(0, 0.7)
+    ax.set_ylabel(f"pass rate (held-out, mean of {SMOOTHED})", fontsize=9)
     tidy(ax)
 
 
 def endings(ax: Axes, table: pd.DataFrame, known: dict[str, float]) -> None:
     """A row per ablation."""
     for y, ablation in enumerate(ABLATIONS):
-        color = COLORS[SHOWN.index(ablation)] if ablation in SHOWN else INK
-        for row in table[table["ablation"] == ablation].itertuples():
-            ax.plot(row.end, -y, "o", color=color, ms=5, mew=0, alpha=0.7)
+        ends = table.loc[table["ablation"] == ablation, "end"]
+        ax.plot(ends, [-y] * len(ends), "o", color=COLOR_OF[ablation], ms=5, mew=0, alpha=0.7)
     for rate in known.values():
-        ax.axvline(rate, color=INK, linewidth=0.8, linestyle=DASHES, zorder=1)
-    ax.set_yticks([-y for y in range(len(ABLATIONS))], list(ABLATIONS.values()), fontsize=8)
-    ax.set_xlim(0, 0.75)
-    tidy(ax, rules="x")
+        ax.axvline(rate, color=INK, linewidth=0.8, zorder=1)
+    rows_axis(ax, [-y for y in range(len(ABLATIONS))], list(ABLATIONS.values()))
+    ax.set_xlim(0, 0.7)
+
+
+def figures(results: Path) -> dict[str, Drawing]:
+    def redraw() -> Figure:
+        evals = renamed(pd.read_csv(results / "hard_mix" / "evals.csv"))
+        known = known_levels(1 / 4, float(evals["truth"].iloc[0]))
+        return draw(evals, ends(evals, known), known)
+
+    source = "hard_mix/evals.csv, by python -m analysis.hard_mix"
+    return {"hard_mix/hard_mix": Drawing(redraw, source)}
 
 
 # ------------------------------------------------------------------ command

@@ -18,22 +18,32 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from scipy.optimize import brentq
 
-from analysis.figures import STYLE
+from analysis.drawing import Drawing
 from experiments.options import exit_status, read_options
 from rlx.errors import InputError
 from rlx.scaling.curve import sigmoid
 from rlx.scaling.paper import PAPER_C_MID_LONG, fit_paper, fit_power
 from rlx.scaling.point import fit_point
 from rlx.scaling.profile import profile_A
-from rlx.scaling.style import COLORS, FAINT, INK
+from rlx.scaling.style import (
+    COLORS,
+    DASHES,
+    FAINT,
+    INK,
+    canvas,
+    log_ticks,
+    note,
+    panel_title,
+    rows_axis,
+    tidy,
+)
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "tests" / "data"
+STYLE = {"markersize": 4.5, "markeredgewidth": 0.8, "linestyle": "none"}
 R0_ASSUMED = (0.38, 0.40, 0.42)  # the paper prints no R0; Fig. 1a starts near 0.40
-DASHES = (0, (4, 2))
 
 # Windows of the 8B run in GPU-hours, and the (A, B) printed for them.
 WINDOWS = {  # A.7
@@ -61,6 +71,7 @@ PANELS = {
     },
 }
 
+NAME = {"A": "A", "B": "B", "C_mid": r"$C_\mathrm{mid}$", "R0": "$R_0$"}
 BASE = {"A": 0.65, "B": 1.7, "C_mid": 5000.0, "R0": 0.40}
 FAST = {"A": 0.58, "B": 2.0, "C_mid": 1500.0, "R0": 0.40}
 SLOW = {"A": 0.68, "B": 1.3, "C_mid": 6000.0, "R0": 0.40}
@@ -172,13 +183,18 @@ def draw_3() -> Figure:
     ax.plot(near, half + (A - R0) * B / 4 * np.log(near / C_mid), color=COLORS[1], linewidth=1.6)
     say = {"fontsize": 9.5, "color": INK}
     ax.text(220, A + 0.006, f"A = {A:.2f}: ceiling, approached as C grows", **say)
-    ax.text(190_000, R0 + 0.006, f"R0 = {R0:.2f}: pass rate before RL", ha="right", **say)
-    ax.text(220, half + 0.006, "half of the gain A - R0", **say)
-    ax.text(C_mid * 1.1, 0.455, f"C_mid = {C_mid / 1000:g}k GPU-hours", **say)
+    ax.text(190_000, R0 + 0.006, f"$R_0$ = {R0:.2f}: pass rate before RL", ha="right", **say)
+    ax.text(220, half + 0.006, "half of the gain $A - R_0$", **say)
+    ax.text(C_mid * 1.1, 0.455, f"{NAME['C_mid']} = {C_mid / 1000:g}k GPU-hours", **say)
     ax.text(
-        near[1] * 1.1, half + 0.006, f"B = {B:g}: steepness\n(slope (A - R0) B / 4 at C_mid)", **say
+        near[1] * 1.1,
+        half + 0.006,
+        f"B = {B:g}: steepness\n(slope $(A - R_0) B / 4$ at {NAME['C_mid']})",
+        **say,
     )
-    _axes(ax, "R = R0 + (A - R0) / (1 + (C_mid / C)$^B$)", (200, 200_000), (0.365, 0.68))
+    _axes(
+        ax, r"$R = R_0 + (A - R_0)\,/\,(1 + (C_\mathrm{mid} / C)^B)$", (200, 200_000), (0.365, 0.68)
+    )
     return figure
 
 
@@ -196,7 +212,9 @@ def draw_13() -> Figure:
     _family(panels[0], "(a) ceiling", "A", [0.55, 0.60, 0.65, 0.70])
     C, C_cross = np.geomspace(200, 200_000, 300), overtaking()
     for i, (name, p) in enumerate((("fast start", FAST), ("slow horse", SLOW))):
-        label = f"{name}: " + ", ".join(f"{k} = {_shown(k, v)}" for k, v in p.items() if k != "R0")
+        label = f"{name}: " + ", ".join(
+            f"{NAME[k]} = {_shown(k, v)}" for k, v in p.items() if k != "R0"
+        )
         panels[1].plot(C, sigmoid(C, **p), color=COLORS[i], linewidth=1.8, label=label)
     y_cross = float(sigmoid(C_cross, **SLOW))
     panels[1].plot(C_cross, y_cross, "o", color=INK, markersize=5, zorder=5)
@@ -208,7 +226,7 @@ def draw_13() -> Figure:
         color=INK,
         arrowprops={"arrowstyle": "-", "color": FAINT, "shrinkB": 4},
     )
-    _axes(panels[1], "(b) slow horse; R0 = 0.40", (200, 200_000), (0.38, 0.72))
+    _axes(panels[1], "(b) slow start, higher ceiling; $R_0$ = 0.40", (200, 200_000), (0.38, 0.72))
     _legend(panels[1])
     return figure
 
@@ -217,11 +235,15 @@ def _family(ax: Axes, title: str, name: str, values: Sequence[float]) -> None:
     """BASE with one parameter varied."""
     C = np.geomspace(200, 200_000, 300)
     for color, value in zip(COLORS, values, strict=False):
-        label = f"{name} = {_shown(name, value)}"
+        label = f"{NAME[name]} = {_shown(name, value)}"
         ax.plot(C, sigmoid(C, **(BASE | {name: value})), color=color, linewidth=1.8, label=label)
-    fixed = ", ".join(f"{k} = {_shown(k, v)}" for k, v in BASE.items() if k != name)
+    fixed = _listed(BASE, name)
     _axes(ax, f"{title}; {fixed}", (200, 200_000), (0.38, 0.72))
     _legend(ax)
+
+
+def _listed(parameters: dict[str, float], but: str) -> str:
+    return ", ".join(f"{NAME[k]} = {_shown(k, v)}" for k, v in parameters.items() if k != but)
 
 
 def _shown(name: str, value: float) -> str:
@@ -239,15 +261,15 @@ def draw_table1() -> Figure:
     for ax, (title, rows) in zip(axes, PANELS.items(), strict=True):
         for color, (name, row) in zip(COLORS, rows.items(), strict=False):
             A, B, C_mid = (float(table.loc[row, k]) for k in ("A", "B", "C_mid_gpu_hours"))
-            label = f"{name}:  A = {A:.3f}, B = {B:.2f}, C_mid = {C_mid:,.0f}"
+            label = f"{name}:  A = {A:.3f}, B = {B:.2f}, {NAME['C_mid']} = {C_mid:,.0f}"
             curve = sigmoid(C, A=A, B=B, C_mid=C_mid, R0=0.40)
             ax.plot(C, curve, color=color, linewidth=1.6, label=label)
         _axes(ax, title, (300, 100_000), (0.39, 0.70))
         _legend(ax)
-    _note(
+    note(
         figure,
-        "A, B and C_mid (GPU-hours) as printed in Table 1 of arXiv 2510.13786. "
-        "R0 is not printed: 0.40 is assumed for every curve.",
+        r"A, B and $C_\mathrm{mid}$ (GPU-hours) as printed in Table 1 of arXiv 2510.13786. "
+        "$R_0$ is not printed: 0.40 is assumed for every curve.",
     )
     return figure
 
@@ -275,37 +297,43 @@ def draw_power_vs_sigmoid(table: pd.DataFrame) -> Figure:
             ax.plot([], [], color=color, linewidth=1.7, label=label)
         _axes(ax, f"fitted on {_range(lo, hi)} GPU-hours", (1000, 400_000), (0.38, 0.80))
         _legend(ax)
-    _note(
+    note(
         figure,
         "Points: Fig. 1a of arXiv 2510.13786 (8B), read off the plot; filled: fitted, open: not. "
-        "Dashed: forecast. Sigmoid with R0 = 0.40 (assumed).",
+        "Dashed: forecast. Sigmoid with $R_0$ = 0.40 (assumed).",
     )
     return figure
 
 
 def draw_fit_windows(table: pd.DataFrame) -> Figure:
     """A.7: the fitted curve for each window, and how A and B move with the window and with R0."""
-    figure = _canvas(12.4, 4.9)
-    left, middle, right = figure.subplots(1, 3, width_ratios=[1.35, 1, 1])
+    figure = canvas(12.4, 5.6)
+    mosaic = [["left", "middle", "right"], ["apart", "middle", "right"]]
+    panels = figure.subplot_mosaic(mosaic, width_ratios=[1.35, 1, 1], height_ratios=[2, 1])
+    left, middle, right, apart = (panels[name] for name in ("left", "middle", "right", "apart"))
     points = digitised()
     _points(left, points, points["gpu_hours"] <= 50_000)
     C = np.geomspace(300, 200_000, 300)
-    main = table[table["R0"] == 0.40]
+    main, first = table[table["R0"] == 0.40], None
     for color, row in zip(COLORS, main.to_dict("records"), strict=False):
         curve = sigmoid(C, A=row["A"], B=row["B"], C_mid=row["C_mid"], R0=0.40)
         label = f"{_range(row['from'], row['to'])}:  A = {row['A']:.3f}, B = {row['B']:.2f}"
         left.plot(C, curve, color=color, linewidth=1.4, label=label, zorder=2)
-    _axes(left, "Least squares, R0 = 0.40", (300, 200_000), (0.39, 0.70))
+        first = curve if first is None else first
+        apart.plot(C, curve - first, color=color, linewidth=1.4)
+    _axes(left, "least squares, $R_0$ = 0.40", (300, 200_000), (0.39, 0.70))
     _legend(left, title="window, GPU-hours")
+    _axes(apart, "the same, less the first window's", (300, 200_000), (-0.006, 0.016))
+    apart.set_ylabel("difference", fontsize=9)
     _ladder(middle, table, "A", "{:.3f}")
     _ladder(right, table, "B", "{:.2f}")
     right.tick_params(labelleft=False)
     right.legend(loc="lower right", fontsize=8, frameon=False)
-    _note(
+    note(
         figure,
         "Points: Fig. 1a of arXiv 2510.13786 (8B), read off the plot; filled: C ≤ 50k. The first "
         "lies at 1,328 GPU-hours, so (0, 50k) differs from (1.5k, 50k) by that one point.\n"
-        "Bars: 90 % profile intervals of A given R0, for independent noise. R0 is not printed.",
+        "Bars: 90 % profile intervals of A given $R_0$ (not printed), for independent noise.",
     )
     return figure
 
@@ -316,7 +344,7 @@ def _ladder(ax: Axes, table: pd.DataFrame, name: str, form: str) -> None:
         rows = table[(table["from"] == window[0]) & (table["to"] == window[1])]
         for j, row in enumerate(rows.to_dict("records")):
             y = -i + 0.22 - 0.2 * j
-            label = f"R0 = {row['R0']:.2f}" if i == 0 else None
+            label = f"$R_0$ = {row['R0']:.2f}" if i == 0 else None
             ax.plot(row[name], y, marker="o", color=COLORS[j], label=label, **STYLE)
             if name == "A":
                 ax.plot([row["A_lo"], row["A_hi"]], [y, y], color=COLORS[j], linewidth=1.2)
@@ -342,15 +370,10 @@ def _ladder(ax: Axes, table: pd.DataFrame, name: str, form: str) -> None:
             fontsize=7.5,
             color=INK,
         )
-    ax.set_yticks([-i for i in range(len(WINDOWS))], [_range(*window) for window in WINDOWS])
-    ax.set_ylim(-len(WINDOWS) + 0.4, 0.5)
+    rows_axis(ax, [-i for i in range(len(WINDOWS))], [_range(*window) for window in WINDOWS])
     ax.margins(x=0.18)
-    ax.set_title(f"{name} by window", fontsize=9.5, loc="left", color=INK)
+    panel_title(ax, f"{name} by window")
     ax.set_xlabel({"A": "ceiling A", "B": "steepness B"}[name], fontsize=9)
-    ax.tick_params(labelsize=8)
-    ax.grid(axis="x", color="#e6e6e6", linewidth=0.6)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
 
 
 def _range(lo: float, hi: float) -> str:
@@ -365,34 +388,21 @@ def _points(ax: Axes, points: pd.DataFrame, seen: Iterable[bool]) -> None:
 
 
 def _figure(
-    columns: int, rows: int = 1, width: float = 5.2, height: float = 3.9
+    columns: int, rows: int = 1, width: float = 4.7, height: float = 3.5
 ) -> tuple[Figure, list[Axes]]:
-    figure = _canvas(columns * width, rows * height)
+    figure = canvas(columns * width, rows * height)
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
-
-
-def _canvas(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=120)
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
-    return figure
 
 
 def _axes(ax: Axes, title: str, x: tuple[float, float], y: tuple[float, float]) -> None:
     ax.set_xscale("log")
     ax.set_xlim(*x)
     ax.set_ylim(*y)
-    ax.set_title(title, fontsize=9.5, loc="left", color=INK)
-    ax.set_xlabel("training compute C, GPU-hours", fontsize=9)
+    panel_title(ax, title)
+    ax.set_xlabel("training compute C (GPU-hours)", fontsize=9)
     ax.set_ylabel("pass rate (held-out)", fontsize=9)
-    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(
-        FuncFormatter(lambda C, _: f"{C / 1000:g}k" if C >= 1000 else f"{C:g}")
-    )
-    ax.tick_params(labelsize=8)
-    ax.grid(axis="y", color="#e6e6e6", linewidth=0.6)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
+    log_ticks(ax)
+    tidy(ax)
 
 
 def _legend(ax: Axes, title: str | None = None) -> None:
@@ -401,23 +411,22 @@ def _legend(ax: Axes, title: str | None = None) -> None:
     )
 
 
-def _note(figure: Figure, text: str) -> None:
-    figure.supxlabel(text, fontsize=8, color=INK, x=0.01, ha="left")
-
-
 # ---------------------------------------------------------------- command
 
 
 def _with_table(
-    numbers: Callable[[], pd.DataFrame], draw: Callable[[pd.DataFrame], Figure], path: Path
+    numbers: Callable[[], pd.DataFrame], draw: Callable[[pd.DataFrame], Figure], path: Path | None
 ) -> Figure:
+    """The figure; with a path, its table is printed, and written beside it."""
     table = numbers()
+    if path is None:
+        return draw(table)
     table.round(4).to_csv(path.with_suffix(".csv"), index=False)
     print(f"{path.stem}\n{table.round(3).to_string(index=False)}\n")
     return draw(table)
 
 
-FIGURES: dict[str, tuple[str, Callable[[Path], Figure]]] = {
+FIGURES: dict[str, tuple[str, Callable[[Path | None], Figure]]] = {
     "3": ("fig3", lambda _: draw_3()),
     "12": ("fig12", lambda _: draw_12()),
     "13": ("fig13", lambda _: draw_13()),
@@ -431,6 +440,14 @@ FIGURES: dict[str, tuple[str, Callable[[Path], Figure]]] = {
         lambda path: _with_table(fit_windows, draw_fit_windows, path),
     ),
 }
+
+
+def figures(results: Path) -> dict[str, Drawing]:
+    source = "tests/data, by python -m analysis.paper"
+    return {
+        f"paper/{stem}": Drawing(lambda make=make: make(None), source)
+        for stem, make in FIGURES.values()
+    }
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import rlx.scaling as sc
+from analysis.drawing import Drawing
 from analysis.studies import read_table
 from experiments.options import exit_status, read_options
 from rlx.errors import InputError
@@ -66,7 +67,7 @@ from rlx.scaling.stopping import (
     answers,
     verdicts,
 )
-from rlx.scaling.style import COLORS, FAINT, INK, tidy
+from rlx.scaling.style import COLORS, FAINT, canvas, note, panel_title, percent_ticks, tidy
 
 EVALS = Path(__file__).parent / "results"
 RATE = "optim.learning_rate"
@@ -379,33 +380,50 @@ def draw(table: pd.DataFrame) -> Figure:
     groups, table = ("five", "hard"), table[table["yardstick"] == "fitted"]
     table = table[table["rule"] == "left out"]
     table = table[table["studies"] == table.groupby("group")["studies"].transform("max")]
-    figure = Figure(figsize=(9.6, 7.6), layout="constrained", dpi=150)
+    figure = canvas(9.6, 7.8)
     grid = figure.subplots(3, len(groups), sharex=True, squeeze=False)
     series = list(dict.fromkeys(zip(table["policy"], table["guard"], strict=True)))
     for column, group in enumerate(groups):
         for (policy, guarded), color in zip(series, COLORS, strict=False):
             here = (table["group"] == group) & (table["policy"] == policy)
             mine = table[here & (table["guard"] == guarded)].sort_values("spent")
-            label = f"{policy}{', guard' if guarded else ''}"
+            label = f"{policy}{', with the guard' if guarded else ''}"
             style = "-o" if guarded else "--o"
             wrong = (mine["opposite"] + mine["unsupported"]) / (mine["true"] + mine["none"])
             shares = (mine["kept"] / mine["true"], wrong, mine["equal"] / mine["none"])
             for ax, y in zip(grid[:, column], shares, strict=True):
                 ax.plot(mine["spent"], y, style, color=color, ms=4, linewidth=1.2, label=label)
         top, *_, bottom = grid[:, column]
+        titles = {"five": "the five studies", "hard": "hard_mix, a study per learning rate"}
+        panel_title(top, titles[group])
         top.axhline(0.95, color=FAINT, linewidth=0.8)
-        top.set_title(
-            {"five": "the five studies", "hard": "hard_mix, a study per rate"}[group],
-            loc="left", fontsize=10, color=INK,
-        )  # fmt: skip
         bottom.set_xlabel("compute spent, share of the whole study", fontsize=9)
         for ax in grid[:, column]:
+            percent_ticks(ax.xaxis)
+            percent_ticks(ax.yaxis)
             tidy(ax)
-    grid[0, 0].set_ylabel("signs of the whole study kept", fontsize=9)
-    grid[1, 0].set_ylabel("signs that it lacks or denies", fontsize=9)
-    grid[2, 0].set_ylabel("called equal where it has no sign", fontsize=9)
-    grid[0, 0].legend(frameon=False, fontsize=8, loc="lower right")
+    for row, ends in zip(grid, ((0.58, 1.02), (-0.01, 0.25), (-0.04, 1.04)), strict=True):
+        for ax in row:
+            ax.set_ylim(*ends)
+    grid[0, 0].set_ylabel("differences kept", fontsize=9)
+    grid[1, 0].set_ylabel("differences claimed or\nturned round that it lacks", fontsize=9)
+    grid[2, 0].set_ylabel("pairs called equal of\nthose without a difference", fontsize=9)
+    note(
+        figure,
+        "equal, halving: cells stop round by round, fixed: all at the budget. The guard decides "
+        "nothing where the baseline's own forecast has failed.",
+    )
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=8
+    )
     return figure
+
+
+def figures(results: Path) -> dict[str, Drawing]:
+    path = results / "budget" / "summary.csv"
+    source = "budget/summary.csv, by python -m analysis.replay"
+    return {"budget/replay": Drawing(lambda: draw(pd.read_csv(path)), source)}
 
 
 def main(argv: Sequence[str]) -> None:

@@ -37,13 +37,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 import rlx.scaling as sc
-from analysis.hard_mix import RATE, ends
+from analysis.cells import COLOR_OF
+from analysis.drawing import COMPUTE, Drawing
+from analysis.hard_mix import RATE, ends, known_levels
 from analysis.studies import DETECTED, renamed
 from experiments.options import exit_status, read_options
 from rlx.errors import InputError
-from rlx.scaling.style import COLORS, DASHES, INK, tidy
+from rlx.scaling.style import canvas, label_outside, level, panel_title, shade, tick, tidy
 
 NAMES = {
     "none": "CISPO, cap 5",
@@ -54,8 +57,11 @@ NAMES = {
     "dppo_tv": "DPPO, TV",
     "dppo_kl": "DPPO, KL",
     "gmpo": "GMPO",
-    "sequence_is": "sequence ratio",
-    "geometric_mask": "geometric mask",
+    "clip_cov": "CISPO, Clip-Cov",
+    "sequence_is": "sequence ratio, cut",
+    "sequence_mask": "sequence ratio, masked",
+    "geometric_is": "geometric mean, cut",
+    "geometric_mask": "geometric mean, masked",
     "guarded": "CISPO, guarded",
 }
 SHARED = ("none", "clip_wide", "gspo")  # cells that hard_mix has too
@@ -106,23 +112,40 @@ def verdicts(table: pd.DataFrame) -> pd.DataFrame:
 
 def draw(evals: pd.DataFrame, known: dict[str, float]) -> Figure:
     there = [name for name in NAMES if (evals["ablation"] == name).any()]
-    columns = 4
-    figure = Figure(figsize=(9.6, 2.1 * -(-len(there) // columns)), layout="constrained", dpi=150)
-    grid = figure.subplots(-(-len(there) // columns), columns, sharex=True, sharey=True)
+    columns, rows = 4, -(-len(there) // 4)
+    figure = canvas(10.4, 2.2 * rows + 0.6)
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    last = grid.flat[min(columns, len(there)) - 1]
     for ax, name in zip(grid.flat, there, strict=False):
-        for _, run in evals[evals["ablation"] == name].groupby("seed"):
-            later = run[run["compute"] > 0]
-            ax.plot(later["compute"], later["value"], color=COLORS[0], linewidth=0.9)
-        for rate in known.values():
-            ax.axhline(rate, color=INK, linewidth=0.7, linestyle=DASHES, zorder=1)
-        ax.set_title(NAMES[name], loc="left", fontsize=9, color=INK)
+        runs = evals[evals["ablation"] == name].groupby("seed")
+        for i, (_, run) in enumerate(runs):
+            later, color = run[run["compute"] > 0], shade(COLOR_OF[name], i, runs.ngroups + 1)
+            ax.plot(later["compute"], later["value"], color=color, linewidth=0.9)
+        for what, rate in known.items():
+            level(ax, rate, f"{what} {rate:.2f}" * (ax is last), beside=True)
+        panel_title(ax, f"{NAMES[name]}, {runs.ngroups} seed{'s' * (runs.ngroups > 1)}")
         ax.set_ylim(0, 0.7)
         tidy(ax)
     for ax in grid.flat[len(there) :]:
         ax.set_visible(False)
-    figure.supxlabel("training compute (FLOPs)", fontsize=9)
-    figure.supylabel("pass rate (held-out)", fontsize=9)
+    grid[0, 0].xaxis.set_major_formatter(FuncFormatter(tick))
+    grid[0, 0].xaxis.set_major_locator(MaxNLocator(3))
+    label_outside(grid, len(there), COMPUTE, "pass rate (held-out)")
     return figure
+
+
+def levels(evals: pd.DataFrame) -> dict[str, float]:
+    """Pass rates of three policies: guess, work out, and each where it pays."""
+    return known_levels(1 / BASE, float(evals["truth"].iloc[0]))
+
+
+def figures(results: Path) -> dict[str, Drawing]:
+    def redraw() -> Figure:
+        evals = pd.read_csv(results / "surrogates" / "evals.csv")
+        return draw(evals, levels(evals))
+
+    source = "surrogates/evals.csv, by python -m analysis.surrogates"
+    return {"surrogates/surrogates": Drawing(redraw, source)}
 
 
 def published(path: str) -> pd.DataFrame:
@@ -165,8 +188,7 @@ def main(argv: Sequence[str]) -> None:
     """Make the files. InputError on bad options, and where there are no runs."""
     options = read_options(Options, argv)
     evals = gathered(options.study)
-    worked = float(evals["truth"].iloc[0])
-    known = {GUESS: 1 / BASE, "work out all": worked, "tell apart": worked + (1 - worked) / BASE}
+    known = levels(evals)
     table = ends(evals, known)
     options.out.mkdir(parents=True, exist_ok=True)
     evals.to_csv(options.out / "evals.csv", index=False)

@@ -12,7 +12,8 @@ that are not trained on against the held-out set, one point per evaluation. Into
     tasks.png    a panel per set: evaluations with their standard errors, a shade per seed; median
                  and 90 % of the typical seed's curve and of its ceiling A
     tasks.csv    one row per set, recipe and parameter, as ScalingFit.summary; truth: exact ceiling
-    evals.csv    the evaluations
+    curves.csv   5, 50 and 95 % of the typical seed's curve
+    evals.csv    the evaluations, from which `study=.../evals.csv` makes the others again
 
 Bad options end with exit code 2 and one line on stderr.
 """
@@ -22,22 +23,35 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import rlx.scaling as sc
+from analysis.drawing import COMPUTE, METHODS, Drawing
+from analysis.studies import curves
 from experiments.options import exit_status, read_options
 from rlx.envs.reasoning_gym import tasks_of
 from rlx.errors import InputError
 from rlx.record import RunRecord, read_rows, runs
-from rlx.scaling import Evals, ScalingFit
+from rlx.scaling import Evals
 from rlx.scaling.arrays import cell_names
-from rlx.scaling.style import COLORS, DASHES, FAINT, INK, log_ticks, shade, tidy
+from rlx.scaling.paths import HORIZON
+from rlx.scaling.style import (
+    COLORS,
+    DASHES,
+    FAINT,
+    canvas,
+    key_above,
+    level,
+    log_ticks,
+    note,
+    shade,
+    tidy,
+)
 
 
 @dataclass(frozen=True)
@@ -50,17 +64,29 @@ class Options:
 
 @dataclass(frozen=True)
 class Task:
-    """An evaluation set: its fit, and whether the runs train on problems like its own."""
+    """An evaluation set: its evaluations, what the fit says of them, and whether it is trained."""
 
     name: str
     trained: bool
-    fit: ScalingFit
+    evals: pd.DataFrame
+    summary: pd.DataFrame
+    curves: pd.DataFrame
 
     @property
     def title(self) -> str:
-        if self.name == "heldout":
-            return "held-out"
-        return f"{self.name} ({'trained' if self.trained else 'not trained'})"
+        words = NAMES.get(self.name, self.name)
+        trained = "trained" if self.trained else "not trained"
+        return words if self.name == "heldout" else f"{words} ({trained})"
+
+
+# What the sets of sweep=tasks hold.
+NAMES = {
+    "heldout": "held-out",
+    "any": "any: 3 to 8 digits",
+    "long": "long: 7 or 8 digits",
+    "five": "five: 5 to 8 digits",
+    "wider": "wider: as any, padded to 9",
+}
 
 
 # ------------------------------------------------------------------ what there is
@@ -77,6 +103,14 @@ def sets_of(study: Path) -> list[str]:
     return names
 
 
+def trained_sets(study: Path) -> set[str]:
+    """Evaluation sets of problems like those that the runs train on."""
+    if study.is_file():
+        table = pd.read_csv(study)
+        return set(table.loc[table["trained"], "eval_set"])
+    return {"heldout", *trained_tasks(study)}
+
+
 def trained_tasks(study: Path) -> set[str]:
     """Tasks with a weight in the mixtures that the runs train on."""
     names = set()
@@ -87,32 +121,54 @@ def trained_tasks(study: Path) -> set[str]:
     return names
 
 
-def read(options: Options) -> list[Task]:
-    """Every evaluation set with its fit."""
-    names, tasks = sets_of(options.study), []
-    trained = {"heldout", *trained_tasks(options.study)}
-    for name in names:
-        evals = Evals.read(options.study, eval_set=name, compute=options.compute)
-        fit = sc.fit(evals, method=options.method, progress=True)
-        tasks.append(Task(name, name in trained, fit))
-    return tasks
+def read(study: Path, compute: str) -> dict[str, Evals]:
+    """Every evaluation set of a study, of its runs or of a table with columns eval_set, trained."""
+    if not study.is_file():
+        return {name: Evals.read(study, eval_set=name, compute=compute) for name in sets_of(study)}
+    table = pd.read_csv(study)
+    return {
+        str(name): replace(
+            Evals.from_frame(rows, name=str(name), compute="compute", start="start"),
+            compute_label=COMPUTE,
+        )
+        for name, rows in _by_set(table)
+    }
+
+
+def _by_set(table: pd.DataFrame) -> list[tuple[object, pd.DataFrame]]:
+    labels = ["eval_set", "trained"]
+    groups = table.groupby("eval_set", sort=False)
+    return [(name, rows.drop(columns=labels).dropna(axis=1, how="all")) for name, rows in groups]
 
 
 # ------------------------------------------------------------------ tables
 
 
-def evaluations(tasks: Sequence[Task]) -> pd.DataFrame:
-    return pd.concat([task.fit.evals.frame.assign(eval_set=task.name) for task in tasks])
+def tables(evals: dict[str, Evals], trained: set[str], method: str) -> dict[str, pd.DataFrame]:
+    """Evaluations, parameters and curves of every set, by file."""
+    parts: dict[str, list[pd.DataFrame]] = {"evals": [], "tasks": [], "curves": []}
+    for name, of_set in evals.items():
+        fit = sc.fit(of_set, method=method, progress=True)
+        label = {"eval_set": name, "trained": name in trained}
+        summary = fit.summary("recipe").drop(columns="level")
+        truth = of_set.frame["truth"].iloc[0]
+        parts["tasks"].append(summary.assign(**label, truth=truth, method=method))
+        parts["curves"].append(curves(fit, "recipe").drop(columns="level").assign(**label))
+        parts["evals"].append(of_set.frame.assign(**label))
+    return {name: pd.concat(part, ignore_index=True) for name, part in parts.items()}
 
 
-def summary(tasks: Sequence[Task]) -> pd.DataFrame:
-    parts = []
-    for task in tasks:
-        part = task.fit.summary("recipe").drop(columns="level")
-        part.insert(0, "eval_set", task.name)
-        truth = task.fit.evals.frame["truth"].iloc[0]
-        parts.append(part.assign(trained=task.trained, truth=truth))
-    return pd.concat(parts, ignore_index=True)
+def stored(folder: Path) -> list[Task]:
+    """Every set as the tables of a folder hold it."""
+    read = {name: pd.read_csv(folder / f"{name}.csv") for name in ("evals", "tasks", "curves")}
+    return [
+        Task(str(name), bool(rows["trained"].iloc[0]), *(of_set(t, name) for t in read.values()))
+        for name, rows in read["tasks"].groupby("eval_set", sort=False)
+    ]
+
+
+def of_set(table: pd.DataFrame, name: object) -> pd.DataFrame:
+    return table[table["eval_set"] == name]
 
 
 # ------------------------------------------------------------------ figure
@@ -123,37 +179,36 @@ def draw(tasks: Sequence[Task]) -> Figure:
     others = [task for task in tasks if not task.trained]
     n = len(tasks) + bool(others)
     columns = n if n <= 3 else math.ceil(n / 2)
-    size = (3.7 * columns, 3.5 * math.ceil(n / columns))
-    figure = Figure(figsize=size, layout="constrained", dpi=150)
-    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06)
+    figure = canvas(3.7 * columns, 3.6 * math.ceil(n / columns))
     axes = figure.subplots(math.ceil(n / columns), columns, squeeze=False).ravel()
     for ax in axes[n:]:
         ax.set_visible(False)
-    frame = evaluations(tasks)
+    frame = pd.concat([task.evals for task in tasks])
     top = _end([*frame["value"], *frame["truth"].dropna()])
     for ax, task in zip(axes, tasks, strict=False):
-        curves(ax, task)
+        curve_panel(ax, task)
         ax.set_ylim(0, top)
     if others:
         heldout = next(task for task in tasks if task.name == "heldout")
         transfer(axes[n - 1], heldout, others)
         axes[n - 1].set_ylim(0, top)
     for ax in axes[::columns]:
-        ax.set_ylabel(f"pass rate{_samples(tasks[0].fit)}", fontsize=9)
-    if tasks[0].fit.attrs["method"] == "laplace":
-        figure.suptitle(
-            "preview: Laplace approximation", fontsize=8, color=FAINT, x=0.99, ha="right"
-        )
+        ax.set_ylabel("pass rate", fontsize=9)
+    method = METHODS[tasks[0].summary["method"].iloc[0]]
+    note(
+        figure,
+        "Points: evaluations with standard errors, a shade per seed. Line and band: the typical "
+        f"seed, median and 90 %, by {method}; A: pass rate at {HORIZON:g}x the compute.",
+    )
     return figure
 
 
-def curves(ax: Axes, task: Task) -> None:
+def curve_panel(ax: Axes, task: Task) -> None:
     """Pass rate against compute: a colour per recipe, a shade per seed, the exact ceilings."""
-    fit = task.fit
-    frame = fit.evals.frame[fit.evals.frame["compute"] > 0]
-    ceilings = fit.summary("recipe").query("param == 'A'").set_index("name")
-    for color, recipe in zip(COLORS, fit.recipes, strict=False):
-        mine = frame[cell_names(frame) == recipe]
+    frame = task.evals[task.evals["compute"] > 0]
+    ceilings = task.summary.query("param == 'A'").set_index("name")
+    for color, (name, line) in zip(COLORS, task.curves.groupby("name", sort=False), strict=False):
+        mine = frame[cell_names(frame) == name] if len(ceilings) > 1 else frame
         by_run = mine.groupby("run", sort=False)
         for i, (_, rows) in enumerate(by_run):
             dots = shade(color, i, by_run.ngroups)
@@ -161,45 +216,32 @@ def curves(ax: Axes, task: Task) -> None:
                 rows["compute"], rows["value"], rows["stderr"],
                 fmt="o", color=dots, ms=3, mew=0, elinewidth=0.6, alpha=0.8,
             )  # fmt: skip
-        grid_C = np.geomspace(mine["compute"].min(), mine["compute"].max(), 100)
-        draws = fit.curve(grid_C).sel(recipe=recipe).values.reshape(-1, len(grid_C))
-        low, middle, high = np.quantile(draws, [0.05, 0.5, 0.95], axis=0)
-        ax.fill_between(grid_C, low, high, color=color, alpha=0.2, linewidth=0)
-        label = _said(recipe, by_run.ngroups, ceilings.loc[recipe])
-        ax.plot(grid_C, middle, color=color, linewidth=1.6, label=label)
+        ax.fill_between(line["compute"], line["q05"], line["q95"], color=color, alpha=0.2, lw=0)
+        label = _said(str(name), by_run.ngroups, ceilings.loc[name])
+        ax.plot(line["compute"], line["q50"], color=color, linewidth=1.6, label=label)
     for truth in frame["truth"].dropna().unique():
-        ax.axhline(truth, color=INK, linewidth=0.8, linestyle=DASHES, zorder=1)
-        ax.text(
-            0.02, truth, f"exact ceiling {truth:.2f}", transform=ax.get_yaxis_transform(),
-            ha="left", va="bottom", fontsize=8, color=INK,
-        )  # fmt: skip
+        level(ax, truth, f"exact ceiling {truth:.2f}")
     ax.set_xscale("log")
     log_ticks(ax)
     tidy(ax)
-    ax.set_xlabel(fit.evals.compute_label, fontsize=9)
-    _key(ax, task.title)
+    ax.set_xlabel(COMPUTE, fontsize=9)
+    key_above(ax, *ax.get_legend_handles_labels(), task.title)
 
 
 def _said(recipe: str, seeds: int, ceiling: pd.Series) -> str:
     """For the key: 90 % of A, or that the data leave it open."""
-    A = f"A = {ceiling['q50']:.2f} ({ceiling['q05']:.2f} to {ceiling['q95']:.2f})"
+    A = f"A = {ceiling['q50']:.2f} (90 %: {ceiling['q05']:.2f} to {ceiling['q95']:.2f})"
     status = A if ceiling["status"] == "ok" else ceiling["status"].partition(":")[0]
     return f"{recipe}, {seeds} seed{'s' * (seeds > 1)}: {status}"
 
 
-def _samples(fit: ScalingFit) -> str:
-    """The number of samples per prompt, as the label of values states it."""
-    _, comma, k = fit.evals.value_label.rstrip(")").partition(", ")
-    return comma + k
-
-
 def transfer(ax: Axes, heldout: Task, others: Sequence[Task]) -> None:
     """Pass rate on sets that are not trained on against the held-out one, along training."""
-    x = heldout.fit.evals.frame.set_index(["run", "compute"])["value"]
+    x = heldout.evals.set_index(["run", "compute"])["value"]
     ends = (0, _end(x))
     ax.plot(ends, ends, color=FAINT, linewidth=0.8, linestyle=DASHES, label="as on held-out")
     for color, task in zip(COLORS[1:], others, strict=False):
-        for i, (_, rows) in enumerate(task.fit.evals.frame.groupby("run", sort=False)):
+        for i, (_, rows) in enumerate(task.evals.groupby("run", sort=False)):
             at = x.loc[list(zip(rows["run"], rows["compute"], strict=True))]
             ax.errorbar(
                 at, rows["value"], rows["stderr"], fmt="o-", color=color, ms=3, mew=0,
@@ -208,21 +250,17 @@ def transfer(ax: Axes, heldout: Task, others: Sequence[Task]) -> None:
     ax.set_xlim(*ends)
     tidy(ax)
     ax.set_xlabel("pass rate (held-out)", fontsize=9)
-    _key(ax, "transfer to the sets not trained on", columns=3)
-
-
-def _key(ax: Axes, title: str, columns: int = 1) -> None:
-    """Title and legend above the axes, where no curve runs."""
-    key = ax.legend(
-        title=title, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0, borderpad=0.2,
-        alignment="left", ncols=columns, frameon=False, fontsize=8, title_fontsize=10,
-    )  # fmt: skip
-    key.get_title().set_color(INK)
+    key_above(ax, *ax.get_legend_handles_labels(), "transfer to the sets not trained on", 3)
 
 
 def _end(rates: Iterable[float]) -> float:
     """Of an axis of pass rates, with room above the highest."""
     return max(1.06 * max(rates), 0.05)
+
+
+def figures(results: Path) -> dict[str, Drawing]:
+    source = "tasks/{evals,tasks,curves}.csv, by python -m analysis.tasks"
+    return {"tasks/tasks": Drawing(lambda: draw(stored(results / "tasks")), source)}
 
 
 # ------------------------------------------------------------------ command
@@ -233,16 +271,18 @@ def main(argv: Sequence[str]) -> None:
     options = read_options(Options, argv)
     if options.method not in ("nuts", "laplace"):
         raise InputError("method", options.method, "not available", "use method=nuts|laplace")
-    tasks = read(options)
-    table, figure = summary(tasks), draw(tasks)
+    evals, trained = read(options.study, options.compute), trained_sets(options.study)
     options.out.mkdir(parents=True, exist_ok=True)
-    figure.savefig(options.out / "tasks.png")
-    table.round(4).to_csv(options.out / "tasks.csv", index=False)
-    evaluations(tasks).to_csv(options.out / "evals.csv", index=False)
+    found = tables(evals, trained, options.method)
+    for name, table in found.items():
+        digits = None if name == "evals" else "%.6g"
+        table.to_csv(options.out / f"{name}.csv", index=False, float_format=digits)
+    draw(stored(options.out)).savefig(options.out / "tasks.png")
+    table = found["tasks"]
     ceilings = table[table["param"] == "A"]
     shown = ["eval_set", "name", "truth", "q05", "q50", "q95", "status"]
     print(ceilings[shown].to_string(index=False, float_format="{:.3f}".format))
-    print(f"wrote tasks.png, tasks.csv, evals.csv in {options.out}")
+    print(f"wrote tasks.png, tasks.csv, curves.csv, evals.csv in {options.out}")
 
 
 if __name__ == "__main__":

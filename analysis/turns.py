@@ -7,7 +7,7 @@ For studies whose cells differ in `episode.max_turns`, such as `sweep=turns` and
 `out` go
 
     turns.png   a colour per number of turns, a line per seed, evaluations with their standard
-                errors; dashed, the exact ceilings of the manifests where they are known
+                errors; thin, the exact ceilings of the manifests where they are known
     ends.csv    one row per run: its ceiling, where it starts, and the mean of its last LAST
                 evaluations, with the share of the way from the start to the ceiling
     evals.csv   the evaluations
@@ -20,17 +20,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from analysis.drawing import COMPUTE, Drawing
 from experiments.options import exit_status, read_options
 from rlx.errors import InputError
 from rlx.record import runs
 from rlx.scaling import Evals
-from rlx.scaling.style import COLORS, DASHES, INK, shade, tick, tidy
+from rlx.scaling.style import COLORS, canvas, key_above, level, shade, tick, tidy
 
 TURNS = "episode.max_turns"
 LAST = 3  # evaluations whose mean is where a run ends
@@ -55,7 +57,7 @@ def ends(evals: pd.DataFrame) -> pd.DataFrame:
 
 def draw(evals: pd.DataFrame, label: str) -> Figure:
     """label: of the axis of compute."""
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained", dpi=150)
+    figure = canvas(6.8, 4.2)
     ax = figure.subplots()
     cells = sorted(evals.groupby(evals[TURNS].astype(int)), key=lambda cell: -cell[0])
     for color, (turns, cell) in zip(COLORS, cells, strict=False):
@@ -67,24 +69,28 @@ def draw(evals: pd.DataFrame, label: str) -> Figure:
                 marker="o", ms=3, mew=0, linewidth=1.2, elinewidth=0.6, label=None if i else name,
             )  # fmt: skip
         for truth in cell["truth"].dropna().unique():
-            ax.axhline(truth, color=color, linewidth=0.9, linestyle=DASHES, zorder=1)
-            ax.text(
-                0.995, truth, f"exact ceiling {truth:.3g}", transform=ax.get_yaxis_transform(),
-                ha="right", va="bottom", fontsize=8, color=color,
-            )  # fmt: skip
+            level(ax, truth, f"exact\nceiling\n{truth:.2f}", color, beside=True)
     ax.set_xlim(left=0)
     ax.xaxis.set_major_formatter(FuncFormatter(tick))
     ax.set_ylim(-0.02, 1.07)
     ax.set_xlabel(label, fontsize=9)
     ax.set_ylabel("pass rate (held-out)", fontsize=9)
     tidy(ax)
-    key = ax.legend(
-        loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0, ncols=len(cells), frameon=False,
-        fontsize=9,
-    )  # fmt: skip
-    for text in key.get_texts():
-        text.set_color(INK)
+    key_above(ax, *ax.get_legend_handles_labels(), columns=len(cells))
     return figure
+
+
+def figures(results: Path) -> dict[str, Drawing]:
+    def redraw(name: str, label: str) -> Figure:
+        return draw(pd.read_csv(results / name / "evals.csv"), label)
+
+    labels = {"turns": COMPUTE, "tool": "samples"}
+    return {
+        f"{name}/turns": Drawing(
+            partial(redraw, name, label), f"{name}/evals.csv, by python -m analysis.turns"
+        )
+        for name, label in labels.items()
+    }
 
 
 def main(argv: Sequence[str]) -> None:

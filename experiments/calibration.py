@@ -44,11 +44,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, NullLocator
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logsumexp
 from scipy.stats import binom
@@ -60,7 +55,6 @@ from rlx.errors import InputError
 from rlx.record import RunRecord, read_rows
 from rlx.scaling.data import Evals
 from rlx.scaling.simulate import as_evals, evaluate, of_seeds, wander
-from rlx.scaling.style import COLORS, FAINT, INK
 
 Floats = NDArray[np.float64]
 
@@ -78,8 +72,6 @@ GRID_A = np.arange(0.30, 1.0001, 0.005)  # the paper's steps; its C_mid in thous
 GRID_C_MID = np.linspace(0.1, 40.0, 100)
 MARGIN = 0.02  # of the paper's rule for two ceilings
 PAIR_BINS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.97, 1.0)
-CURVE_COLORS = dict(zip(CURVES, COLORS, strict=False))
-BAND_COLOR = "#dddddd"
 
 
 class Size(NamedTuple):
@@ -458,136 +450,6 @@ def _ranked(pairs: pd.DataFrame, ranks: pd.Series, right: str, name: str) -> dic
     return counts | {"P": P, "right": share, "right_se": se}
 
 
-# ------------------------------------------------------------------ the picture
-
-TICKS = [("A_recipe", np.nan), *(("curve_run", horizon) for horizon in HORIZONS)]
-BAND = (0.86, 0.94)  # of coverage
-TITLES = {name: name.replace("_", " ") for name in VARIANTS} | {"well": "well specified"}
-IN_FAMILY = ("well", "one_seed", "short")  # truths that are sigmoids
-GROUPS = {  # of runs: marker, filled, what it is called
-    "all": ("o", True, "all runs"),
-    "trusted": ("s", False, "studies whose backtest\nvouches for the horizon"),
-    "unflagged": ("D", False, "runs not flagged as departed,\nwhere that is fewer than 97 %"),
-}
-RIVALS = {"rmse_point": ("least squares", "x"), "rmse_last": ("last value", "|")}
-SMALL = 8  # points, of text
-
-
-def draw(calibration: pd.DataFrame, pairs: pd.DataFrame, path: Path) -> None:
-    """Coverage by horizon of each variant, reliability of rankings, errors against the grid fit."""
-    variants = [name for name in VARIANTS if name in set(calibration["variant"])]
-    figure = Figure(figsize=(11, 9.5), layout="constrained", dpi=150)
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1.6, 1), hspace=0.04)
-    panels = top.subplots(2, 4, sharex=True, sharey=True)
-    for ax, variant in zip(panels.flat, variants, strict=False):
-        _draw_coverage(ax, calibration[calibration["variant"] == variant], variant)
-    for ax in panels.flat[len(variants) :]:
-        ax.axis("off")
-    _draw_key(panels[1, 3], calibration)
-    top.supylabel("share of 90 % intervals that hold the truth", fontsize=SMALL)
-    top.supxlabel(
-        "A: ceiling of a recipe.  1x to 10x: pass rate of a run at C / C_max", fontsize=SMALL
-    )
-    left, right = bottom.subplots(1, 2)
-    _draw_reliability(left, pairs)
-    _draw_errors(right, calibration, variants)
-    figure.savefig(path)
-
-
-def _draw_coverage(ax: Axes, rows: pd.DataFrame, variant: str) -> None:
-    ax.axhspan(*BAND, color=BAND_COLOR, linewidth=0)
-    for c, (curve, color) in enumerate(CURVE_COLORS.items()):
-        for g, (group, (marker, filled, _)) in enumerate(GROUPS.items()):
-            part = rows[(rows["curve"] == curve) & (rows["runs"] == group)]
-            if group == "unflagged":
-                part = part[part["share"] < 0.97]
-            part = part.set_index(["quantity", "horizon"]).reindex(TICKS)
-            x = np.arange(len(TICKS)) + (c - 0.5) * 0.4 + (g - 1) * 0.12
-            face = {"markerfacecolor": color if filled else "white", "markersize": 4}
-            se = part["coverage_se"].fillna(0)
-            ax.errorbar(x, part["coverage"], se, fmt=marker, color=color, elinewidth=1, **face)
-    ax.set_xticks(range(len(TICKS)), ["A", *(f"{h:g}x" for h in HORIZONS)])
-    ax.set(ylim=(-0.04, 1.04), xlim=(-0.6, len(TICKS) - 0.4))
-    ax.tick_params(labelbottom=True)
-    ax.set_title(TITLES[variant], fontsize=9, loc="left", color=INK)
-    _plain(ax)
-
-
-def _draw_key(ax: Axes, calibration: pd.DataFrame) -> None:
-    dots = {"linestyle": "none", "marker": "o"}
-    handles = [
-        Line2D([], [], color=c, label=f"{k} fitted", **dots) for k, c in CURVE_COLORS.items()
-    ]
-    for group, (marker, filled, label) in GROUPS.items():
-        if (calibration["runs"] == group).any():
-            face = {"markerfacecolor": INK if filled else "white", "markersize": 5}
-            handles.append(
-                Line2D([], [], color=INK, label=label, **dots | {"marker": marker}, **face)
-            )
-    handles.append(Patch(color=BAND_COLOR, label="86 to 94 %"))
-    ax.legend(handles=handles, loc="center left", frameon=False, fontsize=SMALL, labelspacing=0.8)
-
-
-def _draw_reliability(ax: Axes, pairs: pd.DataFrame) -> None:
-    """Share of rightly ranked pairs per bin of P, the variants in two groups pooled."""
-    ax.plot([0.5, 1], [0.5, 1], color=FAINT, linewidth=1)
-    inside = pairs["variant"].isin(IN_FAMILY)
-    binned = pairs["P"].notna() & pairs["rule"].str.contains(" to ")
-    for c, (curve, color) in enumerate(CURVE_COLORS.items()):
-        groups = ((inside, color, "sigmoid truths"), (~inside, "white", "other truths"))
-        for g, (mask, face, label) in enumerate(groups):
-            points = _pooled(pairs[mask & binned & (pairs["curve"] == curve)])
-            x = points["P"] + (2 * c + g - 1.5) * 0.004
-            style = {"color": color, "markerfacecolor": face, "elinewidth": 1, "markersize": 5}
-            y, se = points["right"], points["right_se"]
-            ax.errorbar(x, y, se, fmt="o", label=f"{curve}, {label}", **style)
-    ax.set_xlabel("P of the likelier order of two ceilings", fontsize=SMALL)
-    ax.set_ylabel("share of pairs in that order", fontsize=SMALL)
-    ax.set_title("are rankings as sure as they say?", fontsize=9, loc="left", color=INK)
-    ax.legend(frameon=False, fontsize=SMALL, loc="lower right")
-    _plain(ax)
-
-
-def _pooled(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Bins of P pooled over variants, whose studies are taken as independent."""
-    n = pairs["pairs"]
-    sums = pd.DataFrame({"rule": pairs["rule"], "n": n, "P": n * pairs["P"]})
-    sums["right"] = n * pairs["right"]
-    sums["right_se"] = (n * pairs["right_se"].fillna(0)) ** 2
-    sums = sums.groupby("rule").sum()
-    sums["right_se"] **= 0.5
-    return sums[["P", "right", "right_se"]].div(sums["n"], axis=0)
-
-
-def _draw_errors(ax: Axes, calibration: pd.DataFrame, variants: list[str]) -> None:
-    """RMSE of the pass rate at 4 C_max over that of the grid fit, all runs."""
-    rows = calibration[(calibration["quantity"] == "curve_run") & (calibration["runs"] == "all")]
-    rows = rows[rows["horizon"] == 4]
-    y = -np.arange(len(variants))
-    for c, (curve, color) in enumerate(CURVE_COLORS.items()):
-        part = rows[rows["curve"] == curve].set_index("variant").reindex(variants)
-        ax.plot(part["ratio"], y - 0.2 * (c - 0.5), "o", color=color, markersize=5, label=curve)
-    part = rows.drop_duplicates("variant").set_index("variant").reindex(variants)
-    for name, (label, marker) in RIVALS.items():
-        ratio = part[name] / part["rmse_grid"]
-        ax.plot(ratio, y, marker, color=INK, markersize=6, label=label)
-    ax.axvline(1, color=FAINT, linewidth=1)
-    ax.set_xscale("log")
-    ax.xaxis.set_major_locator(FixedLocator([0.1, 0.2, 0.5, 1, 2, 5, 10]))
-    ax.xaxis.set_major_formatter("{x:g}")
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_yticks(y, [TITLES[name] for name in variants])
-    ax.set_xlabel("RMSE at 4 C_max / RMSE of the paper's grid fit", fontsize=SMALL)
-    ax.set_title("error of the forecast at 4x", fontsize=9, loc="left", color=INK)
-    ax.legend(frameon=False, fontsize=SMALL)
-    _plain(ax)
-
-
-def _plain(ax: Axes) -> None:
-    ax.tick_params(labelsize=SMALL)
-    ax.spines[["top", "right"]].set_visible(False)
-
-
 # ------------------------------------------------------------------ many fits
 
 
@@ -703,20 +565,19 @@ def _process(config: CalibrationConfig, worker: int) -> None:
 
 
 def write(out: Path) -> None:
-    """calibration.csv, pairs.csv and calibration.png of what is recorded, and a short table."""
+    """calibration.csv and pairs.csv of what is recorded, and a short table."""
     records = read_records(out).values()
     if not any(row["kind"] == "fit" for row in records):
         raise InputError("out", out, "holds no records", "give studies=1 or more")
     calibration, pairs = summarise(records)
     calibration.to_csv(out / "calibration.csv", index=False, float_format="%.4g")
     pairs.to_csv(out / "pairs.csv", index=False, float_format="%.4g")
-    draw(calibration, pairs, out / "calibration.png")
     shown = calibration[(calibration["runs"] == "all") & (calibration["quantity"] != "fresh_run")]
     index, columns = ["variant", "curve"], ["quantity", "horizon"]
     table = shown.pivot(index=index, columns=columns, values="coverage")
     table = table.reindex([name for name in VARIANTS if name in table.index], level="variant")
     print(table.to_string(float_format="{:.2f}".format, na_rep=""))
-    print(f"wrote calibration.csv, pairs.csv, calibration.png in {out}")
+    print(f"wrote calibration.csv, pairs.csv in {out}")
 
 
 def main(argv: list[str] | None = None) -> int:

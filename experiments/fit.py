@@ -44,9 +44,9 @@ import numpy as np
 import pandas as pd
 
 import rlx.scaling as sc
-from analysis.figures import report
 from experiments.options import read_options
 from rlx.errors import InputError
+from rlx.scaling import plot
 from rlx.scaling.backtest import ORIGINS
 from rlx.scaling.data import Evals, short_names
 from rlx.scaling.families import FAMILIES
@@ -208,7 +208,7 @@ def run(
         with _writing(out):
             write_csv(summary_table(fits), out / "summary.csv")
             write_csv(forecast_table(data.frame, fits), out / "forecast.csv")
-            report(data, fits, out / "report.png", holdout=holdout)
+            plot.points(data, fits, holdout=holdout).savefig(out / "report.png")
             start = r0 if known is None else known
             shares = {*origins, *([1.0] if origins else [])} - {1 - holdout}
             windows = {1 - holdout: fits}
@@ -253,8 +253,6 @@ def write_posterior(
     posterior: sc.ScalingFit, later: Evals | None, out: Path, horizon: float
 ) -> str:
     """All files of a posterior, and its summary on the terminal; names of the files."""
-    from rlx.scaling import plot
-
     check = posterior.check()
     posterior.save(out / "posterior.nc")
     (out / "check.json").write_text(json.dumps(check.as_dict(), indent=1) + "\n")

@@ -29,7 +29,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm, t
 
@@ -40,7 +39,6 @@ from rlx.errors import InputError
 from rlx.record import RunRecord, read_rows
 from rlx.scaling.backtest import BANDS, crps, with_first
 from rlx.scaling.data import Evals
-from rlx.scaling.style import COLORS, RULE, log_ticks, tidy
 
 Floats = NDArray[np.float64]
 
@@ -372,42 +370,6 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     return means.reset_index()
 
 
-def draw(means: pd.DataFrame, path: Path) -> None:
-    """Coverage and interval score of every rule, a row per group."""
-    order = [g for g in dict.fromkeys(means["group"]) if not g.startswith("all ")]
-    order += [g for g in ("all measured", "all simulated") if g in set(means["group"])]
-    figure = Figure(figsize=(10, 0.32 * len(order) + 1.2), layout="constrained", dpi=150)
-    left, right = figure.subplots(1, 2, sharey=True)
-    left.axvspan(0.86, 0.94, color=RULE, linewidth=0, zorder=0, label="0.86 to 0.94")
-    for i, rule in enumerate(RULES):
-        rows = means[means["rule"] == rule].set_index("group").reindex(order)
-        y = -np.arange(len(order)) + 0.09 * (2.5 - i)
-        style = {"linestyle": "none", "marker": "os^vDx"[i], "color": COLORS[i], "markersize": 4.5}
-        left.plot(rows["coverage"], y, label=LABELS[rule], **style)
-        right.plot(rows["interval"], y, **style)
-    left.set_yticks(-np.arange(len(order)), order, fontsize=8)
-    left.set_xlabel("share of later evaluations inside 90 % intervals", fontsize=9)
-    right.set_xlabel("interval score (pass rate; lower is better)", fontsize=9)
-    right.set_xscale("log")
-    log_ticks(right)
-    figure.legend(
-        *left.get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=7,
-        frameon=False,
-        fontsize=8,
-    )
-    for ax in (left, right):
-        tidy(ax, rules="y")
-    figure.savefig(path)
-
-
-LABELS = {
-    "posterior": "posterior with its doubt", "curve": "without", "grid": "grid fit ± 0.02",
-    "bootstrap": "bootstrap", "last": "last value, random walk", "line": "line in log C",
-}  # fmt: skip
-
-
 def run(out: Path, data: Path, studies: int, method: str) -> None:
     """The tables and the figure of all sets."""
     table = work(out, data, studies, method)
@@ -416,7 +378,6 @@ def run(out: Path, data: Path, studies: int, method: str) -> None:
     bands = [name for name in table if name.startswith("coverage ")]
     rows = table.groupby(["group", "rule"])[bands].mean().reset_index()
     rows.to_csv(out / "bands.csv", index=False, float_format="%.3g")
-    draw(means, out / "scores.png")
     wide = means.pivot(index="group", columns="rule", values=["coverage", "interval"])
     print(wide.to_string(float_format="{:.3f}".format))
-    print(f"wrote scored.jsonl, scores.csv, bands.csv, scores.png in {out}")
+    print(f"wrote scored.jsonl, scores.csv, bands.csv in {out}")

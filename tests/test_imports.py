@@ -137,7 +137,7 @@ def test_no_module_imports_itself_by_way_of_others(folder):
 def test_modules_of_scaling_import_those_above_them_alone():
     """In the table of its docstring, which names every module once."""
     doc = ast.get_docstring(ast.parse((ROOT / "rlx/scaling/__init__.py").read_text())) or ""
-    rows = re.findall(r"^    (\w+(?:, \w+)*)  ", doc, re.MULTILINE)
+    rows = re.findall(r"^    ([\w.]+(?:, [\w.]+)*)  ", doc, re.MULTILINE)
     names = [f"rlx.scaling.{name}" for row in rows for name in row.split(", ")]
     assert sorted(names) == [name for name in RLX if within(name, ["rlx.scaling"])]
     for i, name in enumerate(names):

@@ -10,7 +10,7 @@ from nbclient import NotebookClient
 FOLDER = Path(__file__).parents[1] / "analysis" / "notebooks"
 
 
-FIGURE = re.compile(r"^(?:plot|paper|studies)\.(?!FIGURES|main)\w+\(.*\)$", re.MULTILINE)
+FIGURE = re.compile(r"^(?:plot|paper|comparisons)\.(?!FIGURES|main)\w+\(.*\)$", re.MULTILINE)
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)

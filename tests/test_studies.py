@@ -10,12 +10,12 @@ import pytest
 import yaml
 
 import rlx.scaling as sc
-from analysis import studies
+from analysis import comparisons, studies
 from rlx.errors import InputError
 from rlx.scaling.curve import sigmoid
 
 CONF = studies.Path(__file__).parents[1] / "conf"
-COMMITTED = studies.Options().out / "evals"
+COMMITTED = studies.RESULTS / "evals"
 
 
 def sweep(name):
@@ -29,9 +29,9 @@ def sweep(name):
     } | levels
 
 
-@pytest.mark.parametrize("name", studies.FIGURES)
+@pytest.mark.parametrize("name", comparisons.FIGURES)
 def test_a_figure_names_cells_of_its_study(name):
-    figure = studies.FIGURES[name]
+    figure = comparisons.FIGURES[name]
     axis, others = figure.match.get("axis", "recipe"), dict(figure.match)
     others.pop("axis", None)
     levels = sweep(figure.study)
@@ -80,33 +80,71 @@ def fit():
     return sc.fit(evals, method="laplace")
 
 
-@pytest.mark.parametrize("name", ["14b", "8a", "7"])
-def test_a_figure_is_drawn(fit, tmp_path, name):
-    figure = studies.FIGURES[name]
-    recipes = {"none": "batch", "prompt_norm": "prompt", "centered": "none"}
-    if name == "8a":
-        recipes = {"none": "ours"}
-    figure = dataclasses.replace(figure, study="x", recipes=recipes)
-    path = tmp_path / "figure.png"
-    studies.draw(figure, fit).savefig(path)
-    assert path.stat().st_size > 20_000
+CLAIMED = [
+    ("the same", "none", "prompt_norm", "same A", "reproduced"),
+    ("lower", "none", "centered", "lower A", "reproduced"),
+    ("higher", "none", "centered", "higher A", "contradicted"),
+    ("dearer", "none", "off_policy_8", "more compute", "reproduced"),
+    ("not dearer", "none", "prompt_norm", "more compute", None),
+]
 
 
-def test_verdicts_are_the_probabilities_of_the_claims(fit, tmp_path, monkeypatch):
-    claims = [
-        ("the same", "none", "prompt_norm", "same A", "reproduced"),
-        ("lower", "none", "centered", "lower A", "reproduced"),
-        ("higher", "none", "centered", "higher A", "contradicted"),
-        ("dearer", "none", "off_policy_8", "more compute", "reproduced"),
-        ("not dearer", "none", "prompt_norm", "more compute", None),
-    ]
-    rows = [(c, "0", "x", "ablation", level, ref, event) for c, ref, level, event, _ in claims]
+@pytest.fixture
+def made(fit, tmp_path, monkeypatch):
+    """Its tables, under claims of our own."""
+    rows = [(c, "0", "loo", "ablation", level, ref, event) for c, ref, level, event, _ in CLAIMED]
     names = ["claim", "figure", "study", "axis", "level", "reference", "event"]
     pd.DataFrame(rows, columns=names).to_csv(tmp_path / "claims.csv", index=False)
     monkeypatch.setattr(studies, "CLAIMS", tmp_path / "claims.csv")
-    alone = fit.with_doubt(None)  # the fitted curves, whose ceilings are known to within 0.02
-    table = studies.verdicts(lambda study: alone).set_index("claim")
-    for claim, *_, verdict in claims:
+    return studies.tables("loo", fit)
+
+
+def test_tables_are_quantiles_of_the_posterior(fit, made):
+    line = made["curves"].query("level == 'recipe' and name == 'cispo, ablation=centered'")
+    drawn = fit.curve(line["compute"]).sel(recipe="cispo, ablation=centered").values
+    expected = np.quantile(drawn.reshape(-1, len(line)), [0.05, 0.5, 0.95], axis=0)
+    np.testing.assert_allclose(line[["q05", "q50", "q95"]].to_numpy().T, expected)
+    assert line["compute"].max() == pytest.approx(1e12)
+    assert set(made["curves"].query("level == 'run'")["name"]) == set(fit.runs)
+    ceilings = made["effects"].groupby("ceiling")["level"].apply(set)
+    assert ceilings["horizon"] == ceilings["asymptote"] == {*CELLS} - {"none"}
+
+
+def test_a_study_replaces_its_own_rows(tmp_path):
+    path = tmp_path / "table.csv"
+    for study, x in (("loo", 1), ("recipes", 2), ("loo", 3)):
+        studies.replaced(path, pd.DataFrame({"study": [study], "x": [x]}))
+    assert pd.read_csv(path).to_dict("list") == {"study": ["recipes", "loo"], "x": [2, 3]}
+
+
+@pytest.mark.parametrize("name", ["14b", "8a", "7", "15"])
+def test_a_figure_is_drawn(fit, made, name):
+    figure = comparisons.FIGURES[name]
+    recipes = {"none": "batch", "prompt_norm": "prompt", "centered": "none"}
+    figure = dataclasses.replace(figure, recipes={"none": "ours"} if name == "8a" else recipes)
+    effects = made["effects"].query("ceiling == 'horizon'")
+    drawn = comparisons.draw(figure, comparisons.of_fit("loo", fit))
+    axes = {ax.get_xlabel().partition(" at ")[0].partition(" to ")[0]: ax for ax in drawn.axes}
+    if name in ("14b", "15"):
+        middles = [line.get_xdata()[0] for line in axes["change of the pass rate"].lines[2::2]]
+        expected = effects.set_index("level").loc[["prompt_norm", "centered"], "dA_q50"]
+        assert middles == expected.tolist()
+    if name == "7":
+        names = [text.get_text() for text in drawn.axes[0].get_yticklabels()]
+        assert names == list(recipes.values())
+        assert len(axes["compute"].lines) == 1 + 2 * 2
+    if name == "8a":
+        seeds = [text.get_text() for text in drawn.axes[0].get_legend().get_texts()]
+        assert seeds == ["seed 0", "seed 1", "seed 2"]
+
+
+def test_verdicts_are_the_probabilities_of_the_claims(made):
+    def judged(ceiling):
+        rows = made["effects"]
+        return studies.verdicts(rows[rows["ceiling"] == ceiling]).set_index("claim")
+
+    table = judged("asymptote")  # the fitted curves, whose ceilings are known to within 0.02
+    for claim, *_, verdict in CLAIMED:
         if verdict:
             assert table.loc[claim, "verdict"] == verdict
     assert table.loc["not dearer", "verdict"] != "reproduced"
@@ -114,18 +152,39 @@ def test_verdicts_are_the_probabilities_of_the_claims(fit, tmp_path, monkeypatch
     assert table.loc["dearer", "compute_ratio"] == pytest.approx(10**0.5, rel=0.15)
     assert 0.005 < table.loc["the same", "smallest_dA"] < 0.05
     assert 1.02 < table.loc["the same", "smallest_ratio"] < 1.5
-    doubted = studies.verdicts(lambda study: fit).set_index("claim")  # at 10 times the compute
+    doubted = judged("horizon")  # at 10 times the compute
     assert doubted.loc["the same", "verdict"] == "cannot tell"
     assert doubted.loc["the same", "smallest_dA"] > 2 * table.loc["the same", "smallest_dA"]
     for claim in ("lower", "higher", "dearer"):
         assert doubted.loc[claim, "verdict"] == table.loc[claim, "verdict"]
 
 
+@pytest.mark.parametrize("name", ["verdicts", "verdicts_at_horizon"])
+def test_committed_verdicts_follow_from_the_committed_effects(name):
+    table = pd.read_csv(studies.RESULTS / "effects.csv")
+    kind = {"verdicts": "asymptote", "verdicts_at_horizon": "horizon"}[name]
+    again = studies.verdicts(table[table["ceiling"] == kind])
+    committed = pd.read_csv(studies.RESULTS / f"{name}.csv")
+    pd.testing.assert_frame_equal(again, committed, check_dtype=False, atol=1e-4)
+
+
+@pytest.mark.slow  # a Laplace fit, a minute
+def test_committed_tables_are_what_the_fit_gives(tmp_path):
+    studies.main(["study=recipes", f"out={tmp_path}"])
+    for name in ("curves", "parameters", "effects"):
+        again, committed = (pd.read_csv(p / f"{name}.csv") for p in (tmp_path, studies.RESULTS))
+        committed = committed[committed["study"] == "recipes"].dropna(axis=1, how="all")
+        pd.testing.assert_frame_equal(
+            again.dropna(axis=1, how="all"), committed.reset_index(drop=True),
+            check_dtype=False, rtol=0.02, atol=0.01,
+        )  # fmt: skip
+
+
 def test_bad_input_is_refused(tmp_path):
-    with pytest.raises(InputError, match="fig=99: no such figure; use 2|4a"):
-        studies.main(["fig=99", f"out={tmp_path}"])
+    with pytest.raises(InputError, match="study=99: not available; use study=recipes|loo"):
+        studies.main(["study=99", f"out={tmp_path}"])
     with pytest.raises(InputError, match="no runs of this study; python -m experiments.study"):
-        studies.main(["fig=2", f"runs={tmp_path}", f"out={tmp_path}"])
+        studies.main(["study=loo", f"runs={tmp_path}", f"out={tmp_path}"])
 
 
 def test_a_wide_posterior_contradicts_nothing():
@@ -143,6 +202,6 @@ def test_committed_evaluations_are_read_as_the_runs_were():
     folder = studies.CLAIMS.parent / "results" / "studies" / "evals"
     evals = studies.read_table(folder / "ceiling_movers.csv", "compute")
     assert {"model", "rollout.max_new_tokens", "rollout.prompts_per_step"} <= set(evals.axes)
-    assert evals.compute_label == "training compute (FLOPs)" and evals.title == "ceiling_movers"
+    assert evals.compute_label == "training compute C (FLOPs)" and evals.title == "ceiling_movers"
     assert len(evals.runs) == 24 and evals.frame["start"].nunique() == 4
     assert studies.read_table(folder / "loo.csv", "compute").frame["start"].nunique() == 1

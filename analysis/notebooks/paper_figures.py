@@ -30,7 +30,7 @@ import numpy as np
 import pandas as pd
 
 import rlx.scaling as sc
-from analysis import paper, studies
+from analysis import comparisons, paper, studies
 from rlx.scaling import plot
 
 EVALS = paper.ROOT / "analysis" / "results" / "studies" / "evals"
@@ -133,7 +133,7 @@ scored.groupby("run").agg(n=("inside", "size"), inside=("inside", "sum"))
 
 # %%
 recipes = sc.fit(studies.read_table(EVALS / "recipes.csv", "compute"), method="laplace")
-studies.draw(studies.FIGURES["2"], recipes)
+comparisons.draw(comparisons.FIGURES["2"], comparisons.of_fit("recipes", recipes))
 
 # %%
 effects = recipes.effects("recipe", reference="scalerl")
@@ -146,13 +146,14 @@ effects[["dA_q05", "dA_q95", "compute_ratio_q05", "compute_ratio_q95", "verdict"
 # ## All others
 #
 # The same figures of the leave-one-outs, the losses and what moves the ceiling come from
-# `python -m analysis.studies fig=all runs=analysis/results/studies/evals`. Committed is what
-# becomes of the paper's claims at this size. All nine that something lowers A are contradicted; all
-# three of a larger model or longer answers hold.
+# `python -m analysis.all only=studies`, of the tables that `python -m analysis.studies` writes.
+# Committed is what becomes of the paper's claims at this size, here by the asymptotes of the curves.
+# All nine that something lowers A are contradicted; all three of a larger model or longer answers
+# hold.
 
 # %%
 if ALL:
-    studies.main(["fig=all", f"runs={EVALS}", "out=outputs/figures"])
+    studies.main([f"runs={EVALS}", "out=outputs/figures/studies"])
 verdicts = pd.read_csv(EVALS.parent / "verdicts.csv")
 verdicts[["claim", "figure", "probability", "verdict"]]
 

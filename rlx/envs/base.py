@@ -294,8 +294,9 @@ def _is(value: Any, kind: str) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """Of its message, whatever the message is; "" where there is none."""
+    """Of its message that says anything, whatever the message is; "" where there is none."""
     try:
-        return (str(error).splitlines() or [""])[0]
+        said = (line.strip() for line in str(error).splitlines())
+        return next((line for line in said if any(map(str.isalnum, line))), "")
     except Exception:  # errors of strangers need not print
         return ""

@@ -32,12 +32,14 @@ from rlx.envs.sessions import Sessions
 from rlx.errors import InputError
 from rlx.problem import Problem
 
+LABELS = {"idx", "id", "name", "description"}  # of a task, by which it does not differ from another
+
 
 class Verifiers:
     """`Problem.answer` is the place of a task in its taskset; held-out problems come first.
 
     Raises InputError where the package or the environment is missing, cannot be made, needs what is
-    not here, or has too few tasks with a prompt of its own.
+    not here, or has too few tasks.
     """
 
     def __init__(
@@ -58,7 +60,9 @@ class Verifiers:
         self.heldout = data.numbered(pairs[:heldout_prompts])
         self.train = data.numbered(pairs[heldout_prompts:])
         self.downstream: dict[str, list[Problem]] = {}
-        self.tokenizer: base.TextTokenizer = base.characters(map(chr, range(9, 127)))
+        self.tokenizer: base.TextTokenizer = base.characters(
+            [*map(chr, range(9, 127)), *(prompt for prompt, _ in pairs)]
+        )
         self.max_prompt_tokens = max(len(prompt) for prompt, _ in pairs)
         self.loop = asyncio.new_event_loop()
         self.sessions = Sessions(lambda talk: self._run(talk.close()))
@@ -95,21 +99,29 @@ class Verifiers:
         raise InputError("env.kwargs.id", self.id, reason, remedy)
 
     def _tasks(self, count: int, seed: int) -> list[Any]:
-        """As many with distinct prompts, in an order drawn from the seed where they end."""
+        """As many with distinct prompts, in an order drawn from the seed where they end. Where one
+        prompt stands for many tasks, as in a game, those that differ in their other data.
+        """
+        by_prompt: dict[str, Any] = {}
+        by_data: dict[str, Any] = {}
         try:
             whole = self.env.taskset
             whole = whole.shuffle(seed) if whole.bounded else whole
-            found: dict[str, Any] = {}
             for task in itertools.islice(whole, 10 * count):
-                found.setdefault(_prompt(task.data), task)
-                if len(found) == count:
+                if prompt := _prompt(task.data):
+                    by_prompt.setdefault(prompt, task)
+                    by_data.setdefault(task.data.model_dump_json(exclude=LABELS), task)
+                if len(by_prompt) == count:
                     break
         except Exception as error:
-            self._refuse(f"its tasks cannot be had ({type(error).__name__}: {error})")
-        found.pop("", None)
+            reason = f"its tasks cannot be had ({type(error).__name__}: {base.first_line(error)})"
+            remedy = "bring what it asks for, or give another environment"
+            raise InputError("env.kwargs.id", self.id, reason, remedy) from None
+        found = by_prompt if len(by_prompt) == count else by_data
         if len(found) < count:
-            reason = f"{self.id} gave {len(found)} tasks with prompts of their own"
+            reason = f"{self.id} gave {len(found)} tasks that differ"
             raise InputError("env.train_prompts", count, reason, "ask for fewer")
+        found = dict(itertools.islice(found.items(), count))
         for task in found.values():
             for hook in (*task.hooks("reward"), *task.hooks("metric")):
                 runtime = inspect.signature(hook).parameters.get("runtime")

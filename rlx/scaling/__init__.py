@@ -17,7 +17,9 @@ Modules, each importing only those above it:
     residuals, check, stopping, backtest             may it be believed; may a cell stop; trust
     saved, posterior                                 the file; `ScalingFit`, questions as methods
     simulate, power                                  studies of known truth; plan before you spend
-    style, plot                                      pictures of a posterior
+    style                                            the look of every figure
+    plot.shared, plot.fitted, plot.point_fits        pictures: curves, point fits,
+    plot.density, plot.forests, plot.records         the ridge, forests, records of forecasts
     recorded, page, point_page                       a study as one HTML file
 
 A family of curves is a class in `families`. A question is a function over `Draws` in a module of

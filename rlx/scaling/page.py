@@ -19,8 +19,10 @@ Q: lower, median, upper; N: runs or recipes; C: computes.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import html
+import io
 import json
 import math
 import re
@@ -48,7 +50,7 @@ SCRIPTS = ("words", "forest", "curves", "chart", "sections")  # .js, one after a
 PROB = 0.9  # of all intervals
 GRID_POINTS = 64  # of a drawn curve
 MAX_CELLS = 10_000_000  # draws x curves x points at once
-BUDGETS = (0.25, 0.5, 1.0, 2.0, 4.0)  # over the largest fitted compute
+BUDGETS = (0.5, 1.0, 2.0)  # over the largest fitted compute
 TARGET_STEPS = (0.01, 0.02, 0.05, 0.1)  # between pass rates whose cost is shown
 MOST_TARGETS = 12
 CHOICE, UNCHANGED = "ablation", "none"  # the axis whose levels are recipes, and its baseline
@@ -128,13 +130,20 @@ def forecasts(fit: ScalingFit, data: Evals, shares: Sequence[float] = ORIGINS) -
     seen = {share: with_first(data, data.until(share=share)) for share in wanted}
     own = [share for share in wanted if seen[share].sha256() == fit.evals.sha256()]
     made = {share: fit for share in own} or {_share(fit.evals, data): fit}
-    widest = int(data.frame[data.frame["compute"] > 0].groupby("run").size().max())
-    same = {"method": "laplace", "doubt": fit.doubt, "pad_to": 8 * -(-widest // 8)}  # one program
     for share in wanted:
         if share not in made:
-            refit = fit.update(seen[share], **same)
-            made[share] = refit.unsafe()
-    return [Window(share, made[share], _scored(made[share], data)) for share in sorted(made)]
+            same = {"method": "laplace", "doubt": fit.doubt, "pad_to": _width(data)}
+            with contextlib.redirect_stdout(io.StringIO()):  # runs that left their curve by then
+                made[share] = fit.update(seen[share], **same).unsafe()
+    return [Window(share, made[share], scored(made[share], data)) for share in sorted(made)]
+
+
+def _width(data: Evals) -> int:
+    """Columns of the arrays of all evaluations, so that all fits share one compiled program."""
+    from rlx.scaling.arrays import MAX_POINTS  # and JAX, which pages of one fit do without
+
+    widest = int(data.frame[data.frame["compute"] > 0].groupby("run").size().max())
+    return 8 * -(-min(widest, MAX_POINTS) // 8)
 
 
 def _share(seen: Evals, data: Evals) -> float:
@@ -143,7 +152,8 @@ def _share(seen: Evals, data: Evals) -> float:
     return float((last / end).max())
 
 
-def _scored(fit: ScalingFit, data: Evals) -> pd.DataFrame:
+def scored(fit: ScalingFit, data: Evals) -> pd.DataFrame:
+    """Points of `rlx.scaling.backtest.score` of what `data` hold beyond the fitted evaluations."""
     last = data.frame["run"].map(fit.evals.frame.groupby("run")["compute"].max())
     later = data.frame[data.frame["compute"] > last * (1 + 1e-9)]
     return score(fit, Evals(later, axes=data.axes))

@@ -6,6 +6,8 @@ Three numbers of an update's row are watched, each on average over the last `gua
     policy/entropy                  below guard.entropy_min: nothing is tried any more
     rollout/zero_variance_share     above guard.unvaried_max: groups have nothing to teach
 
+The first two are of tokens that are trained on: an update without any says nothing of them.
+
 An event stands in the row of its update, `guard/event`, in the manifest and at the terminal. The
 effective sample size as a sign of collapse: arXiv 2602.17616.
 """
@@ -19,6 +21,7 @@ import numpy as np
 from rlx.config import GuardConfig
 
 OFF = GuardConfig()
+OF_TOKENS = ("policy/ess", "policy/entropy")
 
 
 class Guard:
@@ -29,7 +32,7 @@ class Guard:
 
     def __init__(self, config: GuardConfig = OFF):
         self.config, self.rate, self.stop = config, 1.0, ""
-        self.window: list[list[float]] = []
+        self.window: list[list[float | None]] = []
         self.bounds = {  # name: (bound, which side of it is wrong)
             "policy/ess": (config.ess_min, "<"),
             "policy/entropy": (config.entropy_min, "<"),
@@ -40,15 +43,18 @@ class Guard:
         """What an update's row says of it: nothing if it is off."""
         if self.config.action == "none":
             return {}
-        self.window.append([float(row[name]) for name in self.bounds])
+        silent = () if row["prompts_kept"] else OF_TOKENS
+        self.window.append([None if name in silent else float(row[name]) for name in self.bounds])
         event = self._event() if len(self.window) == self.config.updates else ""
         full = len(self.window) == self.config.updates
         self.window = [] if event else self.window[full:]
         return {"guard/event": event, "guard/rate": self.rate}
 
     def _event(self) -> str:
-        means = np.mean(self.window, axis=0)
-        for (name, (bound, side)), mean in zip(self.bounds.items(), means, strict=True):
+        told = zip(*self.window, strict=True)
+        for (name, (bound, side)), values in zip(self.bounds.items(), told, strict=True):
+            said = [x for x in values if x is not None]
+            mean = np.mean(said) if said else bound
             if mean < bound if side == "<" else mean > bound:
                 found = f"{name} {mean:.3g} {side} {bound:g} over {self.config.updates} updates"
                 if self.config.action == "stop":

@@ -99,18 +99,27 @@ def package(tmp_path, monkeypatch):
     return install
 
 
-def make(id, train=8, heldout=4, **taskset):
-    kwargs = {"id": id, "taskset": taskset}
-    return base.make(
-        "verifiers", train_prompts=train, heldout_prompts=heldout, seed=0, kwargs=kwargs
-    )
+@pytest.fixture
+def make():
+    """make(id, ...) -> the environment of a package; what is open at the end is closed."""
+    made = []
+
+    def one(id, train=8, heldout=4, **taskset):
+        sizes = {"train_prompts": train, "heldout_prompts": heldout, "seed": 0}
+        made.append(base.make("verifiers", **sizes, kwargs={"id": id, "taskset": taskset}))
+        return made[-1]
+
+    yield one
+    for env in made:
+        env.sessions.close()
+        env.loop.close()
 
 
 def number(problem):
     return int(problem.prompt.split()[-1].rstrip("?"))
 
 
-def test_a_conversation(package):
+def test_a_conversation(package, make):
     env = make(package("rlx_test_talks", TALKS))
     problem = next(p for p in env.train if 2 < number(p) < 18)
     n = number(problem)
@@ -128,7 +137,33 @@ def test_a_conversation(package):
     assert len(env.sessions) == 0
 
 
-def test_a_lost_conversation_is_led_again(package):
+def test_tasks_that_one_prompt_stands_for(package, make):
+    """As in a game that says nothing of what is to be found."""
+    same = TALKS.replace('f"Number {n}?"', '"Which number?"')
+    env = make(package("rlx_test_same", same), numbers=12)
+    found = [env.tasks[p.answer].data.number for p in (*env.heldout, *env.train)]
+    assert sorted(found) == list(range(12)) and {p.prompt for p in env.train} == {
+        "Play.\n\nWhich number?"
+    }
+    replies = {env.reply(p, ("5",)) for p in env.train}
+    assert replies <= {"higher", "lower", None} and len(replies) > 1
+    with pytest.raises(InputError, match="gave 12 tasks that differ; ask for fewer"):
+        make("rlx_test_same", numbers=12, train=9)
+
+
+def test_tasks_whose_data_are_missing(package, make):
+    source = ANSWERS.replace(
+        "        n = 0\n", '        raise LookupError("\\n*****\\n  no words here")\n'
+    )
+    with pytest.raises(InputError) as error:
+        make(package("rlx_test_lacks", source))
+    assert str(error.value) == (
+        "env.kwargs.id=rlx_test_lacks: its tasks cannot be had (LookupError: no words here); bring "
+        "what it asks for, or give another environment"
+    )
+
+
+def test_a_lost_conversation_is_led_again(package, make):
     env = make(package("rlx_test_talks", TALKS), numbers=12)
     problem = next(p for p in env.train if 2 < number(p) < 10)
     n = number(problem)
@@ -143,7 +178,7 @@ def test_a_lost_conversation_is_led_again(package):
     assert outcome.reason.startswith("error: ValueError: invalid literal for int()")
 
 
-def test_a_single_answer(package):
+def test_a_single_answer(package, make):
     env = make(package("rlx_test_answers", ANSWERS))
     problem = env.heldout[1]
     a = int(problem.prompt.partition("+")[0])
@@ -153,7 +188,7 @@ def test_a_single_answer(package):
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_needs_more_than_a_policy_is_refused(package, what):
+def test_what_needs_more_than_a_policy_is_refused(package, make, what):
     method, reason = REFUSED[what]
     source = ANSWERS.replace("    @vf.reward\n", f"{method}\n\n    @vf.reward\n", 1)
     with pytest.raises(InputError) as error:
@@ -164,7 +199,7 @@ def test_what_needs_more_than_a_policy_is_refused(package, what):
     )
 
 
-def test_what_is_not_there(package):
+def test_what_is_not_there(package, make):
     with pytest.raises(
         InputError, match="^env.kwargs.id=rlx_no_such: ModuleNotFoundError: .*; give"
     ):

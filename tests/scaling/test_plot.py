@@ -22,8 +22,9 @@ from rlx.scaling.backtest import Backtest
 from rlx.scaling.bayes import Stats
 from rlx.scaling.draws import NotConverged
 from rlx.scaling.infer import make_tree
+from rlx.scaling.plot import fitted
 from rlx.scaling.posterior import ScalingFit
-from rlx.scaling.style import log_ticks, shade, tick
+from rlx.scaling.style import COLORS, FAINT, log_ticks, shade, tick
 
 R0, N, CHAINS, DRAWS = 0.2, 4000, 2, 150
 LO, HI = 0.05, 0.95
@@ -214,7 +215,7 @@ def test_bands_hold_their_share_of_curves_and_of_new_evaluations(two, prob):
     C = np.array(sorted(ahead))
     expected = np.quantile(fit.curve(C, "run").values[:, :, 0], tail, axis=(0, 1))
     np.testing.assert_allclose([ahead[c] for c in C], expected.T, rtol=1e-12)
-    grid = np.unique(np.r_[np.geomspace(1 / 3, 8.0, plot.GRID_POINTS), 2.0])  # noise is per point
+    grid = np.unique(np.r_[np.geomspace(1 / 3, 8.0, fitted.GRID_POINTS), 2.0])  # noise is per point
     drawn = fit.predict(grid, "run").values[:, :, 0, grid >= 2]
     expected = np.quantile(drawn, tail, axis=(0, 1))
     np.testing.assert_allclose([new[c] for c in sorted(new)], expected.T, atol=1e-9)
@@ -249,7 +250,7 @@ def test_seen_points_are_filled_and_held_out_points_open(two):
     assert "held out" not in key and "after departure" not in key
     key = [t.get_text() for t in plot.curves(fit, held_out=evals).legends[0].get_texts()]
     assert key == [
-        "C = 0",
+        "at C = 0",
         "fitted",
         "held out",
         "curve, median",
@@ -267,7 +268,7 @@ def test_panels_say_ceilings_and_truth(two):
         for recipe, text in zip(("fast", "slow"), words(ax), strict=False):
             A = fit.param("A").sel(recipe=f"{recipe}, tokens={level}").values
             lo, mid, hi = np.quantile(A, (LO, 0.5, HI))
-            assert text == f"{recipe}:  {mid:.3f} [{lo:.3f}, {hi:.3f}] at 10x the compute"
+            assert text == f"{recipe}:  {mid:.3f} (90 %: {lo:.3f} to {hi:.3f}) at 10x compute"
         assert words(ax)[2] == f"exact ceiling {truth:.3f}"
         assert [
             line.get_ydata()[0]
@@ -294,9 +295,7 @@ def test_many_recipes_have_panels_of_their_own_that_say_what_is_wrong(eight):
     assert len(marks(shown(alone)[2], "x")) == 2
     key = [t.get_text() for t in alone.legends[0].get_texts()]
     assert "after departure" in key and "held out" not in key
-    assert {to_hex(c.get_facecolor()[0][:3]) for c in axes[7].collections} >= {
-        plot.COLORS[0].lower()
-    }
+    assert {to_hex(c.get_facecolor()[0][:3]) for c in axes[7].collections} >= {COLORS[0].lower()}
     by_recipe = shown(plot.curves(fit, by="recipe"))
     assert words(by_recipe[5])[0].split("\n")[1] == fit.status("recipe")[5]
     assert words(by_recipe[2])[0].split("\n")[1:] == ["departed: seed 1"]
@@ -323,17 +322,17 @@ def test_colours_follow_recipes_across_levels(two, eight):
     fit, _ = two
     for ax in shown(plot.curves(fit, by="recipe")):
         faces = [to_hex(c.get_facecolor()[0][:3]).upper() for c in ax.collections[::3]]
-        assert faces == list(plot.COLORS[:2])
+        assert faces == list(COLORS[:2])
     first, second = (shade("#0072B2", i, 2) for i in (0, 1))
     assert to_hex(first) == "#0072b2"
     assert second == pytest.approx((0.5, 0.5 + 0.5 * 0x72 / 255, 0.5 + 0.5 * 0xB2 / 255))
 
 
 def test_stacked_layers_are_as_dark_as_one():
-    assert plot._layer(0.3, 1) == pytest.approx(0.3)
+    assert fitted._layer(0.3, 1) == pytest.approx(0.3)
     through = 1.0
     for _ in range(4):
-        through *= 1 - plot._layer(0.3, 4)
+        through *= 1 - fitted._layer(0.3, 4)
     assert through == pytest.approx(0.7)
 
 
@@ -374,7 +373,7 @@ def test_an_unconverged_fit_is_drawn_on_demand_only():
 def test_large_fits_are_drawn_piece_by_piece(two, monkeypatch):
     fit, _ = two
     at_once = the_lines(shown(plot.curves(fit))[0], "-")
-    monkeypatch.setattr(plot, "MAX_CELLS", 300 * 8 * 30)
+    monkeypatch.setattr(fitted, "MAX_CELLS", 300 * 8 * 30)
     asked = []
     monkeypatch.setattr(
         ScalingFit,
@@ -382,7 +381,7 @@ def test_large_fits_are_drawn_piece_by_piece(two, monkeypatch):
         lambda self, C, by, ask=ScalingFit.curve: asked.append(len(C)) or ask(self, C, by),
     )
     pieces = the_lines(shown(plot.curves(fit))[0], "-")
-    assert sum(asked) == plot.GRID_POINTS + 1 and max(asked) <= 30
+    assert sum(asked) == fitted.GRID_POINTS + 1 and max(asked) <= 30
     for one, other in zip(at_once, pieces, strict=True):
         np.testing.assert_array_equal(one.get_xydata(), other.get_xydata())
 
@@ -404,7 +403,7 @@ def test_ceilings_are_ranked(eight):
         assert list(intervals[y].get_xdata()) == pytest.approx(A[[0, 2], j])
         assert medians[y][:2] == (pytest.approx(A[1, j]), y)
         grey = fit.recipes[j] in ("recipe_c", "recipe_f")
-        assert medians[y][2].upper() == (plot.FAINT if grey else plot.COLORS[0]).upper()
+        assert medians[y][2].upper() == (FAINT if grey else COLORS[0]).upper()
         assert [x for x, _, _ in seeds[3 * y : 3 * y + 3]] == pytest.approx(
             of_run[3 * j : 3 * j + 3]
         )

@@ -13,8 +13,9 @@ from rlx.train.rl import train
 SFT = AlgoConfig(loss="reinforce", advantage="none")
 
 
-def row(ess=0.9, entropy=1.0, unvaried=0.2):
+def row(ess=0.9, entropy=1.0, unvaried=0.2, kept=4):
     return {
+        "prompts_kept": kept,
         "policy/ess": ess,
         "policy/entropy": entropy,
         "rollout/zero_variance_share": unvaried,
@@ -47,6 +48,15 @@ def test_a_mean_crosses_a_bound(bound, bad, said):
     assert not guard.stop
     (event,) = events(guard, [row(**good | bad)])
     assert event.startswith(said) and guard.stop == event
+
+
+def test_updates_without_a_token_say_nothing_of_tokens():
+    """Where all groups are rewarded alike, as a perfect policy's, nothing is low."""
+    guard = Guard(GuardConfig(action="stop", updates=3, ess_min=0.5, entropy_min=0.5))
+    nothing = row(ess=0.0, entropy=0.0, unvaried=1.0, kept=0)
+    assert events(guard, [nothing] * 4 + [row(), nothing]) == [""] * 6
+    (event,) = events(guard, [row(ess=0.05)])
+    assert event.startswith("policy/ess 0.475 < 0.5 over 3 updates")  # of two
 
 
 def test_the_rate_is_lowered_again_after_as_many_updates():
