@@ -147,9 +147,9 @@ effects[["dA_q05", "dA_q95", "compute_ratio_q05", "compute_ratio_q95", "verdict"
 #
 # The same figures of the leave-one-outs, the losses and what moves the ceiling come from
 # `python -m analysis.all only=studies`, of the tables that `python -m analysis.studies` writes.
-# Committed is what becomes of the paper's claims at this size, here by the asymptotes of the curves.
-# All nine that something lowers A are contradicted; all three of a larger model or longer answers
-# hold.
+# Committed is what becomes of the paper's claims at this size, here by the asymptotes of the
+# curves. All nine that something lowers A are contradicted; all three of a larger model or longer
+# answers hold.
 
 # %%
 if ALL:
