@@ -1,17 +1,18 @@
 """How often does `effects` call equal recipes different? Simulated studies, fitted and judged.
 
-    python -m experiments.verdicts studies=20 method=laplace out=DIR [first=0]
+    python -m experiments.verdicts studies=20 method=laplace out=DIR
 
 A study is a well-specified one of `experiments.calibration`, of 4 recipes whose ceiling, C_mid and
 B are the same; their seeds differ. Designs vary the seeds (1 to 5), the evaluations of a run, and
 how much is seen: C_max of 0.3, 1.5, 4 and 12 where C_mid has median 3. Three recipes are compared
 with the first. Each comparison becomes one line of `out/comparisons-METHOD.csv`, written study by
-study, so that what was interrupted can be read; a second call with `first=` adds others.
+study, so that the same command continues what was interrupted.
 
 `out/verdicts.csv` has one row per method and design: comparisons; undecided, neither (which is
 right); wrong, the share of "ceiling mover", "efficiency shaper" and "both", and its standard error
 over studies; magnitude, the same of a rule that asks for P(|difference| > margin) >= 0.9 without a
-direction.
+direction; sure and curve_sure, the share in which P(the other's A is higher) is below 0.1 or above
+0.9, where 0.2 is the most that it may be, with the doubt and of the asymptotes of the curves alone.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
@@ -41,13 +43,12 @@ DESIGNS = [
 DESIGN = ["seeds", "points", "C_max"]
 WRONG = ("ceiling mover", "efficiency shaper", "both")
 DECIDE = 0.9
-MOST_POINTS = max(size.points for size, _ in DESIGNS)  # so that programs are compiled once
+PAD_TO = 24  # at least what the arrays of the longest runs take: programs are compiled once
 
 
 @dataclass(frozen=True)
 class Options:
     studies: int = 20  # of each design; 0 summarises what is recorded
-    first: int = 0  # seed of the first
     method: str = "laplace"
     out: Path = Path("outputs/verdicts")
 
@@ -55,8 +56,12 @@ class Options:
 def comparisons(size: Size, C_max: float, seed: int, method: str) -> pd.DataFrame:
     """A study of equal recipes: one row per recipe that is compared with the first."""
     evals, _ = simulate_size("well", seed, size, C_max, equal=True)
-    fit = sc.fit(evals, method=method, pad_to=MOST_POINTS)
+    fit = sc.fit(evals, method=method, pad_to=PAD_TO)
     table = fit.unsafe().effects("recipe", decide=DECIDE)
+    for name, posterior in (("p_above", fit), ("p_curve_above", fit.with_doubt(None))):
+        A = posterior.unsafe().param("A", by="recipe")
+        above = [float((A.sel(recipe=x) > A.isel(recipe=0)).mean()) for x in table["level"]]
+        table[name] = above
     columns = [name for name in table if name.startswith("p_")]
     table = table[["level", "verdict", "prior_share", *columns]]
     table.insert(0, "study", seed)
@@ -83,6 +88,8 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
         row |= {v: (part["verdict"] == v).mean() for v in ("undecided", "neither")}
         row["wrong"], row["wrong_se"] = clustered(part["verdict"].isin(WRONG), study)
         row["magnitude"] = by_magnitude(part).mean()
+        for name, p in (("sure", "p_above"), ("curve_sure", "p_curve_above")):
+            row[name] = ((part[p] < 1 - DECIDE) | (part[p] > DECIDE)).mean()
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -93,8 +100,13 @@ def main(argv: Sequence[str]) -> None:
         raise InputError("method", options.method, "not available", "use method=laplace|nuts")
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"comparisons-{options.method}.csv"
-    seeds = range(options.first, options.first + options.studies)
-    jobs = list(product(seeds, DESIGNS))
+    done = pd.read_csv(path)[[*DESIGN, "study"]].to_numpy() if path.exists() else np.zeros((0, 4))
+    known = set(map(tuple, done))
+    jobs = [
+        (seed, design)
+        for seed, design in product(range(options.studies), DESIGNS)
+        if (design[0].seeds, design[0].points, design[1], seed) not in known
+    ]
     for seed, (size, C_max) in tqdm(jobs, unit="study"):
         table = comparisons(size, C_max, seed, options.method).round(4)
         table.to_csv(path, mode="a", header=not path.exists(), index=False)

@@ -633,13 +633,16 @@ def test_equal_recipes_differ_in_their_seeds_only():
 
 def test_the_share_of_wrong_verdicts_by_hand():
     columns = [*verdicts.DESIGN, "study", "verdict", "p_ceiling", "p_efficiency", "p_pace"]
+    columns += ["p_above", "p_curve_above"]
     rows = [
-        (1, 6, 1.5, 0, "undecided", 0.95, 0.0, 0.0),  # wide: by magnitude a verdict
-        (1, 6, 1.5, 0, "ceiling mover", 0.97, 0.0, 0.0),
-        (1, 6, 1.5, 1, "neither", 0.01, 0.01, 0.01),
-        (3, 6, 1.5, 0, "efficiency shaper", 0.1, 0.92, 0.93),
+        (1, 6, 1.5, 0, "undecided", 0.95, 0.0, 0.0, 0.05, 0.5),  # wide: by magnitude a verdict
+        (1, 6, 1.5, 0, "ceiling mover", 0.97, 0.0, 0.0, 0.95, 0.02),
+        (1, 6, 1.5, 1, "neither", 0.01, 0.01, 0.01, 0.5, 0.5),
+        (3, 6, 1.5, 0, "efficiency shaper", 0.1, 0.92, 0.93, 0.9, 0.1),
     ]
     table = verdicts.summarise(pd.DataFrame(rows, columns=columns))
+    assert table["sure"].tolist() == pytest.approx([2 / 3, 0, 0.5])
+    assert table["curve_sure"].tolist() == pytest.approx([1 / 3, 0, 0.25])
     first, other, whole = (row for _, row in table.iterrows())
     assert first["comparisons"] == 3 and first["wrong"] == pytest.approx(1 / 3)
     assert first["neither"] == first["undecided"] == pytest.approx(1 / 3)

@@ -34,6 +34,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from rlx.scaling.coordinates import Sites, columns_of
@@ -113,16 +114,21 @@ def largest_drop(value_M: Floats, var_M: Floats) -> tuple[int, float] | None:
     var_M = np.where(var_M > 0, var_M, steps.var() / 2)
     var_M = np.maximum(var_M, (np.median(np.abs(steps)) / 0.6745) ** 2 / 2)
     last = value_M[-max(MIN_LATER, n // 8) :].mean()
+    turn_T = np.arange(2, n - MIN_LATER + 1)
+    later_T = np.array([value_M[turn:].mean() for turn in turn_T])
+    var_T = np.array([var_M[turn:].mean() for turn in turn_T]) / np.minimum(n - turn_T, MOST_LATER)
     found = (0.0, 0, np.inf)
-    for turn in range(2, n - MIN_LATER + 1):
-        later, var_later = value_M[turn:].mean(), var_M[turn:].mean() / min(n - turn, MOST_LATER)
-        for w in (w for w in WIDTHS if w <= turn):
-            mean = np.convolve(value_M[:turn], np.ones(w) / w, "valid")
-            i = int(mean.argmax())
-            z = (mean[i] - later) / np.sqrt(var_M[i : i + w].mean() / w + var_later + TINY)
-            found = max(found, (float(z), i + w - 1, float(mean[i])))
+    for w in (w for w in WIDTHS if w <= turn_T[-1]):
+        mean_I = np.convolve(value_M, np.ones(w) / w, "valid")
+        var_I = sliding_window_view(var_M, w).mean(-1) / w
+        top_I = np.maximum.accumulate(mean_I)
+        first_I = np.maximum.accumulate(np.arange(len(mean_I)) * np.r_[1, mean_I[1:] > top_I[:-1]])
+        after_T = turn_T >= w
+        i_T = first_I[turn_T[after_T] - w]
+        z_T = (mean_I[i_T] - later_T[after_T]) / np.sqrt(var_I[i_T] + var_T[after_T] + TINY)
+        found = max(found, *zip(z_T, i_T + w - 1, mean_I[i_T], strict=True))
     z, k, best = found
-    return (k, -z) if z > Z_DROP and best - last > LEAST_DROP else None
+    return (int(k), -float(z)) if z > Z_DROP and best - last > LEAST_DROP else None
 
 
 def below(value_M: Floats, var_M: Floats, n: int) -> bool:

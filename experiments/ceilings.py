@@ -1,0 +1,87 @@
+"""Do intervals of ceilings hold the exact ones, where these are known?
+
+    python -m experiments.ceilings [out=DIR]
+
+The committed evaluations of the default study, of hard_mix and of two_chains (sweep=tasks), cut at
+SHARES of each run's compute and fitted by Laplace. `ceilings.csv` has one row per set, share and
+cell (a recipe at one setting of the axes): the exact ceiling, the 90 % interval of A, the pass rate
+at the horizon with the doubt, whether it holds, and the same of the asymptote of the curves alone.
+The same command continues what was interrupted.
+
+On hard_mix the ceiling is that of the best policy, which guesses at prompts without room for an
+answer. Left out is `wider` of two_chains, a set that is not trained on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+import rlx.scaling as sc
+from experiments.options import exit_status, read_options
+from experiments.scored import PROB, ROOT, own_studies
+from rlx.scaling.backtest import with_first
+from rlx.scaling.data import Evals
+
+SETS = ("default", "hard_mix 0.0002", "hard_mix 0.001", "tasks any", "tasks long", "tasks five")
+SHARES = (0.25, 0.5, 1.0)
+GUESS = 0.25  # pass rate of a blind guess at hard_mix
+
+
+@dataclass(frozen=True)
+class Options:
+    out: Path = Path("outputs/ceilings")
+
+
+def exact(name: str, evals: Evals) -> pd.Series:
+    """Exact ceiling of every cell; of hard_mix, the best policy's."""
+    truth = evals.frame.groupby("run", sort=False)["truth"].first()
+    return truth + GUESS * (1 - truth) if name.startswith("hard_mix") else truth
+
+
+def asked(name: str, evals: Evals, share: float) -> pd.DataFrame:
+    """Rows of the table, of one set and share."""
+    seen = evals if share == 1 else with_first(evals, evals.until(share=share))
+    longest = int(evals.frame.groupby("run").size().max())
+    fit = sc.fit(seen, method="laplace", pad_to=longest).unsafe()
+    truth = exact(name, evals)
+    cell = pd.Series(np.array(fit.recipes)[fit.recipe_of_run], fit.runs)
+    table = pd.DataFrame({"truth": truth.groupby(cell).first().loc[fit.recipes]})
+    table["runs"], table["fell"] = cell.value_counts(), cell[list(fit.departed)].value_counts()
+    for label, posterior in (("A", fit), ("asymptote", fit.with_doubt(None))):
+        x = posterior.param("A", by="recipe").values.reshape(-1, len(table))
+        low, high = np.quantile(x, [(1 - PROB) / 2, (1 + PROB) / 2], axis=0)
+        table[f"{label}_low"], table[f"{label}_high"] = low, high
+        table[f"{label}_held"] = (low <= table["truth"]) & (table["truth"] <= high)
+    table = table.rename_axis("cell").reset_index().fillna({"fell": 0})
+    table.insert(0, "share", share)
+    table.insert(0, "set", name)
+    return table
+
+
+def main(argv: Sequence[str]) -> None:
+    options = read_options(Options, argv)
+    options.out.mkdir(parents=True, exist_ok=True)
+    sets = {c.name: c for c in own_studies(ROOT / "analysis/results") if c.name in SETS}
+    path = options.out / "ceilings.csv"
+    done = set(pd.read_csv(path)[["set", "share"]].itertuples(index=False)) if path.exists() else ()
+    for name, share in ((n, s) for n, s in product(SETS, SHARES) if (n, s) not in done):
+        with contextlib.redirect_stdout(io.StringIO()):
+            table = asked(name, sets[name].read(), share).round(4)
+        table.to_csv(path, mode="a", header=not path.exists(), index=False)
+    table = pd.read_csv(path)
+    held = table.groupby(["set", "share"], sort=False)
+    shown = held[["A_held", "asymptote_held"]].mean().assign(cells=held.size())
+    print(shown.to_string(float_format="{:.2f}".format))
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))
