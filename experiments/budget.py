@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -35,7 +34,7 @@ import numpy as np
 import pandas as pd
 
 from experiments import fit
-from experiments.cells import last_update, quoted
+from experiments.cells import exit_status_of, last_update, quoted
 from rlx.errors import InputError
 from rlx.record import Busy, RunRecord, read_rows
 from rlx.scaling import Evals
@@ -115,7 +114,7 @@ class Rounds:
             file = self.out / SHARES
             file.write_text(json.dumps(waiting))
             words = [*self.command, f"hydra.sweeper.shares={quoted(str(file.resolve()))}"]
-            if failed := subprocess.run(words).returncode:
+            if failed := exit_status_of(words):
                 raise SweepFailed(failed)
         return self.cost()
 

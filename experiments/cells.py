@@ -12,8 +12,9 @@ import hashlib
 import json
 import math
 import re
+import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,17 @@ def split(params: Mapping[str, Any], words: Sequence[str]) -> list[list[str]]:
     kept = [override for override in overrides if override.key_or_group != "out"]
     (batch,) = BasicSweeper.split_arguments(kept, None)
     return [sorted(cell, key=lambda word: not word.startswith("+sweep=")) for cell in batch]
+
+
+def exit_status_of(command: Sequence[str]) -> int:
+    """Of the process of a sweep. Ctrl-C in a terminal reaches it too; it is waited for meanwhile,
+    since it saves its state before it ends (`subprocess.run` would kill it after 0.25 s).
+    """
+    with subprocess.Popen(command) as sweep:
+        while sweep.returncode is None:
+            with suppress(KeyboardInterrupt):
+                sweep.wait()
+    return sweep.returncode
 
 
 def last_update(steps: int, every: int, share: float) -> int:

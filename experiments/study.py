@@ -21,7 +21,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -201,7 +200,7 @@ def study(words: dict[str, str]) -> int:
             groups = seeds_of(sweep, overrides)
             failed = budget.conduct(out, command, groups, limits, method)
         else:
-            failed = subprocess.run(command).returncode
+            failed = naming.exit_status_of(command)
         if not failed and not limits:
             fit.run(out, out, holdout=0.5, method=method)
             print()

@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -281,3 +283,23 @@ def test_a_study_runs_one_cell_where_its_sweep_would(tmp_path):
     assert {"+ablation=off_policy_8", "seed=1", "steps=3", "hydra.mode=RUN"} <= set(words)
     with pytest.raises(InputError, match="cell=27: sweep=loo has 27 cells; use 0 to 26"):
         study.one_cell("loo", tmp_path, "27", [])
+
+
+def test_ctrl_c_waits_for_a_sweep_that_saves_its_state(tmp_path):
+    """The sweep takes longer to end than `subprocess.run` would let it."""
+    child = (
+        "import signal, time, sys; from pathlib import Path\n"
+        "def save(*_): time.sleep(1); Path('saved').touch(); sys.exit(75)\n"
+        "signal.signal(signal.SIGINT, save); Path('ready').touch(); time.sleep(60)"
+    )
+    parent = "import sys; from experiments.cells import exit_status_of\n"
+    parent += "sys.exit(exit_status_of([sys.executable, '-c', sys.argv[1]]))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", parent, child], cwd=tmp_path, env=environment, start_new_session=True
+    )
+    while not (tmp_path / "ready").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(30) == 75 and (tmp_path / "saved").exists()
