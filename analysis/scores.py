@@ -29,7 +29,7 @@ from rlx.scaling.style import (
 LABELS = {
     "posterior": "posterior with its doubt beyond the data",
     "curve": "posterior of the curve alone",
-    "grid": "the paper's grid fit, +- 0.02",
+    "grid": "the paper's grid fit, ±0.02",
     "bootstrap": "bootstrap of least squares",
     "last": "last value, random walk",
     "line": "line in log C",
@@ -38,6 +38,10 @@ GROUPS = {  # as the figure calls them
     **{"default": "rlx: default study", "choices": "rlx: design choices"},
     **{"one at a time": "rlx: leave one out", "hard_mix": "rlx: hard_mix", "tasks": "rlx: tasks"},
     "Fig. 1a": "ScaleRL, Fig. 1a",
+    "simulated well": "simulated sigmoid, three seeds",
+    "simulated one_seed": "simulated sigmoid, one seed",
+    "simulated short": "simulated sigmoid, short",
+    "simulated weibull": "simulated Weibull",
 }
 BAND = (0.86, 0.94)  # of coverage
 
