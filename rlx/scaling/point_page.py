@@ -95,12 +95,13 @@ def point_data(
 
 def recipes_of(fits: Sequence[RunFit], cells: list[tuple[str, str]]) -> list[Json]:
     """Name, label, colour and mark of every cell: a recipe at a setting of the axes."""
-    from rlx.scaling.style import COLORS
+    from rlx.scaling.style import recipe_colors  # and matplotlib, which other questions do without
 
-    short = short_names([recipe for recipe, _ in cells])
-    every, made = list(short) if len(short) > 1 else [], []
-    for j, (recipe, axes) in enumerate(cells):
-        color = COLORS[(every.index(recipe) if every else j) % len(COLORS)]
+    short, made = short_names([recipe for recipe, _ in cells]), []
+    keys = [recipe if len(short) > 1 else axes for recipe, axes in cells]
+    colors = recipe_colors(keys)
+    for key, (recipe, axes) in zip(keys, cells, strict=True):
+        color = colors[key]
         label = ", ".join(filter(None, (short[recipe], axes)))
         runs = [fit.run for fit in fits if (fit.recipe, fit.axes) == (recipe, axes)]
         rank = sum(one["color"] == color for one in made)
