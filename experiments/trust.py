@@ -73,16 +73,12 @@ def after_all(evals: Evals, truth: Truth) -> Evals:
 
 
 def forecasts(seen: Evals, later: Evals, longest: int) -> dict[str, list]:
-    """Columns of all later evaluations: run, recipe, compute, horizon, band, inside, z (of observed
-    minus median, in sds of the interval), width, crps."""
+    """Columns of all later evaluations: run, compute, horizon, band, inside."""
     posterior = Draws(posterior_of(seen, method="laplace", pad_to=longest), unsafe=True)
     points = score(posterior, later)
     if points.empty:
         return {}
-    points["width"] = points["q95"] - points["q05"]
-    points["z"] = (points["observed"] - points["q50"]) / points["width"] * 3.29
-    names = ["run", "recipe", "compute", "horizon", "band", "inside", "z", "width", "crps"]
-    return points[names].round(4).to_dict("list")
+    return points[["run", "compute", "horizon", "band", "inside"]].round(4).to_dict("list")
 
 
 def work(options: Options) -> None:
@@ -138,10 +134,10 @@ def verdicts(rows: list[dict]) -> pd.DataFrame:
             evidence = Backtest(pd.concat(past, ignore_index=True)).evidence().set_index("horizon")
             later = came.groupby(["band", "run"])["inside"].mean().groupby("band").mean()
             table = evidence.join(later.rename("later"), how="inner").reset_index()
-            labels = {"set": name, "group": mine[0]["group"], "share": share}
-            out.append(table.assign(**labels))
-    table = pd.concat(out, ignore_index=True)
-    return table[["group", "set", "share", *(c for c in table if c not in labels)]]
+            for label, value in (("share", share), ("set", name), ("group", mine[0]["group"])):
+                table.insert(0, label, value)
+            out.append(table)
+    return pd.concat(out, ignore_index=True)
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
