@@ -1,12 +1,12 @@
 """Measure rlx on an accelerator: speed relative to the hardware, repeatability, compilation.
 
     python -m experiments.accelerator out=DIR [minutes=5] [size=card|tiny] [parts=floors,decode,...]
-                                      [kernels=repeatable|fastest]
+                                      [models=all|NAME,...] [kernels=repeatable|fastest]
 
 One command for a machine with a GPU or a TPU. Every part runs in its own process with its share of
 the minutes and writes its results to DIR/PART.json as it goes; a table is printed at the end.
-`size=tiny` is for trying it on a CPU. `kernels` is `compile.kernels` of experiments.train, for all
-parts.
+`size=tiny` is for trying it on a CPU. `models` limits `decode` and `update` to the models named.
+`kernels` is `compile.kernels` of experiments.train, for all parts.
 
     floors    TB/s of a copy, read and written; TFLOP/s of products in bfloat16 and of the float32
               products of the head, with their largest error relative to the exact product
@@ -55,6 +55,7 @@ class Options:
     minutes: float = 5.0
     size: str = "card"
     parts: str = ",".join(SHARES)
+    models: str = "all"
     kernels: str = "repeatable"
     part: str = ""  # the part that this process runs
 
@@ -88,6 +89,11 @@ WORKLOADS = {
         ),
     ),
 }  # fmt: skip
+
+
+def chosen(options: Options) -> list[Workload]:
+    every = WORKLOADS[options.size]
+    return [w for w in every if options.models == "all" or w.model in options.models.split(",")]
 
 
 def model_of(workload: Workload):
@@ -173,7 +179,7 @@ def decode(options: Options, out: Path) -> Iterator[dict[str, Any]]:
 
     copied, _ = found_floors(out)
     mesh, chunk = make_mesh(MeshConfig(data=1)), 32 if options.size == "card" else 4
-    for work in WORKLOADS[options.size]:
+    for work in chosen(options):
         model = replace(model_of(work), param_dtype="bfloat16")
         W, U, T = work.slots, work.prompt_tokens, work.max_new_tokens
         rollout = RolloutConfig(4, 4, T, slots=W)
@@ -189,11 +195,8 @@ def decode(options: Options, out: Path) -> Iterator[dict[str, Any]]:
         generator.begin(weights, 1)
         generator.collect()
         compile_s, steps = time.perf_counter() - start, 0
-        first, start = int(generator.count_W[0]), time.perf_counter()
-        while generator.slot_of:
-            generator.begin(weights, chunk)
-            generator.collect()
-        spent = time.perf_counter() - start
+        first = int(generator.count_W[0])
+        spent = until_idle(generator, weights, chunk)
         steps = int(generator.count_W[0]) - first
         weight_bytes = sum(x.nbytes for x in jax.tree.leaves(params))
         column_bytes = sum(x.nbytes for x in jax.tree.leaves(generator.slots.cache)) / (U + T - 1)
@@ -215,6 +218,15 @@ def decode(options: Options, out: Path) -> Iterator[dict[str, Any]]:
         yield {"what": f"{work.model} decode", "kernels": kernels(one_chunk, out)}
 
 
+def until_idle(generator, weights, chunk: int) -> float:
+    """Seconds until all sequences have ended."""
+    start = time.perf_counter()
+    while generator.slot_of:
+        generator.begin(weights, chunk)
+        generator.collect()
+    return time.perf_counter() - start
+
+
 def update(options: Options, out: Path) -> Iterator[dict[str, Any]]:
     import jax
 
@@ -228,7 +240,7 @@ def update(options: Options, out: Path) -> Iterator[dict[str, Any]]:
 
     _, rate = found_floors(out)
     mesh = make_mesh(MeshConfig(data=1))
-    for work in WORKLOADS[options.size]:
+    for work in chosen(options):
         as_written, (P, G), (U, T) = model_of(work), work.batch, work.learned
         rng, B = np.random.default_rng(0), P * G
         batch = Batch(
@@ -279,20 +291,23 @@ def update(options: Options, out: Path) -> Iterator[dict[str, Any]]:
 
 
 def kernels(call: Callable[[], Any], out: Path, most: int = 12) -> list[list[Any]]:
-    """[name, ms] of the kernels that take the most device time in a call."""
+    """[name, ms] of the kernels that take the most device time in a call, after that of all."""
     import jax
 
     with jax.profiler.trace(str(out / "profile")):
         jax.block_until_ready(call())
     (newest,) = sorted((out / "profile").rglob("*.xplane.pb"), key=lambda p: p.stat().st_mtime)[-1:]
     spent: Counter[str] = Counter()
+    launches = 0
     for plane in jax.profiler.ProfileData.from_file(str(newest)).planes:
         if plane.name.startswith("/device:"):
             for line in plane.lines:
                 if line.name.startswith(("Stream", "XLA Ops")):
                     for event in line.events:
                         spent[event.name.split("(")[0]] += event.duration_ns / 1e6
-    return [[name, round(ms, 3)] for name, ms in spent.most_common(most)]
+                        launches += 1
+    every = (f"all {launches} kernels", sum(spent.values()))
+    return [[name, round(ms, 3)] for name, ms in [every, *spent.most_common(most)]]
 
 
 SMALL = ["pipeline=pipeline_8", "steps=120", "eval.every_steps=20", "checkpoint.every_steps=20"]
@@ -423,7 +438,10 @@ def main(argv: list[str]) -> None:
     options = read_options(Options, argv)
     parts = options.parts.split(",")
     part = [options.part] if options.part else []
+    models = [] if options.models == "all" else options.models.split(",")
+    known = [w.model for w in WORKLOADS.get(options.size, ())]
     named = {"parts": (parts, SHARES), "part": (part, SHARES), "size": ([options.size], WORKLOADS),
+             "models": (models, ["all", *known]),
              "kernels": ([options.kernels], ("repeatable", "fastest"))}  # fmt: skip
     for key, (names, known) in named.items():
         for name in names:

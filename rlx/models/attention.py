@@ -246,16 +246,15 @@ def _cudnn(q_BTQH, k_BSKH, v_BSKH, **bounds) -> jax.Array:
 
 def _causal(q_BSQH, k_BSKH, v_BSKH, kernel: str) -> jax.Array:
     """[B, S, Q H]; query s attends to columns 0 .. s."""
-    if kernel == "cudnn":
-        return _cudnn(q_BSQH, k_BSKH, v_BSKH, is_causal=True)
     S = q_BSQH.shape[1]
     padding = ((0, 0), (0, -S % TILE[kernel]), (0, 0), (0, 0))  # only padded queries attend to it
-    y_BSQH = _splash(*(jnp.pad(x, padding) for x in (q_BSQH, k_BSKH, v_BSKH)))
-    return y_BSQH[:, :S].reshape(*q_BSQH.shape[:2], -1)
+    padded = [jnp.pad(x, padding) for x in (q_BSQH, k_BSKH, v_BSKH)]
+    y_BSD = _cudnn(*padded, is_causal=True) if kernel == "cudnn" else _splash(*padded)
+    return y_BSD[:, :S]
 
 
 def _splash(q_BSQH, k_BSKH, v_BSKH) -> jax.Array:
-    """TPU kernel (Pallas) on full tiles; each device of the visible mesh has its rows and heads."""
+    """[B, S, Q H] by a TPU kernel (Pallas); each device of the visible mesh has its rows, heads."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash  # import: 0.5 s
 
     S = q_BSQH.shape[1]
@@ -267,7 +266,8 @@ def _splash(q_BSQH, k_BSKH, v_BSKH) -> jax.Array:
         q, k, v = (x.swapaxes(1, 2) for x in (q_BSQH * q_BSQH.shape[-1] ** -0.5, k_BSKH, v_BSKH))
         heads = splash.MultiHeadMask([splash.CausalMask((S, S))] * q.shape[1])
         attend = splash.make_splash_mha(heads, block_sizes=sizes, head_shards=1, q_seq_shards=1)
-        return jax.vmap(attend)(q, k, v).swapaxes(1, 2)
+        y_BSQH = jax.vmap(attend)(q, k, v).swapaxes(1, 2)
+        return y_BSQH.reshape(*y_BSQH.shape[:2], -1)
 
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size <= 1:  # 0: none is visible

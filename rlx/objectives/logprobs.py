@@ -45,7 +45,7 @@ def logits(hidden_ND, head_DV, *, temperature=1.0, head_dtype=jnp.float32):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def product(x_ND, w_DV, dtype):
     """x @ w, float32; all factors, forward and backward, are rounded to `dtype`."""
-    return _dot(x_ND.astype(dtype), w_DV.astype(dtype), (1, 0))
+    return _dot(_rounded(x_ND, dtype), _rounded(w_DV, dtype), (1, 0))
 
 
 def _product_forward(x_ND, w_DV, dtype):
@@ -53,28 +53,52 @@ def _product_forward(x_ND, w_DV, dtype):
 
 
 def _product_backward(dtype, factors, gradient_NV):
-    x_ND, w_DV = factors
+    x_ND, w_DV = (_rounded(x, dtype) for x in factors)
     gradient_NV = gradient_NV.astype(dtype)
-    x_gradient_ND = _dot(gradient_NV, w_DV.astype(dtype), (1, 1))
-    w_gradient_DV = _dot(x_ND.astype(dtype), gradient_NV, (0, 0))
-    return x_gradient_ND.astype(x_ND.dtype), w_gradient_DV.astype(w_DV.dtype)
+    x_gradient_ND = _dot(gradient_NV, w_DV, (1, 1))
+    w_gradient_DV = _dot(x_ND, gradient_NV, (0, 0))
+    return x_gradient_ND.astype(factors[0].dtype), w_gradient_DV.astype(factors[1].dtype)
 
 
 product.defvjp(_product_forward, _product_backward)
 
 
-def _dot(a, b, axes):
+def _rounded(x, dtype):
+    """Narrower arrays stay as they are: they are exact in `dtype`."""
+    return x if x.dtype.itemsize <= jnp.dtype(dtype).itemsize else x.astype(dtype)
+
+
+def _dot(a, b, axes, precision=None):
     """The product over axis axes[0] of a and axes[1] of b, float32."""
+    if precision is None and jnp.float32 in (a.dtype, b.dtype):
+        exact = functools.partial(_dot, axes=axes, precision=jax.lax.Precision.HIGHEST)
+        in_parts = functools.partial(dot_in_parts, axes=axes)
+        return jax.lax.platform_dependent(a, b, cpu=exact, default=in_parts)
+    if precision is not None:
+        a, b = (x.astype(jnp.float32) for x in (a, b))
+    contracted = (((axes[0],), (axes[1],)), ((), ()))
+    return jax.lax.dot_general(a, b, contracted, precision, jnp.float32)
 
-    def dot(precision):
-        contracted = (((axes[0],), (axes[1],)), ((), ()))
-        options = {"precision": precision, "preferred_element_type": jnp.float32}
-        return functools.partial(jax.lax.dot_general, dimension_numbers=contracted, **options)
 
-    if a.dtype != jnp.float32:
-        return dot(None)(a, b)
-    in_three = dot(jax.lax.DotAlgorithmPreset.BF16_BF16_F32_X3)
-    return jax.lax.platform_dependent(a, b, cpu=dot(jax.lax.Precision.HIGHEST), default=in_three)
+def dot_in_parts(a, b, axes):
+    """_dot by products of bfloat16 parts, leaving out that of the two small parts.
+
+    A large result is one product over the parts laid end to end: a sum of products would write and
+    read each of them.
+    """
+    pairs = [(x, y) for i, x in enumerate(_parts(a)) for j, y in enumerate(_parts(b)) if i * j == 0]
+    if a.shape[1 - axes[0]] * b.shape[1 - axes[1]] < max(a.size, b.size):
+        return sum(_dot(x, y, axes) for x, y in pairs)
+    ends = zip(zip(*pairs, strict=True), axes, strict=True)
+    return _dot(*(jnp.concatenate(parts, axis) for parts, axis in ends), axes)
+
+
+def _parts(x):
+    """bfloat16 arrays that add up to x: one if x is bfloat16; the first 16 bits of a float32."""
+    if x.dtype != jnp.float32:
+        return (x,)
+    large = jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)  # XLA may drop a cast
+    return large.astype(jnp.bfloat16), (x - large).astype(jnp.bfloat16)
 
 
 def token_logprobs(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
+from rlx.objectives import logprobs
 from rlx.objectives.logprobs import from_logits, token_logprobs
 
 N, D, V = 24, 8, 37
@@ -161,3 +162,37 @@ def test_chunks_never_hold_all_logits(vocab_chunk):
 
     largest = max(arrays_in(jax.make_jaxpr(jax.grad(total, argnums=(0, 1)))(*shapes).jaxpr))
     assert largest == n * (vocab_chunk or v)
+
+
+@pytest.mark.parametrize("dtypes", [(jnp.float32, jnp.float32), (jnp.bfloat16, jnp.float32),
+                                    (jnp.float32, jnp.bfloat16)])  # fmt: skip
+@pytest.mark.parametrize("axes", [(1, 0), (1, 1), (0, 0)])
+@pytest.mark.parametrize("rows, columns", [(40, 50), (3, 5)])  # large and small results
+def test_products_by_parts(dtypes, axes, rows, columns):
+    """What GPUs and TPUs do: no worse than 1e-5 of the largest entry; one float32 rounded: 2e-3."""
+    rng = np.random.default_rng(0)
+    shapes = [(rows, 20), (columns, 20)]
+    a, b = (
+        jnp.asarray(rng.normal(size=shape if axis else shape[::-1]), dtype)
+        for shape, axis, dtype in zip(shapes, axes, dtypes, strict=True)
+    )
+    wide = [np.asarray(x, np.float64) for x in (a, b)]
+    exact = np.tensordot(*wide, axes=axes)
+    found = jax.jit(partial(logprobs.dot_in_parts, axes=axes))(a, b)
+    assert found.dtype == jnp.float32
+    error = np.abs(np.asarray(found, np.float64) - exact).max() / np.abs(exact).max()
+    assert error < 1e-5
+    rounded = [x.astype(jnp.bfloat16).astype(jnp.float32) for x in (a, b)]
+    assert np.abs(np.tensordot(*map(np.asarray, rounded), axes=axes) - exact).max() > 1e-3
+
+
+def test_narrow_hidden_states_cost_no_product():
+    """bfloat16 hidden states are exact: two products forward, and two for the head's gradient."""
+    x_ND, w_DV = jnp.ones((4, 8), jnp.bfloat16), jnp.ones((8, 16))
+
+    def count(x_ND, w_DV):
+        text = str(jax.make_jaxpr(partial(logprobs.dot_in_parts, axes=(1, 0)))(x_ND, w_DV))
+        return text.count("dot_general"), text.count("concatenate")
+
+    assert count(x_ND, w_DV) == (2, 0) and count(x_ND.astype(jnp.float32), w_DV) == (3, 0)
+    assert count(jnp.ones((90, 8), jnp.bfloat16), jnp.ones((8, 90))) == (1, 2)
