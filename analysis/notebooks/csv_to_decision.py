@@ -13,15 +13,15 @@
 # %% [markdown]
 # # From a CSV to a decision
 #
-# Four runs of somebody else's trainer, exported from a chart of Weights & Biases: settings of
-# Deep-GRPO with Qwen2.5-0.5B-Instruct, their pass rate on GSM8K against seconds of training
+# Four runs of somebody else's trainer, exported from a Weights & Biases chart: four settings of
+# Deep-GRPO with Qwen2.5-0.5B-Instruct, pass rate on GSM8K against seconds of training
 # (github.com/befocuss/Deep-GRPO, Apache-2.0; one evaluation in ten).
 #
-# It is 40,000 s, 11 hours, into all four. Each could go on to 150,000 s. Which of them should? The
-# file holds the answer as well, which is opened at the end.
+# All four have trained for 40,000 s (11 hours). Each could go on to 150,000 s. Which of them
+# should? The file also holds what happened next, which we look at in the end.
 #
-# Open it with `jupytext --to ipynb analysis/notebooks/csv_to_decision.py` (of the extra
-# `dev`), or run it as a script, which prints and shows no figures.
+# Open it with `jupytext --to ipynb analysis/notebooks/csv_to_decision.py` (from the extra
+# `dev`), or run it as a script, which prints its results but shows no figures.
 
 # %%
 # ruff: noqa: B018
@@ -36,12 +36,13 @@ from rlx.scaling import plot
 
 CSV = Path(rlx.__file__).parents[1] / "tests" / "data" / "deep_grpo.csv"
 NOW, END = 40_000, 150_000  # seconds of training
-METHOD = "laplace"  # a preview, in seconds; "nuts" is what to bet on
+METHOD = "laplace"  # a preview, in seconds; use "nuts" for a real decision
 
 # %% [markdown]
 # ## Read
 #
-# What is safe to infer is inferred and printed. What is not there is an error that names what is.
+# `Evals.read` infers what it safely can, and prints it. Asking for something that is not there is
+# an error that names what is.
 
 # %%
 for wrong in ({"value": "accuracy"}, {"compute": "gpu_hours"}, {"recipe": "algo"}):
@@ -57,7 +58,7 @@ evals
 
 # %% [markdown]
 # All four began with the same model, so they share R0, the pass rate at C = 0. Their first
-# evaluations, after some 100 s, were made before the first update: their mean is R0.
+# evaluations, after about 100 s, were made before the first update: we take their mean as R0.
 
 # %%
 R0 = evals.until(compute=1000).frame["value"].mean()
@@ -75,8 +76,9 @@ check = fit.check()
 print(check)
 
 # %% [markdown]
-# No run has left its curve. But three quarters of the gain have been seen, not more, and the limit
-# of a curve is half prior: this is too early to ask who wins at infinity. We ask about 150,000 s.
+# No run has left its curve. But only about three quarters of the gain have been seen, and about
+# half of what the fit knows about a limit comes from the prior, so it is too early to ask which run
+# is best in the limit. We ask about 150,000 s.
 
 # %%
 assert not fit.departed and check.runs["seen_q50"].between(0.7, 0.85).all()
@@ -85,8 +87,8 @@ assert (check.runs["prior_share"] > 0.4).all()
 # %% [markdown]
 # ## Trust
 #
-# May one look 3.75 times ahead? The study is fitted again on its own past, and scored on what it
-# has seen since.
+# Can we forecast to 3.75 times the compute? The study is fitted again on its early evaluations, and
+# scored on those that came later.
 
 # %%
 trust = fit.trust()
@@ -107,8 +109,8 @@ at_end.quantile([0.05, 0.5, 0.95], ("chain", "draw")).to_pandas().T.round(3)
 # %% [markdown]
 # ## Which run to stop?
 #
-# The intervals overlap, but much of their width is common to all runs: in most draws another run
-# than the lowest is the best.
+# The intervals overlap, but much of their width is common to all runs: the lowest run is the best
+# in few draws.
 
 # %%
 p_best = fit.prob_best(at=END, by="run").to_series().sort_values(ascending=False)
@@ -118,9 +120,9 @@ best, worst = p_best.index[[0, -1]]
 # %% [markdown]
 # ## What does the next budget buy?
 #
-# First for every run, of the compute that is left to it. Then a plan for twice that budget: what to
-# continue, and of which setting to begin another seed, before one run is chosen to go on to the
-# end. `value` is what the new evaluations are worth for that choice, in pass rate.
+# First, what each run gains from the compute that is left to it. Then a plan for twice that budget:
+# which runs to continue, and which settings get another seed, before one run is chosen to go on to
+# the end. `value` is what the new evaluations are worth for that choice, in pass rate.
 
 # %%
 fit.gain(extra=END - NOW)[["name", "mean", "q05", "q95", "extrapolation"]].round(3)
@@ -148,10 +150,10 @@ stopped = plan.query("kind == 'run' and action == 'stop'")["name"].tolist()
 assert p_best[worst] < 0.1 and ahead["prob"] > 0.8 and loss < 0.02 and stopped == [worst]
 
 # %% [markdown]
-# ## What came
+# ## What happened
 #
-# The rest of the file: open points, not fitted. The mean of a run's last evaluations before
-# 150,000 s stands for where it ended.
+# The rest of the file is drawn as open points; it was not fitted. The end of a run is the mean of
+# its last evaluations before 150,000 s.
 
 # %%
 plot.curves(fit, held_out=evals.until(compute=END), horizon=END / NOW)

@@ -13,13 +13,13 @@
 # %% [markdown]
 # # The paper's figures
 #
-# What "The Art of Scaling Reinforcement Learning Compute for LLMs" (arXiv 2510.13786, CC BY 4.0)
-# shows, without a run: from its printed parameters, from the points of its Fig. 1a, read off the
-# plot by a third party, and from evaluations of models of 100,000 parameters that are committed
-# here. Of those last only the order can be compared with the paper.
+# Figures of "The Art of Scaling Reinforcement Learning Compute for LLMs" (arXiv 2510.13786,
+# CC BY 4.0), without new runs: from its printed parameters, from the points of its Fig. 1a, read
+# off the plot by a third party, and from the committed evaluations of our models of 100,000
+# parameters. For our models only the order of recipes can be compared with the paper.
 #
-# Open it with `jupytext --to ipynb analysis/notebooks/paper_figures.py` (of the extra
-# `dev`), or run it as a script, which prints and shows no figures.
+# Open it with `jupytext --to ipynb analysis/notebooks/paper_figures.py` (from the extra
+# `dev`), or run it as a script, which prints its results but shows no figures.
 
 # %%
 # ruff: noqa: B018
@@ -34,7 +34,7 @@ from analysis import comparisons, paper, studies
 from rlx.scaling import plot
 
 EVALS = paper.ROOT / "analysis" / "results" / "studies" / "evals"
-ALL = False  # True: every figure that needs runs, by NUTS, in some minutes
+ALL = False  # True: also fit the studies of all other figures (Laplace), in some minutes
 
 # %% [markdown]
 # ## Fig. 3: what A, B, C_mid and R0 mean
@@ -43,9 +43,9 @@ ALL = False  # True: every figure that needs runs, by NUTS, in some minutes
 paper.draw_3()
 
 # %% [markdown]
-# ## Figs. 12 and 13: what moves the ceiling, and what only the compute at which it is reached
+# ## Figs. 12 and 13: what moves the ceiling, and what only moves the compute needed to reach it
 #
-# A slow run with a higher ceiling wins in the end. How late that is depends on all parameters.
+# A slow run with a higher ceiling wins in the end. How late depends on all parameters.
 
 # %%
 paper.draw_12()
@@ -66,8 +66,8 @@ paper.draw_table1()
 # ## A.7: does the fit depend on the window?
 #
 # The paper fits the 8B run of Fig. 1a on four windows, and prints no R0. Least squares on the
-# points read off the plot gives the ceilings that it prints within 0.005 if R0 is 0.38, and within
-# 0.011 if it is 0.40: what is taken for R0 moves A as much as the window does.
+# points read off the plot reproduces the printed ceilings within 0.005 if R0 is 0.38, and within
+# 0.011 if it is 0.40: the choice of R0 moves A as much as the window does.
 
 # %%
 windows = paper.fit_windows()
@@ -82,9 +82,10 @@ paper.draw_fit_windows(windows)
 # %% [markdown]
 # ## A.4: a power law instead of a sigmoid
 #
-# The ceiling of a power law depends on where the window begins, that of a sigmoid does not: this is
-# the paper's case against it. After 50,000 GPU-hours neither is always the better forecast: the
-# sigmoid is from the earlier window, the power law from the later one.
+# The ceiling of a power law depends on where the window begins; that of a sigmoid does not. This is
+# the paper's argument against the power law. But neither curve always gives the better forecast
+# after 50,000 GPU-hours: from the window that begins earlier the sigmoid does, from the other the
+# power law.
 
 # %%
 curves = paper.power_vs_sigmoid()
@@ -100,8 +101,8 @@ paper.draw_power_vs_sigmoid(curves)
 # %% [markdown]
 # ## Fig. 1a: the forecast from half of the compute
 #
-# The same points with one posterior for both runs, each from R0 = 0.40. The limits that the paper
-# prints, of all its points, are 0.645 for the 8B run and 0.710 for the mixture of experts.
+# One posterior of both runs of Fig. 1a, each with R0 = 0.40. The paper, which fits all its points,
+# prints limits of 0.645 for the 8B run and 0.710 for the mixture of experts.
 
 # %%
 both = sc.Evals.read(paper.DATA / "digitized_fig1a.csv", r0=0.40)
@@ -113,9 +114,9 @@ limit[["q05", "q50", "q95", "status"]].round(3)
 plot.curves(fit, held_out=both, horizon=2)
 
 # %% [markdown]
-# Hit: all later evaluations, and the limit of the 8B run. Missed: the limit of the mixture of
-# experts, which is above what the paper prints. Its median runs high at the end as well: this run
-# begins at more than 0.5, and R0 = 0.40 is too low a guess for it.
+# The 90 % intervals hold all later evaluations, and the printed limit of the 8B run. They miss the
+# printed limit of the mixture of experts: ours is higher, and the median of the curve is too high
+# at the end as well. This run begins above 0.5, so R0 = 0.40 is too low a guess for it.
 
 # %%
 scored = fit.score(both.after(share=0.5))
@@ -127,9 +128,9 @@ scored.groupby("run").agg(n=("inside", "size"), inside=("inside", "sum"))
 # %% [markdown]
 # ## Fig. 2 on a small model: five recipes
 #
-# The evaluations of 15 runs, fitted as a preview. In the paper the five end apart. Here they share
-# an exact ceiling, and differ in the compute that they need: GRPO's and Magistral's recipes take
-# 1.5 times ScaleRL's and more.
+# The evaluations of 15 runs, fitted as a preview. In the paper the five recipes end at different
+# pass rates. Here they share an exact ceiling and differ in the compute that they need: the GRPO
+# and Magistral recipes need about 1.5 times ScaleRL's compute or more.
 
 # %%
 recipes = sc.fit(studies.read_table(EVALS / "recipes.csv", "compute"), method="laplace")
@@ -145,11 +146,11 @@ effects[["dA_q05", "dA_q95", "compute_ratio_q05", "compute_ratio_q95", "verdict"
 # %% [markdown]
 # ## All others
 #
-# The same figures of the leave-one-outs, the losses and what moves the ceiling come from
-# `python -m analysis.all only=studies`, of the tables that `python -m analysis.studies` writes.
-# Committed is what becomes of the paper's claims at this size, here by the asymptotes of the
-# curves. All nine that something lowers A are contradicted; all three of a larger model or longer
-# answers hold.
+# `python -m analysis.all only=studies` draws the same figures for leave-one-out, losses and ceiling
+# movers, from the tables that `python -m analysis.studies` writes. The committed verdicts below say
+# which of the paper's claims hold at this size, judged by the asymptotes of the curves. All nine
+# claims that something lowers A are contradicted; all three about larger models or longer answers
+# are reproduced.
 
 # %%
 if ALL:

@@ -14,13 +14,13 @@
 # # Plan a study
 #
 # Two recipes may end 0.02 apart in pass rate, the error margin of arXiv 2510.13786. How many seeds
-# does each need, and how far must they train, to tell which of them is higher?
+# does each need, and how far must they train, to tell which one is higher?
 #
 # `sc.simulate` makes studies whose truth is known. `sc.power` makes many, fits each, and counts the
 # right verdicts.
 #
-# Open it with `jupytext --to ipynb analysis/notebooks/plan_a_study.py` (of the extra
-# `dev`), or run it as a script, which prints and shows no figures.
+# Open it with `jupytext --to ipynb analysis/notebooks/plan_a_study.py` (from the extra
+# `dev`), or run it as a script, which prints its results but shows no figures.
 
 # %%
 # ruff: noqa: B018
@@ -33,17 +33,17 @@ from scipy.stats import norm
 import rlx.scaling as sc
 from rlx.scaling import plot
 
-BASE = {"A": 0.65, "B": 1.5, "C_mid": 1.0, "R0": 0.25}  # what you expect; compute in C_mid
+BASE = {"A": 0.65, "B": 1.5, "C_mid": 1.0, "R0": 0.25}  # what you expect; compute in units of C_mid
 HORIZON = 10.0  # compute at which the pass rates are compared
 APART = 0.02
-SEEDS, SHARES = (2, 8), (0.25, 1.0)  # of a recipe; of the horizon that every run is trained for
+SEEDS, SHARES = (2, 8), (0.25, 1.0)  # of each recipe; of the horizon that every run trains to
 POINTS = 16  # evaluations of a run, of 4,000 samples each
-STUDIES = 2  # of each design: enough for `expected`; to count verdicts, 20 and some minutes
+STUDIES = 2  # of each design: enough for `expected`; to count verdicts use 20, in some minutes
 
 # %% [markdown]
 # ## One such study
 #
-# Two seeds each, trained to a quarter of the horizon. Seeds differ, policies wander about their
+# Two seeds each, trained to a quarter of the horizon. Seeds differ, policies wander around their
 # curves, and evaluations have sampling noise.
 
 # %%
@@ -70,10 +70,10 @@ assert low < true < high and high - low > 4 * APART
 # ## All designs
 #
 # A verdict is given where one direction has probability 0.9 (`margin_A=0`: any difference counts).
-# `sd` is the posterior's of the difference, and `expected` the chance of the right verdict that
-# follows from it; where nothing differs, of a wrong one. The true curves leave their family beyond
-# the last evaluation, as real ones do, so a forecast has a doubt that no number of seeds removes.
-# Look at the lines of the figure: its points count the verdicts of two studies.
+# `sd` is the posterior standard deviation of the difference, and `expected` the chance of the right
+# verdict that follows from it, or of a wrong one if the recipes are equal. The true curves leave
+# their family beyond the last evaluation, as real ones do, so a forecast has a doubt that no number
+# of seeds removes. Read the lines of the figure: its points count the verdicts of only two studies.
 
 # %%
 table = sc.power(
@@ -95,8 +95,8 @@ plot.power(table)
 # %% [markdown]
 # ## What to buy
 #
-# For the same compute, train on rather than repeat: seeds divide the noise between runs, and at a
-# quarter of the horizon that is the smaller part of what is not known.
+# For the same compute, train longer rather than add seeds: more seeds average out the differences
+# between runs, which at a quarter of the horizon are the smaller part of the uncertainty.
 
 # %%
 found = table[table["difference"] == APART].set_index(["seeds", "share"])
@@ -111,8 +111,8 @@ assert chance[few, far] > 1.5 * chance[many, near]
 assert sd[many, near] / sd[few, near] > 0.85 and sd[many, far] / sd[few, far] < 0.7
 
 # %% [markdown]
-# At the horizon the sd falls with the root of the number of seeds. The right verdict has a chance
-# of 0.8 where the difference is z(0.9) + z(0.8) = 2.1 sds:
+# At the horizon the sd falls with the square root of the number of seeds. The right verdict has a
+# chance of 0.8 if the difference is z(0.9) + z(0.8) = 2.1 sds:
 
 # %%
 needed = many * (sd[many, far] * (norm.ppf(0.9) + norm.ppf(0.8)) / APART) ** 2
@@ -123,9 +123,9 @@ print(
 assert many < needed < 2 * many
 
 # %% [markdown]
-# This answer has a price. A rule that takes any direction at 0.9 also finds one where there is
-# none, in up to 2 of 10 studies of equal recipes. With `margin_A=0.02`, the default, it hardly ever
-# does, and then differences of 0.02 are hardly ever found.
+# This answer has a price. A rule that accepts any direction at 0.9 also finds one in up to 2 of 10
+# studies of equal recipes. With `margin_A=0.02`, the default, it hardly ever does, but then it also
+# hardly ever finds a difference of 0.02.
 
 # %%
 null = table.query("difference == 0")

@@ -14,15 +14,15 @@
 # # Read a study
 #
 # One study of RL runs, fitted on the first half of its compute, and every question that
-# `rlx.scaling` answers about it: the default study of this repository, from its committed
-# evaluations. CISPO and PPO-clip (`ablation` none and dapo_loss), answers of 9 and 11 tokens, two
-# seeds each; the task is so small that the exact ceilings are known.
+# `rlx.scaling` answers about it. It is the default study of this repository, from its committed
+# evaluations: CISPO and PPO-clip (`ablation` none and dapo_loss), answers of 9 and 11 tokens, two
+# seeds each. The task is so small that the exact ceilings are known.
 #
-# For a study of your own set `STUDY` to its directory, or to any log that `Evals.read` takes. The
+# For a study of your own, set `STUDY` to its directory, or to any log that `Evals.read` takes. The
 # assertions are about this one.
 #
-# Open it with `jupytext --to ipynb analysis/notebooks/read_a_study.py` (of the extra
-# `dev`), or run it as a script, which prints and shows no figures.
+# Open it with `jupytext --to ipynb analysis/notebooks/read_a_study.py` (from the extra
+# `dev`), or run it as a script, which prints its results but shows no figures.
 
 # %%
 # ruff: noqa: B018
@@ -41,9 +41,9 @@ import rlx.scaling as sc
 from rlx.scaling import plot
 
 STUDY = Path(rlx.__file__).parents[1] / "analysis" / "results" / "default" / "evals.csv"
-AXES = ["ablation", "rollout.max_new_tokens"]  # a directory of runs says its axes itself
-SHARE = 0.5  # of every run's compute that the fit may see
-NUTS = False  # True: the last part as well, which takes a minute
+AXES = ["ablation", "rollout.max_new_tokens"]  # a directory of runs records its axes
+SHARE = 0.5  # of every run's compute that the fit sees
+NUTS = False  # True: also run the last part, which takes a minute
 
 # %%
 evals = sc.Evals.read(STUDY, axes=AXES)
@@ -55,8 +55,8 @@ evals
 # %% [markdown]
 # ## A preview, in seconds
 #
-# `method="laplace"` is a normal at the posterior's mode. The next cell compiles; the same shapes
-# again take half a second. A fit is a file: what is loaded answers as what was fitted.
+# `method="laplace"` is a normal at the posterior's mode. The next cell compiles; another fit of the
+# same shapes takes half a second. A fit can be saved, and a loaded fit gives the same answers.
 
 # %%
 preview = sc.fit(seen, method="laplace", pad_to=widest)
@@ -67,13 +67,14 @@ assert fit.summary().equals(preview.summary())
 fit
 
 # %% [markdown]
-# ### May I believe it?
+# ### Can I believe it?
 
 # %%
 print(fit.check())
 
 # %% [markdown]
-# Nothing forbids it but the method, and one recipe ends a little above its curve: 0.009.
+# It names two problems: the method is only a preview, and one recipe ends a little (0.009) above
+# its curve.
 
 # %%
 assert not fit.departed and len(fit.check().problems) == 2
@@ -81,8 +82,9 @@ assert not fit.departed and len(fit.check().problems) == 2
 # %% [markdown]
 # ### Where does every recipe end, and how sure is that?
 #
-# A is the pass rate at 10 times the compute seen. `contraction` is 1 where the data said everything
-# and 0 where the prior did; `gained` is the share of the gain that the last evaluation has seen.
+# A is the pass rate at 10 times the compute seen. `contraction` is 1 if all that is known comes
+# from the data, and 0 if it comes from the prior; `gained` is the share of the whole gain reached
+# at the last evaluation.
 
 # %%
 ceilings = fit.summary().query("param == 'A'").set_index("name")
@@ -92,8 +94,8 @@ ceilings[["q05", "q50", "q95", "contraction", "gained", "status"]].round(3)
 plot.ceilings(fit)
 
 # %% [markdown]
-# All four exact ceilings lie inside. That of PPO-clip at 9 tokens is the vaguest: the runs that
-# learn latest have shown least of it.
+# All four exact ceilings lie inside their intervals. That of PPO-clip at 9 tokens is the least
+# certain: these runs learn latest and have made the smallest share of their gain.
 
 # %%
 exact = evals.frame.groupby(AXES)["truth"].first()
@@ -113,7 +115,7 @@ inside = fit.score(evals.after(share=SHARE))["inside"]
 print(f"{inside.sum()} of {len(inside)} later evaluations inside their 90 % intervals")
 
 # %% [markdown]
-# More than 90 %: here the curves go on as they began, and the doubt beyond the data was not needed.
+# More than 90 %: these curves continue as they began, so the doubt beyond the data was not needed.
 
 # %%
 assert inside.mean() > 0.95
@@ -145,9 +147,10 @@ print(f"{best}  >  {other}, by more than 0.02")
 fit.prob("A", best, ">", other, margin=0.02)
 
 # %% [markdown]
-# Undecided, and rightly: at 11 tokens both ceilings are 1. At 9 tokens no recipe comes close.
+# Undecided, which is right: at 11 tokens both exact ceilings are 1. The recipes at 9 tokens are far
+# below.
 #
-# The same at a compute that somebody will pay for, where the data know more than at infinity:
+# The same question at a smaller compute, about which the data say more:
 
 # %%
 assert 0.1 < p_best[other] <= p_best[best] < 0.9 and p_best[rest].max() < 0.01
@@ -156,9 +159,9 @@ fit.prob("curve", best, ">", other, at=2 * last)
 # %% [markdown]
 # ### What do the data leave open?
 #
-# The limit of a curve is not seen. Early on it is known together with C_mid or not at all: a higher
-# limit with a later C_mid fits as well, along a ridge. Here is the fit of the first eighth; by half
-# of the compute nothing is left of the ridge.
+# The limit of a curve is never observed. Early on only a combination of it and C_mid is known: a
+# higher limit with a later C_mid fits equally well, along a ridge. This is the fit of the first
+# eighth; by half of the compute nothing is left of the ridge.
 
 # %%
 early = sc.fit(evals.until(share=SHARE / 4), method="laplace", pad_to=widest)
@@ -177,13 +180,13 @@ pd.DataFrame(table, index=["an eighth", "half"]).T.round(2)
 # %% [markdown]
 # ### What does a pass rate cost?
 #
-# `budget` reaches the target with probability 0.9; inf where the ceiling may lie below it.
+# `budget` reaches the target with probability 0.9; it is inf where the ceiling may be lower.
 
 # %%
 fit.compute_to(0.55, prob=0.9)
 
 # %% [markdown]
-# ### Who needs less for the same pass rate?
+# ### Which recipe needs less compute for the same pass rate?
 #
 # At 11 tokens PPO-clip needs about twice CISPO's compute.
 
@@ -194,7 +197,7 @@ assert 1.7 < ratio["q05"] < ratio["q95"] < 2.4 and ratio["prob_cheaper"] < 0.01
 ratio
 
 # %% [markdown]
-# ### Which design choices raise the ceiling, and which only get there sooner?
+# ### Which design choices raise the ceiling, and which only reach it sooner?
 
 # %%
 effects = [fit.effects(axis) for axis in evals.axes]
@@ -203,13 +206,13 @@ for table in effects:
 plot.effects(effects)
 
 # %% [markdown]
-# The loss shapes efficiency, the answer length moves the ceiling.
+# The loss changes efficiency; the length of answers changes the ceiling.
 
 # %%
 assert [table["verdict"].item() for table in effects] == ["efficiency shaper", "ceiling mover"]
 
 # %% [markdown]
-# ### What do I get for as much compute again?
+# ### What do I gain from as much compute again?
 
 # %%
 fit.gain(extra=last)[["name", "extra", "mean", "q05", "q95", "extrapolation"]]
@@ -217,8 +220,8 @@ fit.gain(extra=last)[["name", "extra", "mean", "q05", "q95", "extrapolation"]]
 # %% [markdown]
 # ### Which runs go on, which stop, and is another seed worth its compute?
 #
-# The choice is a recipe, the budget one more run's worth. All runs at 9 tokens stop: nothing that
-# they could still show would change the choice.
+# The choice is between recipes, and the budget is the compute of one run. All runs at 9 tokens
+# stop: nothing that they could still show would change the choice.
 
 # %%
 plan = fit.allocate(budget=last)
@@ -226,7 +229,7 @@ assert (plan[plan["name"].str.contains("9")]["compute"] == 0).all()
 plan[["kind", "name", "action", "compute", "p_best", "value"]]
 
 # %% [markdown]
-# ### How far beyond the data may I trust such forecasts?
+# ### How far beyond the data can I trust such forecasts?
 #
 # The study is fitted again on its early parts and scored on what came later.
 
@@ -239,13 +242,13 @@ backtest.scores
 plot.calibration(backtest)
 
 # %%
-assert backtest.trust() > 10  # and the fit above was asked for 2 and, for ceilings, for 10
+assert backtest.trust() > 10  # the questions above went to 4 and, for ceilings, to 10
 
 # %% [markdown]
-# ## Before you bet on it
+# ## Before you decide
 #
-# The preview's intervals are too narrow where the posterior is skewed. NUTS draws from it, and its
-# answers are refused where it has not converged.
+# The preview's intervals are too narrow where the posterior is skewed. NUTS draws from the
+# posterior itself, and its fit refuses to answer if it has not converged.
 
 # %%
 if NUTS:
