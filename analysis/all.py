@@ -2,11 +2,11 @@
 
     python -m analysis.all [only=NAME] [results=analysis/results] [out=analysis/results]
 
-`only` is a figure, such as studies/fig2, or what the names of several begin with, such as studies;
-`results` holds the tables, `out` gets the figures. One line per figure says which command wrote the
-tables that it is drawn from; one whose tables are missing is named and left out. What is drawn
-stands in `out/drawn.json` (panels, words, number and means of points), which a test compares. Bad
-options end with exit code 2 and one line on stderr.
+`only` names one figure, such as studies/fig2, or the start of several names, such as studies;
+`results` holds the tables and `out` gets the figures. For each figure one line names the command
+that wrote its tables; a figure whose tables are missing is named and left out. A summary of what is
+drawn (panels, words, number and means of points) goes to `out/drawn.json`, which a test compares
+with the figures. Bad options end with exit code 2 and one line on stderr.
 """
 
 from __future__ import annotations
@@ -50,19 +50,19 @@ class Options:
 
 
 def drawings(results: Path = RESULTS) -> dict[str, Drawing]:
-    """Every committed figure by its file, without suffix."""
+    """Every committed figure by its file name without the suffix."""
     return {name: one for module in MODULES for name, one in module.figures(results).items()}
 
 
 def main(argv: Sequence[str]) -> None:
-    """Draw them. InputError where `only` names none."""
+    """Draw the figures. InputError if `only` matches none."""
     options = read_options(Options, argv)
     known = drawings(options.results)
     chosen = {name: one for name, one in known.items() if name.startswith(options.only)}
     chosen = {options.only: known[options.only]} if options.only in known else chosen
     if not chosen:
         folders = "|".join(dict.fromkeys(name.partition("/")[0] for name in known))
-        raise InputError("only", options.only, "no such figure", f"use {folders}, or one of them")
+        raise InputError("only", options.only, "no such figure", f"use {folders} or one figure")
     digest = options.out / "drawn.json"
     said = json.loads(digest.read_text()) if digest.exists() else {}
     said = {name: panels for name, panels in said.items() if name in known}

@@ -44,7 +44,7 @@ GROUPS = {  # of runs: marker, filled, what it is called
     "unflagged": ("D", False, "runs that the check does\nnot name as departed"),
 }
 RIVALS = {"rmse_point": ("least squares", "x"), "rmse_last": ("last value", "|")}
-FEW = 0.97  # share of runs above which those not named are nearly all, and not drawn
+FEW = 0.97  # "unflagged" is not drawn where it holds this share of all runs or more
 
 
 def draw(calibration: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
@@ -57,7 +57,7 @@ def draw(calibration: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
         _draw_coverage(ax, calibration[calibration["variant"] == variant], variant)
     for ax in panels.flat[len(variants) :]:
         ax.axis("off")
-    for row, least in zip(panels, (0.5, 0.0), strict=True):  # the second row is off by much more
+    for row, least in zip(panels, (0.5, 0.0), strict=True):  # the second row is much lower
         row[0].set_ylim(least, 1.04)
         percent_ticks(row[0].yaxis)
     _draw_key(panels[1, 3], calibration)
@@ -103,7 +103,7 @@ def _draw_key(ax: Axes, calibration: pd.DataFrame) -> None:
 
 
 def _draw_reliability(ax: Axes, pairs: pd.DataFrame) -> None:
-    """Share of rightly ranked pairs per bin of P, the variants in two groups pooled."""
+    """Share of correctly ranked pairs per bin of P, pooled over sigmoid and over other truths."""
     ax.plot([0.5, 1], [0.5, 1], color=FAINT, linewidth=1)
     inside = pairs["variant"].isin(IN_FAMILY)
     binned = pairs["P"].notna() & pairs["rule"].str.contains(" to ")
@@ -123,7 +123,7 @@ def _draw_reliability(ax: Axes, pairs: pd.DataFrame) -> None:
 
 
 def _pooled(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Bins of P pooled over variants, whose studies are taken as independent."""
+    """Bins of P pooled over variants, treated as independent."""
     n = pairs["pairs"]
     sums = pd.DataFrame({"rule": pairs["rule"], "n": n, "P": n * pairs["P"]})
     sums["right"] = n * pairs["right"]

@@ -1,6 +1,6 @@
 """The names and colours that recipes have in every figure.
 
-Of two recipes with one colour no panel of curves shows both.
+Recipes that share a colour never appear in the same panel of curves.
 """
 
 from rlx.scaling.style import COLORS
@@ -25,6 +25,6 @@ COLOR_OF = {
     **{"bf16_heads": GREEN},
     # a teacher
     **{"slower": SKY, "teacher_alone": GREEN, "teacher_beside": VERMILION},
-    # sizes: of an answer, of a batch
+    # lengths of answers, sizes of batches
     **{"11": BLUE, "16": BLUE, "9": GREEN, "8": ORANGE},
 }

@@ -1,7 +1,7 @@
 """Figures of arXiv 2510.13786 that need runs, from our studies: drawn from committed tables.
 
-`python -m analysis.studies` writes the tables (curves, parameters, effects) of a posterior per
-study, `python -m analysis.all` draws. Our numbers are of a model of 100,000 parameters on sums of
+`python -m analysis.studies` fits each study and writes the tables (curves, parameters, effects);
+`python -m analysis.all` draws them. Our numbers come from a model of 100,000 parameters that adds
 digits; only the order of recipes can be compared with the paper's.
 """
 
@@ -46,7 +46,7 @@ PARAMETERS = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """A figure: recipes of a study side by side, the first the reference of the others."""
+    """A figure: recipes of one study side by side; the first is the reference."""
 
     study: str
     title: str
@@ -249,7 +249,7 @@ def study(results: Path, name: str) -> Study:
 
 
 def of_fit(name: str, fit: ScalingFit) -> Study:
-    """The same of a posterior at hand."""
+    """The same from a fit instead of committed tables."""
     found = tables(name, fit)
     effects = found["effects"].query("ceiling == 'horizon'")
     parts = (found["curves"], found["parameters"], effects, found["fits"].iloc[0])
@@ -258,7 +258,7 @@ def of_fit(name: str, fit: ScalingFit) -> Study:
 
 @dataclass(frozen=True)
 class Cell:
-    """A recipe of a figure: its name in the tables, what it is called, its colour."""
+    """A recipe of a figure: its name in the tables, its label and its colour."""
 
     name: str
     label: str
@@ -283,13 +283,13 @@ def cells(comparison: Comparison, of: Study) -> list[Cell]:
 
 
 def _levels(recipe: str) -> dict[str, str]:
-    """Of a name such as "scalerl, ablation=keep"; its recipe under "recipe"."""
+    """Levels in a name such as "scalerl, ablation=keep", with the recipe under "recipe"."""
     name, *parts = recipe.split(", ")
     return {"recipe": name} | dict(part.split("=", 1) for part in parts)
 
 
 def effects(comparison: Comparison, of: Study) -> pd.DataFrame:
-    """Rows of the figure's levels against its first."""
+    """Effects of the figure's other levels against its first."""
     reference, *levels = comparison.recipes
     axis = comparison.match.get("axis", "recipe")
     table = of.effects[(of.effects["axis"] == axis) & (of.effects["reference"] == reference)]
@@ -298,7 +298,7 @@ def effects(comparison: Comparison, of: Study) -> pd.DataFrame:
 
 # ------------------------------------------------------------------ figures
 
-ROW, FRAME = 0.36, 0.75  # inches: of a row of a forest, and around it
+ROW, FRAME = 0.36, 0.75  # inches: height of a row of a forest plot, and of the space around it
 
 
 def draw(comparison: Comparison, of: Study) -> Figure:
@@ -330,7 +330,7 @@ def said(of: Study) -> str:
 
 
 def curves(figure, of: Study, shown: list[Cell], each: bool) -> None:
-    """All cells in one panel, or the first with each of the others in a panel of its own."""
+    """All cells in one panel or, with `each`, a panel per cell that also shows the first."""
     groups = [shown] if not each else [[shown[0], cell] for cell in shown[1:]]
     columns = 2 if each else 1
     rows = -(-len(groups) // columns)
@@ -382,7 +382,7 @@ def forests(figure, table: pd.DataFrame, shown: list[Cell], of: Study) -> None:
 
 
 def measure(of: Study) -> str:
-    """What the axis of compute counts: seconds, tokens, or compute."""
+    """What the compute axis counts: seconds, tokens, or compute."""
     return "compute" if "compute" in of.fit["compute_label"] else of.fit["compute_label"]
 
 

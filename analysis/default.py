@@ -2,9 +2,10 @@
 
     python -m analysis.default [method=nuts|laplace] [out=analysis/results/default]
 
-fits the committed evaluations (evals.csv) up to each share of every run's compute, and keeps KEPT
-of the draws of each chain, in single precision: `posterior.nc` of half, `quarter.nc`. Both are read
-by `rlx.scaling.load`, and `python -m analysis.all only=default` draws them beside what came later.
+fits the committed evaluations (evals.csv) up to half and up to a quarter of every run's compute,
+and saves KEPT draws of each chain in single precision: `posterior.nc` (half) and `quarter.nc`.
+`rlx.scaling.load` reads both; `python -m analysis.all only=default` draws them with the later
+evaluations.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from rlx.scaling import Evals, ScalingFit, plot
 
 AXES = ("ablation", "rollout.max_new_tokens")
 SHARES = {"posterior": 0.5, "quarter": 0.25}  # of compute, by file
-KEPT = 150  # draws of a chain
+KEPT = 150  # draws of each chain
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def read(folder: Path) -> Evals:
 
 
 def thinned(fit: ScalingFit, kept: int) -> ScalingFit:
-    """At most `kept` draws of each chain, as single precision, without what the sampler says."""
+    """At most `kept` draws of each chain, in single precision, without the sampler's statistics."""
     tree = fit.tree.copy()
     draws = tree["posterior"].to_dataset()
     every = max(1, draws.sizes["draw"] // kept)

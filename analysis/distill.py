@@ -1,11 +1,11 @@
-"""A teacher instead of the reward, and beside it: pass rates of the student against compute.
+"""Training with a teacher instead of the reward, or with both: pass rate against compute.
 
     python -m analysis.distill [study=runs/distill] [beside=RUN] [out=analysis/results/distill]
 
-`study` is a directory of `sweep=distill` or the evaluations of one, `beside` a run of the reward
-alone at a rate of its own and for more updates, since these are cheaper. The compute is all that
-the student costs, the teacher's forward passes included; what the teacher itself has cost is in the
-manifests, `teacher_flops`, and below the figure. Into `out` go evals.csv, distill.png and
+`study` is a directory of runs of `sweep=distill`, or a table of its evaluations. `beside` is a run
+that trains on the reward alone, at its own learning rate and for more updates, since its updates
+are cheaper. Compute includes the teacher's forward passes. The compute that trained the teacher is
+in the manifests (`teacher_flops`) and below the figure. Into `out` go evals.csv, distill.png and
 
     reached.csv    per recipe and seed: the last pass rate, and the compute at which a pass rate of
                    TARGET is first reached and kept for KEPT evaluations; empty where it is not
@@ -39,7 +39,7 @@ NAMES = {
     "teacher_alone": "the teacher alone",
     "teacher_beside": "the reward and a tenth of the teacher",
 }
-TARGET, KEPT = 0.3, 3  # three times what blind guesses pay
+TARGET, KEPT = 0.3, 3  # a pass rate, three times that of blind guesses; evaluations
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Options:
 
 
 def read(study: Path, beside: str = "") -> pd.DataFrame:
-    """Evaluations, with what the teacher had cost."""
+    """Evaluations, with the compute that trained the teacher."""
     if not study.exists():
         remedy = "python -m experiments.study sweep=distill"
         raise InputError("study", study, "nothing there", remedy)

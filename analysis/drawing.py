@@ -1,6 +1,6 @@
-"""Figures of the repository: where each comes from, and what is drawn in it, as numbers.
+"""Figures of the repository: where each comes from, and a summary of what it shows, as numbers.
 
-`drawn` is compared in a test with what is committed: data and words, not pixels.
+A test compares `drawn` with the committed summary: data and words, not pixels.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 RESULTS = Path(__file__).parent / "results"
-COMPUTE = "training compute C (FLOPs)"  # as every figure calls it
+COMPUTE = "training compute C (FLOPs)"  # the axis label
 METHODS = {"nuts": "NUTS", "laplace": "Laplace's approximation"}
 DIGITS = 5
 
@@ -30,9 +30,9 @@ class Drawing:
 
 
 def drawn(figure: Figure) -> list[dict]:
-    """Of each panel: its words, and of its lines, areas and bars how many and where.
+    """For each panel, its words, and five numbers each for its lines, areas and bars.
 
-    Where: number of artists and of points, mean of x, mean of y and of y^2.
+    The numbers: how many artists, how many points, and the means of x, y and y^2.
     """
     return [_panel(ax) for ax in figure.axes if ax.get_visible()]
 
@@ -51,7 +51,7 @@ def _panel(ax: Axes) -> dict:
 
 
 def _box(patch: Patch) -> NDArray:
-    """Corners of a bar or a shaded span, in data."""
+    """Corners of a bar or a shaded span, in data coordinates."""
     return patch.get_path().transformed(patch.get_patch_transform()).get_extents().get_points()
 
 

@@ -4,11 +4,11 @@
                                  [method=nuts|laplace]
 
 `data` is a folder with the curves and the published fits of arXiv 2512.11470 (RL branches of SFT
-checkpoints). Beside it lies `deep_grpo`, with two W&B exports; the digitised Fig. 1a of arXiv
-2510.13786 is in tests/data. Written to `out`, as CSV:
+checkpoints). The folder `deep_grpo` next to it holds two W&B exports; the digitised Fig. 1a of
+arXiv 2510.13786 is in tests/data. Written to `out`, as CSV:
 
-    agreement   each run of arXiv 2512.11470 on the window its authors fitted: their A, B, C_mid and
-                those of least squares, of the robust fit, and of one posterior of all runs
+    agreement   each run of arXiv 2512.11470 on the window that its authors fitted: their A, B and
+                C_mid beside those of least squares, the robust fit, and one posterior of all runs
     errors      forecasts of all later evaluations from 25 and 50 % of each run's compute, per run
     scores      the same over the runs of a study, with the posterior's wins and losses
     fits        the sampler's diagnostics
@@ -69,9 +69,9 @@ NAMES = {
     "last": "last value",
     "last3": "mean of the last three",
 }
-FALL = 0.03  # below the best median of five in a row, a run has fallen off any rising curve
-# The paper's grids in units of the fitted compute: C_mid from 1/80 to 5 times it in 100 steps, as
-# [100, 40000] is for its fits on 8,000 GPU-hours; A in steps of 0.005, but from R0 to 1.
+FALL = 0.03  # a pass rate this far below the best median of five in a row fits no rising curve
+# The paper's grids: 100 values of C_mid from 1/80 to 5 times the fitted compute (the paper: 100 to
+# 40,000 for fits on 8,000 GPU-hours); A in its steps of 0.005, but from R0 to 1.
 GRID_C_MID = np.linspace(1 / 80, 5, 100)
 GRID_A_STEP = 0.005
 
@@ -95,7 +95,7 @@ def read_studies(folder: Path) -> dict[str, Evals]:
 
 
 def fallen(value_M: Floats) -> NDArray[np.bool_]:
-    """Evaluations from the first that is FALL below the highest median of five in a row before."""
+    """True from the first evaluation FALL below the highest earlier median of five in a row."""
     value = pd.Series(value_M)
     best = value.rolling(5).median().cummax().shift()
     return np.asarray((value < best - FALL).cummax())
@@ -110,10 +110,11 @@ def agreement(
     """Every published fit beside ours on the same evaluations with the same R0.
 
     Columns: A, B, C_mid as published; `_point` by least squares; `_robust` without outliers (tau,
-    alpha as published), with the 90 % profile interval A_lo, A_hi of what that keeps; `_q05`,
-    `_q50`, `_q95` of one posterior of all runs with the published equation (curve="sigmoid"), whose
-    verdict is `agrees` or `differs` (A_inside: its interval holds the published A) where its status
-    is ok, else that status. rmse_* are errors on the evaluations after the window.
+    alpha as published), and A_lo, A_hi, the 90 % profile interval on the evaluations that it keeps;
+    `_q05`, `_q50`, `_q95` from one posterior of all runs with the published equation
+    (curve="sigmoid"). A_inside: its interval holds the published A. verdict: `agrees` or `differs`
+    by A_inside if the status is ok, else the status. rmse_*: errors on the evaluations after the
+    window.
     """
     table = points[points["run"].isin(published.index)]
     table = table.assign(start=table["run"], R0=table["run"].map(published["R0"]))
@@ -142,7 +143,7 @@ def agreement(
 
 
 def _alone(mine: pd.DataFrame, theirs: pd.Series) -> dict[str, object]:
-    """The published fit of one run and ours of that run alone."""
+    """The published fit of one run, and our fits of that run alone."""
     window = mine[mine["window"]]
     C, value, R0 = window["compute"].to_numpy(), window["value"].to_numpy(), theirs["R0"]
     alpha = None if np.isnan(theirs["alpha"]) else theirs["alpha"]
@@ -173,7 +174,7 @@ def _verdict(row: dict) -> str:
 
 
 def rmse(error: Floats) -> float:
-    """Root mean square; NaN of nothing."""
+    """Root mean square; NaN if there are no errors."""
     return float(np.sqrt(np.mean(np.square(error)))) if error.size else np.nan
 
 
@@ -183,12 +184,12 @@ def rmse(error: Floats) -> float:
 def forecast(
     evals: Evals, *, curve: str, method: str, origin: float, pad_to: int = 0
 ) -> tuple[pd.DataFrame, ScalingFit]:
-    """What every method says, from the first `origin` of each run's compute, of what came later.
+    """Forecasts of the later evaluations by every method, from the first `origin` of the compute.
 
     Returns:
         One row per later evaluation: run, compute, observed, horizon (C / C_seen), one column per
-        name in METHODS, inside (of the posterior's 90 % predictive interval), width (of it), crps,
-        log_score, and fallen (see `fallen`). And the posterior.
+        name in METHODS, inside (whether the posterior's 90 % predictive interval holds it), width
+        (of that interval), crps, log_score, and fallen (see `fallen`). And the posterior.
     """
     seen, later = evals.until(share=origin), evals.after(share=origin)
     posterior = fit(seen, curve=curve, method=method, pad_to=pad_to).unsafe()
@@ -205,7 +206,7 @@ def forecast(
 
 
 def baselines(compute_M: Floats, value_M: Floats, later_C: Floats) -> dict[str, Floats]:
-    """Pass rates at later compute by every method of METHODS but the posterior."""
+    """Forecast pass rates at later compute by every method of METHODS except the posterior."""
     R0 = value_M[0]
     A_grid = np.arange(np.floor(R0 / GRID_A_STEP) + 1, 1 / GRID_A_STEP + 1) * GRID_A_STEP
     C_mid_grid = GRID_C_MID * compute_M.max()
@@ -221,9 +222,9 @@ def baselines(compute_M: Floats, value_M: Floats, later_C: Floats) -> dict[str, 
 def errors(table: pd.DataFrame) -> pd.DataFrame:
     """Per run and method: rmse, mae and crps (for a point forecast its absolute error).
 
-    Twice where a run falls: over all later evaluations, n_fallen of them after a fall, and over
-    those `before a fall`. The posterior also has coverage of its 90 % predictive intervals, their
-    mean width, and its mean log score.
+    Over all later evaluations (scope "all"; n_fallen of them come after a fall) and, if any run
+    falls, over those that do not ("before a fall"). The posterior also has the coverage of its 90 %
+    predictive intervals, their mean width, and its mean log score.
     """
     rows = []
     scopes = {"all": table}
@@ -249,8 +250,8 @@ def errors(table: pd.DataFrame) -> pd.DataFrame:
 def scores(table: pd.DataFrame) -> pd.DataFrame:
     """`errors` over the runs of a study: means, the median rmse, and the posterior against each.
 
-    wins and losses count the runs in which the posterior's rmse is the smaller and the larger;
-    ratio is the geometric mean of rmse over the posterior's.
+    wins and losses count the runs in which the posterior's rmse is smaller and larger; ratio is the
+    geometric mean of rmse over the posterior's rmse.
     """
     keys = ["study", "scope", "origin"]
     posterior = table[table["method"] == "posterior"].set_index([*keys, "run"])["rmse"]
@@ -339,7 +340,7 @@ def _errors_panel(ax: Axes, table: pd.DataFrame, rows: Rows) -> None:
 
 
 def _wins(ax: Axes, errors: pd.DataFrame, y: float) -> None:
-    """In how many runs the posterior's error is the smaller, and by what factor on average."""
+    """In how many runs the posterior's error is smaller, and by what factor on average."""
     said = []
     for method in MARKS:
         if method != "posterior":
@@ -441,7 +442,7 @@ def _diagnostics(study: str, origin: float, posterior: ScalingFit) -> dict[str, 
 
 
 def _print(tables: dict[str, pd.DataFrame]) -> None:
-    """The tables in short form."""
+    """Print the main columns of the tables."""
     short = ["run", "A", "A_point", "A_robust", "A_lo", "A_hi", "A_q05", "A_q50", "A_q95"]
     short += ["C_mid", "C_mid_q50", "B", "B_q50", "status_robust", "verdict"]
     shown = {"agreement": tables["agreement"][short], "fits": tables["fits"]}

@@ -1,14 +1,14 @@
-"""Where runs end when the task has a worse optimum on the way, by recipe and learning rate.
+"""Where runs end on a task with a worse local optimum, by recipe and learning rate.
 
     python -m analysis.hard_mix [study=runs/hard_mix] [out=analysis/results/hard_mix]
 
-Prompts of `sweep=hard_mix` that leave no room for a worked answer pay 1 / base to a blind guess, so
-the exact pass rates of three policies are known (`levels`). Into `out` go
+On prompts of `sweep=hard_mix` that leave no room for a worked answer a blind guess passes with
+probability 1 / base, so the exact pass rates of three policies are known (`levels`). Into `out` go
 
     hard_mix.png   a row of panels per learning rate: curves of three recipes, a line per seed, and
                    where every run of every recipe ends
-    ends.csv       one row per run: where it ends, the mean of its last LAST evaluations; the best
-                   such mean on its way; and the level next to its end
+    ends.csv       one row per run: its end, which is the mean of its last LAST evaluations; the
+                   best such mean during training; and the known level nearest to its end
     evals.csv      the evaluations
 
 Bad options end with exit code 2 and one line on stderr.
@@ -36,7 +36,7 @@ from rlx.scaling.style import INK, canvas, level, log_ticks, panel_title, rows_a
 
 RATE = "optim.learning_rate"
 LAST = 5  # evaluations whose mean is where a run ends
-SMOOTHED = 3  # evaluations, of a drawn curve
+SMOOTHED = 3  # evaluations averaged in a drawn curve
 ABLATIONS = {
     "none": "CISPO, k = 8",
     "sync": "on-policy",
@@ -64,7 +64,7 @@ def levels(study: Path) -> dict[str, float]:
 
 
 def known_levels(guess: float, worked: float) -> dict[str, float]:
-    """Pass rates of three policies: guess, work out, and each where it pays."""
+    """Pass rates of three policies: guess all, work out all, and the better for each prompt."""
     return {
         "guess all": guess,
         "work out all": worked,

@@ -1,4 +1,4 @@
-"""Figures of arXiv 2510.13786 that need no run: its curve, its table and its digitised Fig. 1a.
+"""Figures of arXiv 2510.13786 that need no runs: its curve, its table and its digitised Fig. 1a.
 
     python -m analysis.paper fig=3|12|13|table1|power_vs_sigmoid|fit_windows|all [out=DIR]
 
@@ -54,7 +54,7 @@ WINDOWS = {  # A.7
 }
 POWER_A = {(1500, 50_000): 1.0, (5000, 50_000): 0.74}  # A.4
 
-# Rows of Table 1 that share a panel, as they are called there.
+# Rows of Table 1 in each panel: the label here, and the name there.
 PANELS = {
     "Fig. 9a: generation length": {"14k": "ScaleRL", "32k": "ScaleRL-32k"},
     "Fig. 10a: batch size": {"512": "ScaleRL-bs512", "768": "ScaleRL", "2048": "ScaleRL-bs2048"},
@@ -86,7 +86,7 @@ def digitised() -> pd.DataFrame:
 
 
 def power_vs_sigmoid() -> pd.DataFrame:
-    """Both curves on both windows of A.4; the sigmoid with R0 = 0.40 and its 90 % profile of A."""
+    """Both curves on both windows of A.4; for the sigmoid, R0 = 0.40 and a 90 % interval of A."""
     points = digitised()
     later = points[points["gpu_hours"] > 50_000]
     rows = []
@@ -122,7 +122,7 @@ def power_vs_sigmoid() -> pd.DataFrame:
 
 
 def fit_windows() -> pd.DataFrame:
-    """The windows of A.7 for each assumed R0: least squares with its profile, and the grid."""
+    """The windows of A.7 for each assumed R0: least squares with intervals of A, and grid fits."""
     points = digitised()
     rows = []
     for (lo, hi), (A_published, B_published) in WINDOWS.items():
@@ -199,7 +199,7 @@ def draw_3() -> Figure:
 
 
 def draw_12() -> Figure:
-    """Fig. 12: B and C_mid change when the ceiling is reached, not where it is."""
+    """Fig. 12: B and C_mid change how soon the ceiling is reached, not how high it is."""
     figure, panels = _figure(2)
     _family(panels[0], "(a) steepness", "B", [0.8, 1.2, 1.7, 3.0])
     _family(panels[1], "(b) midpoint", "C_mid", [2500.0, 5000.0, 10_000.0, 20_000.0])
@@ -417,7 +417,7 @@ def _legend(ax: Axes, title: str | None = None) -> None:
 def _with_table(
     numbers: Callable[[], pd.DataFrame], draw: Callable[[pd.DataFrame], Figure], path: Path | None
 ) -> Figure:
-    """The figure; with a path, its table is printed, and written beside it."""
+    """Draw the figure; given a path, also print its table and write it beside the figure."""
     table = numbers()
     if path is None:
         return draw(table)

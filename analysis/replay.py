@@ -1,35 +1,37 @@
-"""Would a study with a budget have kept the verdicts of the whole one? Committed studies replayed.
+"""Does a study on a budget reach the verdicts of the whole study? Committed studies replayed.
 
     python -m analysis.replay [out=analysis/results/budget] [cache=outputs/budget] [seeds=3]
                               [what=all|figure]
 
-Seven studies: the five of `analysis.studies`, and one per learning rate of hard_mix; 53 cells are
-compared with their baselines. Each is conducted as if live (`rlx.scaling.stopping.Conduct`): a
-round adds to every cell that goes on its evaluations up to the share, a cell that stopped adds none
-to later fits, and what was decided is compared with what the whole study says of both questions.
+Seven studies: the five of REFERENCE, and one per learning rate of hard_mix; 53 cells are compared
+with their baselines. Each study is run as if live (`rlx.scaling.stopping.Conduct`): in each round,
+every cell that continues gets its evaluations up to the new share; a cell that stopped adds none to
+later fits. The decisions are compared with what the whole study says about both questions (final
+pass rate, compute).
 
-    truth   observed: the same differences of what was seen, beyond 2 standard errors over seeds:
-            the mean of a run's last LAST evaluations, log compute to 80 % of the baseline's gain
+    truth   observed: differences larger than 2 standard errors over seeds, of the mean of a run's
+            last LAST evaluations and of log compute to 80 % of the baseline's gain
             fitted: what the fit of the whole study says by the same rule, margins included
-    seeds   parts of the draws of one fit (Laplace), each of which decides alone
+    seeds   disjoint parts of the draws of one Laplace fit; each part decides alone
 
-Thresholds are chosen without the study that is judged and all that share its baseline: the rule
-with the most verdicts kept, then the least spent, among those that keep to MOST_OPPOSITE and
-MOST_UNSUPPORTED, as fits of all cells at a common share say (so that choosing needs no more fits);
-of rules that do equally well the middle one. Rows of rule=default have the thresholds of `Rule`,
-which were chosen with a look at all studies.
+The thresholds for a study are chosen on the other studies, without those that share its baseline:
+of the rules within MOST_OPPOSITE and MOST_UNSUPPORTED, the one that keeps the most verdicts, then
+the one that spends least; of rules that tie, the middle one. To need fewer fits, the choice uses
+fits of all cells at a common share. Rows of rule=default have the thresholds of `Rule`, which were
+chosen after seeing all studies.
 
 Into `out` go
 
-    replay.csv    a row per rule, study, policy, budget, guard, seed and truth: kept, opposite,
-                  unsupported, equal (equal_wrong: though truth has a sign) of the questions where
-                  truth has a sign (true) or none; spent, a share of all updates, and of all FLOPs
-    summary.csv   the same summed over the studies of a group, mean over seeds
-    guard.csv     of each study: the baseline's forecast from a quarter, and its end
-    rules.csv     what was chosen for each study
-    replay.png    kept against spent
+    replay.csv    a row per rule, study, policy, budget, guard, seed and truth. The questions where
+                  truth has a sign (true) or none (none); of their answers, those kept, opposite,
+                  unsupported, equal (rightly) and equal_wrong (truth has a sign); spent and
+                  spent_flops, shares of all updates and of all FLOPs
+    summary.csv   the same, summed over the studies of a group, mean over seeds
+    guard.csv     for each study, the baseline's forecast from a quarter of its compute, and its end
+    rules.csv     the rule chosen for each study
+    replay.png    verdicts against compute spent
 
-Fits are kept in `cache`, so what was interrupted goes on.
+Fits are kept in `cache`, so an interrupted command continues where it stopped.
 """
 
 from __future__ import annotations
@@ -80,7 +82,7 @@ REFERENCE = {  # levels of the baseline of each study
     "efficiency_shapers": {"ablation": "none"},
     "controls": {"ablation": "none"},
 }  # fmt: skip
-SHARED = (("loo", "recipes"), ("ceiling_movers", "efficiency_shapers", "controls"))  # a baseline
+SHARED = (("loo", "recipes"), ("ceiling_movers", "efficiency_shapers", "controls"))  # one baseline
 GROUPS = {"five": tuple(REFERENCE), "hard": ("hard_lo", "hard_hi")}
 SIGNS = ("higher", "lower")
 LAST = 3  # evaluations whose mean is where a run ends
@@ -89,7 +91,7 @@ BUDGETS = (0.25, 0.4, 0.5, 0.75)
 DECIDE, IN_A_ROW = (0.9, 0.95, 0.975), (1, 2)
 TOLERANCE = (0.01, 0.03, 0.05, 0.07, 0.1)
 MOST_OPPOSITE, MOST_UNSUPPORTED = 0.02, 0.05
-PAD = 64  # evaluations, so that programs compile once a study
+PAD = 64  # fits are padded to this many evaluations per run, so that a study compiles once
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class Study:
         return {cell: sum(self.full[run] for run in runs) for cell, runs in self.cells.items()}
 
     def until(self, stands: Mapping[str, float]) -> Evals:
-        """Each cell cut to its share."""
+        """The evaluations of each cell up to its share of the compute."""
         frame = self.evals.frame
         cell = {run: name for name, runs in self.cells.items() for run in runs}
         most = frame["run"].map(lambda run: stands[cell[run]] * self.full[run])
@@ -143,7 +145,7 @@ def studies() -> list[Study]:
 
 
 def study(name: str, evals: Evals, levels: Mapping[str, str]) -> Study:
-    """Its cells are what the axes tell apart; the baseline has the levels."""
+    """The study: a cell per combination of levels of the axes; `levels` are the baseline's."""
     frame = evals.frame
     keys = ["recipe", *evals.axes]
     cells, baseline = {}, ""
@@ -160,8 +162,8 @@ def study(name: str, evals: Evals, levels: Mapping[str, str]) -> Study:
 
 
 def compute_to_level(run: pd.DataFrame, level: float) -> float:
-    """log of the compute at which the mean of LAST evaluations first reaches the level, by line;
-    that of the last evaluation where it never does."""
+    """log of the compute at which the mean of LAST evaluations first reaches the level, by linear
+    interpolation; that of the last evaluation if it never does."""
     smooth = run["value"].rolling(LAST, min_periods=1, center=True).mean().to_numpy()
     C = run["compute"].to_numpy()
     above = np.flatnonzero(smooth >= level)
@@ -173,7 +175,7 @@ def compute_to_level(run: pd.DataFrame, level: float) -> float:
 
 
 def truth(study: Study) -> dict[str, dict[str, str]]:
-    """What the whole study says of each cell: higher, lower or nothing, for both questions."""
+    """What the whole study says about each cell: "higher", "lower" or "", for both questions."""
     start = np.mean([rows(study.evals, r)["value"].iloc[0] for r in study.cells[study.baseline]])
     level = start + LEVEL * (study.end() - start)
     of_run = {
@@ -197,7 +199,7 @@ def truth(study: Study) -> dict[str, dict[str, str]]:
 
 
 def fitted(fits: Fits, study: Study, rule: Rule) -> dict[str, dict[str, str]]:
-    """The same as the fit of the whole study says it, by the rule."""
+    """The same from the fit of the whole study, by the rule."""
     seen, out = fits.ahead(study, dict.fromkeys(study.cells, 1.0)), {}
     for cell in truth(study):
         told = answers(seen, study.cells[cell], study.cells[study.baseline], rule)
@@ -210,7 +212,7 @@ def fitted(fits: Fits, study: Study, rule: Rule) -> dict[str, dict[str, str]]:
 
 
 class Fits:
-    """What fits say of the end, from the cache where they have been made."""
+    """Forecasts of the end, read from the cache if they were made before."""
 
     def __init__(self, cache: Path):
         self.cache = cache
@@ -220,7 +222,7 @@ class Fits:
         text = json.dumps([study.name, sorted(stands.items()), study.evals.sha256()])
         path = self.cache / f"{study.name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
         if not path.exists():
-            with contextlib.redirect_stdout(io.StringIO()):  # runs that fall are a line each
+            with contextlib.redirect_stdout(io.StringIO()):  # a line per run that falls
                 fit = sc.fit(study.until(stands), method="laplace", pad_to=PAD)
             seen = ahead(fit, study.full, study.cells[study.baseline])
             value, log_C = (x.astype(np.float32) for x in (seen.value_XR, seen.log_compute_XR))
@@ -232,7 +234,7 @@ class Fits:
 
 
 def seen_by(fits: Fits, study: Study, seed: int, seeds: int, stands: Mapping[str, float]) -> Ahead:
-    """One of `seeds` parts of the draws."""
+    """Forecasts from one of `seeds` disjoint parts of the draws."""
     seen = fits.ahead(study, stands)
     return Ahead(seen.runs, seen.value_XR[seed::seeds], seen.log_compute_XR[seed::seeds])
 
@@ -245,7 +247,7 @@ def replay(
     rule: Rule,
     guarded: bool,
 ) -> tuple[list[Decision], dict[str, float]]:
-    """The decisions, and what they took: the share of the cells' updates, and of FLOPs."""
+    """The decisions, and what they spent, as a share of all cells' updates and of all FLOPs."""
     plan = Plan(study.cells, study.baseline, policy, budget, guarded=guarded, rule=rule)
     shares = dict.fromkeys(study.cells, 1.0)
     conduct = Conduct(plan, lambda _: shares, forecast, study.end)
@@ -276,7 +278,7 @@ def score(decisions: Sequence[Decision], known: Mapping[str, Mapping[str, str]])
 
 
 def common(fits: Fits, study: Study) -> Callable[[dict[str, float]], Ahead]:
-    """Forecasts from all cells at the farthest share of any but the baseline."""
+    """Forecasts from all cells at one share, the largest of any cell except the baseline."""
 
     def forecast(stands: dict[str, float]) -> Ahead:
         share = max(x for cell, x in stands.items() if cell != study.baseline)
@@ -290,7 +292,7 @@ def shared_with(name: str) -> tuple[str, ...]:
 
 
 def choose(fits: Fits, all_studies: Sequence[Study], budget: float) -> dict[str, Rule]:
-    """For each study the rule that the others ask for, see above."""
+    """For each study, the rule chosen on the others; see the module's docstring."""
     tried = {}
     for decide, in_a_row, tolerance in product(DECIDE, IN_A_ROW, TOLERANCE):
         rule = Rule(decide=decide, in_a_row=in_a_row, tolerance=tolerance)

@@ -1,4 +1,4 @@
-"""Figure of `python -m experiments.calibration sets=all`: forecasts of every rule, scored.
+"""Figure of `python -m experiments.calibration sets=all`: scores of every rule's forecasts.
 
 Drawn from scores.csv by `python -m analysis.all only=scored`.
 """

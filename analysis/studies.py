@@ -1,28 +1,29 @@
-"""Posteriors of our studies of arXiv 2510.13786 as tables, and what becomes of its claims.
+"""Fits of our studies of arXiv 2510.13786, their tables, and verdicts on the paper's claims.
 
     python -m analysis.studies [study=all|recipes|loo|efficiency_shapers|ceiling_movers]
                                [runs=analysis/results/studies/evals] [method=laplace|nuts]
                                [compute=compute|modelled_device_s|tokens_generated]
                                [out=analysis/results/studies]
 
-`runs` holds a directory of runs for each study, as `python -m experiments.study sweep=NAME` fills
-it, or its evaluations, NAME.csv, as they are committed. Each study is fitted once, on all of its
-evaluations, and what figures and claims ask of the posterior is written as tables of 5, 50 and 95 %
-quantiles, from which `python -m analysis.all` draws. Into `out` go
+`runs` holds, for each study, a directory of runs (from `python -m experiments.study sweep=NAME`) or
+a table of its evaluations, NAME.csv, such as those committed here. Each study is fitted once, on
+all of its evaluations. What figures and claims need from the posterior is written as tables of 5,
+50 and 95 % quantiles, which `python -m analysis.all` draws. Into `out` go
 
     fits.csv          a row per study: method, diagnostics, digest of the data
-    curves.csv        the typical seed's pass rate against compute; of loo also each run's
+    curves.csv        the typical seed's pass rate against compute; for loo also each run's
     parameters.csv    A (pass rate at 10 times the compute seen), asymptote, B, B_tail, C_mid, R0
-    effects.csv       each level against its reference, as fit.effects; ceiling: horizon, or
-                      asymptote (of fit.with_doubt(None))
-    verdicts_at_horizon.csv, verdicts.csv    a row per claim, by the one ceiling and by the other
-    evals/NAME.csv, entropy.csv              of `runs` that are directories
+    effects.csv       each level against its reference, as in fit.effects; column ceiling: horizon,
+                      or asymptote (from fit.with_doubt(None))
+    verdicts_at_horizon.csv, verdicts.csv    a row per claim, with A at the horizon, or asymptotes
+    evals/NAME.csv, entropy.csv              only if `runs` holds directories
 
-A verdict says with what probability the posterior supports a claim, and the smallest effect it
-would have seen: "reproduced" and "contradicted" need the claim, or its contrary, at 0.9; a
-posterior that is merely wide "cannot tell". The models have 100,000 parameters and add digits: only
-the order of recipes can be compared with the paper's. Laplace's approximation takes a minute a
-study, NUTS up to an hour. Bad options end with exit code 2 and one line on stderr.
+A row gives the posterior probability of a claim, the verdict, and the smallest effect that the
+study would have detected. "reproduced" needs probability 0.9 for the claim, "contradicted" 0.9 for
+its opposite; otherwise, for instance if the posterior is wide, the verdict is "cannot tell". The
+models have 100,000 parameters and add digits: only the order of recipes can be compared with the
+paper's. A study takes Laplace's approximation a minute, and NUTS up to an hour. Bad options end
+with exit code 2 and one line on stderr.
 """
 
 from __future__ import annotations
@@ -44,12 +45,12 @@ from rlx.record import runs as run_directories
 from rlx.scaling import Evals, ScalingFit
 from rlx.scaling.data import COLUMNS
 
-DETECTED = 2.8  # standard errors between 0 and what is seen in 80 % of studies, at 5 % two-sided
+DETECTED = 2.8  # an effect of so many standard errors is found in 80 % of studies (5 %, two-sided)
 STUDIES = ("recipes", "loo", "efficiency_shapers", "ceiling_movers")
 RESULTS = Path(__file__).parent / "results" / "studies"
 GRID_POINTS = 60  # of a curve
 QUANTILES = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
-SMOOTHED = 10  # updates, of an entropy
+SMOOTHED = 10  # updates averaged in an entropy
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Options:
     out: Path = RESULTS
 
 
-# What the paper says of a level against a reference, as an event of `fit.effects`.
+# The paper's claims about a level against a reference; the event of each in `fit.effects`.
 CLAIMS = Path(__file__).parent / "claims.csv"
 EVENTS: dict[str, Callable[[pd.Series], tuple[float, float]]] = {  # P(claim), P(its contrary)
     "same A": lambda row: (1 - row["p_ceiling"], max(row["p_raises"], row["p_lowers"])),
@@ -74,7 +75,7 @@ EVENTS: dict[str, Callable[[pd.Series], tuple[float, float]]] = {  # P(claim), P
 DECIDE = 0.9
 
 
-# What the cells of committed evaluations are called today: recipe, and what is left out of it.
+# Today's names of the cells of committed evaluations: recipe and ablation.
 NAMES = Path(__file__).parent / "names.csv"
 AXES = {
     "learning_rate": "optim.learning_rate",
@@ -84,7 +85,7 @@ AXES = {
 
 
 def renamed(evals: pd.DataFrame) -> pd.DataFrame:
-    """Committed evaluations of before 2026-11-26, when an ablation was a recipe of its own."""
+    """Evaluations with today's names; before 2026-11-26 every ablation was a recipe."""
     today = pd.read_csv(NAMES, dtype=str, keep_default_na=False).set_index("before")
     known = evals["recipe"].isin(today.index)
     level = evals["recipe"].map(today["ablation"]).fillna("none")
@@ -136,7 +137,7 @@ def entropies(study: Path) -> pd.DataFrame:
 
 
 def tables(study: str, fit: ScalingFit) -> dict[str, pd.DataFrame]:
-    """What is kept of a posterior, by file."""
+    """The tables that are kept of a posterior, by file."""
     attrs = fit.attrs
     kept = ("curve", "method", "rhat", "ess", "divergences", "data_sha256")
     of_fit = {name: attrs[name] for name in kept} | {"compute_label": fit.evals.compute_label}
@@ -164,7 +165,7 @@ def curves(fit: ScalingFit, by: str) -> pd.DataFrame:
 
 
 def effects(study: str, fit: ScalingFit) -> pd.DataFrame:
-    """Every comparison that a claim makes, and all levels against the same reference."""
+    """For each axis and reference of the study's claims, the effects of all levels."""
     claims = pd.read_csv(CLAIMS, dtype=str)
     asked = claims.loc[claims["study"] == study, ["axis", "reference"]].drop_duplicates()
     parts = []
@@ -176,9 +177,9 @@ def effects(study: str, fit: ScalingFit) -> pd.DataFrame:
 
 
 def verdicts(effects: pd.DataFrame) -> pd.DataFrame:
-    """One row per claim: its probability, the effect, and the smallest that would be seen.
+    """One row per claim: its probability, the effect, and the smallest that would be detected.
 
-    effects: of one kind of ceiling, see `effects`, with a column study.
+    effects: tables of `effects` with a column study, for one kind of ceiling.
     """
     keys = ["study", "axis", "reference", "level"]
     of_claim = effects.astype({key: str for key in keys}).set_index(keys).sort_index()
@@ -214,7 +215,7 @@ def verdicts(effects: pd.DataFrame) -> pd.DataFrame:
 
 
 def replaced(path: Path, table: pd.DataFrame) -> None:
-    """Write the rows of the studies of `table` in place of their old ones."""
+    """Write `table` to `path` in place of the old rows of its studies; other rows stay."""
     if path.exists():
         old = pd.read_csv(path)
         table = pd.concat([old[~old["study"].isin(table["study"])], table], ignore_index=True)
@@ -248,11 +249,11 @@ def main(argv: Sequence[str]) -> None:
 
 
 def write_verdicts(out: Path) -> None:
-    """Both tables of verdicts, once every study has its effects."""
+    """Write both tables of verdicts, if every study has its effects."""
     table = pd.read_csv(out / "effects.csv")
     lost = [study for study in STUDIES if study not in set(table["study"])]
     if lost:
-        print(f"verdicts: not yet, {', '.join(lost)} to be fitted")
+        print(f"verdicts: not written, {', '.join(lost)} not fitted yet")
         return
     for ceiling, name in (("horizon", "verdicts_at_horizon"), ("asymptote", "verdicts")):
         found = verdicts(table[table["ceiling"] == ceiling])

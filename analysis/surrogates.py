@@ -1,27 +1,28 @@
-"""Which surrogates stand where CISPO falls, and what a published comparison of six can tell.
+"""Which surrogates keep their pass rate where CISPO loses it; a published comparison of six.
 
     python -m analysis.surrogates [study=runs/surrogates] [out=analysis/results/surrogates]
                                   [published=FILE]
 
-`study` is a directory of `sweep=surrogates` or the evaluations of one. What it lacks of CISPO,
-DAPO's clip and GSPO is taken from the same cells of `sweep=hard_mix`, as many evaluations. Into
+`study` is a directory of runs of `sweep=surrogates`, or a table of its evaluations. Cells of CISPO,
+DAPO's clip and GSPO that it lacks are taken from `sweep=hard_mix`, cut to as many evaluations. Into
 `out` go
 
     evals.csv       the evaluations
-    ends.csv        one row per run, as of analysis.hard_mix: where it ends, the level next to it
+    ends.csv        one row per run, as in analysis.hard_mix: its end, and the level nearest to it
     verdicts.csv    one row per surrogate: runs, how many stand at the end, and the probability that
                     its true share of runs that stand is above CISPO's
     surrogates.png  curves, a panel per surrogate, and where the runs end
 
-A run stands if it does not end next to the level of blind guesses. Shares have uniform priors: two
-posteriors Beta(1 + stood, 1 + fell), compared by a million draws. Curves that rise and fall are no
-sigmoids, so no ceiling is fitted to them.
+A run stands if its end is not nearest to the level of blind guesses. Shares have uniform priors:
+two posteriors Beta(1 + stood, 1 + fell) are compared with a million draws. A curve that rises and
+falls is not a sigmoid, so no ceiling is fitted to it.
 
-published: columns algorithm, seed, updates, passes, n, run_total_generated_tokens. Then also
+`published` is a table with columns algorithm, seed, updates, passes, n, run_total_generated_tokens.
+With it, `out` also gets
 
-    published.csv   per algorithm the Laplace posterior of the curve: the ceiling's interval and
-                    status, the probability that it is best at the last evaluation, and the least
-                    difference that one run of so many prompts would show
+    published.csv   per algorithm, from a Laplace fit: the ceiling's interval and status, the
+                    probability that it is best at the last evaluation, and the smallest difference
+                    that one run evaluated on so many prompts would show
 
 Bad options end with exit code 2 and one line on stderr.
 """
@@ -77,7 +78,7 @@ class Options:
 
 
 def gathered(study: Path) -> pd.DataFrame:
-    """Evaluations of the study, and of the cells that hard_mix ran before."""
+    """Evaluations of the study, and those of hard_mix for SHARED cells that it lacks."""
     if not study.exists():
         remedy = "python -m experiments.study sweep=surrogates"
         raise InputError("study", study, "nothing there", remedy)
@@ -135,7 +136,7 @@ def draw(evals: pd.DataFrame, known: dict[str, float]) -> Figure:
 
 
 def levels(evals: pd.DataFrame) -> dict[str, float]:
-    """Pass rates of three policies: guess, work out, and each where it pays."""
+    """`known_levels` of the evaluations' exact ceiling."""
     return known_levels(1 / BASE, float(evals["truth"].iloc[0]))
 
 
@@ -149,7 +150,7 @@ def figures(results: Path) -> dict[str, Drawing]:
 
 
 def published(path: str) -> pd.DataFrame:
-    """What one seed and a few evaluations of each algorithm say of where it ends."""
+    """What one seed and a few evaluations of each algorithm say about its end."""
     data = pd.read_csv(path)
     share = data["updates"] / data["updates"].max()
     table = pd.DataFrame(

@@ -1,4 +1,4 @@
-"""Runs that evaluate several sets: a scaling curve for each, and what carries over.
+"""Runs that evaluate several sets: a scaling curve per set, and transfer between sets.
 
     python -m analysis.tasks [study=runs/tasks] [out=analysis/results/tasks]
                              [compute=compute|modelled_device_s|tokens_generated]
@@ -13,7 +13,7 @@ that are not trained on against the held-out set, one point per evaluation. Into
                  and 90 % of the typical seed's curve and of its ceiling A
     tasks.csv    one row per set, recipe and parameter, as ScalingFit.summary; truth: exact ceiling
     curves.csv   5, 50 and 95 % of the typical seed's curve
-    evals.csv    the evaluations, from which `study=.../evals.csv` makes the others again
+    evals.csv    the evaluations; `study=.../evals.csv` makes the other files from them again
 
 Bad options end with exit code 2 and one line on stderr.
 """
@@ -89,7 +89,7 @@ NAMES = {
 }
 
 
-# ------------------------------------------------------------------ what there is
+# ------------------------------------------------------------------ evaluations
 
 
 def sets_of(study: Path) -> list[str]:
@@ -122,7 +122,7 @@ def trained_tasks(study: Path) -> set[str]:
 
 
 def read(study: Path, compute: str) -> dict[str, Evals]:
-    """Every evaluation set of a study, of its runs or of a table with columns eval_set, trained."""
+    """Every evaluation set of a study, from runs or a table with columns eval_set and trained."""
     if not study.is_file():
         return {name: Evals.read(study, eval_set=name, compute=compute) for name in sets_of(study)}
     table = pd.read_csv(study)
@@ -159,7 +159,7 @@ def tables(evals: dict[str, Evals], trained: set[str], method: str) -> dict[str,
 
 
 def stored(folder: Path) -> list[Task]:
-    """Every set as the tables of a folder hold it."""
+    """Every set, from the tables in a folder."""
     read = {name: pd.read_csv(folder / f"{name}.csv") for name in ("evals", "tasks", "curves")}
     return [
         Task(str(name), bool(rows["trained"].iloc[0]), *(of_set(t, name) for t in read.values()))
@@ -229,14 +229,14 @@ def curve_panel(ax: Axes, task: Task) -> None:
 
 
 def _said(recipe: str, seeds: int, ceiling: pd.Series) -> str:
-    """For the key: 90 % of A, or that the data leave it open."""
+    """Label in the key: A and its 90 % interval, or why the data do not give it."""
     A = f"A = {ceiling['q50']:.2f} (90 %: {ceiling['q05']:.2f} to {ceiling['q95']:.2f})"
     status = A if ceiling["status"] == "ok" else ceiling["status"].partition(":")[0]
     return f"{recipe}, {seeds} seed{'s' * (seeds > 1)}: {status}"
 
 
 def transfer(ax: Axes, heldout: Task, others: Sequence[Task]) -> None:
-    """Pass rate on sets that are not trained on against the held-out one, along training."""
+    """Pass rate on sets that are not trained on against that on the held-out set."""
     x = heldout.evals.set_index(["run", "compute"])["value"]
     ends = (0, _end(x))
     ax.plot(ends, ends, color=FAINT, linewidth=0.8, linestyle=DASHES, label="as on held-out")
@@ -254,7 +254,7 @@ def transfer(ax: Axes, heldout: Task, others: Sequence[Task]) -> None:
 
 
 def _end(rates: Iterable[float]) -> float:
-    """Of an axis of pass rates, with room above the highest."""
+    """Upper end of an axis of pass rates, with room above the highest."""
     return max(1.06 * max(rates), 0.05)
 
 

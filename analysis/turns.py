@@ -7,9 +7,9 @@ For studies whose cells differ in `episode.max_turns`, such as `sweep=turns` and
 `out` go
 
     turns.png   a colour per number of turns, a line per seed, evaluations with their standard
-                errors; thin, the exact ceilings of the manifests where they are known
-    ends.csv    one row per run: its ceiling, where it starts, and the mean of its last LAST
-                evaluations, with the share of the way from the start to the ceiling
+                errors; thin lines: the exact ceilings in the manifests, where they are known
+    ends.csv    one row per run: its ceiling; start, its first evaluation; end, the mean of its last
+                LAST; way, the share (end - start) / (ceiling - start)
     evals.csv   the evaluations
 
 Bad options end with exit code 2 and one line on stderr.
@@ -56,7 +56,7 @@ def ends(evals: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(evals: pd.DataFrame, label: str) -> Figure:
-    """label: of the axis of compute."""
+    """label: that of the compute axis."""
     figure = canvas(6.8, 4.2)
     ax = figure.subplots()
     cells = sorted(evals.groupby(evals[TURNS].astype(int)), key=lambda cell: -cell[0])
@@ -102,7 +102,7 @@ def main(argv: Sequence[str]) -> None:
     read = Evals.read(options.study, compute=options.compute)
     evals = read.frame
     if TURNS not in evals:
-        reason, remedy = f"its runs do not differ in {TURNS}", "give one of sweep=turns or tool"
+        reason, remedy = f"its runs do not differ in {TURNS}", "give one of sweep=turns|tool"
         raise InputError("study", options.study, reason, remedy)
     table = ends(evals)
     options.out.mkdir(parents=True, exist_ok=True)
