@@ -1,4 +1,4 @@
-"""Rolling origins: what earlier forecasts of this very study would have been worth.
+"""Rolling origins: how well forecasts from earlier in the same study would have done.
 
     bt = sc.backtest(evals)
     bt.scores                      # coverage, log score, CRPS, bias, RMSE by curve, origin, horizon
@@ -10,10 +10,10 @@ A study is refitted on the first 10, 25, 50 and 75 % of every run's compute and 
 doubt, on all later evaluations of runs that had not left their curve by then. An origin that leaves
 the median run fewer than MIN_SEEN evaluations is left out.
 
-Whether forecasts are trusted is asked of each band of horizons, over all origins: the share of the
-later evaluations that lay inside their 90 % intervals, first of every run from every origin, then
-the mean of these. Trusted is LEAST of it; fewer than LEAST_RUNS runs are too little evidence, which
-is not trust.
+Trust is judged for each band of horizons, over all origins, by coverage: the share of later
+evaluations inside their 90 % intervals, first for each run and origin, then the mean over these.
+Coverage of at least LEAST is trusted; fewer than LEAST_RUNS runs are too little evidence, which is
+not trust.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Backtest:
 
     @property
     def scores(self) -> pd.DataFrame:
-        """By curve, origin and band: n, coverage over runs, each weighing the same, and the means
+        """By curve, origin and band: n, coverage (each run has the same weight), and the means
         log_score, crps, bias, rmse."""
         points = self.points.drop(columns="horizon").rename(columns={"band": "horizon"})
         points["bias"] = points["mean"] - points["observed"]
@@ -91,7 +91,7 @@ class Backtest:
         """One row per band of horizons, the nearest first.
 
         Columns: horizon, reach (the largest in it), runs, forecasts (runs x origins), coverage
-        (each forecast weighing the same), verdict (TRUSTED, NOT_TRUSTED or TOO_LITTLE).
+        (each forecast has the same weight), verdict (TRUSTED, NOT_TRUSTED or TOO_LITTLE).
         """
         rows = []
         for band, part in self.points[self.points["curve"] == curve].groupby("band"):
@@ -106,14 +106,14 @@ class Backtest:
     def trust(self, curve: str = "burr") -> float:
         """Largest horizon C / C_seen up to which every band of horizons is trusted, see `evidence`.
 
-        1 where forecasts did not hold, and where there is too little evidence: `says` tells which.
+        1 if forecasts did not hold, or if there is too little evidence: `says` tells which.
         """
         table = self.evidence(curve)
         held = (table["verdict"] == TRUSTED).cumprod().astype(bool)
         return float(table.loc[held, "reach"].max()) if held.any() else 1.0
 
     def says(self, curve: str = "burr") -> str:
-        """`trust` and what ends it, in words."""
+        """`trust`, and the first band without it, in words."""
         table, trust = self.evidence(curve), self.trust(curve)
         ends = table[table["verdict"] != TRUSTED].head(1)
         words = [f"trusted up to {trust:.3g} times the compute seen"] if trust > 1 else []
@@ -143,14 +143,15 @@ def backtest(
         origins: shares of every run's compute that a forecast may see.
         method: "laplace" (seconds) or "nuts".
         progress: show a progress bar.
-        pad_to: that of a fit of the same runs, with which the program is then shared.
+        pad_to: that of a fit of the same runs, to use its compiled program.
         options: of `rlx.scaling.fit` (noise, axes, r0, priors, seed).
     """
     widest = int(data.frame[data.frame["compute"] > 0].groupby("run").size().max())
     pad_to = max(pad_to, widest)
     points, usable = [], usable_origins(data, origins)
     if not usable:
-        raise InputError("origins", origins, f"fewer than {MIN_SEEN} evaluations seen", "use later")
+        reason = f"fewer than {MIN_SEEN} evaluations seen"
+        raise InputError("origins", origins, reason, "give later ones")
     jobs = [(curve, origin) for curve in curves for origin in usable]
     for curve, origin in tqdm(jobs, desc="backtest", unit="fit", disable=not progress):
         seen, later = data.until(share=origin), data.after(share=origin)
@@ -161,15 +162,15 @@ def backtest(
 
 
 def backtest_of(fit: Draws, **options) -> Backtest:
-    """Forecasts from earlier compute of a fit's own study, with its choices, see `backtest`."""
+    """`backtest` of a fit's own study, with the same priors, doubt, noise and r0."""
     same: dict[str, Any] = {"priors": fit.priors, "doubt": fit.doubt, "noise": fit.attrs["noise"]}
     return backtest(fit.evals, **(same | {"r0": json.loads(fit.attrs["r0"])} | options))
 
 
 def trust_of(fit: Draws, **options) -> float:
-    """Largest C / C_max up to which past forecasts of the study held; prints what it rests on.
+    """Largest C / C_max up to which past forecasts of the study held; prints the evidence.
 
-    1 where they did not hold, and where there is too little evidence, see `Backtest.evidence`.
+    1 if they did not hold, or if there is too little evidence, see `Backtest.evidence`.
     """
     curve = fit.attrs["curve"]
     if not usable_origins(fit.evals, options.get("origins", ORIGINS)):
@@ -181,7 +182,7 @@ def trust_of(fit: Draws, **options) -> float:
 
 
 def usable_origins(data: Evals, origins: Sequence[float] = ORIGINS) -> list[float]:
-    """Those at which the median run has MIN_SEEN evaluations."""
+    """The origins at which the median run has at least MIN_SEEN evaluations."""
 
     def seen(origin: float) -> float:
         frame = data.frame.merge(
@@ -194,7 +195,7 @@ def usable_origins(data: Evals, origins: Sequence[float] = ORIGINS) -> list[floa
 
 
 def with_first(data: Evals, seen: Evals) -> Evals:
-    """Every run with at least its first evaluation at C > 0."""
+    """`seen`, with the first evaluation at C > 0 of every run that has none there."""
     positive = data.frame[data.frame["compute"] > 0]
     first = positive.loc[positive.groupby("run", sort=False)["compute"].idxmin()]
     have = set(seen.frame.loc[seen.frame["compute"] > 0, "run"])
@@ -208,7 +209,7 @@ def with_first(data: Evals, seen: Evals) -> Evals:
 
 
 def score(posterior: Draws, later: Evals) -> pd.DataFrame:
-    """Forecasts of later evaluations, scored: one row each, none of runs that departed.
+    """Scores of forecasts of later evaluations: one row each, without runs that departed.
 
     Columns: run, recipe, compute, observed; horizon = C / C_seen and its band; mean, q05, q50, q95
     of the forecast; inside, whether q05 <= observed <= q95; log_score; crps.

@@ -1,5 +1,5 @@
-"""Whether a fit may be believed: the sampler, the prior's share, runs that left their curve, and
-what the curves leave over of the evaluations that were fitted."""
+"""Whether a fit can be believed: the sampler, the prior's share, runs that left their curve, and
+the residuals of the fitted evaluations."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from rlx.scaling.fate import LAST, fallen, has_risen
 from rlx.scaling.parameters import gained, prior_share
 from rlx.scaling.residuals import far_from_prior, residual_tests
 
-ALPHA = 0.05  # share of studies of a right model with a finding in the residuals
-COMPARE = "compare curves with backtest().weights(), and bet no farther than trust()"
+ALPHA = 0.05  # share of studies with a finding in the residuals if the model is right
+COMPARE = "compare curves with backtest().weights(), and forecast no farther than trust()"
 
 
 @dataclass(frozen=True)
 class Check:
-    """Findings on a fit. `ok`: nothing that forbids its use; `sampler` and `runs` are the evidence.
+    """Problems of a fit, and the tables that show them. `ok`: there are none.
 
     sampler: value and bound of every diagnostic of the sampler.
-    runs: one row per run: seen, the share of the gain made so far with its interval; the prior's
-        share of the fitted asymptote; risen, whether it has begun to rise; departure, the z of a
-        run that left its curve (departure.py).
-    residuals: what the curves leave over, one row per test, `residuals.residual_tests`.
+    runs: one row per run: seen, the share of the gain made so far with its interval; past_C_mid,
+        the probability that it is past C_mid; the prior's share of the fitted asymptote; risen,
+        whether it has begun to rise; departure, the z of a run that left its curve (departure.py).
+    residuals: one row per test, `residuals.residual_tests`.
     problems: one line each, with what to do.
     """
 
@@ -47,7 +47,7 @@ class Check:
 
     def __str__(self) -> str:
         lines = []
-        if len(self.sampler):  # none of a preview
+        if len(self.sampler):  # a preview has none
             lines = [self.sampler.to_string(index=False, float_format="{:.4g}".format)]
         lines += [self.runs.to_string(index=False, float_format="{:.3f}".format)]
         return "\n\n".join([*lines, "\n".join(self.problems) or "no problems"])
@@ -61,11 +61,11 @@ def check(fit: Draws) -> Check:
     for row in sampler[~sampler["ok"]].itertuples():
         problems.append(f"{row.diagnostic}={row.value:.4g}: {row.bound}; {row.remedy}")
     if fit.attrs["method"] == "laplace":
-        problems.append("method=laplace: a preview; fit with method=nuts before you bet on it")
+        problems.append("method=laplace: a preview; fit with method=nuts before you decide")
     if not all(np.isfinite(x).all() for x in fit.tree["posterior"].data_vars.values()):
-        problems.append("draws: not all finite, the fit has no mode; leave out what did not rise")
+        problems.append("draws: not all finite, the fit has no mode; leave out runs without a rise")
     for run, z in fit.departed.items():
-        remedy = "drop it, or trust() before you forecast" if z > 0 else _fall(fit, run)
+        remedy = "drop it, or see trust() before you forecast" if z > 0 else _fall(fit, run)
         problems.append(f"run={run}: left its curve (z = {z:.1f}); {remedy}")
     flat = runs[~runs["risen"] & runs["departure"].isna()]["run"].tolist()
     if flat:
@@ -84,7 +84,7 @@ def check(fit: Draws) -> Check:
 
 
 def _left_over(fit: Draws, residuals: pd.DataFrame) -> list[str]:
-    """A line for each kind of test that finds something, ALPHA shared by all of them."""
+    """A line for each kind of test with a finding, at level ALPHA over all tests."""
     found = residuals[residuals["p_value"] * len(residuals) < ALPHA].sort_values("p_value")
     lines = []
     for test, rows in found.groupby("test", sort=False):
@@ -102,20 +102,19 @@ def _finding(row) -> str:
         "late": f"{abs(row.by):.3f} {'above' if up else 'below'} the curve in the last quarter",
         "slope": f"at the end {'steeper' if up else 'flatter'} than the curve",
         "memory": "long on one side of the curve",
-        "scatter": f"{row.by:.1f} times as far about the curve as its band says",
+        "scatter": f"{row.by:.1f} times as far from the curve as its band says",
     }
     who = row.name if row.level == "study" else f"{row.level} {row.name}"
     return f"{who} {words[row.test]} (z = {row.z:.1f})"
 
 
 def _better(fit: Draws) -> str:
-    """What helps against curves that do not fit: first of all draws of the posterior itself."""
+    """The remedy for curves that do not fit: first NUTS, then other curves."""
     return "fit with method=nuts" if fit.attrs["method"] == "laplace" else COMPARE
 
 
 def _spurious(fit: Draws) -> list[str]:
-    """A line for each site far from its prior: of a mode where there should be none, or of curves
-    that do not fit."""
+    """A line for each site far from its prior: a spurious mode, or curves that do not fit."""
     return [
         f"{site}={mean:.2f}: {abs(sds):.1f} prior sds from its prior's mean, a spurious"
         f" mode or curves that do not fit; {_better(fit)}"
@@ -132,11 +131,11 @@ def _named(names: list[str]) -> str:
 
 
 def _fall(fit: Draws, run: str) -> str:
-    """What a fall is, in words."""
+    """The fall of a run, in words."""
     value = fit.evals.frame.query("run == @run")["value"]
     level, _ = fallen(fit)[fit.runs.index(run)]
     top = value.rolling(min(LAST, len(value))).mean().max()
-    return f"fell from {top:.2f} to {level:.2f}: what follows is not fitted, it is forecast to stay"
+    return f"fell from {top:.2f} to {level:.2f}: the fall is not fitted; the forecast stays there"
 
 
 def sampler_table(fit: Draws) -> pd.DataFrame:
@@ -154,7 +153,7 @@ def sampler_table(fit: Draws) -> pd.DataFrame:
 
 
 def run_table(fit: Draws) -> pd.DataFrame:
-    """Per run: share of the gain seen, prior share of the asymptote, departure."""
+    """`Check.runs`."""
     curves, last = fit.curves("run"), fit.last_compute("run")
     q05, q50, q95 = np.quantile(gained(fit, "run"), [0.05, 0.5, 0.95], axis=0)
     table = pd.DataFrame({"run": fit.runs, "seen_q05": q05, "seen_q50": q50, "seen_q95": q95})

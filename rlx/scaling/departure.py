@@ -1,29 +1,29 @@
 """Runs that leave their curve: a pass rate that turns and falls cannot be part of a sigmoid.
 
-For every run and every evaluation k the question is whether a ramp d(C) = max(C - C_k, 0) explains
-what the run's own curve leaves over, whatever its parameters are. With Sigma the covariance of
+For every run and every evaluation k the test asks whether a ramp d(C) = max(C - C_k, 0) explains
+residuals that the run's own curve cannot, whatever its parameters are. With Sigma the covariance of
 sampling noise and wander, J the derivative of the curve by (a, c, b) and r the residuals,
 
     z = d' V^-1 r / sqrt(d' V^-1 d),      V = Sigma + FREE^2 J J'
 
-is a standard normal if nothing happened (a score test, Rao 1948). A collapse inflates the fitted
-wander that it is measured with, so z is divided by the robust spread of all innovations where that
-is below 1.
+is a standard normal if the run follows its curve (a score test, Rao 1948). A collapse inflates the
+fitted wander that it is measured with, so z is divided by the robust spread of all innovations if
+that is below 1.
 
-A pass rate that has plainly fallen needs no curve to be told from. Before anything is fitted, the
-best mean of w evaluations in a row is compared with the mean of all that came later,
+A clear fall of the pass rate can be seen without a curve. Before anything is fitted, the best mean
+of w evaluations in a row is compared with the mean of all that came later,
 
     z = (best - later) / sqrt(v / w + v' / min(n', MOST_LATER))     all w in WIDTHS, all turns
 
 with v the sampling variance or, where it is larger, that of the run's own steps. A run with z >
 Z_DROP whose last evaluations lie LEAST_DROP below the best is cut at the best, so that neither its
-own curve nor its siblings' wander has to explain the fall. A dip that a run came back from is none:
-the mean of all that came later holds it too.
+own curve nor its siblings' wander has to explain the fall. A dip from which the run recovered does
+not count, because the mean of all later evaluations includes the recovery.
 
-Two things that the score test cannot know are asked of the pass rates themselves. What lies below
-its curve has fallen only if it lies below what the run had reached; a run that never began to rise
-has not. And a run that falls from the start on has no curve that a fall could be measured against:
-its last third is compared with its first.
+Two things are tested on the pass rates themselves, because the score test cannot see them. A run
+below its curve has fallen only if it is also below what it had reached; a run that never began to
+rise has not fallen. And a run that falls from the start has no curve to measure the fall against,
+so its last third is compared with its first.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ from rlx.scaling.model import Study, wander_filter, whiten
 
 Floats = NDArray[np.float64]
 
-Z_MAX = 4.5  # of one study's some 400 tests, correlated; one false alarm in a few hundred studies
-FREE = 1.0  # sd that a, c and b may move by to explain the residuals
+Z_MAX = 4.5  # one false alarm in a few hundred studies, each with about 400 correlated tests
+FREE = 1.0  # sd by which a, c and b may move to explain the residuals
 MIN_BEFORE, MIN_AFTER = 3, 2  # evaluations before a turn, and after it
 MIN_LATER = 3  # evaluations after a plain fall
 TINY = 1e-12
 LOWER = 2.0  # standard errors by which a fallen run lies below its best
-Z_DROP = 6.0  # no false alarm in 3,400 simulated runs that never decline, at most 4.9
+Z_DROP = 6.0  # no false alarm in 3,400 simulated runs that never decline; their largest z is 4.9
 LEAST_DROP = 0.02  # pass rate
 WIDTHS = (1, 2, 3, 5, 8, 12)  # evaluations in a row whose mean may be the best
 MOST_LATER = 12  # evaluations that count as independent
-LEVEL_WANDER = 0.01  # sd of the wander of a third of a run, as the prior of wander_sd
+LEVEL_WANDER = 0.01  # sd of the wander of the mean of a third of a run, as the prior of wander_sd
 
 
 @partial(jax.jit, static_argnames="curve")
@@ -95,7 +95,7 @@ def departures(study: Study, sites: Sites, curve: str) -> dict[int, tuple[int, f
 
 
 def drops(study: Study) -> dict[int, tuple[int, float]]:
-    """run -> (evaluation k after which it fell, -z), of the runs that have plainly fallen."""
+    """run -> (evaluation k after which it fell, -z), for the runs with a clear fall."""
     value_RM, var_RM = np.asarray(study.value_RM), np.asarray(study.var_RM)
     found = {}
     for r, n in enumerate(np.asarray(study.seen_RM).sum(1).astype(int)):
@@ -106,7 +106,7 @@ def drops(study: Study) -> dict[int, tuple[int, float]]:
 
 
 def largest_drop(value_M: Floats, var_M: Floats) -> tuple[int, float] | None:
-    """(k, -z) of the module's docstring; None of a run that did not fall."""
+    """(k, -z) of the module's docstring; None for a run that did not fall."""
     n = len(value_M)
     if n < MIN_BEFORE + MIN_LATER:
         return None
@@ -148,7 +148,7 @@ def thirds(value_M: Floats, var_M: Floats) -> tuple[Floats, Floats]:
 
 
 def sinking(value_M: Floats, var_M: Floats) -> float:
-    """z of the last third against the first; 0 of a run with too few evaluations to turn."""
+    """z of the last third against the first; 0 for a run with too few evaluations."""
     if len(value_M) < MIN_BEFORE + MIN_AFTER:
         return 0.0
     (first, last), var = thirds(value_M, var_M)

@@ -1,21 +1,21 @@
-"""What a forecast adds to the fitted curve: the model's own doubt about what lies beyond the data.
+"""The doubt that forecasts add to the fitted curve: it may be wrong beyond the data.
 
-Real curves are in no family: they bend later than a sigmoid, or in two steps. Inside the data that
-is the wander's to explain; beyond the last evaluation, at C > C_T with L = log(C / C_T), every draw
-of the posterior is
+Real curves fit no family exactly: they bend later than a sigmoid, or in two steps. Within the data
+the wander absorbs this. Beyond the last evaluation, at C > C_T with L = log(C / C_T), every draw of
+the posterior is
 
     R(C) = curve(C) + drift * (line(C) - curve(C)) + sd * W(L)
 
-    line(C) = R_T + (1 - R_T) (1 - exp(-pace L / (1 - R_T)))     the present pace in log C, kept up
+    line(C) = R_T + (1 - R_T) (1 - exp(-pace L / (1 - R_T)))     goes on at the pace in log C
     pace    = (R(C_T) - R(C_T / 3)) / log 3                      of the fitted curve
     drift   ~ normal                                             0: the curve is right; 1: the line
     sd^2    = walk^2 + (walk_pace * pace)^2
     W       Brownian motion
 
-so that the doubt grows with log C and with the pace of the run. Drift and W are those of a recipe,
-and a share `shared` of their variance is that of the study: on the sets that they were measured on
-the seeds of a recipe are wrong by the same amount to within 0.005, recipes by amounts of sd 0.01 to
-0.05, about a mean of the study that is as large. Differences therefore stay sharper than levels.
+so the doubt grows with log C and with the pace of the run. Drift and W are drawn per recipe, and a
+share `shared` of their variance is common to the study. On the sets where this was measured, the
+errors of a recipe's seeds agree to within 0.005; those of recipes have an sd of 0.01 to 0.05 around
+a mean of the study that is as large. Differences are therefore better known than levels.
 
 The constants were chosen on the sets of `experiments.calibration sets=all`; docs/results.md says
 what they score there, and on groups of sets that did not choose them.
@@ -35,19 +35,19 @@ Floats = NDArray[np.float64]
 
 PAST = 3.0  # factor of compute over which the pace is taken
 KNOTS = np.r_[0.0, np.geomspace(0.01, 16.0, 24)]  # of W, in log C
-LEAST_ROOM = 1e-6  # of pass rate, between a run and 1
+LEAST_ROOM = 1e-6  # least difference between 1 and a pass rate
 DOUBT_SEED = 1  # equal questions get equal answers
 
 
 @dataclass(frozen=True)
 class Doubt:
-    """Constants of the doubt, see the module's docstring; `stays`, see rlx.scaling.fate."""
+    """Constants of the doubt, see the module's docstring; for `stays` see rlx.scaling.fate."""
 
     drift: tuple[float, float] = (0.2, 0.4)  # mean, sd
     walk: float = 0.014  # pass rate per root of log C
     walk_pace: float = 0.1  # of the pace, per root of log C
     shared: float = 0.6  # of the variance of drift and W, common to the recipes of a study
-    stays: float = 0.5  # of the draws of a run that has not begun to rise
+    stays: float = 0.5  # share of draws in which a run that has not begun to rise stays level
 
     @staticmethod
     def text(doubt: Doubt | None) -> str:
@@ -65,14 +65,14 @@ class Doubt:
 
 @dataclass(frozen=True)
 class Noise:
-    """Random numbers of the doubt, the same in every question."""
+    """Random numbers of the doubt, the same for every question."""
 
     drift_XJ: Floats
     W_XJK: Floats  # at KNOTS
 
 
 def noise(X: int, J: int, doubt: Doubt, seed: int = DOUBT_SEED) -> Noise:
-    """Draws of drift and W, each one part the study's and one part the recipe's."""
+    """Draws of drift and W; part of each is common to the study, part is the recipe's own."""
     rng = np.random.default_rng(seed)
 
     def shared(*shape: int) -> Floats:
@@ -86,7 +86,7 @@ def noise(X: int, J: int, doubt: Doubt, seed: int = DOUBT_SEED) -> Noise:
 
 
 def brownian(W_XNK: Floats, L_NC: Floats) -> Floats:
-    """W at L [X, N, C]: a line from knot to knot, scaled to the variance L of Brownian motion."""
+    """W at L [X, N, C]: linear between knots, scaled to the variance L of Brownian motion."""
     k_NC = np.clip(np.searchsorted(KNOTS, L_NC, side="right") - 1, 0, len(KNOTS) - 2)
     left, width = KNOTS[k_NC], np.diff(KNOTS)[k_NC]
     u_NC = (L_NC - left) / width

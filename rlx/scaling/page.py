@@ -2,16 +2,16 @@
 
     sc.report_page(fit, "report.html", data=evals, source="runs/default")
 
-The file holds its numbers as one JSON object (`page_data`), all of them answers of the posterior's
-draws to the questions of `rlx.scaling`, and the script, styles and chart library of the folder
-`template` to show them. The browser computes nothing but the place of a number on the screen, and
-between evaluations the other measures of compute. Text from outside reaches the page as JSON that
-cannot end its script element, and the document as text, never as markup; the policy of the page
-lets no other script run and nothing be requested.
+The file holds its numbers as one JSON object (`page_data`), all computed by `rlx.scaling` from the
+posterior's draws, and the script, styles and chart library of the folder `template`, which show
+them. The browser only places numbers on the screen, and interpolates the other measures of compute
+between evaluations. Text from outside is stored as JSON that cannot end its script element, and
+shown as text, never as markup; the page's content security policy allows no other script and no
+requests.
 
-Forecasts are made from several shares of every run's compute: the fit that is given, and beside it
-normals at the mode (method=laplace) of the others, a second each after the first. They are scored
-on what came after them, which is the evidence for trust.
+Forecasts are made from several shares of every run's compute: the given fit for its own share, and
+Laplace fits, about a second each after the first, for the others. They are scored on the
+evaluations that came later, which is the evidence for trust.
 
 Q: lower, median, upper; N: runs or recipes; C: computes.
 """
@@ -50,7 +50,7 @@ SCRIPTS = ("words", "forest", "curves", "chart", "sections")  # .js, one after a
 PROB = 0.9  # of all intervals
 GRID_POINTS = 64  # of a drawn curve
 MAX_CELLS = 10_000_000  # draws x curves x points at once
-BUDGETS = (0.5, 1.0, 2.0)  # over the largest fitted compute
+BUDGETS = (0.5, 1.0, 2.0)  # multiples of the largest fitted compute
 TARGET_STEPS = (0.01, 0.02, 0.05, 0.1)  # between pass rates whose cost is shown
 MOST_TARGETS = 12
 MARGIN_A, MARGIN_COMPUTE = 0.02, 0.10  # differences that count, as in fit.effects
@@ -69,15 +69,15 @@ def report_page(
     """Write a study as one self-contained HTML file.
 
     Args:
-        fit: a posterior. It answers although it has not converged; the page then says so.
+        fit: a posterior. One that has not converged is shown as well; the page then says so.
         path: where the page goes.
         data: evaluations of the fitted runs, also later ones; default those fitted.
-        source: where `data` was read from: its other measures of compute and, of a study directory,
-            the configuration of every cell. Default: neither.
+        source: where `data` was read from. It gives the other measures of compute and, if it is a
+            study directory, the configuration of every run. Default: neither.
         shares: of every run's compute, from which forecasts are made and scored, besides the fit's
             own and all of it; () for the fit alone, without further fits.
-        horizon: how far forecasts are drawn, over the largest compute of `data`.
-        options: with which `source` was read, see `Evals.read`.
+        horizon: how far forecasts are drawn, in multiples of the largest compute of `data`.
+        options: those with which `source` was read, see `Evals.read`.
 
     Raises:
         InputError: horizon or a share is out of range.
@@ -94,7 +94,7 @@ def report_page(
 def beside(
     source: Path | str | None, data: Evals | None, runs: Sequence[str], options: Json
 ) -> tuple[dict[str, list[float]], dict[str, Json]]:
-    """Other measures of compute of the rows of some runs, and configurations: what is known."""
+    """Other measures of compute for the rows of `runs`, and configurations, as far as known."""
     if source is None:
         return {}, {}
     axes = {} if data is None else other_axes(Path(source), data, **options)
@@ -119,8 +119,8 @@ class Window:
 def forecasts(fit: ScalingFit, data: Evals, shares: Sequence[float] = ORIGINS) -> list[Window]:
     """The fit and fits of other shares of `data`, in the order of the shares.
 
-    Shares at which most runs have too few evaluations are left out, see `usable_origins`. With
-    shares, all of the data are fitted too.
+    Shares at which most runs have too few evaluations are left out, see `usable_origins`. If there
+    are shares, all of `data` is fitted too.
     """
     for share in shares:
         if not 0 < share <= 1:
@@ -132,27 +132,27 @@ def forecasts(fit: ScalingFit, data: Evals, shares: Sequence[float] = ORIGINS) -
     for share in wanted:
         if share not in made:
             same = {"method": "laplace", "doubt": fit.doubt, "pad_to": _width(data)}
-            with contextlib.redirect_stdout(io.StringIO()):  # runs that left their curve by then
+            with contextlib.redirect_stdout(io.StringIO()):  # of runs that left their curve
                 made[share] = fit.update(seen[share], **same).unsafe()
     return [Window(share, made[share], scored(made[share], data)) for share in sorted(made)]
 
 
 def _width(data: Evals) -> int:
     """Columns of the arrays of all evaluations, so that all fits share one compiled program."""
-    from rlx.scaling.arrays import MAX_POINTS  # and JAX, which pages of one fit do without
+    from rlx.scaling.arrays import MAX_POINTS  # imports JAX, which pages of one fit do not need
 
     widest = int(data.frame[data.frame["compute"] > 0].groupby("run").size().max())
     return 8 * -(-min(widest, MAX_POINTS) // 8)
 
 
 def _share(seen: Evals, data: Evals) -> float:
-    """How much of the compute of `data` has been seen, of the run of which it is most."""
+    """Largest share of a run's compute in `data` that has been seen."""
     last, end = (x.frame.groupby("run")["compute"].max() for x in (seen, data))
     return float((last / end).max())
 
 
 def scored(fit: ScalingFit, data: Evals) -> pd.DataFrame:
-    """Points of `rlx.scaling.backtest.score` of what `data` hold beyond the fitted evaluations."""
+    """`rlx.scaling.backtest.score` of the evaluations in `data` after the fitted ones."""
     last = data.frame["run"].map(fit.evals.frame.groupby("run")["compute"].max())
     later = data.frame[data.frame["compute"] > last * (1 + 1e-9)]
     return score(fit, Evals(later, axes=data.axes))
@@ -174,10 +174,10 @@ def page_data(
     Args:
         fit: the posterior that answers.
         data: all evaluations of its runs.
-        windows: forecasts of `forecasts`, one of them with `fit`.
+        windows: from `forecasts`, one of them with `fit`.
         horizon: see `report_page`.
-        axes: of `other_axes`, one number per row of `data`.
-        configs: of `configurations`.
+        axes: from `other_axes`, one number per row of `data`.
+        configs: from `configurations`.
     """
     grid_C, a = grid(data, horizon), fit.attrs
     recipe_of = dict(zip(fit.runs, map(int, fit.recipe_of_run), strict=True))
@@ -208,13 +208,13 @@ def page_data(
 
 
 def grid(data: Evals, horizon: float) -> Floats:
-    """Computes of drawn curves [C], even in log C."""
+    """Computes of drawn curves [C], evenly spaced in log C."""
     compute = data.frame["compute"]
     return np.geomspace(compute[compute > 0].min(), horizon * compute.max(), GRID_POINTS)
 
 
 def headings(data: Evals, recipes: int) -> Json:
-    """What the page says of the data, whatever was fitted."""
+    """What the page says about the data, for any kind of fit."""
     count = data.frame["run"].value_counts()
     few, many = count.min(), count.max()
     points = f"{many}" if few == many else f"{few} to {many}"
@@ -240,7 +240,7 @@ def fitted_how(fit: ScalingFit) -> str:
 
 
 def recipes_of(fit: ScalingFit) -> list[Json]:
-    """Name, label, colour and mark of every recipe; recipes of one colour differ in their mark."""
+    """Name, label, colour and mark of every recipe; recipes that share a colour differ in mark."""
     labels, colors = labels_of(fit), colors_of(fit)
     rank = [colors[:j].count(color) for j, color in enumerate(colors)]
     return [
@@ -252,14 +252,14 @@ def recipes_of(fit: ScalingFit) -> list[Json]:
 
 
 def labels_of(fit: ScalingFit) -> list[str]:
-    """Of each recipe, as in all figures."""
-    from rlx.scaling.plot import shared  # and matplotlib, which other questions do without
+    """The label of each recipe, as in all figures."""
+    from rlx.scaling.plot import shared  # imports matplotlib, which other questions do not need
 
     return shared.labels(fit)
 
 
 def colors_of(fit: ScalingFit) -> list[str]:
-    """Of each recipe, as in all figures; by rank where those tell no two apart."""
+    """The colour of each recipe, as in all figures; by rank if they would all be the same."""
     from rlx.scaling.plot import shared
 
     colors = shared.colors(fit)
@@ -271,8 +271,8 @@ def runs_of(data: Evals, recipe_of: dict[str, int], axes: dict[str, list[float]]
 
     Args:
         data: all evaluations.
-        recipe_of: the place of the recipe of every run, by its name.
-        axes: of `other_axes`.
+        recipe_of: for every run, by name, the index of its recipe.
+        axes: from `other_axes`.
     """
     made, frame = [], data.frame.reset_index(drop=True)
     for run, recipe in recipe_of.items():
@@ -285,7 +285,7 @@ def runs_of(data: Evals, recipe_of: dict[str, int], axes: dict[str, list[float]]
 
 
 def window_of(window: Window, fit: ScalingFit, grid_C: Floats) -> Json:
-    """A forecast: bands [Q, N, C] of the curve and of new evaluations, and what became of it."""
+    """A forecast: bands [Q, N, C] of the curve and of new evaluations, and its scores."""
     own = window.fit
     place = {by: [own.names(by).index(name) for name in fit.names(by)] for by in ("run", "recipe")}
     points = window.points
@@ -319,7 +319,7 @@ def bands(fit: ScalingFit, grid_C: Floats, by: str, *, new: bool = False) -> Flo
 
 
 def ceilings_of(fit: ScalingFit) -> list[Json]:
-    """Pass rate of every recipe at the horizon, of its seeds, and P(it is the highest)."""
+    """Pass rate at the horizon of every recipe and of its seeds, and P(it is the highest)."""
     recipes, runs = (fit.summary(by, PROB).query("param == 'A'") for by in ("recipe", "run"))
     q50_R, truth_R = runs["q50"].to_numpy(), fit.constant("truth")
     rows = records(recipes[["name", "mean", "q05", "q50", "q95", "contraction", "status"]])
@@ -332,7 +332,7 @@ def ceilings_of(fit: ScalingFit) -> list[Json]:
 
 
 def costs_of(fit: ScalingFit) -> Json:
-    """`fit.compute_to` of round pass rates; the first shown is one that most recipes reach."""
+    """`fit.compute_to` for round pass rates; `start`: the highest that most recipes reach."""
     levels = pass_rates(fit)
     tables = [records(fit.compute_to(level, PROB)) for level in levels]
     likely = [np.median([row["prob_reachable"] for row in rows]) >= 0.9 for rows in tables]
@@ -350,7 +350,7 @@ def pass_rates(fit: ScalingFit) -> list[float]:
 
 
 def budgets_of(fit: ScalingFit) -> list[Json]:
-    """`fit.allocate` of several budgets, or why there is none."""
+    """`fit.allocate` for several budgets, or why it refuses."""
     largest, made = float(fit.last_compute("run").max()), []
     for factor in BUDGETS:
         budget = float(f"{factor * largest:.3g}")
@@ -382,18 +382,18 @@ def trust_of(windows: Sequence[Window], curve: str) -> Json:
 
 
 def levels_of(fit: ScalingFit) -> dict[str, list[str]]:
-    """Of every axis with several levels, that of each run."""
+    """The level of each run, for every axis with several levels."""
     of_run = fit.levels.iloc[fit.recipe_of_run]
     return {axis: of_run[axis].tolist() for axis in fit.axes}
 
 
 def configs_of(runs: Sequence[str], levels: dict[str, list[str]], configs: dict[str, Json]) -> Json:
-    """Options: those that differ between runs by run, the others once; levels where none is known.
+    """Options that differ between runs, by run, and the others once; `levels` if none are known.
 
     Args:
         runs: names.
-        levels: of every axis, one per run.
-        configs: of `configurations`.
+        levels: for every axis, the level of each run.
+        configs: from `configurations`.
     """
     known = [configs.get(run, {}) for run in runs]
     keys = list(dict.fromkeys(key for options in known for key in options))
@@ -409,7 +409,7 @@ def _said(options: Json, key: str) -> str:
 
 
 def table_of_runs(fit: ScalingFit, data: Evals) -> Json:
-    """A row per run: its data, its ceiling, how far it is and whether its ceiling is identified."""
+    """A row per run: its data, its ceiling, its progress, and whether the ceiling is identified."""
     summary = fit.summary("run", PROB).query("param == 'A'").set_index("name").loc[fit.runs]
     groups, fitted = (dict(list(x.frame.groupby("run"))) for x in (data, fit.evals))
     labels = labels_of(fit)
@@ -438,7 +438,7 @@ def records(table: pd.DataFrame) -> list[Json]:
 
 
 def clean(x: Any) -> Any:
-    """What JSON can say: numbers of 6 digits, "inf" and "-inf", null for NaN."""
+    """x as JSON can hold it: numbers of 6 digits, "inf" and "-inf", null for NaN."""
     if isinstance(x, dict):
         return {str(key): clean(value) for key, value in x.items()}
     if isinstance(x, list | tuple | np.ndarray):
@@ -455,17 +455,17 @@ def clean(x: Any) -> Any:
 
 
 def plain(label: str) -> str:
-    """A label of a figure without the marks of its formulas: 10$^{18}$ as 10^18."""
+    """The label of a figure without its math markup: 10$^{18}$ as 10^18."""
     return re.sub(r"[${}]|\\mathrm|\\", "", label)
 
 
 def write_page(blob: Json, path: Path | str) -> None:
-    """The page of a `page_data`."""
+    """Write the page of a `page_data`."""
     Path(path).write_text(document(blob), encoding="utf-8", errors="xmlcharrefreplace")
 
 
 def document(blob: Json) -> str:
-    """The template with its parts in place."""
+    """The template with its parts filled in."""
     library, licence = _part("uPlot.iife.min.js"), _part("uPlot.LICENSE")
     own = "\n".join(_part(f"{name}.js") for name in SCRIPTS)
     scripts = {
@@ -484,13 +484,13 @@ def document(blob: Json) -> str:
 
 
 def embedded(blob: Json) -> str:
-    """JSON that stays inside its script element, whatever its texts hold."""
+    """JSON that cannot end its script element, whatever its texts hold."""
     text = json.dumps(blob, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def read_page(path: Path | str) -> Json:
-    """The `page_data` of a page that was written."""
+    """The `page_data` of a written page."""
     text = Path(path).read_text(encoding="utf-8")
     found = re.search(r'<script id="data" type="application/json">(.*?)</script>', text, re.S)
     if found is None:

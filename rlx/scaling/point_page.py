@@ -1,6 +1,6 @@
 """`point_page`: the page of a study that was fitted by least squares, run by run.
 
-As `page`, without what only a posterior knows: bands, probabilities, efficiency, budgets, trust.
+As `page`, without what needs a posterior: bands, probabilities, efficiency, budgets, trust.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def point_page(
     """Write a study as one self-contained HTML file.
 
     Args:
-        windows: fits of `fit_study` of `data` at several shares of compute, 1 - holdout.
-        own: the share of those that the page speaks of.
+        windows: fits by `fit_study` of `data` at several shares of compute, 1 - holdout.
+        own: the share whose fits the page reports.
         path: where the page goes.
-        data, source, horizon, options: as of `page.report_page`.
+        data, source, horizon, options: as in `page.report_page`.
     """
     axes, configs = beside(source, data, data.runs, options)
     write_page(point_data(data, windows, own, horizon, axes, configs), path)
@@ -59,7 +59,7 @@ def point_data(
     axes: dict[str, list[float]],
     configs: dict[str, Json],
 ) -> Json:
-    """What the page shows, ready for JSON; `own` is the share of the fits that it speaks of."""
+    """What the page shows, ready for JSON; `own` is the share whose fits it reports."""
     fits, shares, grid_C = windows[own], sorted(windows), grid(data, horizon)
     cells = list(dict.fromkeys((fit.recipe, fit.axes) for fit in fits))
     recipe_of = {fit.run: cells.index((fit.recipe, fit.axes)) for fit in fits}
@@ -95,7 +95,7 @@ def point_data(
 
 def recipes_of(fits: Sequence[RunFit], cells: list[tuple[str, str]]) -> list[Json]:
     """Name, label, colour and mark of every cell: a recipe at a setting of the axes."""
-    from rlx.scaling.style import recipe_colors  # and matplotlib, which other questions do without
+    from rlx.scaling.style import recipe_colors  # imports matplotlib, not needed elsewhere
 
     short, made = short_names([recipe for recipe, _ in cells]), []
     keys = [recipe if len(short) > 1 else axes for recipe, axes in cells]

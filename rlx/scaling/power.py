@@ -5,18 +5,18 @@
 
 For each design (seeds, evaluations, compute) studies of two recipes are simulated, a base and a
 rival that differs by a stated amount, and fitted by Laplace's method with the doubt beyond the
-data. Two questions are asked of each posterior, of the recipes' typical seeds:
+data. Each posterior answers two questions about the recipes' typical seeds:
 
     ceiling   x = R_rival(H) - R_base(H)              pass rates at the horizon H
     compute   x = log(C*_base(y) / C*_rival(y))       compute to y = R0 + 0.8 (R_base(H) - R0)
 
 and the verdict has a direction if P(x > margin) or P(x < -margin) is at least `decide`, as in
-rlx.scaling.effects. H is the same for every design: a study of a share of 0.1 extrapolates tenfold,
-one of 1 not at all.
+rlx.scaling.effects. H is the same for every design: a study trained to a share of 0.1 extrapolates
+tenfold, one trained to a share of 1 not at all.
 
-The true curves have the doubt as well. It is drawn first, then the rival's curve such that x is
-what was asked for, with the doubt: of its ceilings in A, with the same B and C_mid; of its compute
-in C_mid, with the same A and B.
+The true curves have the doubt as well. It is drawn first. Then the rival's curve is solved for, so
+that x with the doubt is the stated difference: a difference of ceilings by changing A alone, one of
+compute by changing C_mid alone.
 
 `right` and `wrong` count verdicts. `expected` is what a normal x would give, from the posteriors of
 the same studies: with variance s^2 after the data and T before, k = s^2 / T, the posterior mean is
@@ -24,7 +24,7 @@ normal about (1 - k) truth with variance (1 - k) s^2, so that
 
     expected = Phi(((1 - k) truth - margin - u) / (s sqrt(1 - k))),    u = median - q(1 - decide)
 
-averaged over studies. A count needs many studies, this few.
+averaged over studies. A count needs many studies, this average needs few.
 
 Letters: X draws, J = 2 recipes, K studies.
 """
@@ -68,14 +68,14 @@ Parameters = Mapping[str, float]
 
 BASE = {"A": 0.65, "B": 1.5, "C_mid": 1.0, "R0": 0.25}
 NAMES = ("base", "rival")
-FAR = 4.0  # of a and log C_mid of a rival, from those of its base
-CLOSE = 0.002  # of x, between what was asked for and what a rival has
-MOST_DRAWS = 50  # of the doubt, until there is a rival
+FAR = 4.0  # largest difference of a or log C_mid between a rival and its base
+CLOSE = 0.002  # largest error of a rival's x
+MOST_DRAWS = 50  # draws of the doubt to find a rival
 MOST_K = 0.99
 
 
 class Difference(NamedTuple):
-    """Of the rival from the base: of pass rate at the horizon, or the ratio of compute."""
+    """Between rival and base: a difference of pass rate at the horizon, or a ratio of compute."""
 
     quantity: str  # "ceiling" or "compute"
     amount: float
@@ -114,14 +114,14 @@ def power(
     Args:
         base: A, B, C_mid, R0 and the family's own parameters of the base.
         horizon: compute H, in the unit of C_mid, at which ceilings are compared; default 10 C_mid.
-        shares: of the horizon, that each run is trained for.
+        shares: of the horizon, to which each run is trained.
         seeds: runs of a recipe.
         points: evaluations of a run.
-        ceilings: differences of pass rate at H; ratios: of compute. No difference is added; None
-            leaves that question out.
+        ceilings: differences of pass rate at H; ratios: of compute. The case of no difference is
+            always added; None leaves that question out.
         margin_A, margin_compute, decide: of the verdict. By design a difference no larger than its
             margin is hardly ever found.
-        studies: simulated for each design and difference.
+        studies: how many are simulated for each design and difference.
         family: of the true curves; curve: of the fit.
         seed_sd, wander_sd, wander_length, trials: see `simulate`.
         doubt: of the truth and of the fit; None: neither has any.
@@ -132,11 +132,11 @@ def power(
         One row per design and difference: seeds, points, share; compute and evaluations, of all
         runs together; quantity ("ceiling" or "compute") and difference (a pass rate, or a ratio);
         studies; right, wrong and undecided, shares of the studies; mcse, the Monte Carlo error of
-        `right`; sd, the posterior's of x, mean; expected. Where there is no difference every
-        verdict is wrong, `right` is NaN, and mcse and expected are of `wrong`.
+        `right`; sd, the posterior sd of x, mean; expected. Where there is no difference every
+        verdict is wrong, `right` is NaN, and mcse and expected are those of `wrong`.
 
     Raises:
-        InputError: an option out of its range, or a difference that no curve has.
+        InputError: an option out of its range, or a difference that no rival can have.
     """
     check_curves({"base": base}, family)
     horizon = 10 * base["C_mid"] if horizon is None else horizon
@@ -208,11 +208,11 @@ def _check_rule(
         reason = "decides nothing"
         raise InputError("decide", f"{decide:g}", reason, "give more than 0.5, at most 1")
     if not (studies >= 1 and studies == int(studies)):
-        raise InputError("studies", studies, "not a count", "give a whole number from 1 on")
+        raise InputError("studies", studies, "not a count", "give a whole number, at least 1")
 
 
 def _number(*words: int) -> int:
-    """A seed of its own for every tuple of whole numbers."""
+    """A seed for every tuple of whole numbers, different for each."""
     return int(np.random.SeedSequence(words).generate_state(1)[0])
 
 
@@ -221,7 +221,7 @@ def _number(*words: int) -> int:
 
 @dataclass(frozen=True)
 class World:
-    """Where true curves go: after the last evaluation, at compute `last`, with the doubt."""
+    """The true curves: beyond compute `last`, that of the last evaluation, with the doubt."""
 
     family: str
     last: float
@@ -256,7 +256,8 @@ def rival_of(
 ) -> tuple[dict[str, float], float]:
     """Parameters of the rival, and the pass rate y to which compute is compared.
 
-    A doubt that no rival makes up for, such as a base that rises to 1, is drawn again.
+    If no rival has the difference under a draw of the doubt, for instance because it takes the base
+    to 1, the doubt is drawn again.
 
     Raises:
         InputError: there is no rival after MOST_DRAWS draws.
@@ -277,7 +278,7 @@ def rival_of(
 def _solved(
     base: Parameters, difference: Difference, world: World, horizon: float, level: float, y: float
 ) -> dict[str, float] | None:
-    """The rival's parameters; None where there are none."""
+    """The rival's parameters; None if no rival has the difference."""
     there, R0 = np.array([horizon]), base["R0"]
     a = logit((base["A"] - R0) / (1 - R0))
     cost = world.cost(base, 0, y)
@@ -304,7 +305,7 @@ def _solved(
 
 
 class Contrast(NamedTuple):
-    """Draws of x [X], and k: its variance after the data over that before."""
+    """Draws of x [X], and k, its variance after the data over that before."""
 
     x_X: Floats
     k: float
@@ -331,7 +332,7 @@ def contrast(posterior: Draws, quantity: str, horizon: float, y: float) -> Contr
 
 
 def spread(x_X: Floats) -> float:
-    """Half of what lies between the quantiles of a normal one sd from its mean: some may be inf."""
+    """The sd by quantiles, half the distance from 16 to 84 %, because some draws may be inf."""
     low, high = np.nanquantile(x_X, norm.cdf([-1, 1]), method="inverted_cdf")
     return float(high - low) / 2
 
@@ -339,7 +340,7 @@ def spread(x_X: Floats) -> float:
 def verdicts(
     contrast_K: Sequence[Contrast], difference: Difference, margin: float, decide: float
 ) -> dict[str, float]:
-    """The columns right to expected of `power`."""
+    """The columns `right` to `expected` of `power`."""
     truth, K = difference.truth, len(contrast_K)
     more = np.array([np.mean(c.x_X > margin) >= decide for c in contrast_K])
     less = np.array([np.mean(c.x_X < -margin) >= decide for c in contrast_K])
@@ -364,5 +365,5 @@ def chance(c: Contrast, truth: float, margin: float, decide: float) -> float:
     median, low = np.nanquantile(c.x_X, (0.5, 1 - decide), method="inverted_cdf")
     s, u = spread(c.x_X), float(median) - float(low)
     if not np.isfinite(s + u):
-        return 0.0  # so many draws never arrive that nothing is decided
+        return 0.0  # too many draws never reach y for a verdict
     return float(norm.cdf(((1 - c.k) * truth - margin - u) / (s * np.sqrt(1 - c.k))))

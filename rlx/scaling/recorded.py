@@ -18,14 +18,14 @@ OF_STUDIES = ("compute", "step", "tokens_generated", "samples", "modelled_device
 
 
 def other_axes(path: Path, data: Evals, **options) -> dict[str, list[float]]:
-    """Other measures of compute, by their label: one number per row of `data`.
+    """Other measures of compute, by label: one number per row of `data`.
 
-    Those that every run records and that `Evals.read` accepts as compute.
+    They are those that every run records and that `Evals.read` accepts as compute.
 
     Args:
         path: where `data` was read from: a study or run directory, or a table.
         data: its evaluations.
-        options: with which they were read.
+        options: those with which `data` was read.
     """
     found = {}
     rows = data.frame[["run", "value"]]
@@ -41,7 +41,7 @@ def other_axes(path: Path, data: Evals, **options) -> dict[str, list[float]]:
 
 
 def _candidates(path: Path) -> list[str]:
-    """Names that may be measures of compute; none of a source that has one alone."""
+    """Names that may be measures of compute; none if the source can have only one."""
     if path.is_dir():
         return list(OF_STUDIES) if _manifests(path) else []
     if path.suffix == ".json":
@@ -52,7 +52,7 @@ def _candidates(path: Path) -> list[str]:
 
 
 def configurations(path: Path) -> dict[str, dict[str, Any]]:
-    """Options of each run of a study or run directory, by dotted name; {} of other sources."""
+    """Options of each run of a study or run directory, by dotted name; {} for other sources."""
     made = {}
     for file in _manifests(path):
         manifest = json_of(file)

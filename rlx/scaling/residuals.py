@@ -1,30 +1,30 @@
-"""What the fitted curves leave over: tests of the evaluations that a fit has seen.
+"""Tests of the residuals of a fit, on the evaluations that it has seen.
 
 With Sigma the covariance of sampling noise and wander, m_X the draws of the curves and r = value -
 mean(m_X), the residuals of a right model have covariance Sigma - Cov(m_X), as far as curves are
-linear in their parameters: what a curve could take up has been taken up. So for any direction d,
+linear in their parameters: the curves have absorbed what they can. So for any direction d,
 
     z = d' Sigma^-1 r / sqrt(d' Sigma^-1 d - Var_X(d' Sigma^-1 m_X))
 
-is a standard normal, and it is for any sum over runs, whatever parameters they share:
+is a standard normal, as it is for a sum over any runs, whatever parameters they share:
 
     late     d = 1 over the last quarter of a run: its mean residual
-    slope    d = C - C_k over the last third, after evaluation k: does it climb as its curve does
+    slope    d = C - C_k over the last third, after evaluation k: does it rise as its curve does
 
-Runs may be wrong one by one or together, so both are asked of every run, of the runs of a recipe
-and of all. With u = L^-1 r the innovations (Sigma = L L'), two more are asked of every run:
+Runs may be wrong one by one or together, so both are tested for every run, for the runs of each
+recipe and for all runs. With u = L^-1 r the innovations (Sigma = L L'), every run has two more:
 
     memory   sum_m u_m u_(m-1) / sqrt(n - 1), a standard normal: stretches on one side of the curve
     scatter  sum_m u_m^2, a chi^2 with n - trace(Sigma^-1 Cov(m_X)) degrees of freedom
 
 Sigma is that of the median wander and noise. The wander is fitted to the same residuals and hides
-some of what is wrong, so silence proves little; a finding does. Of a normal at the mode the mean
-curve may itself lie off by a standard error, which all runs together show: there a finding asks for
+some of what is wrong, so a finding proves more than no finding. With method=laplace the mean curve
+may itself be off by a standard error, which the test of all runs together shows; the remedy is then
 method=nuts.
 
 Source: the covariance is that of the normal linear model, r = Sigma (Sigma + P)^-1 (value - prior
 mean) with P the prior covariance of the curves. Robins, van der Vaart and Ventura 2000 (JASA
-95:1143) on why a posterior predictive p-value without it rejects too rarely.
+95:1143) explain why a posterior predictive p-value without it rejects too rarely.
 
 Letters: X draws, R runs, M evaluations, K directions.
 """
@@ -45,7 +45,7 @@ from rlx.scaling.priors import COORDINATES, NUMPY
 Floats = NDArray[np.float64]
 
 MOST_DRAWS = 400
-LEAST = 6  # evaluations of a run that is tested
+LEAST = 6  # evaluations that a run needs for a test
 FREE = 0.1  # share of d' Sigma^-1 d that the curve must leave for a test
 FAR = 3.0  # prior sds
 
@@ -101,7 +101,7 @@ def whitened(fit: Draws, x_KRM: Floats) -> Floats:
 
 
 def directions(C_RM: Floats, n_R: NDArray[np.int64]) -> dict[str, Floats]:
-    """d of `late` and `slope`, [R, M], the largest of each run 1."""
+    """d of `late` and `slope`, [R, M], scaled so that the largest of each run is 1."""
     d = {"late": np.zeros(C_RM.shape), "slope": np.zeros(C_RM.shape)}
     for r, n in enumerate(n_R):
         if n >= LEAST:
@@ -112,8 +112,8 @@ def directions(C_RM: Floats, n_R: NDArray[np.int64]) -> dict[str, Floats]:
 
 
 def groups(fit: Draws, some: NDArray[np.int64]) -> list[tuple[str, str, list[int]]]:
-    """(level, name, runs) of some runs but those that departed upwards: each, the runs of a recipe,
-    all; no set of runs twice."""
+    """(level, name, runs): each of `some` runs, the runs of each recipe, and all of them, without
+    runs that departed upwards; no set of runs twice."""
     kept = [int(r) for r in some if fit.departed.get(fit.runs[r], -1.0) < 0]
     found = [("run", fit.runs[r], [r]) for r in kept]
     for j, recipe in enumerate(fit.recipes):
@@ -129,8 +129,8 @@ def groups(fit: Draws, some: NDArray[np.int64]) -> list[tuple[str, str, list[int
 def far_from_prior(fit: Draws) -> pd.DataFrame:
     """Sites whose posterior mean lies FAR prior sds from the prior's, or farther: site, mean, sds.
 
-    Of the population's mean, the wander, the noise and the family's own parameters. How far recipes
-    and seeds lie apart is left out: they may be as alike, or as different, as they like.
+    Tested are the population's mean, the wander, the noise and the family's own parameters. The sds
+    between recipes and between seeds are not, because any value of them is plausible.
     """
     held = {str(name): fit.site(str(name)).mean(0) for name in fit.group("posterior").data_vars}
     means = np.array([getattr(fit.priors, f"mean_{q}") for q in COORDINATES]).T

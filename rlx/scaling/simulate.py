@@ -1,4 +1,4 @@
-"""Studies whose truth is known: recipes' curves, seeds, wander and counts, drawn as the model says.
+"""Simulated studies with known truth: curves, seeds, wander and counts, drawn from the model.
 
     curve = {"A": 0.61, "B": 1.5, "C_mid": 3.0, "R0": 0.25}
     evals, truth = sc.simulate({"dapo": curve, "cispo": curve | {"A": 0.66}}, compute=4.0)
@@ -8,8 +8,9 @@
     w_m     = rho w_(m-1) + noise, stationary sd wander_sd, rho = exp(-1 / wander_length)
     passes  ~ Binomial(trials, R_r(C_m) + w_m),   C_m = compute m / points    one evaluation
 
-and one evaluation of each R0 of the same size, shared by the runs that start there. Its parts take
-a generator of random numbers, for studies whose curves are in no family (experiments/calibration).
+and one evaluation of each R0 of the same size, shared by the runs that start there. The functions
+under "parts" take a random generator, for studies whose curves are in no family
+(experiments/calibration).
 
 Letters: J recipes, R runs, M evaluations, C computes, Q = 3 coordinates of theta.
 """
@@ -40,7 +41,7 @@ TRIALS = 4000
 
 @dataclass(frozen=True)
 class Truth:
-    """What a study was drawn from."""
+    """What a simulated study was drawn from."""
 
     recipes: list[str]
     runs: list[str]
@@ -52,14 +53,14 @@ class Truth:
 
     @cached_property
     def noise(self) -> Noise | None:
-        """The doubt's random numbers, one draw."""
+        """One draw of the random numbers of the doubt."""
         if self.doubt is None:
             return None
         return noise(1, len(self.recipes), self.doubt, seed=self.seed)
 
     def at(self, compute_C: ArrayLike, by: str = "recipe") -> Floats:
         """Pass rates [J, C] of the recipes' typical seeds, or [R, C] of the runs, without wander
-        and sampling noise; beyond the last evaluation with the doubt, where one was asked for."""
+        and sampling noise; beyond the last evaluation with the doubt, if there is one."""
         curves, compute_C = self.curves[by], np.asarray(compute_C, float)
         recipe_N = np.arange(len(self.recipes)) if by == "recipe" else self.recipe_R
         return path(curves, compute_C, self.compute, self.noise, recipe_N, self.doubt)
@@ -100,15 +101,15 @@ def simulate(
     """A study and what it was drawn from, a pure function of its arguments.
 
     Args:
-        recipes: of each, A, B, C_mid, R0 and the family's own parameters, of its typical seed.
+        recipes: for each, A, B, C_mid, R0 and the family's own parameters of its typical seed.
         seeds: runs of a recipe.
-        points: evaluations of a run, at equal steps of compute, besides that at C = 0.
+        points: evaluations of a run, at equal steps of compute, besides the one at C = 0.
         compute: of the last evaluation, in the unit of C_mid.
         family: of the curves, "burr", "sigmoid" or "power".
-        seed_sd: of a, log C_mid and log B between the seeds of a recipe.
+        seed_sd: sds of a, log C_mid and log B between the seeds of a recipe.
         wander_sd, wander_length: of the policy's wander, a pass rate and a number of evaluations.
         trials: graded samples of an evaluation.
-        doubt: what the true curves do beyond the last evaluation; None: they go on.
+        doubt: that of the true curves beyond the last evaluation; None: they stay in their family.
         seed: of everything drawn.
 
     Raises:
@@ -147,7 +148,7 @@ def simulate(
 
 
 def check_curves(recipes: Mapping[str, Mapping[str, float]], family: str) -> None:
-    """Raises InputError where one is no curve of the family that rises."""
+    """Raises InputError unless the parameters of every recipe give a rising curve."""
     if family not in FAMILIES:
         raise InputError("family", family, "unknown", f"use {', '.join(FAMILIES)}")
     if not recipes:
@@ -175,10 +176,10 @@ def check_design(
     wander_length: float,
     trials: int,
 ) -> None:
-    """Raises InputError on the first that no study has."""
+    """Raises InputError on the first argument that is out of its range."""
     for key, count, least in (("seeds", seeds, 1), ("points", points, 2), ("trials", trials, 1)):
         if not (count >= least and count == int(count)):
-            raise InputError(key, count, "not a count", f"give a whole number from {least} on")
+            raise InputError(key, count, "not a count", f"give a whole number, at least {least}")
     for key, x in (("compute", compute), ("wander_length", wander_length)):
         if not (x > 0 and np.isfinite(x)):
             raise InputError(key, f"{x:g}", "not positive", "give a positive number")
@@ -235,7 +236,7 @@ def as_evals(
     start: Sequence[str],
     title: str,
 ) -> Evals:
-    """Evaluations of R runs at the same computes, with what each run is called."""
+    """Evaluations of R runs at the same computes, with the labels of each run."""
     R, M = value_RM.shape
     value = value_RM.ravel()
     p = (value * trials + 0.5) / (trials + 1)

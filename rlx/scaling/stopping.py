@@ -53,7 +53,7 @@ QUARTER = 0.25  # of the baseline's compute, at which the guard forecasts
 
 @dataclass(frozen=True)
 class Rule:
-    """When a question is answered. The defaults are those of the replay, see analysis/replay.py."""
+    """When a question is answered. The defaults were chosen by replays, see analysis/replay.py."""
 
     margin: float = 0.01  # pass rate
     margin_compute: float = 0.10  # relative
@@ -91,8 +91,8 @@ def ahead(fit: Draws, full: Mapping[str, float], baseline: Sequence[str]) -> Ahe
 
     full: the full compute of each run, in the unit of the fit.
 
-    It uses the curves without the discrepancy beyond the data: the replays of whole studies tested
-    this rule with those (README of analysis/results/budget), and the guard, the baseline's forecast
+    It uses the curves without the doubt beyond the data: the replays of whole studies tested this
+    rule with those (README of analysis/results/budget), and the guard, the baseline's forecast
     compared with its outcome, protects against wrong curves.
     """
     fit = fit.with_doubt(None)

@@ -1,7 +1,8 @@
-"""The look of every figure: colours, axes, ticks, keys. Each figure takes it from here.
+"""The style of every figure: colours, axes, ticks, keys.
 
-Colours are those of Okabe and Ito, told apart under colour blindness. A recipe has one colour in
-all figures of a study (`recipe_colors`); seeds are shades of it; grey is what the data do not say.
+Colours are those of Okabe and Ito, which colour-blind readers can tell apart. A recipe has one
+colour in all figures of a study (`recipe_colors`); seeds are shades of it; grey marks what the data
+do not determine.
 Numbers are written 0.58, shares 90 %, compute 3 x 10^10.
 """
 
@@ -35,7 +36,7 @@ DPI = 150
 
 
 def recipe_colors(names: Iterable[str]) -> dict[str, str]:
-    """A colour for each recipe, in order; one for all where there are more than colours."""
+    """A colour for each recipe, in order; one for all if there are more recipes than colours."""
     distinct = list(dict.fromkeys(names))
     if len(distinct) > len(COLORS):
         return dict.fromkeys(distinct, COLORS[0])
@@ -61,12 +62,12 @@ def natural(text: str) -> list[tuple[bool, float, str]]:
 
 
 def canvas(width: float, height: float) -> Figure:
-    """An empty figure, inches."""
+    """An empty figure; sizes in inches."""
     return Figure(figsize=(width, height), layout="constrained", dpi=DPI)
 
 
 def panel_grid(n: int) -> tuple[Figure, NDArray]:
-    """A figure with n panels of shared axes, and the grid of its axes."""
+    """A figure with n panels that share their axes, and the grid of these."""
     columns = n if n <= 3 else 2 if n == 4 else min(math.ceil(math.sqrt(n)), 5)
     rows = math.ceil(n / columns)
     width, height = {1: (6.8, 4.8), 2: (5.0, 4.6)}.get(columns, (3.7, 3.4))
@@ -109,7 +110,7 @@ def rows_axis(ax: Axes, y_N: Sequence[float] | NDArray, labels: Sequence[str]) -
 
 
 def log_ticks(ax: Axes) -> None:
-    """Ticks of a log axis of compute: the more decades it spans, the fewer in each."""
+    """Ticks of a log axis of compute, fewer per decade if it spans more decades."""
     low, high = ax.get_xlim()
     spans = {0.9: (1.0, 2.0, 3.0, 5.0, 7.0), 1.7: (1.0, 2.0, 5.0), 3.2: (1.0, 3.0)}
     decades = math.log10(high / low)
@@ -173,9 +174,9 @@ def note(figure: Figure, words: str) -> None:
 
 
 def level(ax: Axes, value: float, words: str, color: Color = INK, *, beside: bool = False) -> None:
-    """A known pass rate, such as an exact ceiling: a thin line and what it is.
+    """A known pass rate, such as an exact ceiling: a thin line with a label.
 
-    The words stand above its left end, where curves are low, or beside its right end.
+    The label is above its left end, where curves are low, or beside its right end.
     """
     ax.axhline(value, color=color, linewidth=0.8, zorder=1)
     ax.text(
@@ -185,7 +186,7 @@ def level(ax: Axes, value: float, words: str, color: Color = INK, *, beside: boo
 
 
 def dot(color: Color, **options: Any) -> Line2D:
-    """A mark of a key."""
+    """A mark for a key."""
     style: dict[str, Any] = {
         "marker": "o",
         "linestyle": "none",
@@ -200,7 +201,7 @@ def dot(color: Color, **options: Any) -> Line2D:
 def key_above(
     ax: Axes, handles: Sequence, labels: Sequence[str], words: str = "", columns: int = 1
 ) -> None:
-    """Title and key above the axes, where no curve runs; a tuple of marks stands side by side."""
+    """Title and key above the axes, clear of the curves; a tuple of marks is drawn side by side."""
     ax.legend(
         handles,
         labels,
@@ -219,7 +220,7 @@ def key_above(
 
 
 def key_below(figure: Figure, handles: Sequence[Artist]) -> None:
-    """The key, in as many columns as fit the figure; a letter of it is 0.065 inches wide."""
+    """The key, in as many columns as fit the figure; a letter is about 0.065 inches wide."""
     longest = max(len(str(handle.get_label())) for handle in handles)
     columns = max(1, int(figure.get_figwidth() / (0.065 * longest + 0.6)))
     figure.legend(
@@ -228,7 +229,7 @@ def key_below(figure: Figure, handles: Sequence[Artist]) -> None:
 
 
 def rate_limits(values: Iterable[float]) -> tuple[float, float]:
-    """Ends of an axis of pass rates that holds the values."""
+    """Limits of an axis of pass rates that shows all the values."""
     x = np.asarray(list(values), float)
     x = x[np.isfinite(x)]
     pad = 0.04 * (x.max() - x.min()) + 1e-3

@@ -1,5 +1,5 @@
-"""The value of new evaluations before a choice, and the plan with the highest value per compute:
-`allocate` without the fit."""
+"""The value of new evaluations before a choice, and a plan that buys the highest value per compute:
+the part of `allocate` that needs no fit."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Problem:
         return [(k, size, cost) for k, size, cost in out if cost <= left]
 
     def alone(self) -> dict[tuple[str, int], tuple[float, float]]:
-        """(kind, index) of every offer: size with the highest value per compute, and the value."""
+        """(kind, index) of every offer: compute and value of its size of most value per compute."""
         out = {}
         for k, offer in enumerate(self.offers):
             worth = [self.value({k: size}) for size in range(len(offer.compute))]

@@ -149,7 +149,7 @@ def test_a_right_fit_leaves_nothing_over():
         ([0] * 6 + [-0.05, -0.05], "late", "below the curve in the last quarter"),
         ([0] * 6 + [0.04, 0.08], "slope", "at the end steeper than the curve"),
         ([0.05] * 4 + [-0.05] * 4, "memory", "long on one side of the curve"),
-        ([0, 0, 0.09, 0, -0.09, 0, 0, 0], "scatter", "times as far about the curve"),
+        ([0, 0, 0.09, 0, -0.09, 0, 0, 0], "scatter", "times as far from the curve"),
     ],
 )
 def test_what_the_curve_of_one_run_leaves_over_is_said(change_M, start, words):

@@ -3,15 +3,14 @@
     from rlx.scaling import plot
 
     plot.curves(fit, held_out=evals).savefig("curves.png")   # points, bands, forecast
-    plot.points(evals, fits, holdout=0.5)                    # the same of least squares, run by run
+    plot.points(evals, fits, holdout=0.5)                    # the same by least squares, per run
     plot.ceilings(fit)                                       # recipes ranked by A
     plot.effects([fit.effects("loss")])                      # ceiling movers, efficiency shapers
     plot.ridge(fit)                                          # what the data leave open: A, C_mid
-    plot.calibration(fit.backtest())                         # how past forecasts did
+    plot.calibration(fit.backtest())                         # how well past forecasts did
     plot.power(sc.power())                                   # what a study would find
 
-Intervals are equal-tailed; how they look is in rlx.scaling.style. No figure touches pyplot; none
-needs JAX.
+Intervals are equal-tailed; their style is in rlx.scaling.style. No figure uses pyplot or needs JAX.
 """
 
 from rlx.scaling.plot.density import ridge

@@ -32,20 +32,20 @@ from rlx.scaling.style import (
 def ridge(
     fit: ScalingFit, recipes: str | Sequence[str] | None = None, *, prob: float = 0.9
 ) -> Figure:
-    """Draws of the curve's asymptote against C_mid: the ridge along which short runs are undecided.
+    """Draws of the curve's asymptote against C_mid: the ridge that short runs leave undetermined.
 
     The outlines hold half and `prob` of the density of (log C_mid, asymptote), by a normal kernel.
-    A vertical line marks each recipe's last fitted compute: left of it half of the gain has been
-    seen.
+    A vertical line marks each recipe's last fitted compute: in the draws left of it half of the
+    gain has been seen.
 
     Args:
         fit: a posterior.
         recipes: one name or several, at most six; default the six highest asymptotes.
-        prob: of the outer outline.
+        prob: share of the density inside the outer outline.
 
     Raises:
         InputError: an unknown recipe, more than six, or prob out of range.
-        NotConverged: as every question to the fit.
+        NotConverged: the fit has not converged and is not `unsafe`.
     """
     A, C_mid = fit.param("asymptote"), fit.param("C_mid")
     names = [recipes] if isinstance(recipes, str) else recipes
@@ -68,7 +68,7 @@ def ridge(
         ax.axvline(last_J[j], color=line, linewidth=1.0, linestyle=DASHES, zorder=1)
         corr = np.corrcoef(np.log(x), y)[0, 1]
         handles.append(dot(color, label=f"{names_J[j]}:  correlation {corr:.2f}"))
-    ax.autoscale(False)  # the points decide, not the grid of the outlines
+    ax.autoscale(False)  # the limits fit the points, not the grid of the outlines
     for (x, y), color in zip(draws, tints, strict=True):
         _outlines(ax, np.log(x), y, color, (prob, 0.5))
     tidy(ax)
@@ -85,7 +85,7 @@ def ridge(
 
 
 def _tints(own: Sequence[str]) -> list[Color]:
-    """Colours of the recipes, in shades where several have the same, at other levels of an axis."""
+    """Colours of the recipes; shades where several, at other levels of an axis, share a colour."""
     seen: list[str] = []
     tints: list[Color] = []
     for color in own:

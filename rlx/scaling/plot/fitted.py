@@ -70,7 +70,7 @@ def curves(
 
     Raises:
         InputError: horizon or prob is out of range, `by` is unknown, or held_out has other runs.
-        NotConverged: as every question to the fit.
+        NotConverged: the fit has not converged and is not `unsafe`.
     """
     if not horizon > 1:
         raise InputError("horizon", horizon, "not beyond the data", "give C / C_max above 1")
@@ -176,7 +176,7 @@ def _panels(scene: _Scene) -> list[tuple[str, list[int]]]:
 
 
 def _curve_panel(ax: Axes, scene: _Scene, name: str, recipes: list[int]) -> None:
-    """The recipes of one panel, their exact ceilings, and a legend above the axes."""
+    """The recipes of one panel, their exact ceilings, and a key above the axes."""
     handles: list[Artist | tuple[Artist, ...]] = []
     words, spans = [], []
     own_colors = apart([scene.color[j] for j in recipes])
@@ -213,7 +213,7 @@ def _curve_panel(ax: Axes, scene: _Scene, name: str, recipes: list[int]) -> None
 def _band(ax: Axes, scene: _Scene, n: int, color: Color, layers: int) -> None:
     """Curve n: its band and median where fitted and where forecast, and new evaluations.
 
-    As many `layers` of forecasts, one over the other, are as dark as one would be alone.
+    `layers` forecasts are drawn over each other, and together are as dark as one alone.
     """
     C, (lo, mid, hi) = scene.compute_C, scene.curve_QNC[:, n]
     seen = scene.last_N[n] >= C
@@ -228,7 +228,7 @@ def _band(ax: Axes, scene: _Scene, n: int, color: Color, layers: int) -> None:
 
 
 def _layer(opacity: float, layers: int) -> float:
-    """Opacity of each of some layers that together have `opacity`."""
+    """Opacity of each of some layers that together have an opacity."""
     return 1 - (1 - opacity) ** (1 / layers)
 
 
@@ -250,7 +250,7 @@ def _points(ax: Axes, scene: _Scene, run: str, color: Color) -> None:
 
 
 def _warnings(scene: _Scene, j: int) -> list[str]:
-    """Lines on what a recipe's curves may not be used for."""
+    """Lines about departed runs and unidentified ceilings of a recipe."""
     runs = scene.fit.runs_of(j)
     gone = [run for run in runs if run in scene.fit.departed]
     lines = [f"departed: {_seeds(scene, gone)}"] if gone else []

@@ -1,4 +1,4 @@
-"""Forests: recipes ranked by ceiling, and what design choices do. `forest` draws all of them."""
+"""Forest plots: recipes ranked by ceiling, and effects of design choices, drawn by `forest`."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def ceilings(fit: ScalingFit, *, prob: float = 0.9) -> Figure:
     """Recipes ranked by ceiling, the pass rate at the horizon (`parameters.param`): interval,
     median, seeds, exact ceiling, P(highest).
 
-    A recipe whose ceiling the data do not identify, or of which a run departed, is grey, with the
-    reason beside it. P(highest) is fit.prob_best(), among the recipes at the same levels of the
-    axes other than `ablation`.
+    A recipe whose ceiling the data do not identify, or with a run that departed, is grey, with the
+    reason beside it. P(highest) is among the recipes at the same levels of the axes other than
+    `ablation`; without such axes it is fit.prob_best().
 
     Raises:
         InputError: prob is out of range.
-        NotConverged: as every question to the fit.
+        NotConverged: the fit has not converged and is not `unsafe`.
     """
     A_QJ = interval(fit.param("A").values, prob)
     A_R = interval(fit.param("A", "run").values, prob)[1]
@@ -81,7 +81,7 @@ def ceilings(fit: ScalingFit, *, prob: float = 0.9) -> Figure:
 
 
 def _best(fit: ScalingFit) -> tuple[Floats, str]:
-    """P(highest ceiling) of each recipe among those at its levels, and the words for that."""
+    """P(highest ceiling) of each recipe among those at its levels, and the end of its label."""
     at, A_XJ = np.array(conditions(fit)), fit.param("A").values.reshape(-1, len(fit.recipes))
     best_J = np.zeros(len(at))
     for here in (np.flatnonzero(at == level) for level in set(at)):
@@ -116,13 +116,13 @@ def effects(
 
     Left, the change of the ceiling at the horizon. Right, on a log axis, the compute to reach the
     same pass rate over what the reference needs (compute_ratio) and, thin, the compute to reach
-    80 % of its own gain (pace_ratio). Differences inside the shaded margins do not count; an arrow
-    is an interval that does not end, where a curve never arrives.
+    80 % of its own gain (pace_ratio). Differences inside the shaded margins do not count. An arrow
+    marks an interval that goes on beyond the axis, because a curve may never reach the pass rate.
 
     Args:
-        tables: of fit.effects, one per axis.
-        margin_A: half-width of the left margin, a pass rate; as given to fit.effects.
-        margin_compute: of the right margin: 0.1 spans 1 / 1.1 to 1.1; likewise.
+        tables: from fit.effects, one per axis.
+        margin_A: half-width of the left margin, a pass rate, as given to fit.effects.
+        margin_compute: the same for the right margin; 0.1 spans 1 / 1.1 to 1.1.
 
     Raises:
         InputError: no row to draw.
@@ -160,7 +160,7 @@ def effects(
     return figure
 
 
-# ------------------------------------------------------------------ one forest for all
+# ------------------------------------------------------------------ parts of both
 
 
 def forest(
@@ -171,10 +171,11 @@ def forest(
     tints: Sequence[Color],
     margin: float,
 ) -> None:
-    """Intervals of quantities, each drawn `below` its row, the first bold, and the margin.
+    """Intervals of quantities, and the margin. `below`: how far below its row each is drawn.
 
-    The margin spans -margin to margin, on a log axis 1 / (1 + margin) to 1 + margin; the axis
-    shows at least 2.5 times as much, so that the margin is not taken for the background.
+    An interval at its row (0) is bold. The margin spans -margin to margin, on a log axis
+    1 / (1 + margin) to 1 + margin; the axis shows at least 2.5 times as much, so that the margin is
+    not mistaken for the background.
     """
     log = ax.get_xscale() == "log"
     wide = 1 + margin

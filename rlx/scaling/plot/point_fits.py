@@ -45,9 +45,9 @@ def points(evals: Evals, fits: Sequence[RunFit], *, holdout: float) -> Figure:
     """Points, fitted curves and forecasts of a study, one panel per value of its axes.
 
     Filled points are fitted, open ones held out; a curve is solid up to the last fitted compute
-    and dashed over the shaded region beyond it, which is darker where more runs are forecast. A
-    recipe has a colour and its seeds shades of it. A panel with more recipes than colours, or with
-    too many points to tell apart, is split into one panel per recipe.
+    and dashed over the shaded region beyond it, which is darker where more runs are forecast. Each
+    recipe has a colour, and its seeds have shades of it. A panel with more recipes than colours, or
+    with too many points to tell apart, is split into one panel per recipe.
 
     Args:
         evals: the evaluations.
@@ -156,7 +156,7 @@ def _run(ax: Axes, rows: pd.DataFrame, fit: RunFit, color: Color, n_runs: int) -
 
 
 def _key(frame: pd.DataFrame, fits: Sequence[RunFit], holdout: float) -> list[Artist]:
-    """What filled, open, solid, dashed and shaded mean; only what the figure shows."""
+    """What the marks mean; only those that the figure shows."""
     line: dict[str, Any] = {"color": FAINT, "linewidth": 1.6}
     marks: list[Artist] = []
     if (frame["compute"] == 0).any():

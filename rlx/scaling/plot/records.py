@@ -1,4 +1,4 @@
-"""How forecasts did, and what a study would find: coverage by horizon, chance of a verdict."""
+"""How well forecasts did, and what a study would find: coverage by horizon, chance of a verdict."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ from rlx.scaling.style import (
 def calibration(backtest: Backtest, *, prob: float = 0.9) -> Figure:
     """Share of later evaluations inside their forecast intervals, by horizon C / C_seen.
 
-    A panel per curve, a line per origin of the forecasts. Runs weigh the same, and the bars are
-    `prob` intervals of a share with one trial per run, Beta(1/2 + k, 1/2 + R - k), k = coverage R.
-    Open points lie below the coverage that `Backtest.evidence` asks for over all origins; the
+    A panel per curve, a line per origin of the forecasts. Runs have the same weight, and the bars
+    are `prob` intervals of a share with one trial per run, Beta(1/2 + k, 1/2 + R - k), k = coverage
+    R. Open points lie below the coverage that `Backtest.evidence` requires over all origins; the
     shaded horizons are those that it trusts.
 
     Raises:
@@ -84,7 +84,7 @@ def calibration(backtest: Backtest, *, prob: float = 0.9) -> Figure:
 
 
 def _coverage(ax: Axes, scores: pd.DataFrame, origins: Floats) -> None:
-    """Coverage of one curve's forecasts; origins stand side by side."""
+    """Coverage of one curve's forecasts, with the origins side by side."""
     ax.set_xscale("log")
     ax.axhline(PROB, color=INK, linewidth=0.8, zorder=1)
     for i, origin in enumerate(origins):
@@ -102,10 +102,10 @@ def _coverage(ax: Axes, scores: pd.DataFrame, origins: Floats) -> None:
 def power(table: pd.DataFrame) -> Figure:
     """Chance of the right verdict against compute per run, from a table of rlx.scaling.power.
 
-    A panel per difference, a line per design of seeds and evaluations: what normal posteriors
-    would give, with the share of the simulated studies (points, +- one Monte Carlo error) and the
-    share whose verdict is wrong (crosses, where there are any). Where there is no difference every
-    verdict is wrong.
+    A panel per difference. Lines, one per design of seeds and evaluations: the chance if posteriors
+    were normal. Points: the share of simulated studies with the right verdict, +- one Monte Carlo
+    error. Crosses: the share with a wrong verdict, if any. If the recipes are equal, every verdict
+    is wrong.
 
     Raises:
         InputError: no row to draw.
@@ -138,7 +138,7 @@ def power(table: pd.DataFrame) -> Figure:
 
 
 def _power_panel(ax: Axes, rows: pd.DataFrame, designs: list[tuple[int, int]], hoped: str) -> None:
-    """One difference; designs stand side by side."""
+    """One difference, with the designs side by side."""
     for i, ((seeds, points), color) in enumerate(zip(designs, COLORS, strict=False)):
         own = rows[(rows["seeds"] == seeds) & (rows["points"] == points)].sort_values("share")
         x = own["share"] * 1.03 ** (i - (len(designs) - 1) / 2)
@@ -153,7 +153,7 @@ def _power_panel(ax: Axes, rows: pd.DataFrame, designs: list[tuple[int, int]], h
 
 
 def jeffreys(share_N: ArrayLike, trials_N: ArrayLike, prob: float) -> tuple[Floats, Floats]:
-    """Ends [N] of the equal-tailed interval of a share; a share of 0 or 1 is inside its own."""
+    """Ends [N] of the equal-tailed interval of a share; that of a share of 0 or 1 includes it."""
     share_N, trials_N = np.asarray(share_N, float), np.asarray(trials_N, float)
     k, tail = share_N * trials_N, (1 - prob) / 2
     lo, hi = (beta.ppf(q, k + 0.5, trials_N - k + 0.5) for q in (tail, 1 - tail))

@@ -1,4 +1,4 @@
-"""What the pictures of a posterior share: its labels, colours, intervals and exact ceilings."""
+"""What the figures of a posterior share: labels, colours, intervals and exact ceilings."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from rlx.scaling.style import COLORS, recipe_colors
 Floats = NDArray[np.float64]
 
 CEILING = f"pass rate at {HORIZON:g}x the compute seen"
-CHOICE, UNCHANGED = "ablation", "none"  # the axis whose levels are recipes, and its baseline
+CHOICE, UNCHANGED = "ablation", "none"  # the axis whose levels count as recipes, and its baseline
 
 
 def cells(fit: ScalingFit) -> tuple[list[str], list[str]]:
-    """Of each recipe: its short name, and the levels of its axes, "key=value, key=value"."""
+    """For each recipe, its short name, and the levels of its axes, "key=value, key=value"."""
     levels = fit.levels
     base = levels["recipe"].tolist()
     axes = [[_said(axis, x) for x in levels[axis]] for axis in fit.evals.axes]
@@ -29,27 +29,27 @@ def cells(fit: ScalingFit) -> tuple[list[str], list[str]]:
 
 
 def _said(axis: str, level: str) -> str:
-    """An ablation by its name, others as the last word of their key with the level."""
+    """An ablation by its name, another axis as the last word of its key with the level."""
     if axis == CHOICE:
         return "" if level == UNCHANGED else level
     return f"{axis.rpartition('.')[2]}={level}"
 
 
 def conditions(fit: ScalingFit) -> list[str]:
-    """Of each recipe: the levels of its axes but for ablations, which recipes are compared at."""
+    """For each recipe, the levels of its axes except ablations; it is compared at the same ones."""
     axes = [axis for axis in fit.evals.axes if axis != CHOICE]
     return [" ".join(map(str, of_one)) for of_one in fit.levels[axes].to_numpy()]
 
 
 def labels(fit: ScalingFit) -> list[str]:
-    """Of each recipe, both in one."""
+    """For each recipe, the two of `cells` in one label."""
     return [", ".join(filter(None, names)) for names in zip(*cells(fit), strict=True)]
 
 
 def colors(fit: ScalingFit) -> list[str]:
-    """Of each recipe: the same at all levels of the axes, but for ablations, which are recipes.
+    """For each recipe, a colour that is the same at all levels of the axes except ablations.
 
-    Where only levels differ, each has a colour.
+    If only levels differ, each level has a colour.
     """
     levels = fit.levels.assign(**({} if CHOICE in fit.levels else {CHOICE: UNCHANGED}))
     keys = [f"{x[CHOICE]} {x['recipe']}" for _, x in levels.iterrows()]
@@ -59,7 +59,7 @@ def colors(fit: ScalingFit) -> list[str]:
 
 
 def apart(colors_J: Sequence[str]) -> list[str]:
-    """Colours of recipes that share a panel: their own, or by rank where two are the same."""
+    """Colours of recipes that share a panel: their own, or by rank if two are the same."""
     if len(set(colors_J)) == len(colors_J):
         return list(colors_J)
     return [COLORS[i % len(COLORS)] for i in range(len(colors_J))]
@@ -77,7 +77,7 @@ def check_prob(prob: float) -> None:
 
 
 def truths(fit: ScalingFit, recipes: Sequence[int] | None = None) -> list[float]:
-    """Exact ceilings that are known, of all runs or of those of some recipes."""
+    """The known exact ceilings of all runs, or of the runs of some recipes."""
     truth_R = fit.constant("truth")
     if recipes is not None:
         truth_R = truth_R[np.isin(fit.recipe_of_run, recipes)]
