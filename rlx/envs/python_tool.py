@@ -1,12 +1,12 @@
-"""Mathematical questions with a Python interpreter at hand.
+"""Mathematical questions, with a Python interpreter as a tool.
 
 A turn whose last fenced block is Python (rlx.envs.code.last_block) is run, and what it prints is
 the reply; a turn without one is the answer, graded as in rlx.envs.math. The interpreter keeps its
-variables from turn to turn: one sandbox (rlx.envs.sandbox) for each episode, ended with it.
+variables from turn to turn: each episode has one sandbox (rlx.envs.sandbox), which ends with it.
 
-A session is known by the cells that it has run (rlx.envs.sessions), and made again by running them
-again. A cell that ends the interpreter is not run again: the reply says so, and a fresh one takes
-its place.
+A session is identified by the cells that it has run (rlx.envs.sessions), and rebuilt by running
+them again. If a cell ends the interpreter, the reply says so, and the next cell gets a new, empty
+one.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ CPU_S = 60  # of a whole session
 
 
 class PythonTool(Math):
-    """`wall_s` bounds a cell, `memory_mb` an interpreter, `output_chars` what is shown of a cell;
-    `hint` is put behind every question.
+    """`wall_s` limits a cell, `memory_mb` an interpreter, `output_chars` the output that is shown
+    of a cell; `hint` is added to the end of every question.
 
-    The rest are those of rlx.envs.math. Raises InputError as that does, and where programs cannot
-    be isolated; `unsafe=True` runs them without isolation, with limits on their resources alone.
+    The other arguments are those of rlx.envs.math. Raises InputError as that does, and if programs
+    cannot be isolated; `unsafe=True` runs them without isolation, only with limits on resources.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class PythonTool(Math):
         self.sessions = Sessions(sandbox.Session.end)
 
     def reply(self, problem: Problem, turns: tuple[str, ...]) -> str | None:
-        """What the last turn's block prints; None where it has none.
+        """What the last turn's block prints; None if it has no block.
 
         Raises rlx.envs.sandbox.SandboxError if nothing could be run.
         """
@@ -98,7 +98,7 @@ class PythonTool(Math):
         return shown
 
     def _session(self, problem: int, before: tuple[str, ...]) -> sandbox.Session:
-        """That has run these cells; a new one if need be."""
+        """A session that has run these cells; a new one if none is kept."""
         if session := self.sessions.take((problem, before)):
             return session
         source = f"{CONSOLE.read_text()}\nserve({self.output_chars})\n"
@@ -121,7 +121,7 @@ class PythonTool(Math):
         return text.rstrip("\n") + more or SILENT, False
 
     def grade(self, problem: Problem, turns: tuple[str, ...], stopped: bool) -> float:
-        """Of the last turn. The episode is over, and so is its session."""
+        """The score of the last turn; the episode's session is ended."""
         self.sessions.over((problem.id, tuple(cells(turns))))
         return super().grade(problem, turns[-1], stopped)
 
@@ -134,7 +134,7 @@ class PythonTool(Math):
 
 
 def cells(turns: Sequence[str]) -> list[str]:
-    """What the interpreter of now has been given: all since the last one that was ended."""
+    """The cells given to the current interpreter: all since the last one that was ended."""
     replies = [*turns[1::2], ""]
     ended = [i for i, reply in enumerate(replies) if reply.startswith(LOST)]
     blocks = map(last_block, turns[2 * (ended[-1] + 1) if ended else 0 :: 2])

@@ -1,18 +1,18 @@
-"""Environments of the package `verifiers` (v1): their tasks, their side of a conversation, their
-rewards. docs.primeintellect.ai/verifiers; pip install 'rlx[verifiers]'.
+"""Environments of the package `verifiers` (v1): their tasks, their replies in a conversation, and
+their rewards. docs.primeintellect.ai/verifiers; pip install 'rlx[verifiers]'.
 
     env.name=verifiers  env.kwargs.id=PACKAGE  env.kwargs.taskset={KEY: VALUE of its configuration}
 
-A task's prompt, after its system prompt, is what the policy is asked. An environment that talks in
-its `run` (`agent.interaction(task)`, `await interaction.turn(text)`) replies to it; any other asks
+The policy is asked a task's system prompt and its prompt. An environment that talks in its `run`
+(`agent.interaction(task)`, `await interaction.turn(text)`) replies to the policy; any other asks
 for one answer. The score is the sum of the trace's weighted rewards, which must lie in [0, 1].
 
-Their harnesses drive a model behind an HTTP endpoint, with texts going in and out. Here the policy
-answers through `reply`, so tokens stay as they were drawn; what needs a harness or a runtime of
-theirs is refused: several agents, tool servers, containers, rewards that look into a runtime.
+The package's harnesses drive a model behind an HTTP endpoint that exchanges text. Here the policy
+answers through `reply`, so tokens stay as they were sampled. What needs a harness or a runtime of
+the package is refused: several agents, tool servers, containers, rewards that look into a runtime.
 
-A conversation is one coroutine, known by what the policy has said (rlx.envs.sessions); one that is
-lost is led again from its beginning.
+A conversation is one coroutine, identified by what the policy has said (rlx.envs.sessions); a lost
+one is repeated from its beginning.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from rlx.envs.sessions import Sessions
 from rlx.errors import InputError
 from rlx.problem import Problem
 
-LABELS = {"idx", "id", "name", "description"}  # of a task, by which it does not differ from another
+LABELS = {"idx", "id", "name", "description"}  # tasks that differ in these alone are the same
 
 
 class Verifiers:
-    """`Problem.answer` is the place of a task in its taskset; held-out problems come first.
+    """`Problem.answer` is the index of a task in `tasks`; held-out problems come first.
 
-    Raises InputError where the package or the environment is missing, cannot be made, needs what is
-    not here, or has too few tasks.
+    Raises InputError if the package or the environment is missing, or if the environment cannot be
+    made, needs something that is not available here, or has too few tasks.
     """
 
     def __init__(
@@ -95,12 +95,12 @@ class Verifiers:
         return env
 
     def _refuse(self, reason: str) -> None:
-        remedy = "give one of one agent that talks, without tools of its own"
+        remedy = "give one with a single agent and no tools of its own"
         raise InputError("env.kwargs.id", self.id, reason, remedy)
 
     def _tasks(self, count: int, seed: int) -> list[Any]:
-        """As many with distinct prompts, in an order drawn from the seed where they end. Where one
-        prompt stands for many tasks, as in a game, those that differ in their other data.
+        """`count` tasks with distinct prompts, in an order drawn from the seed if the taskset is
+        finite. If too few prompts differ, as in a game, tasks that differ in their other data.
         """
         by_prompt: dict[str, Any] = {}
         by_data: dict[str, Any] = {}
@@ -114,12 +114,12 @@ class Verifiers:
                 if len(by_prompt) == count:
                     break
         except Exception as error:
-            reason = f"its tasks cannot be had ({type(error).__name__}: {base.first_line(error)})"
-            remedy = "bring what it asks for, or give another environment"
+            reason = f"its tasks cannot be read ({type(error).__name__}: {base.first_line(error)})"
+            remedy = "provide what it needs, or give another environment"
             raise InputError("env.kwargs.id", self.id, reason, remedy) from None
         found = by_prompt if len(by_prompt) == count else by_data
         if len(found) < count:
-            reason = f"{self.id} gave {len(found)} tasks that differ"
+            reason = f"{self.id} gave {len(found)} different tasks"
             raise InputError("env.train_prompts", count, reason, "ask for fewer")
         found = dict(itertools.islice(found.items(), count))
         for task in found.values():
@@ -134,7 +134,7 @@ class Verifiers:
         return self.loop.run_until_complete(work)
 
     def _talk(self, problem: Problem, said: Sequence[str]) -> Talk:
-        """That has heard these turns of the policy."""
+        """A conversation that has heard these turns of the policy."""
         history = (problem.answer, tuple(said))
         if talk := self.sessions.take(history):
             return talk
@@ -145,7 +145,7 @@ class Verifiers:
         return talk
 
     def reply(self, problem: Problem, turns: tuple[str, ...]) -> str | None:
-        """What the environment says to the last turn; whatever it raises is raised."""
+        """What the environment says to the last turn. Raises whatever the environment raises."""
         said = turns[::2]
         talk = self._talk(problem, said[:-1])
         reply = self._run(talk.hear(said[-1]))
@@ -153,7 +153,7 @@ class Verifiers:
         return reply
 
     def grade(self, problem: Problem, turns: tuple[str, ...], stopped: bool) -> float:
-        """The trace's reward; 0 where a limit on tokens cut the episode."""
+        """The trace's reward; 0 if a limit on tokens cut the episode."""
         said = turns[::2]
         if not stopped:
             self.sessions.over((problem.answer, said))
@@ -179,18 +179,18 @@ class Talk:
     def __init__(self, vf: Any, env: Any, agent: str, task: Any):
         self.vf, self.env, self.agent, self.task = vf, env, agent, task
         self.trace: Any = None
-        self.asked: asyncio.Queue[str | None] = asyncio.Queue()  # by the environment
+        self.asked: asyncio.Queue[str | None] = asyncio.Queue()  # from the environment
         self.answers: asyncio.Queue[str | None] = asyncio.Queue()  # None: the exchange is over
         self.running: asyncio.Task | None = None
 
     async def begin(self) -> None:
-        """Up to where the environment waits for the first turn of the policy."""
+        """Run the environment until it waits for the first turn of the policy."""
         agents = SimpleNamespace(**{self.agent: self})
         self.running = asyncio.ensure_future(self.env.run(self.task, agents))
         await self._next()
 
     async def _next(self) -> str | None:
-        """What is asked next; None where the environment is done."""
+        """What the environment asks next; None if it is done."""
         asked = asyncio.ensure_future(self.asked.get())
         await asyncio.wait([asked, self.running], return_when=asyncio.FIRST_COMPLETED)
         if asked.done():
@@ -206,7 +206,7 @@ class Talk:
         return await self._next()
 
     async def reward(self) -> float:
-        """The exchange ends, and what the environment and its task make of it."""
+        """End the exchange; the reward that the environment and its task give it."""
         if not self.running.done():
             self.answers.put_nowait(None)
             await self.running
@@ -226,7 +226,7 @@ class Talk:
 
     @contextlib.asynccontextmanager
     async def interaction(self, task: Any) -> AsyncIterator[Talk]:
-        """The rewards of the task are had when it ends."""
+        """The interaction with the policy; the task's rewards are computed when it ends."""
         vf = self.vf
         self.trace = vf.Trace(
             task=vf.TraceTask(type=type(task).__name__, data=task.data),
@@ -285,5 +285,5 @@ def _config_of(kind: type, vf: Any) -> type:
 
 
 def _prompt(task: Any) -> str:
-    """Its system prompt and its prompt; a task without one is asked nothing."""
+    """The system prompt and the prompt of a task, those that it has."""
     return "\n\n".join(text for text in (task.system_prompt, task.prompt_text) if text)

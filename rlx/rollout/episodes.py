@@ -3,9 +3,9 @@
     prompt | what the policy draws, its stop token | what the environment replies | the next turn
 
 `Episodes` builds them from the turns that another generator samples, and is a generator itself.
-Tokens in, tokens out: sampled tokens are decoded for the environment, never encoded again. A reply
-is encoded once and injected (version INJECTED), in a chat together with the template's text between
-two answers. A sequence continues in its cache, so no token is computed twice.
+Sampled tokens are decoded for the environment, but never encoded again. A reply is encoded once and
+added to the sequence (version INJECTED); in a chat, the template's text between two answers is
+added with it. A sequence continues in its cache, so no token is computed twice.
 
 An episode ends when the environment gives no reply, or after `episode.max_turns`. A turn at its
 token limit, or a reply that leaves no room to answer, truncates it (`stopped` is False). An
@@ -41,7 +41,7 @@ class _Open:
 
 class Episodes:
     def __init__(self, single: Generator, config: Config, graders: Graders):
-        """single: samples the turns."""
+        """single: the generator that samples the turns."""
         self.single, self.graders, self.limits = single, graders, config.episode
         self.ids, self.T = graders.env.tokenizer, config.rollout.max_new_tokens
         self.turn_tokens = config.turn_tokens
@@ -58,7 +58,7 @@ class Episodes:
         return self.single.nbytes
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Requests must have a problem."""
+        """Every request must have a problem."""
         for request in requests:
             assert request.problem is not None
             self.open[request.key] = _Open(request.problem)
@@ -128,7 +128,7 @@ class Episodes:
         return ids, None if ids else failed("an empty reply")
 
     def release(self, keys: Sequence[Key]) -> None:
-        """No finished episode is held."""
+        """Finished episodes are not held, so there is nothing to release."""
         assert not keys
 
     @contextmanager

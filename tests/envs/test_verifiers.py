@@ -147,7 +147,7 @@ def test_tasks_that_one_prompt_stands_for(package, make):
     }
     replies = {env.reply(p, ("5",)) for p in env.train}
     assert replies <= {"higher", "lower", None} and len(replies) > 1
-    with pytest.raises(InputError, match="gave 12 tasks that differ; ask for fewer"):
+    with pytest.raises(InputError, match="gave 12 different tasks; ask for fewer"):
         make("rlx_test_same", numbers=12, train=9)
 
 
@@ -158,8 +158,8 @@ def test_tasks_whose_data_are_missing(package, make):
     with pytest.raises(InputError) as error:
         make(package("rlx_test_lacks", source))
     assert str(error.value) == (
-        "env.kwargs.id=rlx_test_lacks: its tasks cannot be had (LookupError: no words here); bring "
-        "what it asks for, or give another environment"
+        "env.kwargs.id=rlx_test_lacks: its tasks cannot be read (LookupError: no words here); "
+        "provide what it needs, or give another environment"
     )
 
 
@@ -194,8 +194,8 @@ def test_what_needs_more_than_a_policy_is_refused(package, make, what):
     with pytest.raises(InputError) as error:
         make(package(f"rlx_test_{what}", source))
     assert str(error.value) == (
-        f"env.kwargs.id=rlx_test_{what}: {reason}; give one of one agent that talks, without tools "
-        "of its own"
+        f"env.kwargs.id=rlx_test_{what}: {reason}; give one with a single agent and no tools of "
+        "its own"
     )
 
 
