@@ -12,7 +12,7 @@ has median 3), drawn from a population of its own, which is not the prior of the
     w_m     = 0.7 w_(m-1) + noise, stationary sd 0.008                          policy wander
     passes  ~ Binomial(4000, R(C) + w)                                          one evaluation
 
-and one evaluation of R0 of the same size, shared by all runs. The variants change one thing:
+and one evaluation of R0 of the same size, shared by all runs. Each variant changes one thing:
 
     well           s = x^B / (1 + x^B), the sigmoid (x = C / C_mid)
     one_seed       one seed per recipe
@@ -26,7 +26,7 @@ and one evaluation of R0 of the same size, shared by all runs. The variants chan
 slow_tail and switch are in no family that is fitted; weibull is the limit kappa -> inf of burr.
 Everything is a pure function of the study's seed. Each fit becomes one line of
 `out/records.jsonl` (of `out/records-I.jsonl` with several workers), so the same command continues
-what was interrupted; backtest=true adds lines with the horizon that `Backtest.trust` gives.
+an interrupted one; backtest=true adds lines with the horizon that `Backtest.trust` gives.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Truth:
     theta_RQ: Floats
     turn_R: Floats  # compute after which a run declines, inf for never
     slope_R: Floats  # of the decline, per unit of compute
-    fresh_RH: Floats  # a further evaluation at each of HORIZONS, of which the fit knows nothing
+    fresh_RH: Floats  # a further evaluation at each of HORIZONS, which the fit does not see
 
     @property
     def A_J(self) -> Floats:
@@ -142,7 +142,7 @@ def simulate(variant: str, seed: int, size: str = "full") -> tuple[Evals, Truth]
 def simulate_size(
     variant: str, seed: int, size: Size, C_max: float, *, equal: bool = False
 ) -> tuple[Evals, Truth]:
-    """The same of any size and reach; with `equal`, all recipes are one and their names differ."""
+    """The same of any size and C_max; with `equal`, all recipes have the same parameters."""
     J, G, M = size
     rng = np.random.default_rng(seed)
     theta_JQ = rng.normal(*POPULATION) + (not equal) * RECIPE_SD * rng.normal(size=(J, 3))
@@ -191,7 +191,7 @@ def _declines(
 
 
 def _fresh(rng: np.random.Generator, truth: Truth, last_R: Floats, M: int) -> Floats:
-    """One evaluation per horizon, [R, H]; the wander goes on from each run's last one."""
+    """One evaluation per horizon, [R, H]; the wander continues from each run's last value."""
     decay_H = WANDER_DECAY ** ((HORIZONS - 1) * M)
     w_RH = decay_H * last_R[:, None]
     w_RH = w_RH + WANDER_SD * np.sqrt(1 - decay_H**2) * rng.normal(size=w_RH.shape)
@@ -211,7 +211,7 @@ class Task(NamedTuple):
 
 
 def record(task: Task, *, size: str, method: str) -> dict:
-    """The line of a task: what was asked, and truth and answers side by side."""
+    """The line of a task: the task, and truth and answers side by side."""
     evals, truth = simulate(task.variant, task.seed, size)
     started = time.perf_counter()
     if task.kind == "trust":
@@ -228,9 +228,9 @@ def fit_answers(fit: sc.ScalingFit, truth: Truth) -> dict:
     """Truth, interval and estimate of every ceiling and of every run's curve, as lists.
 
     A_recipe, A_run: truth, low, median, high of the ceilings. curve_run: truth, low, mean, high of
-    the runs' curves at HORIZONS, [R, H]. fresh_run: the same of a further evaluation, and its log
-    score. prob_above: P(A_i > A_j) of the recipes i < j. A fit that did not converge answers too;
-    `converged` says so.
+    the runs' curves at HORIZONS, [R, H]. fresh_run: the same for a further evaluation, and its log
+    score. prob_above: P(A_i > A_j) of the recipes i < j. A fit that did not converge has answers
+    too; `converged` is then False.
     """
     asked = fit.unsafe()
     status = dict(zip(fit.runs, asked.status(by="run"), strict=True))
@@ -289,9 +289,9 @@ def log_score(value: Floats, rate_X: Floats) -> Floats:
 
 @lru_cache(maxsize=1)
 def _point_answers(variant: str, seed: int, size: str) -> dict:
-    """What point estimates of each run say: ceilings [R], and pass rates [R, H] at HORIZONS.
+    """Point estimates of each run: ceilings [R], and pass rates [R, H] at HORIZONS.
 
-    grid: the paper's procedure, its grid wide enough for every ceiling here; point: least squares;
+    grid: the paper's procedure, on a grid wide enough for every ceiling here; point: least squares;
     last: the last value carried forward.
     """
     evals, truth = simulate(variant, seed, size)
@@ -316,14 +316,14 @@ def summarise(records: Iterable[dict]) -> tuple[pd.DataFrame, pd.DataFrame]:
 
     calibration: one row per variant, curve, group of runs and quantity (ceilings A_recipe, A_run;
         curve_run, the latent pass rate, and fresh_run, a further evaluation, at each `horizon`).
-        runs is "all", "unflagged" (not found departed by the fit; of recipes, no run of it), or
-        "trusted" (of studies whose backtest vouches for the horizon). share: of all answers (of
-        backtested studies) that the group holds. unconverged: share of fits. coverage: share of
-        the 90 % intervals that hold the truth; those of fits that did not converge do not.
-        coverage_se: over studies. width: median. rmse: of the posterior median of A, mean of a
-        pass rate; rmse_grid, rmse_point, rmse_last: of the rivals in `_point_answers`, for
-        A_recipe their mean over seeds; ratio: rmse / rmse_grid; grid_within: share of the paper's
-        estimates that are within 0.02 of the truth.
+        runs is "all", "unflagged" (runs that the fit does not call departed; recipes without such
+        a run), or "trusted" (of studies whose backtest trusts the horizon). share: that of the
+        group among all answers (for "trusted", among those of backtested studies). unconverged:
+        share of fits. coverage: share of the 90 % intervals that hold the truth; those of fits that
+        did not converge count as missing it. coverage_se: over studies. width: median. rmse: of the
+        posterior median of A, mean of a pass rate; rmse_grid, rmse_point, rmse_last: of the rivals
+        in `_point_answers`, for A_recipe their mean over seeds; ratio: rmse / rmse_grid;
+        grid_within: share of the paper's estimates that are within 0.02 of the truth.
     pairs: one row per variant, curve and rule that ranks two ceilings, `_pairs_of`.
     """
     rows = list(records)
@@ -397,7 +397,7 @@ def _scores(group: pd.DataFrame) -> dict[str, float]:
 
 
 def clustered(hit_N: ArrayLike, cluster_N: ArrayLike) -> tuple[float, float]:
-    """Share of hits, and its standard error over S clusters, of which answers are not independent.
+    """Share of hits, and its standard error over S clusters of answers that are not independent.
 
         p = sum_s k_s / sum_s n_s,   se = sqrt(S / (S - 1) sum_s (k_s - p n_s)^2) / sum_s n_s
 
@@ -416,8 +416,8 @@ def _pairs_of(fits: list[dict]) -> pd.DataFrame:
 
     rule: a bin of P = max(P(A_i > A_j), P(A_j > A_i)), which ranks by the likelier order; P > 0.9;
     or that the grid fits' ceilings, averaged over seeds, differ by more than 0.02 (arXiv
-    2510.13786, A.5). share: of all pairs that it ranks; a fit that did not converge ranks none.
-    P: mean. right, right_se: share of the ranked pairs in true order, its error over studies.
+    2510.13786, A.5). share: that of the ranked pairs among all; a fit that did not converge ranks
+    none. P: mean. right, right_se: share of the ranked pairs in true order, its error over studies.
     """
     parts = []
     for row in fits:
@@ -455,13 +455,13 @@ def _ranked(pairs: pd.DataFrame, ranks: pd.Series, right: str, name: str) -> dic
 
 @dataclass(frozen=True)
 class CalibrationConfig:
-    sets: str = "simulated"  # all: every set of curves at hand, see experiments.scored
-    data: str = "../shared/data"  # of sets=all: external training curves
+    sets: str = "simulated"  # all: every available set of curves, see experiments.scored
+    data: str = "../shared/data"  # for sets=all: external training curves
     studies: int = 50  # of each variant; 0 summarises what is recorded
     variants: list[str] = field(default_factory=lambda: list(VARIANTS))
     curves: list[str] = field(default_factory=lambda: list(CURVES))
     method: str = "nuts"
-    backtest: bool = False  # also record the horizon that backtests vouch for
+    backtest: bool = False  # also record the horizon that backtests trust
     size: str = "full"
     workers: int = 1
     out: str = "outputs/calibration"
@@ -538,7 +538,7 @@ def work(config: CalibrationConfig, worker: int = 0) -> None:
 
 
 def run(config: CalibrationConfig) -> int:
-    """All tasks, over processes if there are several workers; the largest exit status."""
+    """Do all tasks, in several processes if there are several workers; the largest exit status."""
     if config.workers == 1:
         work(config)
         return 0
@@ -565,7 +565,7 @@ def _process(config: CalibrationConfig, worker: int) -> None:
 
 
 def write(out: Path) -> None:
-    """calibration.csv and pairs.csv of what is recorded, and a short table."""
+    """Write calibration.csv and pairs.csv from the records, and print a short table."""
     records = read_records(out).values()
     if not any(row["kind"] == "fit" for row in records):
         raise InputError("out", out, "holds no records", "give studies=1 or more")
@@ -584,7 +584,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = parse(sys.argv[1:] if argv is None else argv)
         if config.sets == "all":
-            from experiments import scored  # it simulates by this module
+            from experiments import scored  # which imports this module
 
             scored.run(Path(config.out), Path(config.data), config.studies, config.method)
             return 0
@@ -595,7 +595,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
+        print("interrupted; the same command continues", file=sys.stderr)
         return 75
     return status
 

@@ -1,15 +1,16 @@
-"""Do intervals of ceilings hold the exact ones, where these are known?
+"""Do intervals of ceilings hold the exact ceilings, where these are known?
 
     python -m experiments.ceilings [out=DIR]
 
-The committed evaluations of the default study, of hard_mix and of two_chains (sweep=tasks), cut at
-SHARES of each run's compute and fitted by Laplace. `ceilings.csv` has one row per set, share and
-cell (a recipe at one setting of the axes): the exact ceiling, the 90 % interval of A, the pass rate
-at the horizon with the doubt, whether it holds, and the same of the asymptote of the curves alone.
-The same command continues what was interrupted.
+The committed evaluations of the default study, of hard_mix and of two_chains (sweep=tasks) are cut
+at SHARES of each run's compute and fitted by Laplace's method. `ceilings.csv` has one row per set,
+share and cell (a recipe at one setting of the axes): the exact ceiling; the number of runs, and of
+those that left their curve; the 90 % interval of A, the pass rate at the horizon with the doubt,
+and whether it holds the exact ceiling; and the same for the asymptote of the curves alone. The same
+command continues an interrupted one.
 
-On hard_mix the ceiling is that of the best policy, which guesses at prompts without room for an
-answer. Left out is `wider` of two_chains, a set that is not trained on.
+On hard_mix the ceiling is that of the best policy, which guesses on prompts without room for a
+worked answer. `wider` of two_chains, a set that is not trained on, is left out.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from rlx.scaling.data import Evals
 
 SETS = ("default", "hard_mix 0.0002", "hard_mix 0.001", "tasks any", "tasks long", "tasks five")
 SHARES = (0.25, 0.5, 1.0)
-GUESS = 0.25  # pass rate of a blind guess at hard_mix
+GUESS = 0.25  # pass rate of a blind guess on hard_mix
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,13 @@ class Options:
 
 
 def exact(name: str, evals: Evals) -> pd.Series:
-    """Exact ceiling of every cell; of hard_mix, the best policy's."""
+    """Exact ceiling of every run; on hard_mix, that of the best policy."""
     truth = evals.frame.groupby("run", sort=False)["truth"].first()
     return truth + GUESS * (1 - truth) if name.startswith("hard_mix") else truth
 
 
 def asked(name: str, evals: Evals, share: float) -> pd.DataFrame:
-    """Rows of the table, of one set and share."""
+    """The rows of one set and share."""
     seen = evals if share == 1 else with_first(evals, evals.until(share=share))
     longest = int(evals.frame.groupby("run").size().max())
     fit = sc.fit(seen, method="laplace", pad_to=longest).unsafe()

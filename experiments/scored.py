@@ -1,21 +1,22 @@
-"""Forecasts of whole sets of curves, scored: rlx's posterior beside simpler rules.
+"""Scores of forecasts of whole sets of curves: rlx's posterior beside simpler rules.
 
     python -m experiments.calibration sets=all [data=../shared/data] [studies=50] [out=DIR]
 
-Every set of curves at hand is cut at SHARES of each run's compute, and everything that came later
-is forecast with 90 % intervals by
+Every available set of curves is cut at SHARES of each run's compute, and all later evaluations are
+forecast with 90 % intervals by
 
     posterior   the posterior with its doubt beyond the data (`rlx.scaling.doubt`)
     curve       the same posterior without that doubt
-    grid        the grid fit of arXiv 2510.13786, A.5, give or take its error margin of 0.02
-    bootstrap   least squares refitted to residuals drawn again (REFITS times; it and the grid are
-                asked of the first SLOW_STUDIES simulated studies of a kind)
-    last        the last value, with the random walk in log C that the run was up to then
-    line        a line in log C through the later half of what was seen, with its standard interval
+    grid        the grid fit of arXiv 2510.13786, A.5, +- its error margin of 0.02
+    bootstrap   least squares refitted REFITS times to resampled residuals (grid and bootstrap
+                forecast only the first SLOW_STUDIES simulated studies of each kind)
+    last        the last value, with a random walk in log C as large as the run's so far
+    line        a line in log C through the later half of what was seen, with its standard
+                prediction interval
 
-A set whose file is not there is named and left out. One line of JSON per set, share and rule goes
-to `out/scored.jsonl`, so that the same command continues; `scores.csv` has their means over the
-sets of a group and then over groups, `bands.csv` the coverage by horizon.
+A set whose file is missing is named and left out. One line of JSON per set, share and rule goes to
+`out/scored.jsonl`, so the same command continues an interrupted one; `scores.csv` has their means
+over the sets of a group and then over groups, `bands.csv` the coverage by horizon.
 
 Letters: P later evaluations of all runs, X draws, R runs.
 """
@@ -48,17 +49,17 @@ PROB = 0.9
 Z = norm.ppf((1 + PROB) / 2)
 MARGIN = 0.02  # of the grid fit, arXiv 2510.13786, A.5
 REFITS = 40
-SLOW, SLOW_STUDIES = ("grid", "bootstrap"), 10  # rules asked of the first of the simulated studies
+SLOW, SLOW_STUDIES = ("grid", "bootstrap"), 10  # rules for the first simulated studies only
 ONE_STEP = 0.1  # pass rate per root of log C, of a run with one evaluation
 RULES = ("posterior", "curve", "grid", "bootstrap", "last", "line")
-GRID_C_MID = np.linspace(1 / 80, 5, 100)  # of the fitted compute, as 100 to 40,000 is of 8,000
+GRID_C_MID = np.linspace(1 / 80, 5, 100)  # of the fitted compute; the paper: 100 to 40,000 of 8,000
 GRID_A = 0.005
-QUANTILES = np.linspace(0.01, 0.99, 50)  # draws that stand for an interval that has none
+QUANTILES = np.linspace(0.01, 0.99, 50)  # serve as draws of a rule that has only an interval
 
 
 @dataclass(frozen=True)
 class Curves:
-    """A set of curves. group: sets that are wrong together and weigh as one."""
+    """A set of curves. group: sets whose errors go together, so that they count as one."""
 
     name: str
     group: str
@@ -98,7 +99,7 @@ def committed(path: Path, split: str | None = None, level: object = None) -> Eva
 
 
 def others(data: Path, tests: Path) -> list[Curves]:
-    """External training curves; what each is: PROVENANCE.md beside them."""
+    """External training curves; PROVENANCE.md beside them describes each."""
     real, deep = data / "real", data / "deep_grpo"
     smollm2, surrogates = "rlx_smollm2_h200.csv", "qwen35_9b_dapo_six_surrogates.csv"
     return [
@@ -133,7 +134,7 @@ def _smollm2(path: Path) -> Evals:
 
 @dataclass(frozen=True)
 class Seen:
-    """One run up to the cut, and the computes that are asked."""
+    """One run up to the cut, and the computes to forecast."""
 
     compute_M: Floats
     value_M: Floats
@@ -208,11 +209,11 @@ SIMPLE: dict[str, Callable[[Seen], Floats]] = {
 
 
 def score_set(evals: Evals, share: float, method: str) -> Iterator[dict]:
-    """Per rule: coverage, width, interval score, CRPS and RMSE of all later evaluations, runs
-    weighing alike, and coverage by band of horizons.
+    """Per rule: coverage, width, interval score, CRPS and RMSE of all later evaluations, with the
+    same weight for every run, and coverage by band of horizons.
 
-    Interval score: width + 2 / (1 - PROB) times what an evaluation lies outside by (Gneiting and
-    Raftery 2007, JASA 102:359, Eq. 43).
+    Interval score: width + 2 / (1 - PROB) times the distance by which an evaluation lies outside
+    (Gneiting and Raftery 2007, JASA 102:359, Eq. 43).
     """
     seen, later = with_first(evals, evals.until(share=share)), evals.after(share=share)
     longest = int(evals.frame.groupby("run").size().max())
@@ -238,7 +239,7 @@ def score_set(evals: Evals, share: float, method: str) -> Iterator[dict]:
 
 
 def _asked(ask: Callable[[Seen], Floats], windows: list[Seen]) -> Floats:
-    """Draws [X, P] of a rule; where a run has too few points for it, those of `last`."""
+    """Draws [X, P] of a rule; those of `last` for a run with too few points for the rule."""
     parts = []
     for window in windows:
         try:
@@ -256,7 +257,7 @@ def _seen(seen: Evals, run: str, later: pd.Series) -> Seen:
 
 
 def scores(x_XP: Floats, table: pd.DataFrame) -> dict:
-    """Of draws [X, P] against `table` (run, value, horizon); see `score_set`."""
+    """Scores of draws [X, P] against `table` (run, value, horizon); see `score_set`."""
     value = table["value"].to_numpy()
     lo, mid, hi = np.quantile(x_XP, [(1 - PROB) / 2, 0.5, (1 + PROB) / 2], axis=0)
     weight = 1 / table.groupby("run")["run"].transform("size").to_numpy()
@@ -287,7 +288,7 @@ def scores(x_XP: Floats, table: pd.DataFrame) -> dict:
 
 
 def simulations(studies: int) -> Iterator[tuple[int, Curves, Truth]]:
-    """Seed, study and truth, all kinds of a seed together."""
+    """Seed, study and truth; all kinds with one seed come together."""
     for seed in range(studies):
         for variant in VARIANTS:
             evals, truth = simulate(variant, seed)
@@ -296,8 +297,8 @@ def simulations(studies: int) -> Iterator[tuple[int, Curves, Truth]]:
 
 
 def score_simulation(evals: Evals, truth: Truth, method: str, slow: bool) -> Iterator[dict]:
-    """As `score_set`, of a further evaluation at each of HORIZONS times the last compute; the rules
-    SLOW only if asked."""
+    """As `score_set`, for a further evaluation at each of HORIZONS times the last compute; the
+    rules SLOW only if `slow`."""
     posterior = sc.fit(evals, method=method).unsafe()
     order = [truth.runs.index(run) for run in posterior.runs]
     R, H = len(order), len(HORIZONS)
@@ -317,7 +318,7 @@ def score_simulation(evals: Evals, truth: Truth, method: str, slow: bool) -> Ite
 
 
 def work(out: Path, data: Path, studies: int, method: str) -> pd.DataFrame:
-    """One line per set, share and rule in `out/scored.jsonl`, what is there already left alone."""
+    """Write one line per set, share and rule that `out/scored.jsonl` lacks; all of its lines."""
     log, name = RunRecord(out), "scored.jsonl"
     if (out / name).exists():
         log.truncate({name: (out / name).read_bytes().rfind(b"\n") + 1})  # a line cut short
@@ -371,7 +372,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def run(out: Path, data: Path, studies: int, method: str) -> None:
-    """The tables and the figure of all sets."""
+    """Write the tables of all sets."""
     table = work(out, data, studies, method)
     means = summary(table)
     means.to_csv(out / "scores.csv", index=False, float_format="%.4g")

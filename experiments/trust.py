@@ -1,15 +1,17 @@
-"""Is trust followed by coverage? Backtests of what was seen, against the forecasts of what came.
+"""Do trusted forecasts have their coverage? Backtests compared with forecasts of what came later.
 
     python -m experiments.trust [data=../shared/data] [studies=12] [out=DIR]
 
-Every set of curves at hand (experiments.scored), and simulated studies of every kind, is fitted by
-Laplace on each of CUTS of each run's compute, and everything later is forecast. At each of SHARES
-the forecasts from earlier cuts, of evaluations up to that share, are the backtest of what was seen:
-they give a verdict per band of horizons. The forecasts from that share are what came of it.
+Every available set of curves (experiments.scored) is fitted by Laplace's method up to each of CUTS
+of each run's compute, and simulated studies of every kind up to each of SIMULATED; all later
+evaluations are forecast. At each cut, called `share` in the tables, the backtest is made of the
+forecasts from earlier cuts, of evaluations up to that share. It gives a verdict per band of
+horizons, which is compared with the forecasts from that share.
 
-One line per set and cut goes to `out/cuts.jsonl`, so that the same command continues;
-`verdicts.csv` has one row per set, share and band: the verdict, what it rests on, and `later`, the
-coverage of what came, every run weighing the same; `trust.csv` the means of `later` by verdict.
+One line per set and cut goes to `out/cuts.jsonl`, so the same command continues an interrupted one.
+`verdicts.csv` has one row per set, share and band: the verdict, its evidence, and `later`, the
+coverage of the forecasts from that share, in which every run has the same weight. `trust.csv` has
+the means of `later` by verdict.
 """
 
 from __future__ import annotations
@@ -35,9 +37,9 @@ from rlx.scaling.draws import Draws
 from rlx.scaling.infer import posterior_of
 
 CUTS = (0.09, 0.125, 0.18, 0.25, 0.35, 0.5, 0.7)  # of each run's compute
-SIMULATED = (0.25, 0.5, 0.7, 1.0)  # of a simulated study, forecast beyond its end too
+SIMULATED = (0.25, 0.5, 0.7, 1.0)  # of a simulated study; from 1.0, forecasts beyond its end
 FIRST_ORIGIN = min(ORIGINS)  # of the compute seen
-ROUNDING = 1.0001  # of a compute in NAME
+ROUNDING = 1.0001  # computes in NAME are rounded
 NAME = "cuts.jsonl"
 
 
@@ -49,7 +51,7 @@ class Options:
 
 
 def jobs(options: Options) -> Iterator[tuple[Curves, Truth | None]]:
-    """Simulated studies and sets of curves, in turn."""
+    """Sets of curves and simulated studies, alternately."""
     measured = [*own_studies(ROOT / "analysis/results"), *others(options.data, ROOT / "tests/data")]
     for seed in range(max(options.studies, len(measured))):
         if seed < len(measured):
@@ -82,7 +84,7 @@ def forecasts(seen: Evals, later: Evals, longest: int) -> dict[str, list]:
 
 
 def work(options: Options) -> None:
-    """One line per set and cut, what is there already left alone."""
+    """Write one line per set and cut that has none yet."""
     log, path = RunRecord(options.out), options.out / NAME
     if path.exists():
         log.truncate({NAME: path.read_bytes().rfind(b"\n") + 1})  # a line cut short
@@ -141,8 +143,8 @@ def verdicts(rows: list[dict]) -> pd.DataFrame:
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """By whether sets are simulated, band and verdict: cases, sets, mean of `later`, share of cases
-    in which it is below LEAST."""
+    """By kind of set (simulated or measured), band and verdict: cases, sets, mean of `later`, and
+    share of cases in which it is below LEAST."""
     table = table.assign(
         sets=np.where(table["group"].str.startswith("simulated"), "simulated", "measured"),
         low=table["later"] < LEAST,

@@ -2,17 +2,22 @@
 
     python -m experiments.verdicts studies=20 method=laplace out=DIR
 
-A study is a well-specified one of `experiments.calibration`, of 4 recipes whose ceiling, C_mid and
-B are the same; their seeds differ. Designs vary the seeds (1 to 5), the evaluations of a run, and
-how much is seen: C_max of 0.3, 1.5, 4 and 12 where C_mid has median 3. Three recipes are compared
-with the first. Each comparison becomes one line of `out/comparisons-METHOD.csv`, written study by
-study, so that the same command continues what was interrupted.
+A study is a well-specified one of `experiments.calibration`, with 4 recipes whose ceiling, C_mid
+and B are the same; their seeds differ. Designs vary the seeds (1 to 5), the evaluations of a run,
+and how much is seen: C_max of 0.3, 1.5, 4 and 12 where C_mid has median 3. Three recipes are
+compared with the first. Each comparison becomes one line of `out/comparisons-METHOD.csv`, written
+study by study, so the same command continues an interrupted one.
 
-`out/verdicts.csv` has one row per method and design: comparisons; undecided, neither (which is
-right); wrong, the share of "ceiling mover", "efficiency shaper" and "both", and its standard error
-over studies; magnitude, the same of a rule that asks for P(|difference| > margin) >= 0.9 without a
-direction; sure and curve_sure, the share in which P(the other's A is higher) is below 0.1 or above
-0.9, where 0.2 is the most that it may be, with the doubt and of the asymptotes of the curves alone.
+`out/verdicts.csv` has one row per method and design, and one over all designs:
+
+    comparisons      their number
+    undecided, neither   shares of these verdicts; neither is right
+    wrong, wrong_se  share of "ceiling mover", "efficiency shaper" and "both"; its standard error
+                     over studies
+    magnitude        the same for a rule that needs P(|difference| > margin) >= 0.9, no direction
+    sure             share in which P(A is higher than the first's) is below 0.1 or above 0.9; it
+                     should be 0.2 at most
+    curve_sure       the same for the asymptotes of the curves, without the doubt
 """
 
 from __future__ import annotations
@@ -43,7 +48,7 @@ DESIGNS = [
 DESIGN = ["seeds", "points", "C_max"]
 WRONG = ("ceiling mover", "efficiency shaper", "both")
 DECIDE = 0.9
-PAD_TO = 24  # at least what the arrays of the longest runs take: programs are compiled once
+PAD_TO = 24  # at least the length of the longest runs, so that programs are compiled once
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class Options:
 
 
 def comparisons(size: Size, C_max: float, seed: int, method: str) -> pd.DataFrame:
-    """A study of equal recipes: one row per recipe that is compared with the first."""
+    """A study of equal recipes: one row per comparison of a recipe with the first."""
     evals, _ = simulate_size("well", seed, size, C_max, equal=True)
     fit = sc.fit(evals, method=method, pad_to=PAD_TO)
     table = fit.unsafe().effects("recipe", decide=DECIDE)
@@ -77,7 +82,7 @@ def by_magnitude(table: pd.DataFrame) -> pd.Series:
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per design and one of all; see the module's docstring."""
+    """One row per design and one over all; see the module's docstring."""
     rows = []
     for part in [*(part for _, part in table.groupby(DESIGN)), table]:
         study = part[DESIGN].astype(str).agg("-".join, axis=1) + "-" + part["study"].astype(str)

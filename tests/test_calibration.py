@@ -424,7 +424,7 @@ def test_an_interruption_is_not_an_error(monkeypatch, tmp_path, capsys):
 
     monkeypatch.setattr(calibration, "record", stop)
     assert main([f"out={tmp_path}", "studies=1"]) == 75
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command continues" in capsys.readouterr().err
 
 
 def test_nothing_recorded(tmp_path, capsys):
