@@ -54,7 +54,7 @@ WINDOWS = {  # A.7
 }
 POWER_A = {(1500, 50_000): 1.0, (5000, 50_000): 0.74}  # A.4
 
-# Rows of Table 1 in each panel: the label here, and the name there.
+# Rows of Table 1 in each panel: label in the figure, and name in the table.
 PANELS = {
     "Fig. 9a: generation length": {"14k": "ScaleRL", "32k": "ScaleRL-32k"},
     "Fig. 10a: batch size": {"512": "ScaleRL-bs512", "768": "ScaleRL", "2048": "ScaleRL-bs2048"},

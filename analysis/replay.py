@@ -82,7 +82,8 @@ REFERENCE = {  # levels of the baseline of each study
     "efficiency_shapers": {"ablation": "none"},
     "controls": {"ablation": "none"},
 }  # fmt: skip
-SHARED = (("loo", "recipes"), ("ceiling_movers", "efficiency_shapers", "controls"))  # one baseline
+# Studies that share a baseline.
+SHARED = (("loo", "recipes"), ("ceiling_movers", "efficiency_shapers", "controls"))
 GROUPS = {"five": tuple(REFERENCE), "hard": ("hard_lo", "hard_hi")}
 SIGNS = ("higher", "lower")
 LAST = 3  # evaluations whose mean is where a run ends

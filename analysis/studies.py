@@ -22,8 +22,8 @@ A row gives the posterior probability of a claim, the verdict, and the smallest 
 study would have detected. "reproduced" needs probability 0.9 for the claim, "contradicted" 0.9 for
 its opposite; otherwise, for instance if the posterior is wide, the verdict is "cannot tell". The
 models have 100,000 parameters and add digits: only the order of recipes can be compared with the
-paper's. A study takes Laplace's approximation a minute, and NUTS up to an hour. Bad options end
-with exit code 2 and one line on stderr.
+paper's. Laplace's approximation takes a minute per study, NUTS up to an hour. Bad options end with
+exit code 2 and one line on stderr.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from rlx.record import runs as run_directories
 from rlx.scaling import Evals, ScalingFit
 from rlx.scaling.data import COLUMNS
 
-DETECTED = 2.8  # an effect of so many standard errors is found in 80 % of studies (5 %, two-sided)
+DETECTED = 2.8  # an effect of 2.8 standard errors is found in 80 % of studies (5 %, two-sided)
 STUDIES = ("recipes", "loo", "efficiency_shapers", "ceiling_movers")
 RESULTS = Path(__file__).parent / "results" / "studies"
 GRID_POINTS = 60  # of a curve

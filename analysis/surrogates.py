@@ -22,7 +22,7 @@ With it, `out` also gets
 
     published.csv   per algorithm, from a Laplace fit: the ceiling's interval and status, the
                     probability that it is best at the last evaluation, and the smallest difference
-                    that one run evaluated on so many prompts would show
+                    that one run would show with that number of prompts
 
 Bad options end with exit code 2 and one line on stderr.
 """

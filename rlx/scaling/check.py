@@ -71,13 +71,13 @@ def check(fit: Draws) -> Check:
     if flat:
         problems.append(
             f"risen=False: {_named(flat)} not begun to rise: curve and ceiling are the prior's; "
-            "train on, or leave out"
+            "train longer, or leave out"
         )
     weak = runs[runs["prior_share"] > 0.5]["run"].tolist()
     if weak:
         problems.append(
             f"prior_share>0.5: the asymptotes of {_few(weak)} are more prior than data; "
-            "ask for ceilings at the horizon, param A, or train on"
+            "ask for ceilings at the horizon, param A, or train longer"
         )
     problems += [*_left_over(fit, residuals), *_spurious(fit)]
     return Check(sampler, runs, residuals, tuple(problems))
