@@ -1,11 +1,11 @@
-"""The default study: figures of its posterior, from half and from a quarter of the compute.
+"""Studies with a committed posterior (STUDIES), drawn with the later evaluations.
 
-    python -m analysis.default [method=nuts|laplace] [out=analysis/results/default]
+    python -m analysis.default [study=default|smollm2] [method=nuts|laplace] [results=DIR]
 
-fits the committed evaluations (evals.csv) up to half and up to a quarter of every run's compute,
-and saves KEPT draws of each chain in single precision: `posterior.nc` (half) and `quarter.nc`.
-`rlx.scaling.load` reads both; `python -m analysis.all only=default` draws them with the later
-evaluations.
+fits the study's committed evaluations (DIR/STUDY/evals.csv, where DIR is analysis/results) up to
+shares of every run's compute, and saves KEPT draws of each chain in single precision:
+`posterior.nc` (half) and, for the default study, `quarter.nc`. `rlx.scaling.load` reads them, and
+`python -m analysis.all only=STUDY` draws them.
 """
 
 from __future__ import annotations
@@ -24,22 +24,42 @@ from analysis.drawing import COMPUTE, RESULTS, Drawing
 from experiments.options import check_choices, exit_status, read_options
 from rlx.scaling import Evals, ScalingFit, plot
 
-AXES = ("ablation", "rollout.max_new_tokens")
-SHARES = {"posterior": 0.5, "quarter": 0.25}  # of compute, by file
+HALF = {"posterior": 0.5}  # share of compute, by file
+
+
+@dataclass(frozen=True)
+class Stored:
+    axes: tuple[str, ...]
+    shares: dict[str, float]
+    figures: tuple[str, ...]
+
+
+STUDIES = {
+    "default": Stored(
+        ("ablation", "rollout.max_new_tokens"), {**HALF, "quarter": 0.25},
+        ("quarter", "report", "ceilings", "ridge", "effects"),
+    ),
+    "smollm2": Stored((), HALF, ("report",)),
+}  # fmt: skip
 KEPT = 150  # draws of each chain
 
 
 @dataclass(frozen=True)
 class Options:
+    study: str = "default"
     method: str = "nuts"
-    out: Path = RESULTS / "default"
+    results: Path = RESULTS
 
 
 def read(folder: Path) -> Evals:
     """The committed evaluations."""
     table = pd.read_csv(folder / "evals.csv")
     evals = Evals.from_frame(
-        table, name="default", axes=list(AXES), start="start", compute="compute"
+        table,
+        name=folder.name,
+        axes=list(STUDIES[folder.name].axes),
+        start="start",
+        compute="compute",
     )
     return replace(evals, compute_label=COMPUTE, value_label="pass rate (held-out, mean@4)")
 
@@ -64,23 +84,25 @@ def draw(folder: Path, figure: str) -> Figure:
 
 
 def figures(results: Path) -> dict[str, Drawing]:
-    source = "default/{}.nc, by python -m analysis.default"
+    source = "{study}/{file}.nc, by python -m analysis.default study={study}"
     return {
-        f"default/{name}": Drawing(
-            partial(draw, results / "default", name),
-            source.format("quarter" if name == "quarter" else "posterior"),
+        f"{study}/{name}": Drawing(
+            partial(draw, results / study, name),
+            source.format(study=study, file="quarter" if name == "quarter" else "posterior"),
         )
-        for name in ("quarter", "report", "ceilings", "ridge", "effects")
+        for study, stored in STUDIES.items()
+        for name in stored.figures
     }
 
 
 def main(argv: Sequence[str]) -> None:
     options = read_options(Options, argv)
-    check_choices(options, {"method": ("nuts", "laplace")})
-    evals = read(options.out)
-    for name, share in SHARES.items():
+    check_choices(options, {"method": ("nuts", "laplace"), "study": tuple(STUDIES)})
+    folder = options.results / options.study
+    evals = read(folder)
+    for name, share in STUDIES[options.study].shares.items():
         fit = sc.fit(evals.until(share=share), method=options.method, progress=True)
-        thinned(fit, KEPT).save(options.out / f"{name}.nc")
+        thinned(fit, KEPT).save(folder / f"{name}.nc")
         print(f"{name}.nc: {fit}")
 
 

@@ -149,7 +149,7 @@ class ModelConfig(Section):
     router_aux_coef: float = 0.0  # weight of the sequence-wise balance loss
     remat: bool = False  # recompute a layer's activations in the backward pass
     query_chunk: int = 0  # queries whose attention scores exist at once; 0: all
-    attention: str = "auto"  # xla; fused, in bfloat16: cudnn on NVIDIA GPUs, splash on TPUs
+    attention: str = "auto"  # xla; fused, bfloat16: cudnn (GPU, scan_layers), splash (TPU)
     param_dtype: str = "float32"  # parameters and the optimiser's moments
     compute_dtype: str = "float32"  # activations, keys and values; float16 uses loss scaling
 

@@ -51,7 +51,8 @@ def of_platform(config: ModelConfig, platform: str) -> ModelConfig:
     kernel = FUSED.get(platform, "xla")
     fits = config.compute_dtype == "bfloat16" and config.head_dim in HEAD_DIMS.get(kernel, ())
     bounded = config.sliding_window or config.attention_chunk
-    return replace(config, attention=kernel if fits and not bounded else "xla")
+    breaks = kernel == "cudnn" and not config.scan_layers  # XLA of JAX 0.11.2 ends on an H200
+    return replace(config, attention=kernel if fits and not (bounded or breaks) else "xla")
 
 
 class Seen(NamedTuple):
