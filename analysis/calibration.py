@@ -117,7 +117,7 @@ def _draw_reliability(ax: Axes, pairs: pd.DataFrame) -> None:
             ax.errorbar(x, y, se, fmt="o", label=f"{curve}, {label}", **style)
     ax.set_xlabel("P of the likelier order of two ceilings", fontsize=9)
     ax.set_ylabel("share of pairs in that order", fontsize=9)
-    panel_title(ax, "are rankings as sure as they say?")
+    panel_title(ax, "are rankings calibrated?")
     ax.legend(frameon=False, fontsize=8, loc="lower right")
     tidy(ax)
 

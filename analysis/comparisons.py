@@ -325,7 +325,8 @@ def said(of: Study) -> str:
     """How to read the figure."""
     return (
         f"Points: evaluations. Line and band: the typical seed, median and 90 %, by "
-        f"{METHODS[of.fit['method']]}. Bars: median and 90 %; differences in the grey do not count."
+        f"{METHODS[of.fit['method']]}. Bars: median and 90 %; "
+        "differences inside the grey band do not count."
     )
 
 
@@ -433,7 +434,7 @@ def draw_parameters(comparison: Comparison, of: Study, shown: list[Cell]) -> Fig
     note(
         figure,
         f"Median and 90 %, by {METHODS[of.fit['method']]}. Vertical lines: exact ceilings; "
-        "with the length penalty answers are not cut, so that its ceiling is 1.",
+        "answers are not cut with the length penalty, so its ceiling is 1.",
     )
     return figure
 

@@ -86,7 +86,7 @@ def draw(evals: pd.DataFrame) -> Figure:
     log_ticks(ax)
     ax.set_ylim(0, 0.6)
     cost = evals["teacher_flops"].iloc[0]
-    ax.set_xlabel(f"{COMPUTE}; the teacher itself had cost {tick(cost)}", fontsize=9)
+    ax.set_xlabel(f"{COMPUTE}; training the teacher cost {tick(cost)}", fontsize=9)
     ax.set_ylabel("pass rate (held-out)", fontsize=9)
     ax.legend(frameon=False, fontsize=8, loc="upper left", labelcolor=INK)
     tidy(ax)

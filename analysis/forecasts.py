@@ -295,8 +295,8 @@ def draw(table: pd.DataFrame, curve: str, method: str) -> Figure:
         "Below: in how many runs the posterior's error is the smaller, and the mean ratio of "
         "errors (geometric). One posterior per study and origin "
         f"({method}, curve={curve}).\nDeep-GRPO: means of neighbouring evaluations, {POOLED} per "
-        f"run. *: the run falls by more than {FALL:g} after 25 % of its compute; what it does then "
-        "counts here.",
+        f"run. *: the run falls by more than {FALL:g} after 25 % of its compute; later "
+        "evaluations are included.",
     )
     return figure
 

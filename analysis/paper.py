@@ -211,7 +211,7 @@ def draw_13() -> Figure:
     figure, panels = _figure(2)
     _family(panels[0], "(a) ceiling", "A", [0.55, 0.60, 0.65, 0.70])
     C, C_cross = np.geomspace(200, 200_000, 300), overtaking()
-    for i, (name, p) in enumerate((("fast start", FAST), ("slow horse", SLOW))):
+    for i, (name, p) in enumerate((("fast start", FAST), ("slow start", SLOW))):
         label = f"{name}: " + ", ".join(
             f"{NAME[k]} = {_shown(k, v)}" for k, v in p.items() if k != "R0"
         )
@@ -323,7 +323,7 @@ def draw_fit_windows(table: pd.DataFrame) -> Figure:
         apart.plot(C, curve - first, color=color, linewidth=1.4)
     _axes(left, "least squares, $R_0$ = 0.40", (300, 200_000), (0.39, 0.70))
     _legend(left, title="window, GPU-hours")
-    _axes(apart, "the same, less the first window's", (300, 200_000), (-0.006, 0.016))
+    _axes(apart, "difference from the first window", (300, 200_000), (-0.006, 0.016))
     apart.set_ylabel("difference", fontsize=9)
     _ladder(middle, table, "A", "{:.3f}")
     _ladder(right, table, "B", "{:.2f}")

@@ -409,12 +409,12 @@ def draw(table: pd.DataFrame) -> Figure:
         for ax in row:
             ax.set_ylim(*ends)
     grid[0, 0].set_ylabel("differences kept", fontsize=9)
-    grid[1, 0].set_ylabel("differences claimed or\nturned round that it lacks", fontsize=9)
-    grid[2, 0].set_ylabel("pairs called equal of\nthose without a difference", fontsize=9)
+    grid[1, 0].set_ylabel("false or reversed\ndifferences", fontsize=9)
+    grid[2, 0].set_ylabel("equal pairs\nfound equal", fontsize=9)
     note(
         figure,
-        "equal, halving: cells stop round by round, fixed: all at the budget. The guard decides "
-        "nothing where the baseline's own forecast has failed.",
+        "equal, halving: cells stop round by round; fixed: all stop at the budget. If the "
+        "baseline's own forecast failed, the guard decides nothing.",
     )
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(

@@ -99,7 +99,7 @@ def _ceiling_key(fit: ScalingFit, status: list[str], prob: float) -> list[Artist
     if truths(fit):
         marks.append(dot(INK, marker="D", mfc="none", ms=7, label="exact ceiling"))
     if any(s != "ok" for s in status):
-        marks.append(Patch(color=FAINT, label="not to be trusted"))
+        marks.append(Patch(color=FAINT, label="not reliable"))
     return marks
 
 
