@@ -159,8 +159,9 @@ def test_what_the_curve_of_one_run_leaves_over_is_said(change_M, start, words):
 
 
 def test_what_all_runs_have_in_common_is_found_though_none_shows_it():
-    found = lines(np.tile([0] * 6 + [0.016, 0.016], (3, 1)))
-    assert any(line.startswith("late: all runs 0.0") for line in found)
+    """p = 0.005 is too large for any of 16 tests, and small enough for one of the study's two."""
+    (found,) = lines(np.tile([0] * 6 + [0.0075, 0.0075], (3, 1)))
+    assert found.startswith("late: all runs 0.01")
 
 
 def test_a_mode_far_from_the_prior_is_named():
