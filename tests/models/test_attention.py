@@ -90,6 +90,21 @@ def test_value_and_gradient_are_those_of_the_plain_path(params, inputs, fused, p
         np.testing.assert_allclose(a, b, atol=ATOL * max(float(np.abs(b).max()), 1e-3))
 
 
+def test_stacked_layers_keep_products_and_attention(params, inputs, monkeypatch):
+    """For the backward pass, less than two thirds of what they would keep of everything."""
+    stacked = {**params, "layers": transformer.stack_layers(params["layers"])}
+    model = replace(FUSED["cudnn"], scan_layers=True)
+
+    def kept():
+        hidden.clear_cache()
+        _, backward = jax.vjp(lambda params: hidden(params, model, *inputs), stacked)
+        return sum(x.size for x in jax.tree.leaves(backward))
+
+    few = kept()
+    monkeypatch.setattr(transformer, "_costly", lambda *_, **__: True)
+    assert few < kept() / 1.5
+
+
 def test_sample_boundaries_change_the_answer(params, inputs, fused):
     """A kernel that ignored them would go unnoticed otherwise."""
     apart, together = (
