@@ -96,14 +96,14 @@ def chosen(options: Options) -> list[Workload]:
     return [w for w in every if options.models == "all" or w.model in options.models.split(",")]
 
 
-def model_of(workload: Workload):
+def model_of(workload: Workload, **changes):
     import jax
 
     from rlx.config import ModelConfig
     from rlx.models import attention
 
     fields = yaml.safe_load((ROOT / f"conf/model/{workload.model}.yaml").read_text())
-    model = ModelConfig(**{**fields, **dict(workload.changes)})
+    model = ModelConfig(**{**fields, **dict(workload.changes), **changes})
     return attention.of_platform(model, jax.default_backend())
 
 
@@ -255,7 +255,7 @@ def update(options: Options, out: Path) -> Iterator[dict[str, Any]]:
         )
         loops = dict.fromkeys((as_written.scan_layers, False))
         for scans, head_dtype in itertools.product(loops, ("float32", "bfloat16")):
-            model = replace(as_written, scan_layers=scans)
+            model = model_of(work, scan_layers=scans)
             config = Config(
                 model=model,
                 algo=AlgoConfig(zero_variance="keep"),
