@@ -117,12 +117,21 @@ def test_a_part_that_takes_too_long_ends_with_what_it_has_started(tmp_path, monk
     assert str(tmp_path) not in left and Path(tmp_path, "runs").exists()
 
 
+def test_models_are_chosen_and_unrolled_layers_choose_their_attention(monkeypatch):
+    (work,) = accelerator.chosen(accelerator.Options(models="qwen3_0_6b"))
+    assert len(accelerator.chosen(accelerator.Options())) == 3
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    of = {scans: accelerator.model_of(work, scan_layers=scans) for scans in (True, False)}
+    assert of[True].attention == "cudnn" and of[False].attention == "xla"
+
+
 @pytest.mark.parametrize(
     "words, said",
     [
         ([], "out=: cannot be used; give out=DIR"),
         (["out=a", "parts=floors,speed"], "parts=speed: unknown name; use floors, decode"),
         (["out=a", "size=huge"], "size=huge: unknown name; use card, tiny"),
+        (["out=a", "models=tiny"], "models=tiny: unknown name; use all, smollm2_135m"),
         (["out=a", "kernels=any"], "kernels=any: unknown name; use repeatable, fastest"),
         (["out=a", "minutes=0"], "minutes=0.0: cannot be used; give minutes above 0"),
     ],
