@@ -234,9 +234,10 @@ class SlotGenerator:
     def collect(self) -> tuple[list[Finished], Drawn]:
         # A slot without a sequence draws nothing, and may hold the count of an evaluation.
         count_W, active_W = processes.to_host((self.slots.count_W, self.slots.active_W))
-        flying_W = np.isin(np.arange(self.W), list(self.slot_of.values()))
+        flying_W, active = np.zeros(self.W, bool), active_W.tolist()
+        flying_W[list(self.slot_of.values())] = True
         before_W, self.count_W = self.count_W, np.where(flying_W, count_W, self.count_W)
-        over = [(key, slot) for key, slot in self.slot_of.items() if not active_W[slot]]
+        over = [(key, slot) for key, slot in self.slot_of.items() if not active[slot]]
         finished = self._taken(over)
         for key, slot in over:
             del self.slot_of[key]
@@ -258,14 +259,13 @@ class SlotGenerator:
         slot_N = np.array([slot for _, slot in over], np.int32)
         n = 1 << (len(over) - 1).bit_length()
         if 2 * n > self.W:
-            rows = (x_WT[slot_N] for x_WT in processes.to_host(sampler.arrays(self.slots)))
+            rows = [x_WT[slot_N] for x_WT in processes.to_host(sampler.arrays(self.slots))]
         else:
             padded_N = np.pad(slot_N, (0, n - len(slot_N)))
             rows = processes.to_host(sampler.rows(self.slots, padded_N))
-        return [
-            Finished(key, *(x_T[:n] for x_T in row))
-            for (key, _), n, *row in zip(over, self.count_W[slot_N].tolist(), *rows, strict=False)
-        ]
+        count_N = self.count_W[slot_N].tolist()
+        parts = ([x_T[:n] for x_T, n in zip(x_NT, count_N, strict=False)] for x_NT in rows)
+        return list(map(Finished, [key for key, _ in over], *parts))
 
     def release(self, keys: Sequence[Key]) -> None:
         self.idle = sorted([*self.idle, *(self.held.pop(key) for key in keys)])
