@@ -99,7 +99,7 @@ ENVS = (
     *("guess", "calculator", "python_tool", "verifiers"),
 )
 ROUTERS = ("softmax", "sigmoid")
-DISPATCHES = ("sorted", "dense")
+DISPATCHES = ("sorted", "blocks", "dense")
 ON_GRADE_ERROR = ("zero", "stop")
 GUARD_ACTIONS = ("none", "stop", "lower")
 KERNELS = ("auto", "repeatable", "fastest")
