@@ -40,10 +40,9 @@ EXPERT_AXES = {
 
 
 def of_platform(config: ModelConfig, platform: str) -> ModelConfig:
-    """The configuration with `moe_dispatch=sorted` resolved for a platform."""
-    if config.moe_dispatch == "sorted" and platform in ("gpu", "cuda"):
-        return replace(config, moe_dispatch="blocks")
-    return config
+    """The configuration with `moe_dispatch=sorted` resolved for a platform of JAX."""
+    in_blocks = config.moe_dispatch == "sorted" and platform in ("gpu", "cuda")
+    return replace(config, moe_dispatch="blocks") if in_blocks else config
 
 
 class Routed(NamedTuple):
