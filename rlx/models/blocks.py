@@ -7,9 +7,9 @@ row, with transposed copies of all matrices. A block is C rows of one expert:
     others   further rows of the experts with more than C, E / 8 blocks at a time with gathered
              matrices, in a loop that ends with the last of them
 
-Of M = T K rows the others have at most M / C blocks: even if all tokens take one expert, products
-have fewer than 2 M + 9 / 8 E C rows. Rows move by gathers, backward too, so that every sum has a
-fixed order.
+Of M = T K rows needed the others are at most M / C blocks: even if all tokens take one expert,
+products have fewer than M + 9 / 8 E C rows. Rows move by gathers, backward too, so that every sum
+has a fixed order.
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ def summed(C: int, w, x_TD, inner_TK, outer_TK, expert_TK):
     """y_t = sum_k outer_tk f_e(inner_tk x_t), e = expert_tk, over the choices below E; w: of E
     experts; C: see `capacity`.
 
-    For the backward pass it keeps the first blocks' products, and computes the others' again.
+    For the backward pass it keeps the first blocks' products, and computes the others' again. The
+    gradient of a matrix is rounded to its dtype after every block of its expert.
     """
     return _forward(C, w, x_TD, inner_TK, outer_TK, expert_TK)[0]
 

@@ -166,7 +166,7 @@ def _sorted(w, x_BTD, expert_BTK, inner_BTK, outer_BTK, first):
 
 
 def _in_blocks(w, x_BTD, expert_BTK, inner_BTK, outer_BTK, first, n_experts: int):
-    """The same by `blocks`; n_experts: of all devices."""
+    """The sum of `_sorted` by rlx.models.blocks; n_experts: of all devices."""
     E, D, K = len(w["gate"]), x_BTD.shape[-1], expert_BTK.shape[-1]
     expert_TK, inner_TK, outer_TK = (x.reshape(-1, K) for x in (expert_BTK, inner_BTK, outer_BTK))
     expert_TK = jnp.where((expert_TK >= first) & (expert_TK < first + E), expert_TK - first, E)
