@@ -56,10 +56,11 @@ from rlx.scaling.run_fits import RunFit, fit_study
 from rlx.scaling.source import Options, r0_column
 
 CHOICES = {
-    "curve": tuple(FAMILIES),
+    "curve": (*FAMILIES, "auto"),
     "noise": ("normal", "student", "betabinomial"),
     "method": ("nuts", "laplace", "point"),
 }
+OTHERS = ("two_rises", "dip")  # families that the check compares with that of the fit
 GRID_POINTS = 8  # of the forecast beyond the data
 WRITABLE = "give out=DIR, a directory with room that can be written"
 EXECUTED = re.compile(r"[=@\t\r]|[+-](?![\d.]+$)")
@@ -253,7 +254,7 @@ def write_posterior(
     posterior: sc.ScalingFit, later: Evals | None, out: Path, horizon: float
 ) -> str:
     """Write all files of a posterior and print its summary; returns the names of the files."""
-    check = posterior.check()
+    check = posterior.check(OTHERS)
     posterior.save(out / "posterior.nc")
     (out / "check.json").write_text(json.dumps(check.as_dict(), indent=1) + "\n")
     posterior = posterior.unsafe()  # check.json and status say whether it converged

@@ -165,6 +165,10 @@ def check_curves(recipes: Mapping[str, Mapping[str, float]], family: str) -> Non
             if not (p[name] > 0 and np.isfinite(p[name])):
                 reason = f"recipe {recipe}: not positive"
                 raise InputError(name, f"{p[name]:g}", reason, "give a positive number")
+        for name, own in FAMILIES[family].own.items():
+            if own.link == "logistic" and p[name] >= 1:
+                reason = f"recipe {recipe}: a share of 1 or more"
+                raise InputError(name, f"{p[name]:g}", reason, "give less than 1")
 
 
 def check_design(
