@@ -105,7 +105,7 @@ def simulate(
         seeds: runs of a recipe.
         points: evaluations of a run, at equal steps of compute, besides the one at C = 0.
         compute: of the last evaluation, in the unit of C_mid.
-        family: of the curves, "burr", "sigmoid" or "power".
+        family: of the curves, a name in `families.FAMILIES`.
         seed_sd: sds of a, log C_mid and log B between the seeds of a recipe.
         wander_sd, wander_length: of the policy's wander, a pass rate and a number of evaluations.
         trials: graded samples of an evaluation.
