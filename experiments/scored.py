@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
@@ -380,6 +381,7 @@ def _jobs(data: Path, studies: int, method: str):
             continue
         for share in SHARES:
             yield curves, share, partial(score_set, evals, share, method)
+        jax.clear_caches()  # programs of other shapes; Linux limits the mappings of a process
     for seed, curves, truth in simulations(studies):
         slow = seed < SLOW_STUDIES
         yield curves, 1.0, partial(score_simulation, curves.read(), truth, method, slow)
