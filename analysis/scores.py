@@ -28,6 +28,7 @@ from rlx.scaling.style import (
 
 LABELS = {
     "posterior": "posterior with its doubt beyond the data",
+    "chosen": "the same, family chosen by evidence",
     "curve": "posterior of the curve alone",
     "grid": "the paper's grid fit, ±0.02",
     "bootstrap": "bootstrap of least squares",
@@ -44,6 +45,7 @@ GROUPS = {  # as the figure calls them
     "simulated weibull": "simulated Weibull",
 }
 BAND = (0.86, 0.94)  # of coverage
+MARKERS = "oPs^vDx"  # of RULES
 
 
 def draw(means: pd.DataFrame) -> Figure:
@@ -63,10 +65,10 @@ def draw(means: pd.DataFrame) -> Figure:
     handles = []
     for i, rule in enumerate(RULES):
         rows = means[means["rule"] == rule].set_index("group").reindex(order)
-        style = {"linestyle": "none", "marker": "os^vDx"[i], "color": COLORS[i], "markersize": 4.5}
+        style = {"linestyle": "none", "marker": MARKERS[i], "color": COLORS[i], "markersize": 4.5}
         for ax, score in ((left, "coverage"), (right, "interval")):
-            ax.plot(rows[score], y_N + 0.09 * (2.5 - i), **style)
-        handles.append(dot(COLORS[i], marker="os^vDx"[i], label=LABELS[rule]))
+            ax.plot(rows[score], y_N + 0.08 * (3 - i), **style)
+        handles.append(dot(COLORS[i], marker=MARKERS[i], label=LABELS[rule]))
     handles.append(Patch(color=SHADE, label="86 to 94 %"))
     right.set_xscale("log")
     log_ticks(right)

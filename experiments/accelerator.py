@@ -100,11 +100,11 @@ def model_of(workload: Workload, **changes):
     import jax
 
     from rlx.config import ModelConfig
-    from rlx.models import attention
+    from rlx.models import transformer
 
     fields = yaml.safe_load((ROOT / f"conf/model/{workload.model}.yaml").read_text())
     model = ModelConfig(**{**fields, **dict(workload.changes), **changes})
-    return attention.of_platform(model, jax.default_backend())
+    return transformer.of_platform(model, jax.default_backend())
 
 
 def seconds(call: Callable[[], Any], repeats: int) -> float:

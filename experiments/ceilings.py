@@ -6,8 +6,9 @@ The committed evaluations of the default study, of hard_mix and of two_chains (s
 at SHARES of each run's compute and fitted by Laplace's method. `ceilings.csv` has one row per set,
 share and cell (a recipe at one setting of the axes): the exact ceiling; the number of runs, and of
 those that left their curve; the 90 % interval of A, the pass rate at the horizon with the doubt,
-and whether it holds the exact ceiling; and the same for the asymptote of the curves alone. The same
-command continues an interrupted one.
+and whether it holds the exact ceiling; the same for the asymptote of the curves alone; and for A of
+the family that `sc.evidence` prefers, `family` (curve=auto). The same command continues an
+interrupted one.
 
 On hard_mix the ceiling is that of the best policy, which guesses on prompts without room for a
 worked answer. `wider` of two_chains, a set that is not trained on, is left out.
@@ -31,6 +32,7 @@ from experiments.options import exit_status, read_options
 from experiments.scored import PROB, ROOT, own_studies
 from rlx.scaling.backtest import with_first
 from rlx.scaling.data import Evals
+from rlx.scaling.infer import best_curve
 
 SETS = ("default", "hard_mix 0.0002", "hard_mix 0.001", "tasks any", "tasks long", "tasks five")
 SHARES = (0.25, 0.5, 1.0)
@@ -53,16 +55,20 @@ def asked(name: str, evals: Evals, share: float) -> pd.DataFrame:
     seen = evals if share == 1 else with_first(evals, evals.until(share=share))
     longest = int(evals.frame.groupby("run").size().max())
     fit = sc.fit(seen, method="laplace", pad_to=longest).unsafe()
+    family = best_curve(sc.evidence(seen, pad_to=longest))
+    same = family == fit.attrs["curve"]
+    auto = fit if same else sc.fit(seen, curve=family, method="laplace", pad_to=longest).unsafe()
     truth = exact(name, evals)
     cell = pd.Series(np.array(fit.recipes)[fit.recipe_of_run], fit.runs)
     table = pd.DataFrame({"truth": truth.groupby(cell).first().loc[fit.recipes]})
     table["runs"], table["fell"] = cell.value_counts(), cell[list(fit.departed)].value_counts()
-    for label, posterior in (("A", fit), ("asymptote", fit.with_doubt(None))):
+    asymptote = fit.with_doubt(None)
+    for label, posterior in (("A", fit), ("asymptote", asymptote), ("auto", auto)):
         x = posterior.param("A", by="recipe").values.reshape(-1, len(table))
         low, high = np.quantile(x, [(1 - PROB) / 2, (1 + PROB) / 2], axis=0)
         table[f"{label}_low"], table[f"{label}_high"] = low, high
         table[f"{label}_held"] = (low <= table["truth"]) & (table["truth"] <= high)
-    table = table.rename_axis("cell").reset_index().fillna({"fell": 0})
+    table = table.rename_axis("cell").reset_index().fillna({"fell": 0}).assign(family=family)
     table.insert(0, "share", share)
     table.insert(0, "set", name)
     return table
@@ -80,7 +86,7 @@ def main(argv: Sequence[str]) -> None:
         table.to_csv(path, mode="a", header=not path.exists(), index=False)
     table = pd.read_csv(path)
     held = table.groupby(["set", "share"], sort=False)
-    shown = held[["A_held", "asymptote_held"]].mean().assign(cells=held.size())
+    shown = held[["A_held", "asymptote_held", "auto_held"]].mean().assign(cells=held.size())
     print(shown.to_string(float_format="{:.2f}".format))
 
 

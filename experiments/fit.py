@@ -56,10 +56,11 @@ from rlx.scaling.run_fits import RunFit, fit_study
 from rlx.scaling.source import Options, r0_column
 
 CHOICES = {
-    "curve": tuple(FAMILIES),
+    "curve": (*FAMILIES, "auto"),
     "noise": ("normal", "student", "betabinomial"),
     "method": ("nuts", "laplace", "point"),
 }
+OTHERS = ("two_rises", "dip")  # families that the check compares with that of the fit
 GRID_POINTS = 8  # of the forecast beyond the data
 WRITABLE = "give out=DIR, a directory with room that can be written"
 EXECUTED = re.compile(r"[=@\t\r]|[+-](?![\d.]+$)")
@@ -223,8 +224,16 @@ def run(
         posterior = sc.fit(seen, method=method, progress=True, **of_fit)
         later = data.after(share=1 - holdout) if holdout else None
         with _writing(out):
-            written = write_posterior(posterior, later, out, horizon)
-            report_page(posterior, out / "report.html", data=data, shares=origins, **of_page)
+            check = posterior.check(OTHERS)
+            written = write_posterior(posterior, check, later, out, horizon)
+            report_page(
+                posterior,
+                out / "report.html",
+                data=data,
+                shares=origins,
+                check=check,
+                **of_page,
+            )
         written += ", report.html"
     with _writing(out):
         write_csv(table, out / "fits.csv")
@@ -250,10 +259,9 @@ def write_csv(table: pd.DataFrame, file: Path) -> None:
 
 
 def write_posterior(
-    posterior: sc.ScalingFit, later: Evals | None, out: Path, horizon: float
+    posterior: sc.ScalingFit, check: sc.Check, later: Evals | None, out: Path, horizon: float
 ) -> str:
     """Write all files of a posterior and print its summary; returns the names of the files."""
-    check = posterior.check()
     posterior.save(out / "posterior.nc")
     (out / "check.json").write_text(json.dumps(check.as_dict(), indent=1) + "\n")
     posterior = posterior.unsafe()  # check.json and status say whether it converged

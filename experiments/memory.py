@@ -135,14 +135,14 @@ def with_kernel(model: ModelConfig, mesh: Any) -> ModelConfig:
     cuDNN's kernel can be compiled for an absent card only if its library is installed: otherwise
     auto is XLA's, and cudnn an InputError.
     """
-    from rlx.models import attention
+    from rlx.models import transformer
 
-    chosen = attention.chosen(model, mesh)
+    chosen = transformer.chosen(model, mesh)
     if chosen.attention == "cudnn" and not (find_spec("nvidia") and find_spec("nvidia.cudnn")):
         if model.attention == "cudnn":
             remedy = "pip install nvidia-cudnn-cu12, or give model.attention=xla"
             raise InputError("model.attention", "cudnn", "its library is not installed", remedy)
-        return replace(model, attention="xla")
+        return replace(chosen, attention="xla")
     return chosen
 
 

@@ -7,16 +7,18 @@ forecast with 90 % intervals by
 
     posterior   the posterior with its doubt beyond the data (`rlx.scaling.doubt`)
     curve       the same posterior without that doubt
+    chosen      the posterior of curve=auto: of the family that `sc.evidence` prefers
     grid        the grid fit of arXiv 2510.13786, A.5, +- its error margin of 0.02
-    bootstrap   least squares refitted REFITS times to resampled residuals (grid and bootstrap
-                forecast only the first SLOW_STUDIES simulated studies of each kind)
+    bootstrap   least squares refitted REFITS times to resampled residuals (chosen, grid and
+                bootstrap forecast only the first SLOW_STUDIES simulated studies of each kind)
     last        the last value, with a random walk in log C as large as the run's so far
     line        a line in log C through the later half of what was seen, with its standard
                 prediction interval
 
 A set whose file is missing is named and left out. One line of JSON per set, share and rule goes to
 `out/scored.jsonl`, so the same command continues an interrupted one; `scores.csv` has their means
-over the sets of a group and then over groups, `bands.csv` the coverage by horizon.
+over the sets of a group and then over groups, `bands.csv` coverage and RMSE by horizon, and
+`families.csv` the family that was chosen for every set, and the evidence.
 
 Letters: P later evaluations of all runs, X draws, R runs.
 """
@@ -28,6 +30,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
@@ -40,6 +43,7 @@ from rlx.errors import InputError
 from rlx.record import RunRecord, read_rows
 from rlx.scaling.backtest import BANDS, crps, with_first
 from rlx.scaling.data import Evals
+from rlx.scaling.infer import best_curve
 
 Floats = NDArray[np.float64]
 
@@ -51,7 +55,7 @@ MARGIN = 0.02  # of the grid fit, arXiv 2510.13786, A.5
 REFITS = 40
 SLOW, SLOW_STUDIES = ("grid", "bootstrap"), 10  # rules for the first simulated studies only
 ONE_STEP = 0.1  # pass rate per root of log C, of a run with one evaluation
-RULES = ("posterior", "curve", "grid", "bootstrap", "last", "line")
+RULES = ("posterior", "chosen", "curve", "grid", "bootstrap", "last", "line")
 GRID_C_MID = np.linspace(1 / 80, 5, 100)  # of the fitted compute; the paper: 100 to 40,000 of 8,000
 GRID_A = 0.005
 QUANTILES = np.linspace(0.01, 0.99, 50)  # serve as draws of a rule that has only an interval
@@ -75,7 +79,7 @@ def own_studies(results: Path) -> list[Curves]:
     for name, group in (
         ("loo", "one at a time"), ("recipes", "one at a time"), ("ceiling_movers", "choices"),
         ("efficiency_shapers", "choices"), ("controls", "choices"), ("default", "default"),
-        ("hard_mix", "hard_mix"), ("tasks", "tasks"),
+        ("hard_mix", "hard_mix"), ("tasks", "tasks"), ("smollm2", "SmolLM2"),
     ):  # fmt: skip
         folders = (results / "studies" / "evals" / f"{name}.csv", results / name / "evals.csv")
         path = next((path for path in folders if path.exists()), folders[0])
@@ -210,7 +214,7 @@ SIMPLE: dict[str, Callable[[Seen], Floats]] = {
 
 def score_set(evals: Evals, share: float, method: str) -> Iterator[dict]:
     """Per rule: coverage, width, interval score, CRPS and RMSE of all later evaluations, with the
-    same weight for every run, and coverage by band of horizons.
+    same weight for every run, and coverage and RMSE by band of horizons.
 
     Interval score: width + 2 / (1 - PROB) times the distance by which an evaluation lies outside
     (Gneiting and Raftery 2007, JASA 102:359, Eq. 43).
@@ -222,10 +226,12 @@ def score_set(evals: Evals, share: float, method: str) -> Iterator[dict]:
     index = [i for i, run in enumerate(posterior.runs) if run in groups]
     rows = [groups[posterior.runs[i]] for i in index]
     asked = [r["compute"].to_numpy() for r in rows], [r["stderr"].to_numpy() for r in rows], index
+    found = sc.evidence(seen, pad_to=longest)
     drawn = {
         "posterior": posterior.predictive(*asked)[0],
         "curve": posterior.with_doubt(None).predictive(*asked)[0],
     }
+    drawn["chosen"] = _chosen(drawn["posterior"], found, seen, asked, method=method, pad_to=longest)
     windows = [
         _seen(seen, posterior.runs[i], r["compute"]) for i, r in zip(index, rows, strict=True)
     ]
@@ -235,7 +241,24 @@ def score_set(evals: Evals, share: float, method: str) -> Iterator[dict]:
     ends = dict(zip(posterior.runs, posterior.last_compute("run"), strict=True))
     table["horizon"] = table["compute"] / table["run"].map(ends)
     for rule, x_XP in drawn.items():
-        yield {"rule": rule} | scores(x_XP, table)
+        family = {"families": _families(found)} if rule == "chosen" else {}
+        yield {"rule": rule} | scores(x_XP, table) | family
+
+
+def _chosen(
+    posterior_XP: Floats, found: pd.DataFrame, seen: Evals, asked: tuple, **options
+) -> Floats:
+    """Draws of the family with the most evidence; `posterior_XP` if that is its own."""
+    curve = best_curve(found)
+    if curve == found["curve"].iloc[0]:
+        return posterior_XP
+    return sc.fit(seen, curve=curve, **options).unsafe().predictive(*asked)[0]
+
+
+def _families(evidence: pd.DataFrame) -> dict:
+    """The chosen family, and every other one's excess of log evidence over the first."""
+    over = evidence.set_index("curve")["over_first"].iloc[1:]
+    return {"curve": best_curve(evidence)} | over.round(2).to_dict()
 
 
 def _asked(ask: Callable[[Seen], Floats], windows: list[Seen]) -> Floats:
@@ -277,10 +300,11 @@ def scores(x_XP: Floats, table: pd.DataFrame) -> dict:
     edges = [low for low, _ in BANDS.values()] + [np.inf]
     band_P = np.digitize(table["horizon"], edges[1:-1], right=True)
     for b, band in enumerate(BANDS):
-        if (band_P == b).any():
-            out[f"coverage {band:g}x"] = float(
-                np.average(inside[band_P == b], weights=weight[band_P == b])
-            )
+        mine = band_P == b
+        if mine.any():
+            for name, x in (("coverage", inside), ("rmse", (mid - value) ** 2)):
+                mean = float(np.average(x[mine], weights=weight[mine]))
+                out[f"{name} {band:g}x"] = mean if name == "coverage" else mean**0.5
     return out | {"n": len(value), "runs": int(table["run"].nunique())}
 
 
@@ -308,13 +332,17 @@ def score_simulation(evals: Evals, truth: Truth, method: str, slow: bool) -> Ite
         "posterior": posterior.predictive(*asked)[0],
         "curve": posterior.with_doubt(None).predictive(*asked)[0],
     }
+    found = sc.evidence(evals) if slow else None
+    if found is not None:
+        drawn["chosen"] = _chosen(drawn["posterior"], found, evals, asked, method=method)
     windows = [_seen(evals, run, pd.Series(compute)) for run in posterior.runs]
     for rule in (rule for rule in SIMPLE if slow or rule not in SLOW):
         drawn[rule] = _asked(SIMPLE[rule], windows)
     table = pd.DataFrame({"run": np.repeat(posterior.runs, H), "horizon": np.tile(HORIZONS, R)})
     table["value"] = truth.fresh_RH[order].ravel()
     for rule, x_XP in drawn.items():
-        yield {"rule": rule} | scores(x_XP, table)
+        family = {"families": _families(found)} if rule == "chosen" else {}
+        yield {"rule": rule} | scores(x_XP, table) | family
 
 
 def work(out: Path, data: Path, studies: int, method: str) -> pd.DataFrame:
@@ -353,11 +381,13 @@ def _jobs(data: Path, studies: int, method: str):
             continue
         for share in SHARES:
             yield curves, share, partial(score_set, evals, share, method)
+        jax.clear_caches()  # programs of other shapes; Linux limits the mappings of a process
     for seed, curves, truth in simulations(studies):
         slow = seed < SLOW_STUDIES
         yield curves, 1.0, partial(score_simulation, curves.read(), truth, method, slow)
 
 
+KEYS = ["set", "group", "share"]
 MEANS = ["coverage", "width", "interval", "crps", "rmse"]
 
 
@@ -376,9 +406,12 @@ def run(out: Path, data: Path, studies: int, method: str) -> None:
     table = work(out, data, studies, method)
     means = summary(table)
     means.to_csv(out / "scores.csv", index=False, float_format="%.4g")
-    bands = [name for name in table if name.startswith("coverage ")]
+    bands = [name for name in table if name.startswith(("coverage ", "rmse "))]
     rows = table.groupby(["group", "rule"])[bands].mean().reset_index()
     rows.to_csv(out / "bands.csv", index=False, float_format="%.3g")
+    chosen = table[table["rule"] == "chosen"].reset_index(drop=True)
+    families = pd.concat([chosen[KEYS], pd.DataFrame(chosen["families"].tolist())], axis=1)
+    families.to_csv(out / "families.csv", index=False, float_format="%.2f")
     wide = means.pivot(index="group", columns="rule", values=["coverage", "interval"])
     print(wide.to_string(float_format="{:.3f}".format))
-    print(f"wrote scored.jsonl, scores.csv, bands.csv in {out}")
+    print(f"wrote scored.jsonl, scores.csv, bands.csv, families.csv in {out}")

@@ -99,7 +99,7 @@ ENVS = (
     *("guess", "calculator", "python_tool", "verifiers"),
 )
 ROUTERS = ("softmax", "sigmoid")
-DISPATCHES = ("sorted", "dense")
+DISPATCHES = ("sorted", "blocks", "dense")
 ON_GRADE_ERROR = ("zero", "stop")
 GUARD_ACTIONS = ("none", "stop", "lower")
 KERNELS = ("auto", "repeatable", "fastest")
@@ -145,7 +145,7 @@ class ModelConfig(Section):
     tie_embeddings: bool = False
     path: str = ""  # folder or .gguf file of pretrained weights; it sets the fields above
     scan_layers: bool = False  # loop over one compiled layer: compiles sooner, moves more memory
-    moe_dispatch: str = "sorted"  # tokens to their experts; dense: every expert on every token
+    moe_dispatch: str = "sorted"  # by expert (GPU: in blocks); dense: every expert on every token
     router_aux_coef: float = 0.0  # weight of the sequence-wise balance loss
     remat: bool = False  # recompute a layer's activations in the backward pass
     query_chunk: int = 0  # queries whose attention scores exist at once; 0: all

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -71,6 +72,32 @@ def test_decode_reads_the_cache_once_and_writes_a_column(target, config, keys):
     assert {move.name: move.written for move in step if move.written > keys / 2} == {}
     read = sum(move.bytes for move in step if move.read > keys / 2)
     assert 0.95 <= read / (2 * keys * config.model.n_layers) <= 1.3
+
+
+@installed
+@pytest.mark.parametrize(
+    "name, dispatch, all_is_well",
+    [("update", "sorted", True), ("decode", "sorted", True), ("decode", "dense", False)],
+)
+def test_no_token_meets_every_expert_on_a_card(name, dispatch, all_is_well):
+    """Nor are all experts' matrices copied or transposed; with `dense` both would be seen."""
+    E, D, F = 96, SPARSE.d_model, SPARSE.d_ff_expert  # no other dimension is 96
+    model = replace(SPARSE, n_experts=E, moe_dispatch=dispatch)
+    config = replace(RUN, model=model, rollout=replace(RUN.rollout, slots=512))
+    tokens = {"update": 8 * 3840, "decode": 512}[name]  # of a slice; of a step
+    program = hlo.parse(compiled(config, "h200", name).as_text())
+    shapes = {
+        op.name: op.shape for inside in program.computations.values() for op in inside.values()
+    }
+    found = set()
+    for op in {move.name for move in hlo.moves(program)}:
+        for dims in re.findall(r"\w\[([\d,]+)\]", shapes[op]):
+            sizes = [int(n) for n in dims.split(",")]
+            meets = E in sizes and math.prod(sizes) >= tokens * E * min(D, F)
+            moved = re.search("copy|transpose", op) and "bf16" in shapes[op]
+            if meets or (moved and math.prod(sizes) == E * D * F):
+                found.add(op)
+    assert (found == set()) == all_is_well, found
 
 
 @installed

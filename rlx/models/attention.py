@@ -29,7 +29,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax.sharding import Mesh
 
 from rlx import mesh as meshes
 from rlx.config import ModelConfig
@@ -40,12 +39,8 @@ TILE = {"cudnn": 64, "splash": 128}  # a fused kernel takes full tiles of column
 NEVER = -1e30  # finite: a fully masked row gives a uniform average instead of NaN
 
 
-def chosen(config: ModelConfig, mesh: Mesh) -> ModelConfig:
-    """The configuration with `attention=auto` resolved for the devices of a mesh."""
-    return of_platform(config, mesh.devices.flat[0].platform)
-
-
 def of_platform(config: ModelConfig, platform: str) -> ModelConfig:
+    """The configuration with `attention=auto` resolved for a platform of JAX."""
     if config.attention != "auto":
         return config
     kernel = FUSED.get(platform, "xla")

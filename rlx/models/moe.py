@@ -6,9 +6,10 @@
     shared    + f_shared(x), for every token
 
 `sorted` orders the (token, expert) pairs by expert and multiplies each run of rows by its expert's
-matrices (jax.lax.ragged_dot); `dense` runs every expert on every token and masks. On a mesh each
-device does this for its own tokens, experts and columns of F, and the results are summed over
-devices. A token's output does not depend on other tokens or on padding.
+matrices (jax.lax.ragged_dot), on a GPU in `blocks` (rlx.models.blocks); `dense` runs every expert
+on every token and masks. On a mesh each device does this for its own tokens, experts and columns
+of F, and the results are summed over devices. A token's output does not depend on other tokens or
+on padding.
 
 Routing replay: the learner uses the experts that the sampler's router chose (arXiv 2510.11370),
 with weights from its own scores, through which the gradient flows.
@@ -18,6 +19,8 @@ K is here the number of experts per token.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -25,6 +28,7 @@ import jax.numpy as jnp
 
 from rlx import mesh as meshes
 from rlx.config import ModelConfig
+from rlx.models import blocks
 from rlx.models.layers import matmul
 from rlx.types import Params
 
@@ -33,6 +37,12 @@ EXPERT_AXES = {
     "up": ("expert", None, "ffn"),
     "down": ("expert", "ffn", None),
 }
+
+
+def of_platform(config: ModelConfig, platform: str) -> ModelConfig:
+    """The configuration with `moe_dispatch=sorted` resolved for a platform of JAX."""
+    in_blocks = config.moe_dispatch == "sorted" and platform in ("gpu", "cuda")
+    return replace(config, moe_dispatch="blocks") if in_blocks else config
 
 
 class Routed(NamedTuple):
@@ -96,7 +106,8 @@ def feed_forward(
 
 def _over_mesh(w, x_BTD, expert_BTK, inner_BTK, outer_BTK, dispatch: str):
     """The experts' sum; on a visible mesh, the sum over devices of each device's part."""
-    compute = {"sorted": _sorted, "dense": _every_expert}[dispatch]
+    in_blocks = partial(_in_blocks, n_experts=len(w["gate"]))
+    compute = {"sorted": _sorted, "blocks": in_blocks, "dense": _every_expert}[dispatch]
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size <= 1:  # 0: none is visible
         return compute(w, x_BTD, expert_BTK, inner_BTK, outer_BTK, 0)
@@ -152,6 +163,16 @@ def _sorted(w, x_BTD, expert_BTK, inner_BTK, outer_BTK, first):
     y_MD = jnp.where(ours_M1, y_MD * pick(outer_BTK), 0)
     y_MD = y_MD.at[jnp.argsort(order_M)].get(unique_indices=True)
     return jnp.sum(y_MD.reshape(*BT, K, D), axis=-2)
+
+
+def _in_blocks(w, x_BTD, expert_BTK, inner_BTK, outer_BTK, first, n_experts: int):
+    """The sum of `_sorted` by rlx.models.blocks; n_experts: of all devices."""
+    E, D, K = len(w["gate"]), x_BTD.shape[-1], expert_BTK.shape[-1]
+    expert_TK, inner_TK, outer_TK = (x.reshape(-1, K) for x in (expert_BTK, inner_BTK, outer_BTK))
+    expert_TK = jnp.where((expert_TK >= first) & (expert_TK < first + E), expert_TK - first, E)
+    C = blocks.capacity(expert_TK.size, n_experts)
+    y_TD = blocks.summed(C, w, x_BTD.reshape(-1, D), inner_TK, outer_TK, expert_TK)
+    return y_TD.reshape(x_BTD.shape)
 
 
 def balance(routed: Routed, mask_BT) -> tuple[jax.Array, jax.Array]:

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from rlx.config import ModelConfig
 from rlx.mesh import split
@@ -37,6 +38,16 @@ RESIDUAL, WHOLE = ("prompts", None, "residual"), ("prompts", None, None)
 # Matrices that are cast to the activations' dtype when used; the head has its own dtype.
 CAST = ("q", "k", "v", "o", "gate", "up", "down", "q_bias", "k_bias", "v_bias")
 CAST += tuple(f"{kind}_{name}" for kind in ("expert", "shared") for name in ("gate", "up", "down"))
+
+
+def chosen(config: ModelConfig, mesh: Mesh) -> ModelConfig:
+    """`of_platform` for the devices of a mesh."""
+    return of_platform(config, mesh.devices.flat[0].platform)
+
+
+def of_platform(config: ModelConfig, platform: str) -> ModelConfig:
+    """The configuration with the kernels of attention and experts chosen for a platform of JAX."""
+    return moe.of_platform(attention.of_platform(config, platform), platform)
 
 
 class Block(nnx.Module):

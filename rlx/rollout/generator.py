@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from rlx import mesh as meshes
 from rlx import processes
 from rlx.config import Config, ModelConfig
-from rlx.models import attention, lora, transformer
+from rlx.models import lora, transformer
 from rlx.rollout import sampler
 from rlx.types import Params, Problem, right_padded
 
@@ -152,7 +152,7 @@ class SlotGenerator:
         self.U, self.T, self.N = prompt_tokens, rollout.max_new_tokens, stop_ids
         self.P = max(self.W // rollout.group_size, 1)  # prompts per call of `insert`
         self.temperature, self.pad_id, self.mesh, self.key = rollout.temperature, pad_id, mesh, key
-        model = attention.chosen(config.model, mesh)
+        model = transformer.chosen(config.model, mesh)
         self.static = {"config": model, "rules": rules, "mesh": mesh}
         self._clear(self._empty())
 

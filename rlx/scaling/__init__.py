@@ -39,6 +39,7 @@ from rlx.scaling.backtest import Backtest, backtest
 from rlx.scaling.check import Check
 from rlx.scaling.data import Evals
 from rlx.scaling.draws import NotConverged
+from rlx.scaling.infer import evidence
 from rlx.scaling.page import report_page
 from rlx.scaling.paper import fit_paper
 from rlx.scaling.point import PointFit, fit_point
@@ -61,6 +62,7 @@ __all__ = [
     "Priors",
     "ScalingFit",
     "backtest",
+    "evidence",
     "fit",
     "fit_paper",
     "fit_point",

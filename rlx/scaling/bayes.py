@@ -171,6 +171,17 @@ def _scale(study: Study, options: Options, reference: Reference, center: Array) 
     return jnp.asarray(scale)
 
 
+def log_evidence(study: Study, options: Options, mode: Mode) -> float:
+    """log of the integral of likelihood times prior, by Laplace's method.
+
+    log p(y | m) + log p(m) + D/2 log(2 pi) + log |det scale| at the mode m of the coordinates
+    (MacKay 2003, Information Theory, Inference, and Learning Algorithms, Eq. 27.5).
+    """
+    minus_log_p = float(_value_and_grad(mode.center, study, mode.reference, options)[0])
+    log_det = np.linalg.slogdet(np.asarray(mode.scale))[1]
+    return float(-minus_log_p + 0.5 * mode.center.size * np.log(2 * np.pi) + log_det)
+
+
 class Blocks(NamedTuple):
     """Conditional independence: given what is shared, of recipes; given a recipe, of its runs."""
 

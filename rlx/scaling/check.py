@@ -4,6 +4,7 @@ the residuals of the fitted evaluations."""
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +12,12 @@ import pandas as pd
 
 from rlx.scaling.draws import Draws
 from rlx.scaling.fate import LAST, fallen, has_risen
+from rlx.scaling.infer import best_curve, evidence
 from rlx.scaling.parameters import gained, prior_share
 from rlx.scaling.residuals import far_from_prior, residual_tests
 
 ALPHA = 0.05  # share of studies with a finding in the residuals if the model is right
-COMPARE = "compare curves with backtest().weights(), and forecast no farther than trust()"
+COMPARE = "compare curves with sc.evidence, and forecast no farther than trust()"
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,11 @@ class Check:
         return "\n\n".join([*lines, "\n".join(self.problems) or "no problems"])
 
 
-def check(fit: Draws) -> Check:
-    """All diagnostics of a fit."""
+def check(fit: Draws, curves: Sequence[str] = ()) -> Check:
+    """All diagnostics of a fit.
+
+    curves: families whose evidence to compare with its own, `rlx.scaling.evidence`; takes seconds.
+    """
     sampler = sampler_table(fit)
     runs, residuals = run_table(fit), residual_tests(fit)
     problems = []
@@ -79,8 +84,27 @@ def check(fit: Draws) -> Check:
             f"prior_share>0.5: the asymptotes of {_few(weak)} are more prior than data; "
             "ask for ceilings at the horizon, param A, or train longer"
         )
-    problems += [*_left_over(fit, residuals), *_spurious(fit)]
+    problems += [*_other_curve(fit, curves), *_left_over(fit, residuals), *_spurious(fit)]
     return Check(sampler, runs, residuals, tuple(problems))
+
+
+def _other_curve(fit: Draws, curves: Sequence[str]) -> list[str]:
+    """A line if another family explains the evaluations better."""
+    a, own = fit.attrs, fit.attrs["curve"]
+    others = [curve for curve in curves if curve != own]
+    if not others:
+        return []
+    axes = json.loads(a["axes"])
+    asked = {"axes": None if axes is None else tuple(axes), "r0": json.loads(a["r0"])}
+    found = evidence(fit.evals, (own, *others), noise=a["noise"], priors=fit.priors, **asked)
+    best = best_curve(found)
+    if best == own:
+        return []
+    over = found.set_index("curve")["over_first"][best]
+    return [
+        f"curve={own}: {best} explains the evaluations better, by {over:.1f} in log evidence (3 is "
+        f"20 to 1); fit curve={best} too, and believe what both say"
+    ]
 
 
 def _left_over(fit: Draws, residuals: pd.DataFrame) -> list[str]:

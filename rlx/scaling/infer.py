@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -27,10 +28,13 @@ from rlx.scaling.priors import Priors
 
 if TYPE_CHECKING:
     from rlx.scaling.arrays import Labels
-    from rlx.scaling.bayes import SiteDraws, Stats
+    from rlx.scaling.bayes import Mode, SiteDraws, Stats
+    from rlx.scaling.model import Options, Study
 
 DOUBT = Doubt()
 METHODS = ("nuts", "laplace")
+AUTO = "auto"
+BETTER = np.log(20)  # log odds of families above which another one than the first is taken
 MAX_CUTS = 4  # rounds of finding runs that fall off their curve
 
 
@@ -53,7 +57,8 @@ def posterior_of(
     Args:
         data: the evaluations.
         curve: "burr" (a tail shape kappa shared by all runs), "sigmoid" (kappa = 1, arXiv
-            2510.13786 Eq. 1) or "power" (a power law that starts at R0).
+            2510.13786 Eq. 1), "power" (a power law that starts at R0), "two_rises", "dip" (runs
+            that first fall below R0), or "auto", the one that `evidence` prefers.
         noise: "normal"; "student", for isolated bad evaluations; "betabinomial", for few counts.
         axes: columns whose levels have effects; default those of the study.
         r0: pass rate at C = 0, a number or a column; default: from the evaluations.
@@ -70,34 +75,16 @@ def posterior_of(
     import jax
 
     from rlx.scaling import bayes
-    from rlx.scaling.arrays import assemble, make_options
-    from rlx.scaling.departure import departures, drops, without_falls
-    from rlx.scaling.model import NOISES
 
-    allowed = (
-        ("curve", curve, tuple(FAMILIES)),
-        ("noise", noise, NOISES),
-        ("method", method, METHODS),
-    )
-    for key, value, known in allowed:
-        if value not in known:
-            raise InputError(key, value, "not available", f"use {key}={'|'.join(known)}")
-    priors = priors or Priors()
-    options = make_options(data, curve, noise, priors)
+    check_choice("method", method, METHODS)
+    check_choice("curve", curve, (*FAMILIES, AUTO))
+    asked = {"noise": noise, "axes": axes, "r0": r0, "priors": priors, "pad_to": pad_to}
+    found = None
+    if curve == AUTO:
+        found = evidence(data, **asked)
+        curve = best_curve(found)
     with jax.enable_x64(True):
-        study, labels, notes = assemble(data, axes=axes, r0=r0, priors=priors, pad_to=pad_to)
-        study = jax.tree.map(jax.numpy.asarray, study)
-        departed = drops(study)
-        study, _ = without_falls(study, departed)
-        mode = bayes.find_mode(study, options)
-        for _ in range(MAX_CUTS):
-            found = departures(study, bayes.sites_at(study, options, mode), curve)
-            new = {r: x for r, x in found.items() if r not in departed}
-            departed |= new
-            study, fell_R = without_falls(study, new)
-            if not fell_R.any():
-                break
-            mode = bayes.find_mode(study, options)
+        study, labels, notes, departed, options, mode = mode_of(data, curve, **asked)
         if method == "nuts":
             draws, stats = bayes.sample(study, options, mode, seed=seed, progress=progress)
         else:
@@ -109,6 +96,9 @@ def posterior_of(
         what = "falls off its curve, later evaluations not used" if z < 0 else "leaves its curve"
         notes.append(f"run {labels.runs[r]}: after C = {C:g} {what} (z = {z:.1f})")
         print(notes[-1])
+    if found is not None:
+        notes.append(f"curve={curve}, by log evidence: {said(found)}")
+        print(notes[-1])
     rhat, ess = bayes.convergence(draws) if method == "nuts" else (np.nan, np.nan)
     bfmi = bayes.bfmi(stats.energy) if method == "nuts" else np.nan
     attrs = {
@@ -116,7 +106,7 @@ def posterior_of(
         "noise": noise,
         "method": method,
         "seed": seed,
-        "priors": json.dumps(asdict(priors)),
+        "priors": json.dumps(asdict(priors or Priors())),
         "doubt": Doubt.text(doubt),
         "axes": json.dumps(axes),
         "r0": json.dumps(r0),
@@ -135,6 +125,111 @@ def posterior_of(
         ),
     }
     return make_tree(draws, stats, study, labels, data, attrs)
+
+
+class Ready(NamedTuple):
+    """What is sampled: arrays without the falls of runs, and the mode."""
+
+    study: Study
+    labels: Labels
+    notes: list[str]
+    departed: dict[int, tuple[int, float]]  # of a run: the evaluation after which it left, z
+    options: Options
+    mode: Mode
+
+
+def check_choice(key: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise InputError(key, value, "not available", f"use {key}={'|'.join(known)}")
+
+
+def mode_of(
+    data: Evals,
+    curve: str,
+    *,
+    noise: str,
+    axes: tuple[str, ...] | None,
+    r0: float | str | None,
+    priors: Priors | None,
+    pad_to: int,
+) -> Ready:
+    """The mode of the posterior of one family, after cutting runs where they fall off it."""
+    import jax
+
+    from rlx.scaling import bayes
+    from rlx.scaling.arrays import assemble, make_options
+    from rlx.scaling.departure import departures, drops, without_falls
+    from rlx.scaling.model import NOISES
+
+    check_choice("noise", noise, NOISES)
+    priors = priors or Priors()
+    options = make_options(data, curve, noise, priors)
+    study, labels, notes = assemble(data, axes=axes, r0=r0, priors=priors, pad_to=pad_to)
+    study = jax.tree.map(jax.numpy.asarray, study)
+    departed = drops(study)
+    study, _ = without_falls(study, departed)
+    mode = bayes.find_mode(study, options)
+    for _ in range(MAX_CUTS):
+        found = departures(study, bayes.sites_at(study, options, mode), curve)
+        new = {r: x for r, x in found.items() if r not in departed}
+        departed |= new
+        study, fell_R = without_falls(study, new)
+        if not fell_R.any():
+            break
+        mode = bayes.find_mode(study, options)
+    return Ready(study, labels, notes, departed, options, mode)
+
+
+def evidence(
+    data: Evals,
+    curves: Sequence[str] = ("burr", "two_rises", "dip"),
+    *,
+    noise: str = "normal",
+    axes: tuple[str, ...] | None = None,
+    r0: float | str | None = None,
+    priors: Priors | None = None,
+    pad_to: int = 0,
+) -> pd.DataFrame:
+    """How well families of curves explain a study, each with its own parameters integrated out.
+
+    log p(evaluations | family) by Laplace's method, for the same evaluations: those that the first
+    family keeps of runs that fell. A difference of 3 is one of odds of 20 to 1.
+
+    Returns:
+        One row per family: curve, log_evidence, and over_first, its excess over the first one's.
+
+    Raises:
+        InputError: a family is unknown, or the data cannot be used.
+    """
+    import jax
+
+    from rlx.scaling import bayes
+
+    for curve in curves:
+        check_choice("curve", curve, tuple(FAMILIES))
+    asked = {"noise": noise, "axes": axes, "r0": r0, "priors": priors, "pad_to": pad_to}
+    with jax.enable_x64(True):
+        ready = mode_of(data, curves[0], **asked)
+        found = [bayes.log_evidence(ready.study, ready.options, ready.mode)]
+        for curve in curves[1:]:
+            options = ready.options._replace(curve=curve)
+            mode = bayes.find_mode(ready.study, options)
+            found.append(bayes.log_evidence(ready.study, options, mode))
+    table = pd.DataFrame({"curve": list(curves), "log_evidence": found})
+    return table.assign(over_first=table["log_evidence"] - table["log_evidence"].iloc[0])
+
+
+def best_curve(evidence: pd.DataFrame) -> str:
+    """The family with the most evidence, if that exceeds the first one's by BETTER; else the
+    first."""
+    row = evidence.loc[evidence["over_first"].idxmax()]
+    return str((row if row["over_first"] > BETTER else evidence.iloc[0])["curve"])
+
+
+def said(evidence: pd.DataFrame) -> str:
+    """`over_first` in words."""
+    first, *others = evidence[["curve", "over_first"]].to_numpy()
+    return ", ".join(f"{curve} {over:+.1f}" for curve, over in others) + f" against {first[0]}"
 
 
 def make_tree(

@@ -81,8 +81,9 @@ def latent_RM(
     a_R1, c_R1, b_R1 = (theta_RQ[:, q, None] for q in range(3))
     R0_R1 = jax.nn.sigmoid(logit_R0_R)[:, None]
     own_R1 = {name: x[:, None] if x.ndim else x for name, x in own.items()}
-    share_RM = shape(study.log_C_RM, c_R1, b_R1, own_R1, family)
-    return R0_R1 + (1 - R0_R1) * jax.nn.sigmoid(a_R1) * share_RM
+    gain_R1 = (1 - R0_R1) * jax.nn.sigmoid(a_R1)
+    p = {"B": jnp.exp(b_R1), **family.of_sites(own_R1, JAX)}
+    return family.level(study.log_C_RM - c_R1, JAX, R0=R0_R1, gain=gain_R1, **p)
 
 
 def curve_RM(study: Study, theta_RQ: Array, sites: dict[str, Array], curve: str) -> Array:

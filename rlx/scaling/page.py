@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 
 from rlx.errors import InputError
 from rlx.scaling.backtest import LEAST, ORIGINS, Backtest, score, usable_origins, with_first
+from rlx.scaling.check import Check
 from rlx.scaling.data import Evals
 from rlx.scaling.paths import HORIZON
 from rlx.scaling.posterior import ScalingFit
@@ -64,6 +65,7 @@ def report_page(
     source: Path | str | None = None,
     shares: Sequence[float] = ORIGINS,
     horizon: float = 4.0,
+    check: Check | None = None,
     **options,
 ) -> None:
     """Write a study as one self-contained HTML file.
@@ -77,6 +79,7 @@ def report_page(
         shares: of every run's compute, from which forecasts are made and scored, besides the fit's
             own and all of it; () for the fit alone, without further fits.
         horizon: how far forecasts are drawn, in multiples of the largest compute of `data`.
+        check: of the fit; default fit.check().
         options: those with which `source` was read, see `Evals.read`.
 
     Raises:
@@ -88,7 +91,7 @@ def report_page(
     whole = fit.evals if data is None else data.select([r for r in data.runs if r in fit.runs])
     windows = forecasts(fit, whole, shares)
     axes, configs = beside(source, data, whole.runs, options)
-    write_page(page_data(fit, whole, windows, horizon, axes, configs), path)
+    write_page(page_data(fit, whole, windows, horizon, axes, configs, check), path)
 
 
 def beside(
@@ -168,6 +171,7 @@ def page_data(
     horizon: float = 4.0,
     axes: dict[str, list[float]] | None = None,
     configs: dict[str, Json] | None = None,
+    check: Check | None = None,
 ) -> Json:
     """What the page shows, ready for JSON: numbers of 6 digits, "inf" and "-inf", null for NaN.
 
@@ -178,6 +182,7 @@ def page_data(
         horizon: see `report_page`.
         axes: from `other_axes`, one number per row of `data`.
         configs: from `configurations`.
+        check: of the fit; default fit.check().
     """
     grid_C, a = grid(data, horizon), fit.attrs
     recipe_of = dict(zip(fit.runs, map(int, fit.recipe_of_run), strict=True))
@@ -199,7 +204,7 @@ def page_data(
         "costs": costs_of(fit),
         "budgets": budgets_of(fit),
         "trust": trust_of(windows, a["curve"]),
-        "check": fit.check().as_dict(),
+        "check": (check or fit.check()).as_dict(),
         "notes": json.loads(a.get("notes", "[]")),
         "configs": configs_of(fit.runs, levels_of(fit), configs or {}),
         "table": table_of_runs(fit, data),

@@ -17,7 +17,8 @@ PARAMS = ("A", "asymptote", "C_mid", "B", "B_tail", "R0")
 
 
 def param(fit: Draws, name: str, by: str = "recipe") -> xr.DataArray:
-    """Draws of A, asymptote, C_mid, B, R0, or B_tail, the exponent of the gap to the asymptote.
+    """Draws of A, asymptote, C_mid, B, R0, B_tail, the exponent of the gap to the asymptote, or one
+    of the family's own parameters (`second` under two_rises).
 
     A is the ceiling at a horizon: the pass rate at 10 times the largest compute of the study, with
     the discrepancy beyond the data. `asymptote` is the limit of the fitted curve, which no data
@@ -25,8 +26,9 @@ def param(fit: Draws, name: str, by: str = "recipe") -> xr.DataArray:
     kappa under burr.
     """
     fit.guard()
-    if name not in PARAMS:
-        raise InputError("param", name, "unknown", f"use {', '.join(PARAMS)}")
+    known = (*PARAMS, *fit.family.own)
+    if name not in known:
+        raise InputError("param", name, "unknown", f"use {', '.join(known)}")
     if name == "A":
         return fit.label(ceiling(fit, by), by)
     return fit.label(fit.curves(by)["A" if name == "asymptote" else name], by)

@@ -105,7 +105,7 @@ def simulate(
         seeds: runs of a recipe.
         points: evaluations of a run, at equal steps of compute, besides the one at C = 0.
         compute: of the last evaluation, in the unit of C_mid.
-        family: of the curves, "burr", "sigmoid" or "power".
+        family: of the curves, a name in `families.FAMILIES`.
         seed_sd: sds of a, log C_mid and log B between the seeds of a recipe.
         wander_sd, wander_length: of the policy's wander, a pass rate and a number of evaluations.
         trials: graded samples of an evaluation.
@@ -165,6 +165,10 @@ def check_curves(recipes: Mapping[str, Mapping[str, float]], family: str) -> Non
             if not (p[name] > 0 and np.isfinite(p[name])):
                 reason = f"recipe {recipe}: not positive"
                 raise InputError(name, f"{p[name]:g}", reason, "give a positive number")
+        for name, own in FAMILIES[family].own.items():
+            if own.link == "logistic" and p[name] >= 1:
+                reason = f"recipe {recipe}: a share of 1 or more"
+                raise InputError(name, f"{p[name]:g}", reason, "give less than 1")
 
 
 def check_design(

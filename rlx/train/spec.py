@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 
 from rlx.config import Config, ModelConfig
-from rlx.models import attention
+from rlx.models import transformer
 from rlx.train import recipe
 from rlx.train.recipe import Hyper
 
@@ -50,8 +50,8 @@ def names(config: Config, mesh: Mesh, teacher: ModelConfig | None = None) -> Spe
     """The static part. teacher: the architecture of `algo.teacher`."""
     algo = config.algo
     fields = {**vars(config.optim), **vars(algo), "mesh": mesh}
-    fields["model"] = attention.chosen(config.model, mesh)
-    fields["teacher"] = attention.chosen(teacher, mesh) if teacher else None
+    fields["model"] = transformer.chosen(config.model, mesh)
+    fields["teacher"] = transformer.chosen(teacher, mesh) if teacher else None
     fields["critic"] = recipe.has_critic(algo)
     fields["reference"] = recipe.needs_reference(algo)
     fields["entropy_bonus"] = algo.entropy_coef > 0

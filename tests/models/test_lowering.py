@@ -12,7 +12,11 @@ DENSE = ModelConfig(
     remat=True, query_chunk=2, compute_dtype="bfloat16",
 )  # fmt: skip
 MIXED = replace(DENSE, n_experts=4, experts_per_token=2, d_ff_expert=12, norm_topk=True)
-MODELS = {"dense": (DENSE, MeshConfig(fsdp=2)), "mixed": (MIXED, MeshConfig(fsdp=2, expert=2))}
+MODELS = {
+    "dense": (DENSE, MeshConfig(fsdp=2)),
+    "mixed": (MIXED, MeshConfig(fsdp=2, expert=2)),
+    "blocks": (replace(MIXED, moe_dispatch="blocks"), MeshConfig(fsdp=2, expert=2)),
+}
 PLATFORMS = ("tpu", "cuda")
 
 

@@ -14,7 +14,7 @@ from rlx import mesh as meshes
 from rlx.config import Config, MeshConfig, ModelConfig, OptimConfig, RolloutConfig
 from rlx.errors import InputError
 from rlx.mesh import make_mesh
-from rlx.models import lora, moe, transformer
+from rlx.models import blocks, lora, moe, transformer
 from rlx.train.spec import names, numbers
 from rlx.train.state import init_state
 from rlx.train.step import make_train_step
@@ -28,6 +28,13 @@ SIGMOID = replace(SOFTMAX, router="sigmoid", d_ff_shared=8, experts_per_token=1)
 ROUTERS = {"softmax": SOFTMAX, "unnormed": replace(SOFTMAX, norm_topk=False), "sigmoid": SIGMOID}
 V = 11
 compiled = functools.partial(jax.jit, static_argnums=2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def blocks_of_four_rows():
+    """So that experts of a few tokens have several."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch.setattr(blocks, "capacity", lambda *_: 4)
 
 
 @functools.cache
@@ -58,7 +65,7 @@ def assert_close(got, want):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), got, want)
 
 
-@pytest.mark.parametrize("dispatch", ["dense", "sorted"])
+@pytest.mark.parametrize("dispatch", ["dense", "sorted", "blocks"])
 @pytest.mark.parametrize("config", ROUTERS.values(), ids=ROUTERS)
 def test_a_token_is_the_sum_of_its_experts(config, dispatch):
     """Token by token, in NumPy."""
@@ -92,9 +99,11 @@ def test_a_token_is_the_sum_of_its_experts(config, dispatch):
         np.testing.assert_allclose(got[b, t], want, atol=2e-5)
 
 
+@pytest.mark.parametrize("dispatch", ["sorted", "blocks"])
 @pytest.mark.parametrize("config", ROUTERS.values(), ids=ROUTERS)
-def test_both_dispatches_have_one_value_and_gradient(config):
-    got = compiled(jax.value_and_grad(loss, (0, 1)))(mixed(config), token_states(4, 6), config)
+def test_all_dispatches_have_one_value_and_gradient(config, dispatch):
+    one = replace(config, moe_dispatch=dispatch)
+    got = compiled(jax.value_and_grad(loss, (0, 1)))(mixed(config), token_states(4, 6), one)
     assert_close(got, dense_gradient(config))
 
 
@@ -110,7 +119,7 @@ def test_no_token_is_dropped_when_all_want_one_expert():
     assert np.all(np.abs(got).max(-1) > 1e-3)
 
 
-@pytest.mark.parametrize("dispatch", ["dense", "sorted"])
+@pytest.mark.parametrize("dispatch", ["dense", "sorted", "blocks"])
 @pytest.mark.parametrize(
     "layout",
     [MeshConfig(data=2, expert=4), MeshConfig(data=1, fsdp=2, expert=2, tensor=2)],
@@ -199,6 +208,7 @@ def base(batch):
 LAYOUTS = {
     "4_slices": {"optim": replace(RUN.optim, microbatches=4)},
     "fsdp2_expert2_tensor2": {"mesh": MeshConfig(data=1, fsdp=2, expert=2, tensor=2)},
+    "blocks_scanned": {"model": replace(RUN.model, moe_dispatch="blocks", scan_layers=True)},
     "dense_scanned_remat": {
         "model": replace(RUN.model, moe_dispatch="dense", scan_layers=True, remat=True)
     },
@@ -265,6 +275,13 @@ def test_adapters_leave_routers_and_experts_alone():
     assert set(params["layers"][1]) >= {*moe.shapes(config)}
     whole = lora.merged(params, {"layers": [first, second]}, 1.0)
     jax.tree.map(np.testing.assert_array_equal, whole, params)
+
+
+def test_a_gpu_has_blocks():
+    for platform, dispatch in {"cpu": "sorted", "tpu": "sorted", "gpu": "blocks"}.items():
+        assert transformer.of_platform(SOFTMAX, platform).moe_dispatch == dispatch
+    dense = replace(SOFTMAX, moe_dispatch="dense")
+    assert transformer.of_platform(dense, "gpu") == replace(dense, attention="xla")
 
 
 def test_sparse_layers_are_every_so_manieth():

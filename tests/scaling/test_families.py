@@ -58,7 +58,16 @@ def late(monkeypatch):
         yield FAMILIES["late"]
 
 
-OWN = {"burr": {"kappa": 0.6}, "sigmoid": {}, "power": {}, "late": {"kappa": 2.0, "omega": 0.3}}
+TWO = {"kappa": 0.6, "second": 0.3, "delay": 1.4, "sharp": 2.0}
+DIP = {"kappa": 0.8, "fall": 0.5, "lead": 1.5}
+OWN = {
+    "burr": {"kappa": 0.6},
+    "sigmoid": {},
+    "power": {},
+    "late": {"kappa": 2.0, "omega": 0.3},
+    "two_rises": TWO,
+    "dip": DIP,
+}
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -101,11 +110,112 @@ def test_a_level_beyond_all_computes_is_never_reached(late):
     assert C[1] == pytest.approx(7.0) and (C[0], C[2]) == (0.0, np.inf)
 
 
+def test_two_rises_is_the_weighted_sum_of_its_rises():
+    C = np.array([0.0, 1.0, 7.0, 30.0, 1e4])
+    p = {"A": 0.8, "B": 1.5, "C_mid": 7.0, "R0": 0.2}
+    first = FAMILIES["burr"].at(C, **p, kappa=0.6)
+    then = p | {"B": 1.5 * 2.0, "C_mid": 7.0 * np.exp(1.4)}
+    second = FAMILIES["sigmoid"].at(C, **then)
+    got = FAMILIES["two_rises"].at(C, **p, **TWO)
+    np.testing.assert_allclose(got, 0.7 * first + 0.3 * second, rtol=1e-12)
+    gap = 0.8 - FAMILIES["two_rises"].at([1e8, 1e9], **p, **TWO)
+    tail = FAMILIES["two_rises"].tail(B=1.5, **TWO)
+    assert np.log10(gap[0] / gap[1]) == pytest.approx(tail, rel=1e-2)
+
+
+def test_dip_falls_by_its_share_of_R0_then_rises_to_A():
+    dip, p = FAMILIES["dip"], {"A": 0.8, "B": 1.5, "C_mid": 1e3, "R0": 0.2}
+    C, far = np.r_[0.0, np.geomspace(1e-3, 1e8, 2000)], DIP | {"lead": 5.0}
+    R = dip.at(C, **p, **far)
+    assert R[0] == 0.2 and R[-1] == pytest.approx(0.8, abs=1e-3)
+    assert dip.at(1.0, **p, **DIP | {"lead": 50.0}) == pytest.approx(0.1, abs=1e-3)  # half of R0
+    low = int(R.argmin())
+    assert 0.1 < R[low] < 0.12
+    assert (np.diff(R[: low + 1]) <= 0).all() and (np.diff(R[low:]) > 0).all()
+    none = dip.at(C, **p, **DIP | {"fall": 0.0})
+    np.testing.assert_array_equal(none, FAMILIES["burr"].at(C, **p, kappa=0.8))
+
+
+def test_compute_to_of_dip_is_where_it_rises_through_the_level():
+    p = {"A": 0.8, "B": 1.5, "C_mid": 1e3, "R0": 0.2}
+    C = FAMILIES["dip"].compute_to([0.25, 0.6, 0.2, 0.15, 0.8, 0.9], **p, **DIP)
+    np.testing.assert_allclose(FAMILIES["dip"].at(C[:2], **p, **DIP), [0.25, 0.6], rtol=1e-9)
+    assert C[0] > FAMILIES["burr"].compute_to(0.25, **p, kappa=0.8)
+    assert C[2:].tolist() == [0.0, 0.0, np.inf, np.inf]
+
+
+SHARP = TWO | {"kappa": 1.0, "delay": 1.6, "sharp": 4.0}  # two rises, far apart
+
+
+@pytest.mark.parametrize(
+    ("family", "own", "R0"), [("two_rises", SHARP, 0.25), ("dip", DIP | {"fall": 0.6}, 0.4)]
+)
+def test_evidence_finds_the_family_and_its_fit_the_parameters(family, own, R0):
+    p = {"B": 1.5, "C_mid": 3.0, "R0": R0, **own}
+    recipes = {f"A{A}": {"A": A, **p} for A in (0.65, 0.75, 0.85)}
+    evals, _ = sc.simulate(recipes, family=family, seeds=3, points=24, compute=30.0, seed=1)
+    found = sc.evidence(evals).set_index("curve")["over_first"]
+    assert found.idxmax() == family and found[family] > 15 and found["burr"] == 0
+    fit = sc.fit(evals, curve="auto", method="laplace")
+    assert fit.attrs["curve"] == family and f"curve={family}, by log evidence" in fit.attrs["notes"]
+    low, high = fit.param("asymptote").quantile([0.05, 0.95], ["chain", "draw"]).values
+    truth = np.array([0.65, 0.75, 0.85])
+    assert ((low < truth) & (truth < high)).all() and (high - low).mean() < 0.1
+    burr = sc.fit(evals, method="laplace")
+    low, high = burr.param("asymptote").quantile([0.05, 0.95], ["chain", "draw"]).values
+    assert ((truth < low) | (high < truth)).any()  # burr cannot say it
+    (line,) = [x for x in burr.check(["two_rises", "dip"]).problems if x.startswith("curve=")]
+    assert f"{family} explains the evaluations better" in line and f"curve={family}" in line
+    share = fit.param({"two_rises": "second", "dip": "fall"}[family]).mean(["chain", "draw"])
+    truth = own["second" if family == "two_rises" else "fall"]
+    assert np.abs(share.values - truth).max() < (0.08 if family == "two_rises" else 0.3)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_study_of_sigmoids_stays_burr(seed):
+    p = {"B": 1.5, "C_mid": 3.0, "R0": 0.25}
+    recipes = {f"A{A}": {"A": A, **p} for A in (0.65, 0.75, 0.85)}
+    evals, _ = sc.simulate(recipes, seeds=3, points=24, compute=30.0, seed=seed)
+    fit = sc.fit(evals, curve="auto", method="laplace")
+    assert fit.attrs["curve"] == "burr"
+    assert not [x for x in fit.check(["two_rises", "dip"]).problems if x.startswith("curve=")]
+
+
+def test_evidence_is_the_integral_of_likelihood_times_prior():
+    """One run whose curve is known but for R0: the other parameters are held by narrow priors."""
+    priors = Priors(
+        mean_a=(0.0, 1e-4), mean_c=(0.0, 1e-4), mean_b=(0.4, 1e-4), log_kappa=(0.0, 1e-4),
+        recipe_sd_a=(1e-4, 1e-3), recipe_sd_c=(1e-4, 1e-3), recipe_sd_b=(1e-4, 1e-3),
+        seed_sd_a=(1e-4, 1e-3), seed_sd_c=(1e-4, 1e-3), seed_sd_b=(1e-4, 1e-3),
+        wander_sd=(1e-6, 1e-3), wander_length=(3.0, 1e-3), start=(0.0, 0.3),
+    )  # fmt: skip
+    C, se = np.array([1.0, 2.0, 4.0, 8.0]), 0.02
+    y = np.array([0.35, 0.44, 0.53, 0.57])
+    table = {"run": "r", "recipe": "r", "seed": 0, "compute": C, "value": y, "stderr": se}
+    evals = sc.Evals.from_frame(pd.DataFrame(table))
+    got = sc.evidence(evals, ["burr"], priors=priors)["log_evidence"][0]
+    logit_R0 = np.linspace(-4, 4, 4001)
+    R0 = expit(logit_R0)[:, None]
+    share = expit(np.exp(0.4) * np.log(C / np.median(C)))
+    mean = R0 + (1 - R0) * 0.5 * share
+    log_p = stats.norm.logpdf(y, mean, se).sum(1)
+    log_p += stats.norm.logpdf(logit_R0, np.log(y[0] / (1 - y[0])), 0.3)
+    assert got == pytest.approx(np.log(np.trapezoid(np.exp(log_p), logit_R0)), abs=0.05)
+
+
+def test_evidence_of_an_unknown_family():
+    with pytest.raises(sc.InputError, match="curve=cubic: not available; use curve=burr"):
+        sc.evidence(None, ["cubic"])
+
+
 def late_sites(study, curve="late"):
     sites = make_sites(study, Options("burr"))
     own_J = np.random.default_rng(5).normal(-1.0, 0.5, J)
-    more = {"logit_omega": -1.5, "log_omega_sd": 0.2, "logit_omega_recipe": own_J}
-    more = more if curve == "late" else {"log_kappa_recipe": own_J}
+    more = {
+        "late": {"logit_omega": -1.5, "log_omega_sd": 0.2, "logit_omega_recipe": own_J},
+        "kappas": {"log_kappa_recipe": own_J},
+        "dip": {"logit_fall_mean": -1.5, "logit_fall": own_J, "log_lead": 0.4},
+    }[curve]
     return sites | {name: jnp.asarray(x) for name, x in more.items()}
 
 
@@ -132,7 +242,12 @@ def test_density_of_a_family_with_a_parameter_per_recipe(late):
 
 
 @pytest.mark.parametrize(
-    ("curve", "site"), [("late", "logit_omega_recipe"), ("kappas", "log_kappa_recipe")]
+    ("curve", "site"),
+    [
+        ("late", "logit_omega_recipe"),
+        ("kappas", "log_kappa_recipe"),
+        ("dip", "logit_fall"),
+    ],
 )
 def test_coordinates_of_a_family_with_a_parameter_per_recipe(curve, site, late):
     study, options = make_study(effects=1), Options(curve)

@@ -35,7 +35,7 @@ def x_BTD():
 
 
 @pytest.mark.parametrize("router", ["softmax", "sigmoid"])
-@pytest.mark.parametrize("dispatch", ["sorted", "dense"])
+@pytest.mark.parametrize("dispatch", ["sorted", "blocks", "dense"])
 def test_a_layer_does_as_it_is_told(layer, x_BTD, router, dispatch):
     """Told its own choice nothing changes; told another, each token's loop in float64 agrees."""
     config = replace(QWEN3, router=router, moe_dispatch=dispatch)
