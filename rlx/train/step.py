@@ -88,7 +88,8 @@ def make_train_step(
             raise ValueError("teacher=None: algo.teacher is set; give params")
         teacher = placed(teacher, spec.mesh)
     base, reference = start if spec.lora_rank else None, start if spec.reference else None
-    fixed = jax.device_put(hyper, meshes.sharding(spec.mesh, (), ()))  # once, not at every update
+    here = meshes.sharding(spec.mesh, (), ())
+    fixed = jax.jit(lambda: hyper, out_shardings=here)()  # once, not at every update
 
     def train_step(state: TrainState, batch: Batch, rate: float = 1.0):
         """rate: factor of the learning rate."""
