@@ -63,11 +63,10 @@ def generate(
             generator.submit(waiting[:room])
             waiting = waiting[room:]
             generator.begin(weights, config.rollout.decode_chunk_tokens if waiting else T)
-            for sample in generator.collect()[0]:
-                n = length_PG[sample.key] = len(sample.token_T)
-                token_PGT[sample.key][:n] = sample.token_T
-                if sample.transcript:
-                    episodes[sample.key] = sample.transcript
+            found, _ = generator.collect()
+            for key, n, token_T in zip(found.keys, found.length_N, found.token_NT, strict=True):
+                length_PG[key], token_PGT[key][:n] = n, token_T[:n]
+            episodes |= zip(found.keys, found.transcripts, strict=False)
     episode_PG = [
         [episodes[i, g] for g in range(samples) if episodes] for i in range(len(problems))
     ]

@@ -31,11 +31,11 @@ class Tokenizer:
         if len(set(self.chars)) < len(self.chars):
             raise InputError("chars", repr(self.chars), "a character is repeated", "list each once")
 
-    @property
+    @cached_property
     def stop_id(self) -> int:
         return len(self.chars)
 
-    @property
+    @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         return (self.stop_id,)
 
@@ -43,7 +43,7 @@ class Tokenizer:
     def pad_id(self) -> int:
         return len(self.chars) + 1
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
         return len(self.chars) + 2
 
@@ -67,18 +67,19 @@ class Tokenizer:
         return self.encode(text)
 
     @cached_property
-    def _text_of(self) -> list[str]:
-        return [*self.chars, "", ""]  # the stop token ends a text, the pad token adds nothing
+    def _text_of(self) -> dict[int, str]:
+        return dict(enumerate([*self.chars, "", ""]))  # the pad token adds nothing
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text before the first stop token, pads skipped. Raises ValueError on an unknown id."""
         ids = list(ids)
         if self.stop_id in ids:
             ids = ids[: ids.index(self.stop_id)]
-        if ids and not (0 <= min(ids) and max(ids) < self.vocab_size):
-            unknown = next(i for i in ids if not 0 <= i < self.vocab_size)
-            raise ValueError(f"id={unknown}: not a token; ids are 0..{self.vocab_size - 1}")
-        return "".join([self._text_of[i] for i in ids])
+        try:
+            return "".join([self._text_of[i] for i in ids])
+        except KeyError as error:
+            ids_are = f"ids are 0..{self.vocab_size - 1}"
+            raise ValueError(f"id={error.args[0]}: not a token; {ids_are}") from None
 
 
 def characters(texts: Iterable[str]) -> Tokenizer:

@@ -55,19 +55,19 @@ class _Running:
     expert_GTLK: np.ndarray | None = None
     said_G: list[Transcript | None] = field(default_factory=list)  # of episodes
 
-    def take(self, sample: Finished) -> None:
-        g, n = sample.key[1], len(sample.token_T)
-        self.length_G[g] = n
-        self.token_GT[g, :n], self.logp_GT[g, :n] = sample.token_T, sample.logp_T
-        self.value_GT[g, :n], self.version_GT[g, :n] = sample.value_T, sample.version_T
-        if sample.expert_TLK is not None:
+    def take(self, samples: Finished) -> None:
+        g_N = [g for _, g in samples.keys]
+        self.length_G[g_N] = samples.length_N
+        self.token_GT[g_N], self.logp_GT[g_N] = samples.token_NT, samples.logp_NT
+        self.value_GT[g_N], self.version_GT[g_N] = samples.value_NT, samples.version_NT
+        if samples.expert_NTLK is not None:
             if self.expert_GTLK is None:
-                shape = (*self.token_GT.shape, *sample.expert_TLK.shape[1:])
+                shape = (len(self.length_G), *samples.expert_NTLK.shape[1:])
                 self.expert_GTLK = np.zeros(shape, np.int32)
-            self.expert_GTLK[g, :n] = sample.expert_TLK
-        if sample.transcript:
+            self.expert_GTLK[g_N] = samples.expert_NTLK
+        for g, transcript in zip(g_N, samples.transcripts, strict=False):
             self.said_G = self.said_G or [None] * len(self.length_G)
-            self.said_G[g] = sample.transcript
+            self.said_G[g] = transcript
 
 
 def rules(config: Config, env: Env) -> sampler.Rules:
@@ -175,8 +175,8 @@ class Engine:
     def collect(self) -> None:
         """Account for sampled tokens, and grade complete groups."""
         finished, drawn = self.generator.collect()
-        for sample in finished:
-            self.running[sample.key[0]].take(sample)
+        for serial, samples in finished.by_group():
+            self.running[serial].take(samples)
         complete = {serial: g for serial, g in self.running.items() if g.length_G.all()}
         graded, spent = self._grade(complete)  # without the lock: graders may be slow
         with self.lock:

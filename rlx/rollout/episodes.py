@@ -70,39 +70,44 @@ class Episodes:
         self.next = []
         self.single.begin(weights, tokens)
 
-    def collect(self) -> tuple[list[Finished], Drawn]:
+    def collect(self) -> tuple[Finished, Drawn]:
         """Finished episodes; the environment replies to the others."""
         turns, drawn = self.single.collect()
-        over = {sample.key: self._ended(sample) for sample in turns}
-        asked = [sample for sample in turns if over[sample.key] is None]
-        for sample, reply in zip(asked, self._replies(asked), strict=True):
-            over[sample.key] = self._continued(sample, reply)
-        ended = [turn._replace(transcript=done) for turn in turns if (done := over[turn.key])]
-        self.single.release([sample.key for sample in ended])
-        for sample in ended:
-            del self.open[sample.key]
-        return ended, drawn
+        length_N = turns.length_N.tolist()
+        tokens = (x[:n].tolist() for x, n in zip(turns.token_NT, length_N, strict=True))
+        over = list(map(self._ended, turns.keys, tokens))
+        asked = [i for i, done in enumerate(over) if done is None]
+        replies = self._replies([turns.keys[i] for i in asked])
+        for i, reply in zip(asked, replies, strict=True):
+            over[i] = self._continued(turns.keys[i], length_N[i], reply)
+        ended = [i for i, done in enumerate(over) if done]
+        keys = [turns.keys[i] for i in ended]
+        self.single.release(keys)
+        for key in keys:
+            del self.open[key]
+        arrays = (x if x is None else x[ended] for x in turns[1:-1])
+        return Finished(keys, *arrays, [over[i] for i in ended]), drawn
 
-    def _ended(self, sample: Finished) -> Transcript | None:
+    def _ended(self, key: Key, tokens: list[int]) -> Transcript | None:
         """The episode, if it ends with this turn and needs no reply."""
-        episode = self.open[sample.key]
-        episode.turns.append(self.ids.decode(sample.token_T[episode.start :].tolist()))
-        stopped = int(sample.token_T[-1]) in self.ids.stop_ids
+        episode = self.open[key]
+        episode.turns.append(self.ids.decode(tokens[episode.start :]))
+        stopped = tokens[-1] in self.ids.stop_ids
         last = len(episode.turns) // 2 + 1 == self.limits.max_turns
         return Transcript(tuple(episode.turns), stopped) if last or not stopped else None
 
-    def _replies(self, asked: Sequence[Finished]) -> list[Outcome]:
+    def _replies(self, asked: Sequence[Key]) -> list[Outcome]:
         """The environment's replies; the processes of a run share the work."""
         limits, before = self.limits, time.perf_counter()
-        episodes = [self.open[sample.key] for sample in asked]
+        episodes = [self.open[key] for key in asked]
         items = [(e.problem, tuple(e.turns), limits.reply_chars) for e in episodes]
         replies = processes.gathered(items, lambda part: self.graders.reply(part, limits.reply_s))
         self.reply_s += time.perf_counter() - before
         return replies
 
-    def _continued(self, sample: Finished, reply: Outcome) -> Transcript | None:
-        """None if another turn starts; otherwise the finished episode."""
-        episode, n = self.open[sample.key], len(sample.token_T)
+    def _continued(self, key: Key, n: int, reply: Outcome) -> Transcript | None:
+        """None if another turn starts after n tokens; otherwise the finished episode."""
+        episode = self.open[key]
         if reply.failure is not None:
             return Transcript(tuple(episode.turns), True, int(reply.failure))
         if reply.text is None:
@@ -116,7 +121,7 @@ class Episodes:
             return Transcript(tuple(episode.turns), False)
         episode.turns.append(reply.text)
         limit = min(episode.start + self.turn_tokens, self.T)
-        self.next.append(Request(sample.key, ids, limit, (), holds=True, continues=True))
+        self.next.append(Request(key, ids, limit, (), holds=True, continues=True))
         return None
 
     def _encoded(self, text: str) -> tuple[list[int], Outcome | None]:

@@ -50,15 +50,23 @@ class Transcript(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """A sample that reached a stop token or its limit; n tokens."""
+    """N samples that reached a stop token or their limit; zeros after their last tokens."""
 
-    key: Key
-    token_T: np.ndarray  # int32
-    logp_T: np.ndarray  # float32, of the distribution that was sampled
-    value_T: np.ndarray  # float32, of the critic before the token
-    version_T: np.ndarray  # int32, of the weights that sampled the token, or INJECTED
-    expert_TLK: np.ndarray | None = None  # int32, its routing, if requested
-    transcript: Transcript | None = None  # of an episode
+    keys: Sequence[Key]
+    length_N: np.ndarray  # int, tokens
+    token_NT: np.ndarray  # int32
+    logp_NT: np.ndarray  # float32, of the distribution that was sampled
+    value_NT: np.ndarray  # float32, of the critic before the token
+    version_NT: np.ndarray  # int32, of the weights that sampled the token, or INJECTED
+    expert_NTLK: np.ndarray | None = None  # int32, their routing, if requested
+    transcripts: Sequence[Transcript] = ()  # of episodes
+
+    def by_group(self) -> Iterator[tuple[int, Finished]]:
+        """(serial number, neighbours that belong to that group)."""
+        end = 0
+        for serial, keys in itertools.groupby(self.keys, key=lambda key: key[0]):
+            part = slice(end, end := end + len(list(keys)))
+            yield serial, Finished(*(x if x is None else x[part] for x in self))
 
 
 class Drawn(NamedTuple):
@@ -97,7 +105,7 @@ class Generator(Protocol):
     def begin(self, weights: Weights, tokens: int) -> None:
         """Sample `tokens` tokens of every sequence in flight; may return before they are done."""
 
-    def collect(self) -> tuple[list[Finished], Drawn]:
+    def collect(self) -> tuple[Finished, Drawn]:
         """Samples finished since the last call, and token counts."""
 
     def release(self, keys: Sequence[Key]) -> None:
@@ -231,12 +239,13 @@ class SlotGenerator:
             given_WT[slot, : len(request.ids)] = request.ids
         return given_WT, n_W, limit_W
 
-    def collect(self) -> tuple[list[Finished], Drawn]:
+    def collect(self) -> tuple[Finished, Drawn]:
         # A slot without a sequence draws nothing, and may hold the count of an evaluation.
         count_W, active_W = processes.to_host((self.slots.count_W, self.slots.active_W))
-        flying_W = np.isin(np.arange(self.W), list(self.slot_of.values()))
+        flying_W, active = np.zeros(self.W, bool), active_W.tolist()
+        flying_W[list(self.slot_of.values())] = True
         before_W, self.count_W = self.count_W, np.where(flying_W, count_W, self.count_W)
-        over = [(key, slot) for key, slot in self.slot_of.items() if not active_W[slot]]
+        over = [(key, slot) for key, slot in self.slot_of.items() if not active[slot]]
         finished = self._taken(over)
         for key, slot in over:
             del self.slot_of[key]
@@ -249,23 +258,23 @@ class SlotGenerator:
         put_in_W = np.maximum(np.minimum(self.count_W, self.given_W) - before_W, 0)
         return finished, Drawn(self.prompt_length_W.copy(), before_W, self.count_W, put_in_W)
 
-    def _taken(self, over: list[tuple[Key, int]]) -> list[Finished]:
+    def _taken(self, over: list[tuple[Key, int]]) -> Finished:
         """Finished samples. Only their rows leave the device, their number rounded up to a power of
         two to limit compilations; all rows if that exceeds half of the slots.
         """
-        if not over:
-            return []
-        slot_N = np.array([slot for _, slot in over], np.int32)
+        keys, slots = [key for key, _ in over], [slot for _, slot in over]
         n = 1 << (len(over) - 1).bit_length()
-        if 2 * n > self.W:
-            rows = (x_WT[slot_N] for x_WT in processes.to_host(sampler.arrays(self.slots)))
+        if not over:
+            rows = (np.zeros((0, *x.shape[1:]), x.dtype) for x in sampler.arrays(self.slots))
+        elif 2 * n > self.W:
+            rows = (x_WT[slots] for x_WT in processes.to_host(sampler.arrays(self.slots)))
         else:
-            padded_N = np.pad(slot_N, (0, n - len(slot_N)))
+            padded_N = np.pad(np.array(slots, np.int32), (0, n - len(slots)))
             rows = processes.to_host(sampler.rows(self.slots, padded_N))
-        return [
-            Finished(key, *(x_T[:n] for x_T in row))
-            for (key, _), n, *row in zip(over, self.count_W[slot_N].tolist(), *rows, strict=False)
-        ]
+        length_N = self.count_W[slots]
+        within_NT = np.arange(self.T) < length_N[:, None]
+        only = lambda x: np.where(np.expand_dims(within_NT, tuple(range(2, x.ndim))), x, 0)  # noqa: E731
+        return Finished(keys, length_N, *(only(x_NT[: len(keys)]) for x_NT in rows))
 
     def release(self, keys: Sequence[Key]) -> None:
         self.idle = sorted([*self.idle, *(self.held.pop(key) for key in keys)])

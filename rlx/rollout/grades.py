@@ -40,8 +40,8 @@ def as_answer(
         return Answer(problem, token_GT, length_G, text_G, [e.failure for e in episode_G])
     decode, stop_ids = env.tokenizer.decode, env.tokenizer.stop_ids
     shown = (lambda text: (text,)) if hasattr(env, "reply") else lambda text: text
-    rows = zip(token_GT, length_G.tolist(), strict=True)
-    text_G = [(shown(decode(row[:n].tolist())), bool(row[n - 1] in stop_ids)) for row, n in rows]
+    rows = zip(token_GT.tolist(), length_G.tolist(), strict=True)
+    text_G = [(shown(decode(row[:n])), row[n - 1] in stop_ids) for row, n in rows]
     return Answer(problem, token_GT, length_G, text_G)
 
 

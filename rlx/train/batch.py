@@ -64,7 +64,7 @@ def demonstrated(
 
 def on_mesh(tree, mesh: Mesh):
     """Arrays whose first axis is prompts or samples, split over the mesh."""
-    return jax.tree.map(lambda x: jax.device_put(x, meshes.along(mesh, "prompts", x)), tree)
+    return jax.device_put(tree, jax.tree.map(lambda x: meshes.along(mesh, "prompts", x), tree))
 
 
 def kept_first(batch: Batch, keep_P) -> Batch:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from rlx import mesh as meshes
 from rlx.models import lora
 from rlx.objectives.advantages import zero_variance
 from rlx.train.batch import in_slices, kept_first, on_mesh
@@ -87,11 +88,13 @@ def make_train_step(
             raise ValueError("teacher=None: algo.teacher is set; give params")
         teacher = placed(teacher, spec.mesh)
     base, reference = start if spec.lora_rank else None, start if spec.reference else None
+    here = meshes.sharding(spec.mesh, (), ())
+    fixed = jax.jit(lambda: hyper, out_shardings=here)()  # once, not at every update
 
     def train_step(state: TrainState, batch: Batch, rate: float = 1.0):
         """rate: factor of the learning rate."""
         batch, now = on_mesh(batch, spec.mesh), hyper.learning_rate * rate
-        numbers = hyper._replace(learning_rate=now)
+        numbers = fixed._replace(learning_rate=now)
         return jitted_step(state, batch, base, reference, teacher, numbers, spec=spec)
 
     return train_step

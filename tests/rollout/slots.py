@@ -1,7 +1,10 @@
-"""Samples to start, as the sampler takes them, from the slots of each group."""
+"""Samples to start, as the sampler takes them, and finished ones, one by one."""
+
+from typing import NamedTuple
 
 import numpy as np
 
+from rlx.rollout.generator import Finished, Key
 from rlx.rollout.sampler import New, Slots
 
 
@@ -16,3 +19,18 @@ def new(slots: Slots, slot_PG, serial_P, stop_ids, limit: int = 0) -> New:
                 row_W[slot], serial_W[slot], sample_W[slot] = p, serial_P[p], g
     stop_WN = np.tile(np.array(stop_ids, np.int32), (W, 1))
     return New(row_W, serial_W, sample_W, np.full(W, limit or T, np.int32), stop_WN)
+
+
+class Sample(NamedTuple):
+    token_T: np.ndarray
+    logp_T: np.ndarray
+    value_T: np.ndarray
+    version_T: np.ndarray
+
+
+def by_key(found: Finished) -> dict[Key, Sample]:
+    """Each sample, without the zeros after its last token."""
+    beyond_NT = np.arange(found.token_NT.shape[1]) >= found.length_N[:, None]
+    assert not any(x_NT[beyond_NT].any() for x_NT in found[2:6])
+    rows = zip(found.keys, found.length_N, *found[2:6], strict=True)
+    return {key: Sample(*(x_T[:n] for x_T in row)) for key, n, *row in rows}

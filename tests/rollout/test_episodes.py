@@ -41,6 +41,7 @@ from rlx.train import loop, rl
 from rlx.train.batch import collate
 from rlx.train.forward import policy
 from rlx.types import INJECTED, Problem
+from tests.rollout.slots import by_key
 
 CHARS = "0123456789?<>!"
 MODEL = ModelConfig(d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=24)
@@ -326,7 +327,7 @@ def test_one_turn_is_a_single_answer():
         generator.submit(asked)
         while len(found) < 2:
             generator.begin(params, 80)
-            found |= {sample.key: sample for sample in generator.collect()[0]}
+            found |= by_key(generator.collect()[0])
     for key, answer in answers.items():
         n = len(answer.token_T)
         np.testing.assert_array_equal(first[key].token_T[:n], answer.token_T)

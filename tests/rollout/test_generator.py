@@ -11,6 +11,7 @@ from rlx.rollout import sampler
 from rlx.rollout.generator import Request, SlotGenerator, Weights, published
 from rlx.train.forward import policy
 from rlx.types import INJECTED, Batch
+from tests.rollout.slots import by_key
 
 MODEL = ModelConfig(d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=24)
 V, U, T, W, STOP, OTHER = 9, 5, 12, 6, 8, 7
@@ -39,7 +40,7 @@ def drain(generator, weights, tokens=3):
     found = {}
     while generator.slot_of:
         generator.begin(weights, tokens)
-        found |= {sample.key: sample for sample in generator.collect()[0]}
+        found |= by_key(generator.collect()[0])
     return found
 
 
@@ -107,7 +108,7 @@ def test_what_is_set_aside_goes_on_as_if_nothing_had_been(generator, weights):
     """With sequences in flight and a held one, an evaluation of other prompts in between."""
     generator.submit(group(0, PROMPT, n=3) + group(1, SECOND, n=1, limit=2, holds=True))
     generator.begin(weights, 2)
-    early = {sample.key: sample for sample in generator.collect()[0]}
+    early = by_key(generator.collect()[0])
     state, arrays = generator.state_dict(), jax.tree.map(np.asarray, generator.arrays())
     with generator.aside(jax.random.key(9)):
         assert generator.free == W and not generator.slot_of
@@ -133,8 +134,9 @@ def test_an_evaluation_of_an_idle_generator_draws_nothing_for_the_ledger(generat
         drain(generator, weights, tokens=T)
     generator.submit(group(1, PROMPT, n=1, limit=2))
     generator.begin(weights, T)
-    (sample,), drawn = generator.collect()
-    assert np.sum(drawn.now_W - drawn.before_W) == len(sample.token_T)
+    found, drawn = generator.collect()
+    assert found.keys == [(1, 0)]
+    assert np.sum(drawn.now_W - drawn.before_W) == found.length_N[0]
 
 
 def test_state_goes_on_elsewhere(generator, weights):
@@ -147,7 +149,7 @@ def test_state_goes_on_elsewhere(generator, weights):
     got = drain(generator, weights)
     assert got.keys() == want.keys() and generator.held.keys() == {(1, 0), (1, 1)}
     for key, sample in want.items():
-        for a, b in zip(sample[1:], got[key][1:], strict=True):
+        for a, b in zip(sample, got[key], strict=True):
             np.testing.assert_array_equal(a, b)
 
 
