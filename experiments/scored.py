@@ -55,7 +55,6 @@ MARGIN = 0.02  # of the grid fit, arXiv 2510.13786, A.5
 REFITS = 40
 SLOW, SLOW_STUDIES = ("grid", "bootstrap"), 10  # rules for the first simulated studies only
 ONE_STEP = 0.1  # pass rate per root of log C, of a run with one evaluation
-RULES = ("posterior", "chosen", "curve", "grid", "bootstrap", "last", "line")
 GRID_C_MID = np.linspace(1 / 80, 5, 100)  # of the fitted compute; the paper: 100 to 40,000 of 8,000
 GRID_A = 0.005
 QUANTILES = np.linspace(0.01, 0.99, 50)  # serve as draws of a rule that has only an interval
