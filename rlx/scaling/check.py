@@ -95,8 +95,14 @@ def _other_curve(fit: Draws, curves: Sequence[str]) -> list[str]:
     if not others:
         return []
     axes = json.loads(a["axes"])
-    asked = {"axes": None if axes is None else tuple(axes), "r0": json.loads(a["r0"])}
-    found = evidence(fit.evals, (own, *others), noise=a["noise"], priors=fit.priors, **asked)
+    found = evidence(
+        fit.evals,
+        (own, *others),
+        noise=a["noise"],
+        axes=None if axes is None else tuple(axes),
+        r0=json.loads(a["r0"]),
+        priors=fit.priors,
+    )
     best = best_curve(found)
     if best == own:
         return []

@@ -176,7 +176,7 @@ class Power(Family):
         return BURR.inverse(log_left, ops, B=1.0, kappa=B)
 
 
-class TwoRises(Burr):
+class TwoRises(Family):
     """Burr, and a second rise a factor exp(delay) of compute later, with a share of the gain that
     is each recipe's own."""
 
@@ -198,11 +198,8 @@ class TwoRises(Burr):
     def share(
         self, x: Any, ops: Ops, *, B: Any, kappa: Any, second: Any, delay: Any, sharp: Any
     ) -> Any:
-        first = super().share(x, ops, B=B, kappa=kappa)
+        first = BURR.share(x, ops, B=B, kappa=kappa)
         return (1 - second) * first + second * ops.logistic(B * sharp * (x - delay))
-
-    def inverse(self, log_left: Any, ops: Ops, *_: Any, **p: Any) -> Any:
-        return Family.inverse(self, log_left, ops, **p)
 
     def tail(self, *, B: Any, kappa: Any, sharp: Any, **_: Any) -> Any:
         return B * np.minimum(kappa, sharp)

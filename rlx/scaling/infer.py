@@ -78,7 +78,13 @@ def posterior_of(
 
     check_choice("method", method, METHODS)
     check_choice("curve", curve, (*FAMILIES, AUTO))
-    asked = {"noise": noise, "axes": axes, "r0": r0, "priors": priors, "pad_to": pad_to}
+    asked: dict[str, Any] = {
+        "noise": noise,
+        "axes": axes,
+        "r0": r0,
+        "priors": priors,
+        "pad_to": pad_to,
+    }
     found = None
     if curve == AUTO:
         found = evidence(data, **asked)
@@ -207,7 +213,13 @@ def evidence(
 
     for curve in curves:
         check_choice("curve", curve, tuple(FAMILIES))
-    asked = {"noise": noise, "axes": axes, "r0": r0, "priors": priors, "pad_to": pad_to}
+    asked: dict[str, Any] = {
+        "noise": noise,
+        "axes": axes,
+        "r0": r0,
+        "priors": priors,
+        "pad_to": pad_to,
+    }
     with jax.enable_x64(True):
         ready = mode_of(data, curves[0], **asked)
         found = [bayes.log_evidence(ready.study, ready.options, ready.mode)]

@@ -67,6 +67,11 @@ def on_mesh(tree, mesh: Mesh):
     return jax.device_put(tree, jax.tree.map(lambda x: meshes.along(mesh, "prompts", x), tree))
 
 
+def everywhere(tree, mesh: Mesh):
+    """Python numbers as arrays on every device, also of several processes."""
+    return jax.jit(lambda: tree, out_shardings=meshes.sharding(mesh, (), ()))()
+
+
 def kept_first(batch: Batch, keep_P) -> Batch:
     """The batch with kept prompts first, and the tokens of the others masked."""
     order_P = jnp.argsort(1 - keep_P, stable=True)

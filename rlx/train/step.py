@@ -13,10 +13,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from rlx import mesh as meshes
 from rlx.models import lora
 from rlx.objectives.advantages import zero_variance
-from rlx.train.batch import in_slices, kept_first, on_mesh
+from rlx.train.batch import everywhere, in_slices, kept_first, on_mesh
 from rlx.train.objective import metrics_of, nothing, objective
 from rlx.train.recipe import Hyper
 from rlx.train.spec import Spec
@@ -88,8 +87,7 @@ def make_train_step(
             raise ValueError("teacher=None: algo.teacher is set; give params")
         teacher = placed(teacher, spec.mesh)
     base, reference = start if spec.lora_rank else None, start if spec.reference else None
-    here = meshes.sharding(spec.mesh, (), ())
-    fixed = jax.jit(lambda: hyper, out_shardings=here)()  # once, not at every update
+    fixed = everywhere(hyper, spec.mesh)  # once, not at every update
 
     def train_step(state: TrainState, batch: Batch, rate: float = 1.0):
         """rate: factor of the learning rate."""
