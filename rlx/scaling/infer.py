@@ -234,8 +234,9 @@ def evidence(
 def best_curve(evidence: pd.DataFrame) -> str:
     """The family with the most evidence, if that exceeds the first one's by BETTER; else the
     first."""
-    row = evidence.loc[evidence["over_first"].idxmax()]
-    return str((row if row["over_first"] > BETTER else evidence.iloc[0])["curve"])
+    over = evidence["over_first"].fillna(-np.inf)  # a family without a mode has none
+    row = evidence.loc[over.idxmax()]
+    return str((row if over.max() > BETTER else evidence.iloc[0])["curve"])
 
 
 def said(evidence: pd.DataFrame) -> str:

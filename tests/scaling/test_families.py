@@ -13,6 +13,7 @@ from scipy.special import expit
 import rlx.scaling as sc
 from rlx.scaling import bayes, coordinates, model
 from rlx.scaling.families import FAMILIES, Burr, Family, Own
+from rlx.scaling.infer import best_curve
 from rlx.scaling.model import Options
 from rlx.scaling.priors import NUMPY, Priors, Site, prior_theta
 from tests.scaling.test_model import RECIPE_R, J, R, dense_normal, make_sites, make_study
@@ -201,6 +202,15 @@ def test_evidence_is_the_integral_of_likelihood_times_prior():
     log_p = stats.norm.logpdf(y, mean, se).sum(1)
     log_p += stats.norm.logpdf(logit_R0, np.log(y[0] / (1 - y[0])), 0.3)
     assert got == pytest.approx(np.log(np.trapezoid(np.exp(log_p), logit_R0)), abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("over", "best"),
+    [([0, 2.9, -1], "a"), ([0, 3.1, -1], "b"), ([0, 4, 5], "c"), ([0, np.nan, 1], "a")]
+    + [([0, np.nan, 4], "c"), ([np.nan] * 3, "a")],
+)
+def test_another_family_needs_odds_of_twenty(over, best):
+    assert best_curve(pd.DataFrame({"curve": list("abc"), "over_first": over})) == best
 
 
 def test_evidence_of_an_unknown_family():
