@@ -237,7 +237,8 @@ def test_many_recipes_and_a_run_without_a_fit(tmp_path, capsys):
         ),
         (
             [f"data={FIG1A}", "curve=cubic"],
-            r"error: curve=cubic: not available; use curve=burr\|sigmoid\|power\|two_rises\|dip",
+            r"error: curve=cubic: not available; use curve=burr\|sigmoid\|power\|two_rises"
+            r"\|dip\|auto",
         ),
         (
             [f"data={FIG1A}", "method=mcmc"],
