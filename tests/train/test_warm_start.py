@@ -177,7 +177,7 @@ def test_no_steps_means_fresh_weights_at_no_cost(easy, env, tmp_path):
 def test_a_start_that_is_not_what_was_written_is_refused(easy, env, loaded, tmp_path, damage):
     shutil.copytree(easy.warm_start_dir, tmp_path, dirs_exist_ok=True)
     (path,) = tmp_path.iterdir()
-    # Weights and moments share files, divided as they happened to be written; weights alone are read.
+    # Weights and moments share files, divided as it happened; the weights alone are read.
     written = [f for f in (path / "checkpoints").rglob("d/*") if f.stat().st_size > 10_000]
     if damage == "bits":
         for file in written:
