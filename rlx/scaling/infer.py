@@ -78,19 +78,13 @@ def posterior_of(
 
     check_choice("method", method, METHODS)
     check_choice("curve", curve, (*FAMILIES, AUTO))
-    asked: dict[str, Any] = {
-        "noise": noise,
-        "axes": axes,
-        "r0": r0,
-        "priors": priors,
-        "pad_to": pad_to,
-    }
+    asked = Asked(noise, axes, r0, priors, pad_to)
     found = None
     if curve == AUTO:
-        found = evidence(data, **asked)
+        found = evidence(data, **asked._asdict())
         curve = best_curve(found)
     with jax.enable_x64(True):
-        study, labels, notes, departed, options, mode = mode_of(data, curve, **asked)
+        study, labels, notes, departed, options, mode = mode_of(data, curve, asked)
         if method == "nuts":
             draws, stats = bayes.sample(study, options, mode, seed=seed, progress=progress)
         else:
@@ -133,6 +127,16 @@ def posterior_of(
     return make_tree(draws, stats, study, labels, data, attrs)
 
 
+class Asked(NamedTuple):
+    """Arguments of `posterior_of` that determine what is fitted, besides the family."""
+
+    noise: str
+    axes: tuple[str, ...] | None
+    r0: float | str | None
+    priors: Priors | None
+    pad_to: int
+
+
 class Ready(NamedTuple):
     """What is sampled: arrays without the falls of runs, and the mode."""
 
@@ -149,16 +153,7 @@ def check_choice(key: str, value: str, known: tuple[str, ...]) -> None:
         raise InputError(key, value, "not available", f"use {key}={'|'.join(known)}")
 
 
-def mode_of(
-    data: Evals,
-    curve: str,
-    *,
-    noise: str,
-    axes: tuple[str, ...] | None,
-    r0: float | str | None,
-    priors: Priors | None,
-    pad_to: int,
-) -> Ready:
+def mode_of(data: Evals, curve: str, asked: Asked) -> Ready:
     """The mode of the posterior of one family, after cutting runs where they fall off it."""
     import jax
 
@@ -167,6 +162,7 @@ def mode_of(
     from rlx.scaling.departure import departures, drops, without_falls
     from rlx.scaling.model import NOISES
 
+    noise, axes, r0, priors, pad_to = asked
     check_choice("noise", noise, NOISES)
     priors = priors or Priors()
     options = make_options(data, curve, noise, priors)
@@ -213,15 +209,9 @@ def evidence(
 
     for curve in curves:
         check_choice("curve", curve, tuple(FAMILIES))
-    asked: dict[str, Any] = {
-        "noise": noise,
-        "axes": axes,
-        "r0": r0,
-        "priors": priors,
-        "pad_to": pad_to,
-    }
+    asked = Asked(noise, axes, r0, priors, pad_to)
     with jax.enable_x64(True):
-        ready = mode_of(data, curves[0], **asked)
+        ready = mode_of(data, curves[0], asked)
         found = [bayes.log_evidence(ready.study, ready.options, ready.mode)]
         for curve in curves[1:]:
             options = ready.options._replace(curve=curve)
