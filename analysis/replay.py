@@ -255,7 +255,7 @@ def replay(
     decisions, flops = list(conduct.decisions()), study.cost()
     spent = {}
     for unit, cost in (("spent", shares), ("spent_flops", flops)):
-        spent[unit] = sum(cost[c] * conduct.stands[c] for c in cost) / sum(cost.values())
+        spent[unit] = sum(cost[c] * conduct.reached[c] for c in cost) / sum(cost.values())
     return decisions, spent
 
 
