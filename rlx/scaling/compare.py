@@ -71,8 +71,9 @@ def compute_to(fit: Draws, target: float, prob: float = 0.9, by: str = "recipe")
     """Compute at which a pass rate is first reached; inf if not within REACHABLE (1000) times the
     last compute.
 
-    Columns: prob_reachable = P(it is reached by then); quantiles of the compute; budget, the compute that
-    reaches the target with probability `prob`; extrapolation of the median; prior_share of A.
+    Columns: prob_reachable = P(it is reached by then); quantiles of the compute; budget, the
+    compute that reaches the target with probability `prob`; extrapolation of the median;
+    prior_share of A.
     """
     fit.guard()
     C = reach(fit, target, by)

@@ -79,9 +79,9 @@ def random(purpose: str) -> np.random.Generator:
     return np.random.default_rng(PURPOSES.index(purpose))
 
 
-def noise(X: int, J: int, doubt: Doubt) -> Noise:
+def noise(X: int, J: int, doubt: Doubt, rng: np.random.Generator | None = None) -> Noise:
     """Draws of drift and W; part of each is common to the study, part is the recipe's own."""
-    rng = random("doubt")
+    rng = random("doubt") if rng is None else rng
 
     def shared(*shape: int) -> Floats:
         study, recipe = rng.normal(size=(X, 1, *shape)), rng.normal(size=(X, J, *shape))

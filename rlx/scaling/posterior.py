@@ -10,8 +10,8 @@
 Each question is a function of the draws (`rlx.scaling.draws`) in its own module, and a method here.
 Draws keep their (chain, draw) dimensions; tables have one row per recipe or run with equal-tailed
 intervals. Where an answer extrapolates, `extrapolation` is the compute in question over the last
-fitted compute; where the prior matters, `prior_share` is posterior sd over prior sd (1: the data say
-nothing).
+fitted compute; where the prior matters, `prior_share` is posterior sd over prior sd (1: the data
+say nothing).
 """
 
 from __future__ import annotations
