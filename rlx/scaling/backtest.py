@@ -218,6 +218,12 @@ def with_first(data: Evals, seen: Evals) -> Evals:
     return Evals(frame, axes=data.axes)
 
 
+def unseen(seen: Evals, data: Evals) -> pd.DataFrame:
+    """Rows of `data` beyond the last evaluation of their run in `seen`."""
+    last = data.frame["run"].map(seen.frame.groupby("run")["compute"].max())
+    return data.frame[data.frame["compute"] > last * (1 + 1e-9)]
+
+
 def score(posterior: Draws, later: Evals) -> pd.DataFrame:
     """Scores of forecasts: one row per evaluation in `later` that is later than the fitted ones,
     without runs that departed.
@@ -226,9 +232,8 @@ def score(posterior: Draws, later: Evals) -> pd.DataFrame:
     of the forecast; inside, whether q05 <= observed <= q95; log_score; crps.
     """
     vouched = [run for run in posterior.runs if run not in posterior.departed]
-    last = later.frame["run"].map(posterior.evals.frame.groupby("run")["compute"].max())
-    is_later = later.frame["compute"] > last * (1 + 1e-9)  # not those of `with_first`
-    frame = later.frame[is_later & later.frame["run"].isin(vouched)]
+    frame = unseen(posterior.evals, later)
+    frame = frame[frame["run"].isin(vouched)]
     groups = dict(list(frame.groupby("run", sort=False)))
     if not groups:
         return pd.DataFrame(columns=["run", *SCORED])
