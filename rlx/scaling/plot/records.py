@@ -131,7 +131,11 @@ def power(table: pd.DataFrame) -> Figure:
     for i, (seeds, points) in enumerate(designs):
         label = f"{seeds} seed{'s' * (seeds > 1)}" + f" x {points} evaluations" * several
         handles.append(Line2D([], [], **_line(i), label=f"expected, {label}"))
-    handles.append(dot(INK, linestyle="none", label="right in simulated studies, +- 1 s.e."))
+    n = sorted({int(x) for x in table["studies"]})
+    many = f"{n[0]}" if len(n) == 1 else f"{n[0]} to {n[-1]}"
+    handles.append(
+        dot(INK, linestyle="none", label=f"right in {many} simulated studies, +- 1 s.e.")
+    )
     handles.append(dot(INK, linestyle="none", marker="x", label="wrong"))
     grid.flat[0].set_xscale("log")
     grid.flat[0].set_ylim(-0.04, 1.04)
