@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import chi2, norm
 
+from rlx.scaling import bayes, draws
 from rlx.scaling.residuals import directions, residual_tests
 from tests.scaling.drawn import C_POINTS, R0, X, posterior
 from tests.scaling.hand import hand_fit
