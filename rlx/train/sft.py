@@ -132,7 +132,8 @@ class SupervisedFineTuning(Supervised):
         batch = demonstrated(*zip(*traces, strict=True), self.prompt_tokens, T, pad_id)
         self.state, metrics = self.train_step(self.state, batch)
         names = ("tokens_trained", "grad_norm", "update/skipped", "policy/entropy")
-        return {"nll": -metrics["objective"]} | {name: metrics[name] for name in names}
+        nll = metrics["policy/logp_gap_mean"]  # |logp - 0|: the traces have no sampling policy
+        return {"nll": nll} | {name: metrics[name] for name in names}
 
     def spend(self, version: int, traces: list[Trace]) -> Row:
         ledger, model, vocab = self.ledger, self.config.model, self.env.tokenizer.vocab_size
