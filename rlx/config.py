@@ -307,6 +307,14 @@ class AlgoConfig(Section):
         if self.reward_pass <= self.reward_fail:
             reason = f"not above algo.reward_fail={self.reward_fail}"
             self.refuse("reward_pass", reason, "a pass must pay more than a fail")
+        middle, steepness = self.reward_threshold, self.reward_sharpness / 2
+        apart = (math.tanh(steepness * (1 - middle)) + math.tanh(steepness * middle)) / 2
+        if self.reward_shape == "sigmoid" and apart < 1e-5:  # float32 resolves 6e-8
+            reason = f"it maps scores of 0 and 1 to values only {apart:.1g} apart"
+            if 0 <= middle <= 1:
+                remedy = "raise it, or set algo.reward_shape=linear"
+                self.refuse("reward_sharpness", reason, remedy)
+            self.refuse("reward_threshold", reason, "use a value in [0, 1]")
 
 
 @dataclass(frozen=True)
