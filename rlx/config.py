@@ -115,7 +115,7 @@ class ModelConfig(Section):
     n_kv_heads: int = 2
     head_dim: int = 16
     d_ff: int = 192
-    vocab_size: int = 0  # rows of the embedding; 0: the tokenizer's vocabulary
+    vocab_size: int = 0  # rows of the embedding, if more than the tokenizer's vocabulary
     rope_theta: float = 1000.0
     rope_scaling: str = "none"  # how RoPE is extended beyond the context of pretraining
     rope_factor: float = 1.0  # ... by at most this factor
