@@ -281,6 +281,9 @@ def test_pairs_that_cannot_be_read_are_named(judge, tmp_path):
     with pytest.raises(InputError, match="16: 0 training pairs .* at most 1 tokens long; lower it"):
         small = replace(judge, rollout=replace(judge.rollout, max_new_tokens=1))
         reward_model.read(small, base.make(**start.arguments(judge.env)))
+    longer = replace(judge, model=replace(judge.model, context_tokens=6))
+    with pytest.raises(InputError, match="pairs.jsonl: line [0-9]+: has [78] tokens, more than "):
+        reward_model.read(longer, base.make(**start.arguments(judge.env)))
     with pytest.raises(InputError, match="pairs=: env.name=digit_chain has no pairs; give a file"):
         replace(judge, env=env)
 

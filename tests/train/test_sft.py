@@ -118,6 +118,18 @@ def test_traces_that_cannot_be_used(config, tmp_path, text, reason):
         sft.demonstrations(replace(config, traces=str(file)), env)
 
 
+def test_a_trace_beyond_the_context_is_named(config, tmp_path):
+    """Two digits and "==" fit beside an answer of 8 tokens; nine digits do not."""
+    file = tmp_path / "traces.jsonl"
+    rows = [{"prompt": p, "completion": "1>3"} for p in ("12==", "123123123=", "12==")]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    env = start.make_env(config)
+    model = replace(config.model, context_tokens=13)
+    reason = "line 2 has 14 tokens, more than model.context_tokens=13; leave it out"
+    with pytest.raises(InputError, match=f"^traces=.*: {reason}"):
+        sft.demonstrations(replace(config, traces=str(file), model=model), env)
+
+
 def test_traces_of_a_file(config, tmp_path):
     file = tmp_path / "traces.jsonl"
     rows = [{"prompt": "12==", "completion": text} for text in ("3", "1>3", "123123123", "2", "0")]
