@@ -13,8 +13,8 @@ the minutes and writes its results to DIR/PART.json as it goes; a table is print
     decode    ms per token of all slots, and the time in which the device copies the weights and
               the filled columns
     update    ms per update, and its share of the FLOP/s of a bfloat16 product (flops.train_flops;
-              recomputation by `remat` does not count); layers scanned and unrolled
-    kernels   device time of a decoding chunk and an update by kernel, from a profile
+              recomputation by `remat` does not count); layers scanned and unrolled. Like decode,
+              with the device time of one by kernel, from a profile
     runs      of a small model and of a language model: two runs of one seed, and one that is killed
               and resumed; whether rows and newest checkpoints agree bit for bit; seconds of
               compilation and to the first update, with and without cached programs
@@ -194,7 +194,7 @@ def decode(options: Options, out: Path) -> Iterator[dict[str, Any]]:
         start = time.perf_counter()
         generator.begin(weights, 1)
         generator.collect()
-        compile_s, steps = time.perf_counter() - start, 0
+        compile_s = time.perf_counter() - start
         first = int(generator.count_W[0])
         spent = until_idle(generator, weights, chunk)
         steps = int(generator.count_W[0]) - first

@@ -13,8 +13,6 @@ decoder, initial weights, prompts, group size, length limit and stop token, and 
 times `repeats` batches each. rlx's sampler time includes filling slots and grading, its step time
 also the metrics row on disk. `learner rival=packed` compares rlx with and without `optim.pack`.
 
-For fit, one JSON line per system, each in its own process, for the posterior of one simulated
-
 Of fit, one JSON line per system, each a process of its own, for the posterior of one simulated
 study (experiments.calibration, variant "well", `size` recipes x seeds x evaluations):
 

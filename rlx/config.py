@@ -638,7 +638,7 @@ class Config(Section):
             self.refuse("optim.group_slices", reason, remedy)
         if rollout.prompts_per_step > self.env.train_prompts:
             reason = f"more than env.train_prompts={self.env.train_prompts}"
-            self.refuse("rollout.prompts_per_step", reason, "the prompts of a batch are distinct")
+            self.refuse("rollout.prompts_per_step", reason, "an epoch has each prompt once")
         if self.pipeline.schedule == "threads" and not self.mesh.generators:
             reason = "pipeline.schedule=threads needs separate devices for generation"
             self.refuse("mesh.generators", reason, "give a number of devices above 0")

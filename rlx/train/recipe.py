@@ -56,6 +56,7 @@ class Hyper(NamedTuple):
     weight_decay: float
     max_grad_norm: float
     lora_scale: float
+    seed: float  # of the run, modulo 2^24
 
 
 GIVEN = (*Hyper._fields, "ref_logp_BT", "reward_B", "log_partition_B")
