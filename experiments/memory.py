@@ -84,7 +84,7 @@ def traced(config: Config, prompt_tokens: int = 0, devices: Sequence | None = No
     from rlx import mesh as meshes
     from rlx.models import lora, transformer
     from rlx.rollout import engine, sampler
-    from rlx.train import start, state, step, warm_start
+    from rlx.train import start, state, step
     from rlx.train.spec import names, numbers
 
     env, rollout, optim = start.make_env(config), config.rollout, config.optim
@@ -96,7 +96,8 @@ def traced(config: Config, prompt_tokens: int = 0, devices: Sequence | None = No
     def laid_out(on, params):
         return meshes.shapes(params, meshes.of_params(on, params, lora.logical_axes(params)))
 
-    params = jax.eval_shape(lambda: warm_start.fresh(config.model, env))
+    words = config.model.vocab_size or env.tokenizer.vocab_size
+    params = jax.eval_shape(lambda: transformer.init(jax.random.key(0), config.model, words))
     hyper, spec = numbers(config), names(config, mesh)
     start_params, learner = laid_out(mesh, params), state.state_like(spec, params)
     batch = batch_like(config, U)
