@@ -114,11 +114,11 @@ def _over_mesh(w, x_BTD, expert_BTK, inner_BTK, outer_BTK, dispatch: str):
     split = lambda axes, x: meshes.sharding(mesh, axes, x.shape).spec  # noqa: E731
     token_spec = split(("prompts", None, None), x_BTD)
     specs = {name: split(EXPERT_AXES[name], x) for name, x in w.items()}
-    reduced = tuple(axis for axis in specs["gate"] if axis)
+    reduced, E = tuple(jax.tree.leaves(tuple(specs["gate"]))), len(w["gate"])
 
     def part(w, x_BTD, *choices):
-        n = w["gate"].shape[0]
-        first = n * jax.lax.axis_index("expert") if "expert" in reduced else 0
+        n = len(w["gate"])  # n = E: the axis `expert` splits columns of F, if anything
+        first = n * jax.lax.axis_index("expert") if n < E else 0
         return jax.lax.psum(compute(w, x_BTD, *choices, first), reduced)
 
     # check_vma gives the wrong transpose of a gather whose index alone differs between devices

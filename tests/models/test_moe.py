@@ -137,6 +137,26 @@ def test_experts_on_a_mesh_equal_one_device(config, layout, dispatch):
     assert_close(jax.device_get(got), dense_gradient(config))
 
 
+@pytest.mark.parametrize("dispatch", ["dense", "sorted", "blocks"])
+@pytest.mark.parametrize(
+    "layout", [MeshConfig(data=4, expert=2), MeshConfig(data=1, fsdp=2, expert=2, tensor=2)],
+    ids=["data4_expert2", "fsdp2_expert2_tensor2"],
+)  # fmt: skip
+@pytest.mark.parametrize("config", [SOFTMAX, SIGMOID], ids=["softmax", "sigmoid"])
+def test_three_experts_on_two_devices_are_whole_on_both(config, layout, dispatch):
+    """Their columns are split instead, and every device has all expert numbers."""
+    config = replace(config, n_experts=3)
+    mesh, w = make_mesh(layout), mixed(config)
+    w = jax.device_put(w, meshes.of_params(mesh, w, {k: transformer.AXES[k] for k in w}))
+    F = config.d_ff_expert // layout.expert // layout.tensor
+    held = w["expert_gate"].addressable_shards[0].data.shape
+    assert (held[0], held[2]) == (3, F)
+    x_BTD = token_states(4, 6)
+    gradient = jax.value_and_grad(meshes.visible(mesh, loss), (0, 1))
+    got = compiled(gradient)(w, x_BTD, replace(config, moe_dispatch=dispatch))
+    assert_close(jax.device_get(got), dense_gradient(config))
+
+
 def test_the_balance_loss_and_load_by_hand():
     """Two sequences, three experts, K = 1; the second has one token that counts."""
     score = np.array([[[0.5, 0.3, 0.2], [0.2, 0.6, 0.2], [0.6, 0.2, 0.2]], np.eye(3)[::-1]])
