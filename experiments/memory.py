@@ -89,7 +89,7 @@ def traced(config: Config, prompt_tokens: int = 0, devices: Sequence | None = No
 
     env, rollout, optim = start.make_env(config), config.rollout, config.optim
     P, U = rollout.prompts_per_step, prompt_tokens or env.max_prompt_tokens
-    mesh = meshes.make_mesh(config.mesh, P // optim.microbatches, devices)
+    mesh = start.make_mesh(config, P // optim.microbatches, devices)
     generators = meshes.generator_mesh(config.mesh, mesh, devices)
     config = replace(config, model=with_kernel(config.model, mesh))
 

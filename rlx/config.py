@@ -188,8 +188,6 @@ class ModelConfig(Section):
 
     def _check_experts(self):
         if not self.n_experts:
-            if self.router_aux_coef:
-                self.refuse("router_aux_coef", "no router", "set model.n_experts too")
             return
         if not self.d_ff_expert:
             self.refuse("d_ff_expert", "must be positive", "give a value above 0")
@@ -615,10 +613,7 @@ class Config(Section):
             if not re.fullmatch(r"\w[\w.+-]*", getattr(self, name), re.ASCII):
                 reason = "cannot be part of a directory name"
                 self.refuse(name, reason, "use letters, digits, _ . + -")
-        rollout, optim, experts = self.rollout, self.optim, self.model.n_experts
-        if self.mesh.expert > 1 and (not experts or experts % self.mesh.expert):
-            reason = f"does not divide model.n_experts={experts}"
-            self.refuse("mesh.expert", reason, "every device holds the same number of experts")
+        rollout, optim = self.rollout, self.optim
         slices = max(self.mesh.data, 1) * self.mesh.fsdp * optim.microbatches
         if rollout.prompts_per_step % slices:
             reason = f"not divisible by mesh.data * mesh.fsdp * optim.microbatches = {slices}"

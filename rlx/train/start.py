@@ -6,8 +6,11 @@ it the model is fresh and warm-started on the environment's own solutions.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,7 @@ from rlx.envs import base, text
 from rlx.envs.base import Env, TextTokenizer
 from rlx.envs.grading import Graders
 from rlx.errors import InputError
-from rlx.models import hf, lora, transformer
+from rlx.models import attention, hf, lora, transformer
 from rlx.record import RunRecord
 from rlx.rollout.scorer import Scorer
 from rlx.train import recipe, warm_start
@@ -69,17 +72,22 @@ def of_run(path: str | Path) -> dict[str, Any]:
 def resolve(config: Config) -> Config:
     """The configuration with the architecture and tokenizer of `model.path`.
 
-    Raises InputError if nothing is there, or if a field was set to a different value.
+    Raises InputError if nothing is there, if a field is neither its default nor that of the model
+    there, or if an option does not suit the model, which is known only now.
     """
     recipe.check(config.algo)
-    config = _adopted(config) if config.model.path else config
-    if config.algo.replay_routing and not config.model.n_experts:
-        reason = "the model has no experts"
-        raise InputError("algo.replay_routing", True, reason, "leave it out")
+    config = adopted(config) if config.model.path else config
+    attention.check(config.model)
+    if not config.model.n_experts:
+        of_experts = {"algo.replay_routing": False, "model.router_aux_coef": 0, "mesh.expert": 1}
+        for key, off in of_experts.items():
+            if functools.reduce(getattr, key.split("."), config) != off:
+                config.refuse(key, "the model has no experts", "leave it out")
     return config
 
 
-def _adopted(config: Config) -> Config:
+def adopted(config: Config) -> Config:
+    """The configuration with the architecture and tokenizer of its `model.path`."""
     path = config.model.path
     if not is_run(path):
         tokenizer = config.env.tokenizer or str(hf.locate(path))
@@ -89,6 +97,20 @@ def _adopted(config: Config) -> Config:
         tokenizer = config.env.tokenizer or source["env"].tokenizer
         model = hf.adopted(config.model, source["model"])
     return replace(config, model=model, env=replace(config.env, tokenizer=tokenizer))
+
+
+def make_mesh(config: Config, prompts: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """As rlx.mesh.make_mesh. Raises InputError also if devices cannot share the work equally."""
+    mesh = meshes.make_mesh(config.mesh, prompts, devices)
+    meshes.check(mesh, config.model)
+    generators = meshes.generator_mesh(config.mesh, mesh, devices).shape
+    if config.slots % (parts := math.prod(generators[axis] for axis in meshes.RULES["slots"])):
+        key = "mesh.generators" if config.mesh.generators else "mesh.data, mesh.fsdp"
+        least = math.lcm(parts, config.rollout.group_size)
+        remedy = f"use a multiple of {least}, or lower {key}"
+        reason = f"{parts} devices cannot share them equally"
+        raise InputError("rollout.slots", config.slots, reason, remedy)
+    return mesh
 
 
 def make_env(config: Config) -> Env:

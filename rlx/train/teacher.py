@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 from jax.sharding import Mesh
 
+from rlx import mesh as meshes
 from rlx.config import Config, ModelConfig
 from rlx.envs.base import Env
 from rlx.errors import InputError
-from rlx.models import hf
+from rlx.models import attention, hf
 from rlx.train import start
 from rlx.types import Params
 
@@ -24,8 +25,8 @@ class Teacher(NamedTuple):
 def load(config: Config, env: Env, mesh: Mesh) -> Teacher | None:
     """The policy of `algo.teacher`, if set; a path as in `model.path`.
 
-    Raises InputError if nothing is there, if its vocabulary differs from that of `env`, or if its
-    context is too short for a prompt and its answer.
+    Raises InputError if nothing is there, if its vocabulary differs from that of `env`, if its
+    context is too short for a prompt and its answer, or if the mesh does not divide it.
     """
     path = config.algo.teacher
     if not path:
@@ -33,8 +34,10 @@ def load(config: Config, env: Env, mesh: Mesh) -> Teacher | None:
     try:
         return _load(path, config, env, mesh)
     except InputError as error:
-        key, _, reason, remedy = error.args
-        if key != "model.path":
+        key, value, reason, remedy = error.args
+        if key in ("mesh.expert", "mesh.tensor", "model.attention"):
+            reason = f"{key}={value}: {reason}"
+        elif key != "model.path":
             raise
         raise InputError("algo.teacher", path, reason, remedy) from None
 
@@ -43,7 +46,9 @@ def _load(path: str, config: Config, env: Env, mesh: Mesh) -> Teacher:
     run_options = {name: getattr(config.model, name) for name in hf.RUN}
     model = ModelConfig(**{**run_options, "path": path})
     theirs = start.of_run(path)["env"] if start.is_run(path) else replace(config.env, tokenizer="")
-    source = start.resolve(replace(config, model=model, env=theirs))
+    source = start.adopted(replace(config, model=model, env=theirs))
+    attention.check(source.model)
+    meshes.check(mesh, source.model)
     own = start.make_env(replace(source, model=replace(source.model, context_tokens=0)))
     if start.vocabulary(own.tokenizer) != start.vocabulary(env.tokenizer):
         reason = "its vocabulary differs from the policy's"

@@ -15,6 +15,7 @@ from rlx.config import Config, MeshConfig, ModelConfig, OptimConfig, RolloutConf
 from rlx.errors import InputError
 from rlx.mesh import make_mesh
 from rlx.models import blocks, lora, moe, transformer
+from rlx.train import start
 from rlx.train.spec import names, numbers
 from rlx.train.state import init_state
 from rlx.train.step import make_train_step
@@ -338,7 +339,6 @@ def test_keys_attended_in_chunks():
         ("model.moe_dispatch", {"moe_dispatch": "capacity"}),
         ("model.scan_layers", {"scan_layers": True, "sparse_from": 1}),
         ("model.sparse_from", {"sparse_from": 2}),
-        ("model.router_aux_coef", {"n_experts": 0, "router_aux_coef": 0.1}),
         ("model.far_query_scale", {"far_query_scale": 0.1}),
         ("model.sliding_window", {"sliding_window": 4, "attention_chunk": 4}),
     ],
@@ -350,6 +350,6 @@ def test_what_cannot_work_is_named(key, change):
 
 def test_experts_that_the_mesh_cannot_share_are_named():
     with pytest.raises(InputError, match="^mesh.expert=3: does not divide model.n_experts=4"):
-        replace(RUN, mesh=MeshConfig(data=1, expert=3))
-    with pytest.raises(InputError, match="^mesh.expert=2: does not divide model.n_experts=0"):
-        Config(mesh=MeshConfig(expert=2))
+        start.make_mesh(replace(RUN, mesh=MeshConfig(data=1, expert=3)), P)
+    with pytest.raises(InputError, match="^mesh.expert=2: the model has no experts"):
+        start.resolve(Config(mesh=MeshConfig(expert=2)))
