@@ -165,7 +165,7 @@ def batch_like(config: Config, prompt_tokens: int) -> Any:
         behavior_value_BT=floats(P * G, T),
         reward_PG=floats(P, G),
         keep_P=floats(P),
-        packed_PRt=ints(P, G, T - 1) if config.optim.pack else None,
+        packed_PRt=ints(P, G, T - 1) if config.optim.pack and T > 1 else None,
     )
 
 
