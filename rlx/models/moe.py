@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from rlx import mesh as meshes
 from rlx.config import ModelConfig
 from rlx.models import blocks
-from rlx.models.layers import matmul
+from rlx.models.layers import EXACT, matmul
 from rlx.types import Params
 
 EXPERT_AXES = {
@@ -72,7 +72,7 @@ def route(router_DE, x_BTD, config: ModelConfig, replay_BTK=None) -> tuple[Route
 
     replay: experts to use instead of those with the largest logits.
     """
-    logit_BTE = matmul(x_BTD.astype(jnp.float32), router_DE)
+    logit_BTE = matmul(x_BTD.astype(jnp.float32), router_DE, EXACT)
     top_BTK, expert_BTK = jax.lax.top_k(logit_BTE, config.experts_per_token)
     moved_BT = None
     if replay_BTK is not None:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 from jax.flatten_util import ravel_pytree
 
 from rlx import flops
@@ -296,6 +297,35 @@ def test_adapters_leave_routers_and_experts_alone():
     assert set(params["layers"][1]) >= {*moe.shapes(config)}
     whole = lora.merged(params, {"layers": [first, second]}, 1.0)
     jax.tree.map(np.testing.assert_array_equal, whole, params)
+
+
+def products(jaxpr):
+    """Every dot_general of a jaxpr and of those within it."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from products(inner)
+
+
+def test_routers_and_critic_are_float32_on_every_device():
+    """Where all else is bfloat16: an accelerator's default rounds float32, which moves tokens."""
+    model = replace(SOFTMAX, compute_dtype="bfloat16")
+    params = transformer.with_critic(transformer.init(jax.random.key(0), model, V))
+    tokens_BT, length_B = jnp.ones((2, 3), jnp.int32), jnp.full(2, 3)
+
+    def loss(params):
+        _, past = transformer.prefill(params, model, tokens_BT, length_B)
+        hidden_BTD, routed = transformer.extend(
+            params, model, past, length_B, tokens_BT, routing=True
+        )
+        return jnp.sum(transformer.values(params, hidden_BTD)) + jnp.sum(routed.score_BTE)
+
+    found = list(products(jax.make_jaxpr(jax.grad(loss))(params).jaxpr))
+    wide = [x for x in found if {v.aval.dtype.name for v in x.invars} == {"float32"}]
+    exact = jax.lax.Precision.HIGHEST
+    assert [x.params["precision"] for x in wide] == [(exact, exact)] * len(wide)
+    assert 9 <= len(wide) < len(found)  # routers of 2 layers in 2 passes, the critic; backward
 
 
 def test_a_gpu_has_blocks():
