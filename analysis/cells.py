@@ -1,4 +1,4 @@
-"""The names and colours that recipes have in every figure.
+"""The names and colours that recipes have in figures of studies with many cells.
 
 Recipes that share a colour never appear in the same panel of curves.
 """

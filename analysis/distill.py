@@ -7,8 +7,8 @@ that trains on the reward alone, at its own learning rate and for more updates, 
 are cheaper. Compute includes the teacher's forward passes. The compute that trained the teacher is
 in the manifests (`teacher_flops`) and below the figure. Into `out` go evals.csv, distill.png and
 
-    reached.csv    per recipe and seed: the last pass rate, and the compute at which a pass rate of
-                   TARGET is first reached and kept for KEPT evaluations; empty where it is not
+    reached.csv    per recipe and seed: the mean of the last KEPT pass rates, and the compute at
+                   which TARGET is first reached and kept for KEPT evaluations, or nothing
 
 Bad options end with exit code 2 and one line on stderr.
 """

@@ -288,7 +288,7 @@ def draw_power_vs_sigmoid(table: pd.DataFrame) -> Figure:
         for color, (curve, fit) in zip((COLORS[1], COLORS[2]), fits.items(), strict=True):
             row = table.query(f"curve == '{curve}' and `from` == {lo}").iloc[0]
             label = (
-                f"{curve}: A = {row['A']:.3f} (published {row['A_published']:.3f}), "
+                f"{curve}: A = {row['A']:.3f} (published {row['A_published']:.3f}),\n"
                 f"rmse after 50k {row['rmse_after_50k']:.3f}"
             )
             for a, b, dashes in ((lo, 50_000, "-"), (50_000, 400_000, DASHES)):

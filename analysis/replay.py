@@ -69,7 +69,17 @@ from rlx.scaling.stopping import (
     answers,
     verdicts,
 )
-from rlx.scaling.style import COLORS, FAINT, canvas, note, panel_title, percent_ticks, tidy
+from rlx.scaling.style import (
+    COLORS,
+    FAINT,
+    canvas,
+    level,
+    note,
+    panel_title,
+    percent,
+    percent_ticks,
+    tidy,
+)
 
 EVALS = Path(__file__).parent / "results"
 RATE = "optim.learning_rate"
@@ -88,6 +98,8 @@ GROUPS = {"five": tuple(REFERENCE), "hard": ("hard_lo", "hard_hi")}
 SIGNS = ("higher", "lower")
 LAST = 3  # evaluations whose mean is where a run ends
 ERRORS = 2.0  # standard errors beyond which a difference counts as seen
+KEPT = 0.95  # aim for the share of verdicts kept
+MARKERS = {"equal": "o", "halving": "s", "fixed": "^"}
 BUDGETS = (0.25, 0.4, 0.5, 0.75)
 DECIDE, IN_A_ROW = (0.9, 0.95, 0.975), (1, 2)
 TOLERANCE = (0.01, 0.03, 0.05, 0.07, 0.1)
@@ -255,7 +267,7 @@ def replay(
     decisions, flops = list(conduct.decisions()), study.cost()
     spent = {}
     for unit, cost in (("spent", shares), ("spent_flops", flops)):
-        spent[unit] = sum(cost[c] * conduct.stands[c] for c in cost) / sum(cost.values())
+        spent[unit] = sum(cost[c] * conduct.reached[c] for c in cost) / sum(cost.values())
     return decisions, spent
 
 
@@ -391,15 +403,15 @@ def draw(table: pd.DataFrame) -> Figure:
             here = (table["group"] == group) & (table["policy"] == policy)
             mine = table[here & (table["guard"] == guarded)].sort_values("spent")
             label = f"{policy}{', with the guard' if guarded else ''}"
-            style = "-o" if guarded else "--o"
+            style = ("-" if guarded else "--") + MARKERS[policy]
             wrong = (mine["opposite"] + mine["unsupported"]) / (mine["true"] + mine["none"])
             shares = (mine["kept"] / mine["true"], wrong, mine["equal"] / mine["none"])
             for ax, y in zip(grid[:, column], shares, strict=True):
-                ax.plot(mine["spent"], y, style, color=color, ms=4, linewidth=1.2, label=label)
+                ax.plot(mine["spent"], y, style, color=color, ms=6, mfc="none", lw=1.2, label=label)
         top, *_, bottom = grid[:, column]
         titles = {"five": "the five studies", "hard": "hard_mix, a study per learning rate"}
         panel_title(top, titles[group])
-        top.axhline(0.95, color=FAINT, linewidth=0.8)
+        level(top, KEPT, f"aim: {percent(KEPT)}", FAINT)
         bottom.set_xlabel("compute spent, share of the whole study", fontsize=9)
         for ax in grid[:, column]:
             percent_ticks(ax.xaxis)

@@ -11,7 +11,7 @@ DAPO's clip and GSPO that it lacks are taken from `sweep=hard_mix`, cut to as ma
     ends.csv        one row per run, as in analysis.hard_mix: its end, and the level nearest to it
     verdicts.csv    one row per surrogate: runs, how many stand at the end, and the probability that
                     its true share of runs that stand is above CISPO's
-    surrogates.png  curves, a panel per surrogate, and where the runs end
+    surrogates.png  curves, a panel per surrogate
 
 A run stands if its end is not nearest to the level of blind guesses. Shares have uniform priors:
 two posteriors Beta(1 + stood, 1 + fell) are compared with a million draws. A curve that rises and

@@ -125,6 +125,9 @@ def read(study: Path, compute: str) -> dict[str, Evals]:
     """Every evaluation set of a study, from runs or a table with columns eval_set and trained."""
     if not study.is_file():
         return {name: Evals.read(study, eval_set=name, compute=compute) for name in sets_of(study)}
+    if compute != Options.compute:
+        reason = "a table has one measure of compute"
+        raise InputError("compute", compute, reason, "leave it out, or give study=DIRECTORY")
     table = pd.read_csv(study)
     return {
         str(name): replace(

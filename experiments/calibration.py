@@ -485,7 +485,7 @@ def parse(argv: list[str]) -> CalibrationConfig:
     if config.sets == "all":
         for key in ("variants", "curves", "backtest", "size", "workers"):
             if getattr(config, key) != getattr(CalibrationConfig(), key):
-                remedy = "leave it out, or sets=all"
+                remedy = "leave it out, or give sets=simulated"
                 raise InputError(key, getattr(config, key), "not read with sets=all", remedy)
     if config.studies < 0:
         raise InputError("studies", config.studies, "negative", "0 summarises what is recorded")

@@ -2,16 +2,17 @@
 
     python -m experiments.ceilings [out=DIR]
 
-The committed evaluations of the default study, of hard_mix and of two_chains (sweep=tasks) are cut
-at SHARES of each run's compute and fitted by Laplace's method. `ceilings.csv` has one row per set,
-share and cell (a recipe at one setting of the axes): the exact ceiling; the number of runs, and of
-those that left their curve; the 90 % interval of A, the pass rate at the horizon with the doubt,
-and whether it holds the exact ceiling; the same for the asymptote of the curves alone; and for A of
-the family that `sc.evidence` prefers, `family` (curve=auto). The same command continues an
-interrupted one.
+The committed evaluations of the default study, hard_mix, two_chains (sweep=tasks) and
+ceiling_movers are cut at SHARES of each run's compute and fitted by Laplace's method.
+`ceilings.csv` has one row per set, share and cell (a recipe at one setting of the axes): the exact
+ceiling; the number of runs, and of those that left their curve; the 90 % interval of A, the pass
+rate at the horizon with the doubt, and whether it holds the exact ceiling; the same for the
+asymptote of the curves alone; and for A of the family that `sc.evidence` prefers, `family`
+(curve=auto). The same command continues an interrupted one.
 
-On hard_mix the ceiling is that of the best policy, which guesses on prompts without room for a
-worked answer. `wider` of two_chains, a set that is not trained on, is left out.
+The exact ceiling is that of the task; a small model may end below it. On hard_mix it is that of the
+best policy, which guesses on prompts without room for a worked answer. `wider` of two_chains, a set
+that is not trained on, is left out.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ from rlx.scaling.backtest import with_first
 from rlx.scaling.data import Evals
 from rlx.scaling.infer import best_curve
 
-SETS = ("default", "hard_mix 0.0002", "hard_mix 0.001", "tasks any", "tasks long", "tasks five")
+SETS = (
+    "default", "hard_mix 0.0002", "hard_mix 0.001", "tasks any", "tasks long", "tasks five",
+    "ceiling_movers",
+)  # fmt: skip
 SHARES = (0.25, 0.5, 1.0)
 GUESS = 0.25  # pass rate of a blind guess on hard_mix
 
@@ -61,14 +65,14 @@ def asked(name: str, evals: Evals, share: float) -> pd.DataFrame:
     truth = exact(name, evals)
     cell = pd.Series(np.array(fit.recipes)[fit.recipe_of_run], fit.runs)
     table = pd.DataFrame({"truth": truth.groupby(cell).first().loc[fit.recipes]})
-    table["runs"], table["fell"] = cell.value_counts(), cell[list(fit.departed)].value_counts()
+    table["runs"], table["left"] = cell.value_counts(), cell[list(fit.departed)].value_counts()
     asymptote = fit.with_doubt(None)
     for label, posterior in (("A", fit), ("asymptote", asymptote), ("auto", auto)):
         x = posterior.param("A", by="recipe").values.reshape(-1, len(table))
         low, high = np.quantile(x, [(1 - PROB) / 2, (1 + PROB) / 2], axis=0)
         table[f"{label}_low"], table[f"{label}_high"] = low, high
         table[f"{label}_held"] = (low <= table["truth"]) & (table["truth"] <= high)
-    table = table.rename_axis("cell").reset_index().fillna({"fell": 0}).assign(family=family)
+    table = table.rename_axis("cell").reset_index().fillna({"left": 0}).assign(family=family)
     table.insert(0, "share", share)
     table.insert(0, "set", name)
     return table

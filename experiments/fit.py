@@ -102,6 +102,11 @@ def parse(argv: list[str]) -> FitConfig:
         raise InputError(
             "curve", config.curve, "not a point fit", "use curve=sigmoid or method=nuts"
         )
+    unread = ("noise", "sampler_seed") if config.method == "point" else ()
+    for key in unread:
+        if getattr(config, key) != getattr(FitConfig(), key):
+            reason = "not read with method=point"
+            raise InputError(key, getattr(config, key), reason, "leave it out, or use method=nuts")
     if not config.horizon > 1:
         raise InputError("horizon", config.horizon, "not beyond the data", "give C / C_max above 1")
     return config

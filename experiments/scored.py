@@ -41,7 +41,7 @@ from experiments.calibration import HORIZONS, VARIANTS, Truth, simulate
 from experiments.external import deep_grpo, retu
 from rlx.errors import InputError
 from rlx.record import RunRecord, read_rows
-from rlx.scaling.backtest import BANDS, crps, with_first
+from rlx.scaling.backtest import BANDS, crps, unseen, with_first
 from rlx.scaling.data import Evals
 from rlx.scaling.infer import best_curve
 
@@ -206,6 +206,7 @@ def normal(mean_C: ArrayLike, sd_C: ArrayLike) -> Floats:
 SIMPLE: dict[str, Callable[[Seen], Floats]] = {
     "grid": grid, "bootstrap": bootstrap, "last": last, "line": line
 }  # fmt: skip
+LAST_RULE = next(reversed(SIMPLE))  # of those that are written for a set
 
 
 # ---------------------------------------------------------------- scores
@@ -218,10 +219,10 @@ def score_set(evals: Evals, share: float, method: str) -> Iterator[dict]:
     Interval score: width + 2 / (1 - PROB) times the distance by which an evaluation lies outside
     (Gneiting and Raftery 2007, JASA 102:359, Eq. 43).
     """
-    seen, later = with_first(evals, evals.until(share=share)), evals.after(share=share)
+    seen = with_first(evals, evals.until(share=share))
     longest = int(evals.frame.groupby("run").size().max())
     posterior = sc.fit(seen, method=method, pad_to=longest).unsafe()
-    groups = dict(list(later.frame.groupby("run", sort=False)))
+    groups = dict(list(unseen(seen, evals).groupby("run", sort=False)))
     index = [i for i, run in enumerate(posterior.runs) if run in groups]
     rows = [groups[posterior.runs[i]] for i in index]
     asked = [r["compute"].to_numpy() for r in rows], [r["stderr"].to_numpy() for r in rows], index
@@ -349,18 +350,23 @@ def work(out: Path, data: Path, studies: int, method: str) -> pd.DataFrame:
     log, name = RunRecord(out), "scored.jsonl"
     if (out / name).exists():
         log.truncate({name: (out / name).read_bytes().rfind(b"\n") + 1})  # a line cut short
-    done = {(row["set"], row["share"]) for row in read_rows(out / name)}
-    for curves, share, rows in _jobs(data, studies, method):
-        if (curves.name, share) in done:
+    rows = read_rows(out / name)
+    for row in (row for row in rows if row["method"] != method):
+        reason = f"{out} holds scores by {row['method']}"
+        raise InputError("method", method, reason, "give another out=DIR")
+    done = {(row["set"], row["share"], row["rule"]) for row in rows}
+    for curves, share, make in _jobs(data, studies, method):
+        if (curves.name, share, LAST_RULE) in done:
             continue
         try:
-            found = list(rows())
+            found = list(make())
         except InputError as error:
             print(f"{curves.name}, {share:g}: left out, {error}")
             continue
         labels = {"set": curves.name, "group": curves.group, "share": share, "method": method}
         for row in found:
-            log.append(name, labels | row)
+            if (curves.name, share, row["rule"]) not in done:  # of a set that was interrupted
+                log.append(name, labels | row)
         print(
             f"{curves.name}, {share:g}: "
             + ", ".join(f"{r['rule']} {r['coverage']:.2f}" for r in found)

@@ -232,6 +232,10 @@ def test_many_recipes_and_a_run_without_a_fit(tmp_path, capsys):
         (["holdout=most"], r"error: holdout=most: Value 'most' .*; give a number in \[0, 1\)"),
         (["axes=[a"], r"error: axes=\[a: .*; write axes=\[column,column\]"),
         (
+            [f"data={FIG1A}", "noise=student", "method=point"],
+            "error: noise=student: not read with method=point; leave it out, or use method=nuts",
+        ),
+        (
             [f"data={FIG1A}", "curve=burr", "method=point"],
             "error: curve=burr: not a point fit; use curve=sigmoid or method=nuts",
         ),

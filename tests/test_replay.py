@@ -84,3 +84,18 @@ def test_studies_that_share_a_baseline_are_left_out_together():
     rules = pd.read_csv(replay.EVALS / "budget/rules.csv")
     assert set(rules["study"]) == {*replay.GROUPS["five"], *replay.GROUPS["hard"]}
     assert set(rules["margin"]) == {Rule().margin}
+
+
+def test_what_a_replay_spends():
+    """Both cells get half of their updates; the baseline's runs end at 10, the others' too."""
+    study = made({"base": 0.5, "far": 0.3})
+
+    def forecast(reached):
+        runs = [run for cell in study.cells.values() for run in cell]
+        shape = (200, len(runs))
+        value = 0.4 + 0.001 * np.random.default_rng(0).normal(size=shape)
+        return replay.Ahead(runs, value, np.zeros(shape))
+
+    decisions, spent = replay.replay(study, forecast, "equal", 0.5, Rule(), guarded=False)
+    assert decisions and 0 < spent["spent"] <= 0.5
+    assert spent["spent_flops"] == pytest.approx(spent["spent"])  # equal lengths, equal cost

@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from rlx.errors import InputError
+from rlx.scaling.doubt import random
 from rlx.scaling.draws import Draws
 from rlx.scaling.forecast import gain, noise_sd, wander_at
 from rlx.scaling.kalman import drift
@@ -26,7 +27,6 @@ PIECES, MOST_PIECES = 8, 64  # of a budget: default, maximum
 MAX_DRAWS = 4000
 PER_CHUNK, PER_SEED = 4, 12  # most new evaluations; if there are more, neighbours are pooled
 BLOCKS = 3  # means of neighbours that summarise new evaluations
-FANTASY_SEED = 0
 
 
 def allocate(
@@ -139,7 +139,7 @@ def _run_offers(
     fit: Draws, stays_R: NDArray[np.bool_], budget: float, chunk: float, trials: float | None
 ) -> list[Offer]:
     """1, 2, 4, ... chunks of every run that has not departed."""
-    rng, source = np.random.default_rng(FANTASY_SEED), Source.of(fit, "run", trials)
+    rng, source = random("bought run"), Source.of(fit, "run", trials)
     gap_R, last_R = fit.wander[2], fit.last_compute("run")
     sizes = [2**i for i in range(int(np.log2(budget / chunk * (1 + 1e-9))) + 1)]
     offers = []
@@ -155,7 +155,7 @@ def _seed_offers(
     fit: Draws, stays_R: NDArray[np.bool_], budget: float, objective: str, trials: float | None
 ) -> list[Offer]:
     """One new seed of every recipe whose last compute the budget can pay for."""
-    rng, source = np.random.default_rng(FANTASY_SEED + 1), Source.of(fit, "recipe", trials)
+    rng, source = random("bought seed"), Source.of(fit, "recipe", trials)
     gap_R, last_J = fit.wander[2], fit.last_compute("recipe")
     offers = []
     for j in map(int, np.flatnonzero(_recipes_of(fit, stays_R) & (last_J <= budget * (1 + 1e-9)))):

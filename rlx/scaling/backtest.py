@@ -4,7 +4,7 @@
     bt.scores                      # coverage, log score, CRPS, bias, RMSE by curve, origin, horizon
     bt.weights()                   # stacking of the curves by leave-future-out log score
     bt.evidence("burr")            # by horizon: coverage, and whether forecasts are trusted
-    bt.trust("burr")               # largest C / C_seen up to which they are
+    bt.trust("burr")               # largest C / C_seen up to which they are trusted
 
 A study is refitted on the first 10, 25, 50 and 75 % of every run's compute and scored, with its
 doubt, on all later evaluations of runs that had not left their curve by then. An origin that leaves
@@ -18,10 +18,8 @@ not trust.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -87,14 +85,17 @@ class Backtest:
         found = minimize(loss, np.zeros(log_p.shape[1] - 1), method="Nelder-Mead")
         return pd.Series(np.exp(log_softmax(np.r_[found.x, 0.0])), table.columns, name="weight")
 
-    def evidence(self, curve: str = "burr") -> pd.DataFrame:
-        """One row per band of horizons, the nearest first.
+    def evidence(self, curve: str | None = None) -> pd.DataFrame:
+        """One row per band of horizons, the nearest first, for one family of curves.
+
+        curve: default the first that was backtested.
 
         Columns: horizon, reach (the largest in it), runs, forecasts (runs x origins), coverage
         (each forecast has the same weight), verdict (TRUSTED, NOT_TRUSTED or TOO_LITTLE).
         """
-        rows = []
-        for band, part in self.points[self.points["curve"] == curve].groupby("band"):
+        rows, curves = [], self.points["curve"]
+        mine = curves == (curve or next(iter(curves), None))
+        for band, part in self.points[mine].groupby("band"):
             inside = part.groupby(["run", "origin"])["inside"].mean()
             runs, coverage = part["run"].nunique(), float(inside.mean())
             judged = TRUSTED if coverage >= LEAST else NOT_TRUSTED
@@ -103,7 +104,7 @@ class Backtest:
         columns = ["horizon", "reach", "runs", "forecasts", "coverage", "verdict"]
         return pd.DataFrame(rows, columns=columns)
 
-    def trust(self, curve: str = "burr") -> float:
+    def trust(self, curve: str | None = None) -> float:
         """Largest horizon C / C_seen up to which every band of horizons is trusted, see `evidence`.
 
         1 if forecasts did not hold, or if there is too little evidence: `says` tells which.
@@ -112,7 +113,7 @@ class Backtest:
         held = (table["verdict"] == TRUSTED).cumprod().astype(bool)
         return float(table.loc[held, "reach"].max()) if held.any() else 1.0
 
-    def says(self, curve: str = "burr") -> str:
+    def says(self, curve: str | None = None) -> str:
         """`trust`, and the first band without it, in words."""
         table, trust = self.evidence(curve), self.trust(curve)
         ends = table[table["verdict"] != TRUSTED].head(1)
@@ -122,7 +123,8 @@ class Backtest:
                 f"{row.verdict} up to {row.reach:.3g} times: {row.coverage:.0%} inside the "
                 f"{PROB:.0%} intervals, {row.runs} runs, {row.forecasts} forecasts"
             )
-        return f"{curve}: {'; '.join(words) or f'{TOO_LITTLE}: no forecast could be scored'}"
+        what = "; ".join(words) or f"{TOO_LITTLE}: no forecast could be scored"
+        return f"{curve or next(iter(self.points['curve']), '')}: {what}"
 
 
 def backtest(
@@ -146,8 +148,7 @@ def backtest(
         pad_to: that of a fit of the same runs, to use its compiled program.
         options: of `rlx.scaling.fit` (noise, axes, r0, priors, seed).
     """
-    widest = int(data.frame[data.frame["compute"] > 0].groupby("run").size().max())
-    pad_to = max(pad_to, widest)
+    pad_to = max(pad_to, width(data))
     points, usable = [], usable_origins(data, origins)
     if not usable:
         reason = f"fewer than {MIN_SEEN} evaluations seen"
@@ -161,10 +162,19 @@ def backtest(
     return Backtest(pd.concat([x for x in points if len(x)] or points, ignore_index=True))
 
 
+def width(data: Evals) -> int:
+    """`pad_to` of all evaluations, so that fits of parts of them share a compiled program."""
+    from rlx.scaling.arrays import MAX_POINTS  # imports JAX, which pages of one fit do not need
+
+    widest = int(data.frame[data.frame["compute"] > 0].groupby("run").size().max())
+    return 8 * -(-min(widest, MAX_POINTS) // 8)
+
+
 def backtest_of(fit: Draws, **options) -> Backtest:
-    """`backtest` of a fit's own study, with the same priors, doubt, noise and r0."""
-    same: dict[str, Any] = {"priors": fit.priors, "doubt": fit.doubt, "noise": fit.attrs["noise"]}
-    return backtest(fit.evals, **(same | {"r0": json.loads(fit.attrs["r0"])} | options))
+    """`backtest` of a fit's own study, with the same curve, priors, doubt, noise, axes and r0."""
+    same = fit.options
+    same["curves"] = (same.pop("curve"),)
+    return backtest(fit.evals, **(same | options))
 
 
 def trust_of(fit: Draws, **options) -> float:
@@ -176,7 +186,7 @@ def trust_of(fit: Draws, **options) -> float:
     if not usable_origins(fit.evals, options.get("origins", ORIGINS)):
         print(f"{curve}: {TOO_LITTLE}: no origin leaves {MIN_SEEN} evaluations to most runs")
         return 1.0
-    past = backtest_of(fit, **({"curves": (curve,)} | options))
+    past = backtest_of(fit, **options)
     print(past.says(curve))
     return past.trust(curve)
 
@@ -208,14 +218,22 @@ def with_first(data: Evals, seen: Evals) -> Evals:
     return Evals(frame, axes=data.axes)
 
 
+def unseen(seen: Evals, data: Evals) -> pd.DataFrame:
+    """Rows of `data` beyond the last evaluation of their run in `seen`."""
+    last = data.frame["run"].map(seen.frame.groupby("run")["compute"].max())
+    return data.frame[data.frame["compute"] > last * (1 + 1e-9)]
+
+
 def score(posterior: Draws, later: Evals) -> pd.DataFrame:
-    """Scores of forecasts of later evaluations: one row each, without runs that departed.
+    """Scores of forecasts: one row per evaluation in `later` that is later than the fitted ones,
+    without runs that departed.
 
     Columns: run, recipe, compute, observed; horizon = C / C_seen and its band; mean, q05, q50, q95
     of the forecast; inside, whether q05 <= observed <= q95; log_score; crps.
     """
     vouched = [run for run in posterior.runs if run not in posterior.departed]
-    frame = later.frame[later.frame["run"].isin(vouched)]
+    frame = unseen(posterior.evals, later)
+    frame = frame[frame["run"].isin(vouched)]
     groups = dict(list(frame.groupby("run", sort=False)))
     if not groups:
         return pd.DataFrame(columns=["run", *SCORED])
@@ -227,11 +245,10 @@ def score(posterior: Draws, later: Evals) -> pd.DataFrame:
         [r["stderr"].to_numpy() for r in rows],
         index,
     )
-    last = posterior.last_compute("run")
     table = pd.concat(rows, ignore_index=True)[["run", "recipe", "compute", "value"]]
     table = table.rename(columns={"value": "observed"})
     table["horizon"] = table["compute"] / table["run"].map(
-        dict(zip(posterior.runs, last, strict=True))
+        dict(zip(posterior.runs, posterior.last_compute("run"), strict=True))
     )
     observed = table["observed"].to_numpy()
     lo, mid, hi = np.quantile(drawn, [(1 - PROB) / 2, 0.5, (1 + PROB) / 2], axis=0)

@@ -68,10 +68,12 @@ def prob_best(fit: Draws, at: str | float = "ceiling", by: str = "recipe") -> xr
 
 
 def compute_to(fit: Draws, target: float, prob: float = 0.9, by: str = "recipe") -> pd.DataFrame:
-    """Compute at which the curve reaches `target`, inf if it never does.
+    """Compute at which a pass rate is first reached; inf if not within REACHABLE (1000) times the
+    last compute.
 
-    Columns: prob_reachable = P(A > target); quantiles of the compute; budget, the compute that
-    reaches the target with probability `prob`; extrapolation of the median; prior_share of A.
+    Columns: prob_reachable = P(it is reached by then); quantiles of the compute; budget, the
+    compute that reaches the target with probability `prob`; extrapolation of the median;
+    prior_share of A.
     """
     fit.guard()
     C = reach(fit, target, by)

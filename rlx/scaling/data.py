@@ -213,7 +213,8 @@ class Evals:
 
     def _early(self, compute: float | None, share: float | None) -> pd.Series:
         if (compute is None) == (share is None):
-            raise InputError("share", share, "not one of compute and share", "give one of them")
+            reason = "needs exactly one of compute and share"
+            raise InputError("share", share, reason, "give compute=C or share=0.5")
         if compute is not None:
             return self.frame["compute"] <= compute
         if share is None or not 0 < share <= 1:

@@ -36,7 +36,9 @@ Floats = NDArray[np.float64]
 PAST = 3.0  # factor of compute over which the pace is taken
 KNOTS = np.r_[0.0, np.geomspace(0.01, 16.0, 24)]  # of W, in log C
 LEAST_ROOM = 1e-6  # least difference between 1 and a pass rate
-DOUBT_SEED = 1  # equal questions get equal answers
+PURPOSES = (
+    "evaluation", "doubt", "seed", "wander", "fate", "level", "bought run", "bought seed"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,15 @@ class Noise:
     W_XJK: Floats  # at KNOTS
 
 
-def noise(X: int, J: int, doubt: Doubt, seed: int = DOUBT_SEED) -> Noise:
+def random(purpose: str) -> np.random.Generator:
+    """Random numbers of one of PURPOSES, independent of those of the others; always the same, so
+    that equal questions get equal answers."""
+    return np.random.default_rng(PURPOSES.index(purpose))
+
+
+def noise(X: int, J: int, doubt: Doubt, rng: np.random.Generator | None = None) -> Noise:
     """Draws of drift and W; part of each is common to the study, part is the recipe's own."""
-    rng = np.random.default_rng(seed)
+    rng = random("doubt") if rng is None else rng
 
     def shared(*shape: int) -> Floats:
         study, recipe = rng.normal(size=(X, 1, *shape)), rng.normal(size=(X, J, *shape))

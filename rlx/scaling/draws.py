@@ -21,7 +21,7 @@ from scipy.special import expit
 
 from rlx.errors import InputError
 from rlx.scaling.data import Evals
-from rlx.scaling.doubt import Doubt
+from rlx.scaling.doubt import Doubt, random
 from rlx.scaling.families import FAMILIES, Family
 from rlx.scaling.kalman import Kalman
 from rlx.scaling.priors import NUMPY, Priors, prior_theta
@@ -29,7 +29,6 @@ from rlx.scaling.priors import NUMPY, Priors, prior_theta
 Floats = NDArray[np.float64]
 
 FARTHEST = 30.0  # bound of a, c and b, beyond which exp would overflow
-DRAWS_SEED = 0  # of all simulations, so that equal questions have equal answers
 
 
 class NotConverged(RuntimeError):
@@ -128,6 +127,14 @@ class Draws:
         axes = tuple(json.loads(stored.attrs["axes"]))
         labels = {k: stored.attrs[k] for k in ("compute_label", "value_label", "title")}
         return Evals(frame, axes=axes, **labels)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of `rlx.scaling.fit` that determine what was fitted."""
+        axes, r0 = (json.loads(self.attrs[name]) for name in ("axes", "r0"))
+        held = {"axes": None if axes is None else tuple(axes), "r0": r0}
+        held |= {name: self.attrs[name] for name in ("curve", "noise")}
+        return held | {"priors": self.priors, "doubt": self.doubt}
 
     @property
     def departed(self) -> dict[str, float]:
@@ -239,7 +246,7 @@ class Draws:
                 "seeds", seeds, f"unknown for by={by}", "use typical or new, by=recipe"
             )
         if seeds == "new":
-            z = np.random.default_rng(DRAWS_SEED).normal(size=theta.shape)
+            z = random("seed").normal(size=theta.shape)
             theta = theta + np.exp(self.site("log_seed_sd"))[:, None] * z
         return theta
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from rlx.errors import InputError
 from rlx.scaling.compare import SHARE, compute_ratio
 from rlx.scaling.draws import Draws
+from rlx.scaling.parameters import prior_ceiling
 from rlx.scaling.paths import ceiling, reach
 
 Floats = NDArray[np.float64]
@@ -241,5 +242,5 @@ def _verdict(p: dict[str, float], decide: float) -> str:
 
 def _prior_share(fit: Draws, pairs: list[tuple[int, int]], dA_X: Floats) -> float:
     i_P, j_P = np.array(pairs).T
-    A = fit.prior_curves("recipe")["A"]
-    return float(dA_X.std() / (A[:, i_P] - A[:, j_P]).mean(1).std())
+    A_XJ = prior_ceiling(fit, "recipe")
+    return float(dA_X.std() / (A_XJ[:, i_P] - A_XJ[:, j_P]).mean(1).std())

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rlx.scaling.doubt import Doubt
-from rlx.scaling.draws import DRAWS_SEED, Draws
+from rlx.scaling.doubt import Doubt, random
+from rlx.scaling.draws import Draws
 
 Floats = NDArray[np.float64]
 
@@ -68,7 +68,7 @@ def fates(fit: Draws, doubt: Doubt | None, by: str) -> Fates | None:
     fell, frame = fallen(fit), fit.evals.frame
     stays_XR, level_R = np.zeros((X, R), bool), np.zeros(R)
     sd_R, from_R = np.full(R, FLAT_SD), fit.last_compute("run").copy()
-    rng = np.random.default_rng(DRAWS_SEED)
+    rng = random("fate")
     for r, (level, C) in fell.items():
         stays_XR[:, r], level_R[r], sd_R[r], from_R[r] = True, level, FALLEN_SD, C
     share = 0.0 if doubt is None else doubt.stays

@@ -7,7 +7,8 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from rlx.scaling.draws import DRAWS_SEED, Draws, quantiles
+from rlx.scaling.doubt import random
+from rlx.scaling.draws import Draws, quantiles
 from rlx.scaling.parameters import prior_share
 from rlx.scaling.paths import paths
 
@@ -47,11 +48,10 @@ def predict(
     """
     fit.guard()
     compute_C = np.atleast_1d(np.asarray(compute, float))
-    rng = np.random.default_rng(DRAWS_SEED)
     latent = paths(fit, compute_C, by, "new" if by == "recipe" else "typical")
     mean, var = wander_at(fit, compute_C, by)
-    p = np.clip(latent + mean + np.sqrt(var) * rng.normal(size=latent.shape), 0, 1)
-    x = p + noise_sd(fit, p, by, trials) * rng.normal(size=p.shape)
+    p = np.clip(latent + mean + np.sqrt(var) * random("wander").normal(size=latent.shape), 0, 1)
+    x = p + noise_sd(fit, p, by, trials) * random("evaluation").normal(size=p.shape)
     return fit.label(np.clip(x, 0, 1), by, compute=compute_C).assign_coords(
         extrapolation=((by, "compute"), compute_C / fit.last_compute(by)[:, None])
     )
@@ -76,7 +76,7 @@ def predictive(
     fitted = noise_sd(fit, mean, "run", None)
     sd = np.sqrt(var + np.where(np.isnan(sd_RC), fitted, sd_RC) ** 2)
     mean, sd = mean[:, use], np.broadcast_to(sd, mean.shape)[:, use]
-    z = np.random.default_rng(DRAWS_SEED).normal(size=mean.shape)
+    z = random("evaluation").normal(size=mean.shape)
     return mean + sd * z, mean, sd
 
 

@@ -36,7 +36,15 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from rlx.errors import InputError
-from rlx.scaling.backtest import LEAST, ORIGINS, Backtest, score, usable_origins, with_first
+from rlx.scaling.backtest import (
+    LEAST,
+    ORIGINS,
+    Backtest,
+    score,
+    usable_origins,
+    width,
+    with_first,
+)
 from rlx.scaling.check import Check
 from rlx.scaling.data import Evals
 from rlx.scaling.paths import HORIZON
@@ -134,31 +142,16 @@ def forecasts(fit: ScalingFit, data: Evals, shares: Sequence[float] = ORIGINS) -
     made = {share: fit for share in own} or {_share(fit.evals, data): fit}
     for share in wanted:
         if share not in made:
-            same = {"method": "laplace", "doubt": fit.doubt, "pad_to": _width(data)}
+            same = {"method": "laplace", "pad_to": width(data)}
             with contextlib.redirect_stdout(io.StringIO()):  # of runs that left their curve
                 made[share] = fit.update(seen[share], **same).unsafe()
-    return [Window(share, made[share], scored(made[share], data)) for share in sorted(made)]
-
-
-def _width(data: Evals) -> int:
-    """Columns of the arrays of all evaluations, so that all fits share one compiled program."""
-    from rlx.scaling.arrays import MAX_POINTS  # imports JAX, which pages of one fit do not need
-
-    widest = int(data.frame[data.frame["compute"] > 0].groupby("run").size().max())
-    return 8 * -(-min(widest, MAX_POINTS) // 8)
+    return [Window(share, made[share], score(made[share], data)) for share in sorted(made)]
 
 
 def _share(seen: Evals, data: Evals) -> float:
     """Largest share of a run's compute in `data` that has been seen."""
     last, end = (x.frame.groupby("run")["compute"].max() for x in (seen, data))
     return float((last / end).max())
-
-
-def scored(fit: ScalingFit, data: Evals) -> pd.DataFrame:
-    """`rlx.scaling.backtest.score` of the evaluations in `data` after the fitted ones."""
-    last = data.frame["run"].map(fit.evals.frame.groupby("run")["compute"].max())
-    later = data.frame[data.frame["compute"] > last * (1 + 1e-9)]
-    return score(fit, Evals(later, axes=data.axes))
 
 
 # ------------------------------------------------------------------ the numbers of the page

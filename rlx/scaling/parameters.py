@@ -34,6 +34,12 @@ def param(fit: Draws, name: str, by: str = "recipe") -> xr.DataArray:
     return fit.label(fit.curves(by)["A" if name == "asymptote" else name], by)
 
 
+def prior_ceiling(fit: Draws, by: str) -> Floats:
+    """Draws of `ceiling` from the prior, without doubt, [X, N]."""
+    curves = fit.prior_curves(by)
+    return curves["A"] if fit.doubt is None else curves.at(np.array([horizon(fit)]))[..., 0]
+
+
 def prior_share(fit: Draws, param: str, by: str = "recipe") -> Floats:
     """sd of the posterior over sd of the prior [N]; C_mid and B on a log scale, B for B_tail."""
     param = "B" if param == "B_tail" else param
@@ -46,8 +52,7 @@ def prior_share(fit: Draws, param: str, by: str = "recipe") -> Floats:
         first = [int(np.argmax(fit.recipe_of_run == j)) for j in range(len(fit.recipes))]
         return share_S[start_R[first]]
     if param == "A":
-        at_horizon = np.array([horizon(fit)])
-        return ceiling(fit, by).std(0) / fit.prior_curves(by).at(at_horizon)[..., 0].std(0)
+        return ceiling(fit, by).std(0) / prior_ceiling(fit, by).std(0)
     name = "A" if param == "asymptote" else param
     link = (lambda x: x) if name == "A" else np.log
     return link(fit.curves(by)[name]).std(0) / link(fit.prior_curves(by)[name]).std(0)

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rlx.scaling.doubt import PAST, Noise, doubted, noise
-from rlx.scaling.draws import DRAWS_SEED, Draws
+from rlx.scaling.doubt import PAST, Noise, doubted, noise, random
+from rlx.scaling.draws import Draws
 from rlx.scaling.fate import Fates, fates, held
 
 Floats = NDArray[np.float64]
@@ -41,7 +41,7 @@ def beyond(fit: Draws, by: str) -> Beyond:
         X, J = len(fit.site("theta_run")), len(fit.recipes)
         recipe_N = fit.recipe_of_run if by == "run" else np.arange(J)
         drawn = None if fit.doubt is None else noise(X, J, fit.doubt)
-        z_X = np.random.default_rng(DRAWS_SEED).normal(size=X)
+        z_X = random("level").normal(size=X)
         fit.kept[by] = Beyond(drawn, recipe_N, fates(fit, fit.doubt, by), z_X)
     return fit.kept[by]
 

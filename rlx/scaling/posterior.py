@@ -9,14 +9,14 @@
 
 Each question is a function of the draws (`rlx.scaling.draws`) in its own module, and a method here.
 Draws keep their (chain, draw) dimensions; tables have one row per recipe or run with equal-tailed
-intervals. Every answer has two more columns: `extrapolation`, the compute in question over the last
-fitted compute, and `prior_share`, posterior sd over prior sd (1: the data say nothing).
+intervals. Where an answer extrapolates, `extrapolation` is the compute in question over the last
+fitted compute; where the prior matters, `prior_share` is posterior sd over prior sd (1: the data
+say nothing).
 """
 
 from __future__ import annotations
 
 import inspect
-import json
 from pathlib import Path
 
 from rlx.scaling import allocate, check, compare, effects, forecast, parameters, saved
@@ -55,11 +55,8 @@ class ScalingFit(Draws):
 
     def update(self, data: Evals, **options) -> ScalingFit:
         """The fit of more data with the same options."""
-        a = self.attrs
-        axes = json.loads(a["axes"])
-        same = {name: a[name] for name in ("curve", "noise", "method", "seed")}
-        same |= {"axes": None if axes is None else tuple(axes), "r0": json.loads(a["r0"])}
-        return fit(data, **(same | {"priors": self.priors} | options))
+        same = self.options | {name: self.attrs[name] for name in ("method", "seed")}
+        return fit(data, **(same | options))
 
     def save(self, path: Path | str) -> None:
         """Write the fit as one netCDF file, with a checksum for `load`."""

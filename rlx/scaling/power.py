@@ -263,7 +263,11 @@ def rival_of(
         InputError: there is no rival after MOST_DRAWS draws.
     """
     for again in range(MOST_DRAWS):
-        drawn = None if doubt is None else noise(1, 2, doubt, seed=_number(*seed, again))
+        drawn = (
+            None
+            if doubt is None
+            else noise(1, 2, doubt, np.random.default_rng(_number(*seed, again)))
+        )
         world = World(family, share * horizon, doubt, drawn)
         level = float(world.rates(base, 0, np.array([horizon]))[0])
         y = base["R0"] + SHARE * (level - base["R0"])

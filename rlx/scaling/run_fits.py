@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from rlx.errors import InputError
+from rlx.scaling.data import Evals
 from rlx.scaling.point import PointFit, fit_point
 from rlx.scaling.profile import profile_A
 
@@ -36,7 +37,7 @@ class RunFit:
 
 
 def fit_study(
-    frame: pd.DataFrame,
+    data: Evals | pd.DataFrame,
     *,
     holdout: float = 0.5,
     r0: float | str = "first",
@@ -47,9 +48,9 @@ def fit_study(
         rmse_heldout = sqrt(mean over held-out points of (curve(C) - value)^2)
 
     Args:
-        frame: table of curves (`frame` of rlx.scaling.data.Evals).
+        data: evaluations, or their table (`frame`).
         holdout: share of each run's compute range that is held out, in [0, 1); 0 fits everything.
-        r0: a number, "first" or "fit" (see `fit_point`), or the name of a column of `frame`.
+        r0: a number, "first" or "fit" (see `fit_point`), or the name of a column.
         intervals: whether to profile A, which takes ten times as long as the fit.
 
     Returns:
@@ -60,6 +61,7 @@ def fit_study(
     """
     if not 0 <= holdout < 1:
         raise InputError("holdout", holdout, "not in [0, 1)", "0.5 holds out the second half")
+    frame = data.frame if isinstance(data, Evals) else data
     groups = frame.groupby("run", sort=False)
     return [_fit_run(str(run), rows, holdout, r0, intervals) for run, rows in groups]
 

@@ -56,7 +56,7 @@ class Truth:
         """One draw of the random numbers of the doubt."""
         if self.doubt is None:
             return None
-        return noise(1, len(self.recipes), self.doubt, seed=self.seed)
+        return noise(1, len(self.recipes), self.doubt, np.random.default_rng(self.seed))
 
     def at(self, compute_C: ArrayLike, by: str = "recipe") -> Floats:
         """Pass rates [J, C] of the recipes' typical seeds, or [R, C] of the runs, without wander

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 
 Color = str | tuple[float, float, float]
 
+LETTER = 0.065  # inches, the width of a letter of keys and notes, about
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 INK, FAINT, RULE, SHADE = "#333333", "#8a8a8a", "#e6e6e6", "#eeeeee"
 DASHES = (0, (4, 2))
@@ -169,8 +171,9 @@ def panel_title(ax: Axes, words: str) -> None:
 
 
 def note(figure: Figure, words: str) -> None:
-    """Small print below a figure."""
-    figure.supxlabel(words, fontsize=8, color=INK, x=0.01, ha="left")
+    """Small print below a figure, in lines as wide as it is."""
+    lines = textwrap.fill(words, int(figure.get_figwidth() / LETTER))
+    figure.supxlabel(lines, fontsize=8, color=INK, x=0.01, ha="left")
 
 
 def level(ax: Axes, value: float, words: str, color: Color = INK, *, beside: bool = False) -> None:
@@ -220,9 +223,9 @@ def key_above(
 
 
 def key_below(figure: Figure, handles: Sequence[Artist]) -> None:
-    """The key, in as many columns as fit the figure; a letter is about 0.065 inches wide."""
+    """The key, in as many columns as fit the figure."""
     longest = max(len(str(handle.get_label())) for handle in handles)
-    columns = max(1, int(figure.get_figwidth() / (0.065 * longest + 0.6)))
+    columns = max(1, int(figure.get_figwidth() / (LETTER * longest + 0.6)))
     figure.legend(
         handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=8
     )

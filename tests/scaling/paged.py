@@ -28,7 +28,7 @@ def study(name="j0-0", title="a study"):
     order = {run: r for r, run in enumerate(fit.runs)}
     frame = frame.sort_values("run", key=lambda s: s.map(order), kind="stable", ignore_index=True)
     data = Evals(frame, compute_label="training compute C (10$^{18}$ FLOPs)", title=title)
-    windows = [page.Window(share, one, page.scored(one, data)) for share, one in fits.items()]
+    windows = [page.Window(share, one, page.score(one, data)) for share, one in fits.items()]
     return fit, data, windows
 
 

@@ -116,6 +116,28 @@ def test_runs_that_had_left_their_curve_are_not_scored():
     assert none.empty and Backtest(none.assign(curve="burr", origin=0.5)).trust() == 1.0
 
 
+def test_what_was_fitted_is_not_scored():
+    fit = hand_fit({"one": [(0.6, 2.0, 1.0)] * 40})
+    last = fit.evals.frame["compute"].max()
+    later = pd.concat([fit.evals.frame, fit.evals.frame.tail(1).assign(compute=2 * last)])
+    assert score(fit, Evals(later.reset_index(drop=True)))["horizon"].tolist() == [2.0]
+
+
+def test_a_fit_is_backtested_with_its_own_options(monkeypatch):
+    given = []
+
+    def posterior_of(seen, **options):
+        given.append(options)
+        return hand_fit({"r0": [(0.6, 2.0, 1.0)] * 40}).tree
+
+    fit = hand_fit({"one": [(0.6, 2.0, 1.0)] * 40}, axes='["rate"]', doubt="null", curve="sigmoid")
+    monkeypatch.setitem(sc.backtest.__globals__, "posterior_of", posterior_of)
+    monkeypatch.setitem(sc.backtest.__globals__, "usable_origins", lambda *_: [0.5])
+    fit.backtest()
+    assert given and all(x["curve"] == "sigmoid" and x["axes"] == ("rate",) for x in given)
+    assert all(x["doubt"] is None and x["noise"] == fit.attrs["noise"] for x in given)
+
+
 def test_bands_cover_every_horizon():
     edges = list(BANDS.values())
     assert all(a[1] == b[0] for a, b in zip(edges, edges[1:], strict=False)) and edges[0][0] == 1.0
@@ -141,7 +163,7 @@ def right():
 
 
 def test_a_right_curve_is_vouched_for(right):
-    assert right.trust("sigmoid") >= 3.5
+    assert right.trust("sigmoid") == right.trust() >= 3.5
     assert set(right.points["origin"]) == {0.25, 0.5, 0.75}  # 2 points at 10 % are too few
     last = right.scores[lambda t: t["origin"] == 0.75].iloc[0]
     assert last["rmse"] < 0.02 and abs(last["bias"]) < 0.01 and last["coverage"] > 0.75
@@ -158,7 +180,7 @@ def test_too_few_evaluations_to_backtest():
         sc.backtest(study(lambda x: x / (1 + x), n=5), origins=(0.25,))
 
 
-@pytest.mark.parametrize(("asked", "padded"), [(0, 20), (40, 40)])
+@pytest.mark.parametrize(("asked", "padded"), [(0, 24), (40, 40)])
 def test_it_can_share_the_program_of_a_wider_fit(asked, padded, monkeypatch):
     data, widths = study(lambda x: x / (1 + x)), []
 

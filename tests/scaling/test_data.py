@@ -417,8 +417,8 @@ def test_until_and_after_cut_each_run():
 @pytest.mark.parametrize(
     ("options", "want"),
     [
-        ({}, "share=None: not one of compute and share; give one of them"),
-        ({"compute": 1, "share": 0.5}, "share=0.5: not one of compute and share; give one of them"),
+        ({}, "share=None: needs exactly one of compute and share; give compute=C or"),
+        ({"compute": 1, "share": 0.5}, "share=0.5: needs exactly one of compute and share"),
         ({"share": 0}, r"share=0: not in \(0, 1\]; 0.5 keeps the first half"),
         ({"share": 1.1}, r"share=1.1: not in \(0, 1\]; 0.5 keeps the first half"),
         ({"compute": -1}, "data=t: no evaluation is left; cut elsewhere"),

@@ -35,6 +35,18 @@ def test_drift_and_walk_have_their_moments():
         assert np.corrcoef(x.T)[np.triu_indices(3, 1)] == pytest.approx(0.6, abs=0.03)
 
 
+def test_deviations_of_a_new_seed_are_independent_of_its_wander():
+    """Three computes, as many as a seed has parameters: the same numbers would fill both arrays."""
+    certain = fit_of(None)
+    certain.tree["posterior"]["log_seed_sd"][:] = np.log(0.3)
+    asked = np.array([2.0, 4.0, 8.0])
+    typical, new = (certain.curve(asked, "recipe", seeds).values for seeds in ("typical", "new"))
+    wander = certain.predict(asked, "recipe", trials=np.inf).values - new
+    for j, k in ((0, 0), (0, 1), (1, 2)):
+        pair = np.corrcoef((new - typical)[..., j, k].ravel(), wander[..., j, k].ravel())
+        assert abs(pair[0, 1]) < 0.1
+
+
 def test_the_curve_at_drift_0_and_the_line_at_drift_1():
     L, recipe = np.log([[0.5, 1.0, 2.0, 8.0]]), np.zeros(1, int)
     curve = np.array([[[0.5, 0.6, 0.65, 0.7]]])

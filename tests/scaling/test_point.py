@@ -559,7 +559,7 @@ WANDB = {  # run: A, B, C_mid in seconds, by plain least squares with R0 = first
 def test_a_wandb_export_of_four_gsm8k_runs():
     frame = Evals.read(logs("deep_grpo/scale_budget.csv")).frame
     assert frame["run"].value_counts().tolist() == [781, 592, 577, 365]
-    whole, half = fit_study(frame, holdout=0), fit_study(frame, holdout=0.5)
+    whole, half = fit_study(Evals(frame), holdout=0), fit_study(frame, holdout=0.5)
     assert len(whole) == 4
     for key, (A, B, C_mid) in WANDB.items():
         fit = next(f.fit for f in whole if f"sp-{key}-" in f.run)

@@ -220,6 +220,14 @@ def test_the_figure_has_a_panel_per_difference(table):
         plot.power(table.iloc[:0])
 
 
+def test_every_design_has_its_line(table):
+    rows = table[table["quantity"] == "ceiling"]
+    nine = [rows.assign(seeds=s, points=p) for s in (1, 2, 3) for p in (5, 10, 20)]
+    ax = plot.power(pd.concat(nine)).axes[0]
+    looks = {(line.get_color(), line.get_linestyle()) for line in ax.lines if len(line.get_xdata())}
+    assert len({x for x in looks if x[1] != "None"}) == 9
+
+
 def test_the_cheapest_design_by_hand():
     rows = [
         (1, 20, 0.5, 10.0, 40, "ceiling", 0.05, 0.5, 0.6),

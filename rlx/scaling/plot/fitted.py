@@ -64,7 +64,8 @@ def curves(
     Args:
         fit: a posterior.
         held_out: evaluations of the fitted runs; those beyond the fitted compute are drawn.
-        horizon: how far the forecast goes, C / (last fitted C), above 1.
+        horizon: how far the forecast goes at least, C / (last fitted C), above 1; it covers all of
+            held_out.
         by: a curve per "run", or one per "recipe", of its typical seed.
         prob: of the bands.
 
@@ -83,7 +84,7 @@ def curves(
     values = [*fit.evals.frame["value"], *scene.later["value"], *truths(fit)]
     values += scene.curve_QNC[:, scene.drawn_NC].ravel().tolist()
     shared.set_ylim(*rate_limits(values))
-    shared.set_xlim(scene.compute_C[0] / 1.15, max([*scene.later["compute"], *scene.end_N]))
+    shared.set_xlim(scene.compute_C[0] / 1.15, 1.03 * scene.end_N.max())
     for ax in grid.flat[: len(panels)]:
         log_ticks(ax)
     label_outside(grid, len(panels), fit.evals.compute_label, fit.evals.value_label)
@@ -120,15 +121,16 @@ class _Scene:
 def _scene(fit: ScalingFit, held_out: Evals | None, horizon: float, by: str, prob: float) -> _Scene:
     names, last_N = fit.names(by), fit.last_compute(by)
     positive = fit.evals.frame["compute"].loc[lambda C: C > 0]
-    ends = (positive.min(), horizon * last_N.max())
-    compute_C = np.unique(np.r_[np.geomspace(*ends, GRID_POINTS), last_N, horizon * last_N])
+    seen, later = _split(fit, held_out)
+    end_N = np.maximum(horizon * last_N, _ends(fit, later, by))
+    ends = (positive.min(), end_N.max())
+    compute_C = np.unique(np.r_[np.geomspace(*ends, GRID_POINTS), last_N, end_N])
     sizes = fit.tree["posterior"].sizes
     size = sizes["chain"] * sizes["draw"] * len(names) * len(compute_C)
     pieces = np.array_split(compute_C, math.ceil(size / MAX_CELLS))
     curve_QNC = [interval(fit.curve(piece, by).values, prob) for piece in pieces]
     new_QNC = [interval(fit.predict(piece, by).values, prob) for piece in pieces]
     base, level = cells(fit)
-    seen, later = _split(fit, held_out)
     return _Scene(
         fit=fit,
         by=by,
@@ -139,7 +141,7 @@ def _scene(fit: ScalingFit, held_out: Evals | None, horizon: float, by: str, pro
         curve_QNC=np.concatenate(curve_QNC, -1),
         new_QNC=np.concatenate(new_QNC, -1),
         last_N=last_N,
-        end_N=horizon * last_N,
+        end_N=end_N,
         A_QJ=interval(fit.param("A").values, prob),
         base=base,
         level=level,
@@ -161,6 +163,14 @@ def _split(fit: ScalingFit, held_out: Evals | None) -> tuple[pd.DataFrame, pd.Da
     seen = frames[0][frames[0]["compute"] <= frames[0]["run"].map(last)]
     rows = pd.concat(frames).drop_duplicates(["run", "compute"])
     return seen, rows[rows["compute"] > rows["run"].map(last)]
+
+
+def _ends(fit: ScalingFit, later: pd.DataFrame, by: str) -> Floats:
+    """Largest compute [N] of the evaluations in `later` of a run, or of a recipe's runs; else 0."""
+    name = later["run"]
+    if by == "recipe":
+        name = name.map(dict(zip(fit.runs, np.array(fit.recipes)[fit.recipe_of_run], strict=True)))
+    return later.groupby(name)["compute"].max().reindex(fit.names(by), fill_value=0.0).to_numpy()
 
 
 def _panels(scene: _Scene) -> list[tuple[str, list[int]]]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import cycle
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
@@ -31,6 +34,8 @@ from rlx.scaling.style import (
     percent_ticks,
     tidy,
 )
+
+DASHES = ("-", "--", ":")  # of designs beyond the first colours
 
 
 def calibration(backtest: Backtest, *, prob: float = 0.9) -> Figure:
@@ -71,7 +76,7 @@ def calibration(backtest: Backtest, *, prob: float = 0.9) -> Figure:
         log_ticks(ax)
     handles: list[Artist] = [
         dot(color, linestyle="-", lw=0.9, label=f"from {percent(origin)} of compute")
-        for origin, color in zip(origins, COLORS, strict=False)
+        for origin, color in zip(origins, cycle(COLORS), strict=False)
     ]
     if scores["rare"].any():
         handles.append(dot(FAINT, mfc="white", label="covered too rarely"))
@@ -123,10 +128,14 @@ def power(table: pd.DataFrame) -> Figure:
         _power_panel(ax, rows, designs, "wrong" if null else "right")
         apart = f"{difference:g} apart" if quantity == "ceiling" else f"{difference:g}x apart"
         panel_title(ax, f"{quantity}: {'equal' if null else apart}")
-    for (seeds, points), color in zip(designs, COLORS, strict=False):
+    for i, (seeds, points) in enumerate(designs):
         label = f"{seeds} seed{'s' * (seeds > 1)}" + f" x {points} evaluations" * several
-        handles.append(Line2D([], [], color=color, linewidth=1.2, label=f"expected, {label}"))
-    handles.append(dot(INK, linestyle="none", label="right in simulated studies, +- 1 s.e."))
+        handles.append(Line2D([], [], **_line(i), label=f"expected, {label}"))
+    n = sorted({int(x) for x in table["studies"]})
+    many = f"{n[0]}" if len(n) == 1 else f"{n[0]} to {n[-1]}"
+    handles.append(
+        dot(INK, linestyle="none", label=f"right in {many} simulated studies, +- 1 s.e.")
+    )
     handles.append(dot(INK, linestyle="none", marker="x", label="wrong"))
     grid.flat[0].set_xscale("log")
     grid.flat[0].set_ylim(-0.04, 1.04)
@@ -137,12 +146,19 @@ def power(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def _line(i: int) -> dict[str, Any]:
+    """The style of design i."""
+    turn, color = divmod(i, len(COLORS))
+    return {"color": COLORS[color], "linestyle": DASHES[turn % len(DASHES)], "linewidth": 1.2}
+
+
 def _power_panel(ax: Axes, rows: pd.DataFrame, designs: list[tuple[int, int]], hoped: str) -> None:
     """One difference, with the designs side by side."""
-    for i, ((seeds, points), color) in enumerate(zip(designs, COLORS, strict=False)):
-        own = rows[(rows["seeds"] == seeds) & (rows["points"] == points)].sort_values("share")
+    for i, (seeds, points) in enumerate(designs):
+        own, color = rows[(rows["seeds"] == seeds) & (rows["points"] == points)], _line(i)["color"]
+        own = own.sort_values("share")
         x = own["share"] * 1.03 ** (i - (len(designs) - 1) / 2)
-        ax.plot(x, own["expected"], color=color, linewidth=1.2)
+        ax.plot(x, own["expected"], **_line(i))
         if hoped == "right":
             ends = (own["right"] + sign * own["mcse"] for sign in (-1, 1))
             ax.vlines(x, *(end.clip(0, 1) for end in ends), color=color, linewidth=0.9)
