@@ -99,7 +99,7 @@ ENVS = (
     *("guess", "calculator", "python_tool", "verifiers"),
 )
 ROUTERS = ("softmax", "sigmoid")
-DISPATCHES = ("sorted", "blocks", "dense")
+DISPATCHES = ("auto", "sorted", "blocks", "dense")
 ON_GRADE_ERROR = ("zero", "stop")
 GUARD_ACTIONS = ("none", "stop", "lower")
 KERNELS = ("auto", "repeatable", "fastest")
@@ -145,7 +145,7 @@ class ModelConfig(Section):
     tie_embeddings: bool = False
     path: str = ""  # folder or .gguf file of pretrained weights; it sets the fields above
     scan_layers: bool = False  # loop over one compiled layer: compiles sooner, moves more memory
-    moe_dispatch: str = "sorted"  # by expert (GPU: in blocks); dense: every expert on every token
+    moe_dispatch: str = "auto"  # sorted by expert, GPU: in blocks; dense: all experts, all tokens
     router_aux_coef: float = 0.0  # weight of the sequence-wise balance loss
     remat: bool = False  # recompute a layer's activations in the backward pass
     query_chunk: int = 0  # queries whose attention scores exist at once; 0: all
@@ -739,9 +739,16 @@ LABELS = ("recipe", "study", "axes")  # names of a run
 
 Options = dict[str, Any]  # values by name, such as "algo.loss"
 
+
+def _dispatch_of_platform(made: Options) -> Options:
+    """`sorted` meant blocks on a GPU, as `auto` does since 2026-11-27."""
+    by_platform = made.get("model.moe_dispatch") == "sorted"
+    return made | ({"model.moe_dispatch": "auto"} if by_platform else {})
+
+
 # One function per option whose meaning has changed: from the options of an older manifest to those
 # that compute the same today. A manifest records how many there were when it was written.
-MIGRATIONS: tuple[Callable[[Options], Options], ...] = ()
+MIGRATIONS: tuple[Callable[[Options], Options], ...] = (_dispatch_of_platform,)
 
 
 def config_sha(config: object) -> str:
@@ -768,10 +775,16 @@ def options(
     Missing options have their defaults, such as those newer than the manifest. migrations: the
     number of migrations that the manifest includes.
     """
+    made = migrated(config, migrations)
+    return {key: x for key, x in (_flat(_defaults(kind)) | made).items() if _computes(key)}
+
+
+def migrated(config: dict[str, Any], migrations: int) -> Options:
+    """The options, flat, that compute the same today."""
     made = _flat(json.loads(json.dumps(config, default=str)))  # as in a manifest
     for change in MIGRATIONS[migrations:]:
         made = change(made)
-    return {key: x for key, x in (_flat(_defaults(kind)) | made).items() if _computes(key)}
+    return made
 
 
 def difference(then: Options, now: Options) -> str:

@@ -6,8 +6,8 @@
     shared    + f_shared(x), for every token
 
 `sorted` orders the (token, expert) pairs by expert and multiplies each run of rows by its expert's
-matrices (jax.lax.ragged_dot), on a GPU in `blocks` (rlx.models.blocks); `dense` runs every expert
-on every token and masks. On a mesh each device does this for its own tokens, experts and columns
+matrices (jax.lax.ragged_dot), `blocks` does so in blocks of rows (rlx.models.blocks), and `dense`
+runs every expert on every token and masks. `auto` is blocks on a GPU, else sorted. On a mesh each device does this for its own tokens, experts and columns
 of F, and the results are summed over devices. A token's output does not depend on other tokens or
 on padding.
 
@@ -40,9 +40,10 @@ EXPERT_AXES = {
 
 
 def of_platform(config: ModelConfig, platform: str) -> ModelConfig:
-    """The configuration with `moe_dispatch=sorted` resolved for a platform of JAX."""
-    in_blocks = config.moe_dispatch == "sorted" and platform in ("gpu", "cuda")
-    return replace(config, moe_dispatch="blocks") if in_blocks else config
+    """The configuration with `moe_dispatch=auto` resolved for a platform of JAX."""
+    if config.moe_dispatch != "auto":
+        return config
+    return replace(config, moe_dispatch="blocks" if platform in ("gpu", "cuda") else "sorted")
 
 
 class Routed(NamedTuple):
@@ -107,7 +108,8 @@ def feed_forward(
 def _over_mesh(w, x_BTD, expert_BTK, inner_BTK, outer_BTK, dispatch: str):
     """The experts' sum; on a visible mesh, the sum over devices of each device's part."""
     in_blocks = partial(_in_blocks, n_experts=len(w["gate"]))
-    compute = {"sorted": _sorted, "blocks": in_blocks, "dense": _every_expert}[dispatch]
+    by_name = {"auto": _sorted, "sorted": _sorted, "blocks": in_blocks, "dense": _every_expert}
+    compute = by_name[dispatch]
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size <= 1:  # 0: none is visible
         return compute(w, x_BTD, expert_BTK, inner_BTK, outer_BTK, 0)

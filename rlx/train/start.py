@@ -22,7 +22,15 @@ from jax.sharding import Mesh
 
 from rlx import mesh as meshes
 from rlx.checkpoint import load_params
-from rlx.config import Config, EnvConfig, EpisodeConfig, ModelConfig, OptimConfig, RolloutConfig
+from rlx.config import (
+    Config,
+    EnvConfig,
+    EpisodeConfig,
+    ModelConfig,
+    OptimConfig,
+    RolloutConfig,
+    migrated,
+)
 from rlx.envs import base, text
 from rlx.envs.base import Env, TextTokenizer
 from rlx.envs.grading import Graders
@@ -60,8 +68,10 @@ def of_run(path: str | Path) -> dict[str, Any]:
         name = section.section.rstrip(".")
         known = {field.name for field in fields(section)}
         try:
-            given = manifest["config"][name].items()
-            made[name] = section(**{k: v for k, v in given if k in known})
+            now = migrated(manifest["config"], manifest.get("migrations", 0))
+            now = {k: now[f"{name}.{k}"] for k in known if f"{name}.{k}" in now}
+            given = manifest["config"][name] | now
+            made[name] = section(**{k: v for k, v in given.items() if k in known})
         except (KeyError, AttributeError, TypeError, InputError) as error:
             reason = f"its config.{name} is not the section of a run ({error})"
             remedy = "give the directory of a run of this project"

@@ -331,8 +331,9 @@ def test_routers_and_critic_are_float32_on_every_device():
 def test_a_gpu_has_blocks():
     for platform, dispatch in {"cpu": "sorted", "tpu": "sorted", "gpu": "blocks"}.items():
         assert transformer.of_platform(SOFTMAX, platform).moe_dispatch == dispatch
-    dense = replace(SOFTMAX, moe_dispatch="dense")
-    assert transformer.of_platform(dense, "gpu") == replace(dense, attention="xla")
+    for dispatch in ("sorted", "dense"):
+        named = replace(SOFTMAX, moe_dispatch=dispatch)
+        assert transformer.of_platform(named, "gpu") == replace(named, attention="xla")
 
 
 def test_sparse_layers_are_every_so_manieth():
