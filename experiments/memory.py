@@ -88,6 +88,7 @@ def traced(config: Config, prompt_tokens: int = 0, devices: Sequence | None = No
     from rlx.train import start, state, step, teacher
     from rlx.train.spec import names, numbers
 
+    start.check_trained(config)
     env, rollout, optim = start.make_env(config), config.rollout, config.optim
     P, U = rollout.prompts_per_step, prompt_tokens or env.max_prompt_tokens
     mesh = start.make_mesh(config, P // optim.microbatches, devices)

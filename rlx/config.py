@@ -150,7 +150,7 @@ class ModelConfig(Section):
     remat: bool = False  # recompute a layer's activations in the backward pass
     query_chunk: int = 0  # queries whose attention scores exist at once; 0: all
     attention: str = "auto"  # xla; fused, bfloat16: cudnn (GPU, scan_layers), splash (TPU)
-    param_dtype: str = "float32"  # parameters and the optimiser's moments
+    param_dtype: str = "float32"  # parameters; bfloat16: only of those that are not trained
     compute_dtype: str = "float32"  # activations, keys and values; float16 uses loss scaling
 
     section = "model."

@@ -192,6 +192,15 @@ BAD = [
     ("mesh.expert=2", r"mesh.expert=2: the model has no experts; leave it out"),
     ("model.router_aux_coef=0.1", r"model.router_aux_coef=0.1: the model has no experts; leave .*"),
     (
+        "model.param_dtype=bfloat16 model.compute_dtype=bfloat16",
+        r"model.param_dtype=bfloat16: updates below 1/256 of a trained parameter round to nothing; "
+        "use float32 with model.compute_dtype=bfloat16, or optim.lora_rank and model.path",
+    ),
+    (
+        "model.param_dtype=bfloat16 optim.lora_rank=2",  # its warm start trains them all
+        r"model.param_dtype=bfloat16: updates below 1/256 of a trained parameter round .*",
+    ),
+    (
         "model.attention=splash model.head_dim=64",
         r"model.attention=splash: it computes in bfloat16, not in model.compute_dtype=float32; "
         "use auto or xla",

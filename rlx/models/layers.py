@@ -35,7 +35,8 @@ AXES = {
 }
 
 
-EXACT = jax.lax.Precision.HIGHEST  # float32; by default an accelerator rounds factors to 8 or 11 bits
+# Of a float32 product; by default an accelerator rounds its factors to 8 or 11 bits.
+EXACT = jax.lax.Precision.HIGHEST
 
 
 def matmul(x: jax.Array, w: jax.Array, precision=None) -> jax.Array:

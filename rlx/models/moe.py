@@ -7,9 +7,9 @@
 
 `sorted` orders the (token, expert) pairs by expert and multiplies each run of rows by its expert's
 matrices (jax.lax.ragged_dot), `blocks` does so in blocks of rows (rlx.models.blocks), and `dense`
-runs every expert on every token and masks. `auto` is blocks on a GPU, else sorted. On a mesh each device does this for its own tokens, experts and columns
-of F, and the results are summed over devices. A token's output does not depend on other tokens or
-on padding.
+runs every expert on every token and masks; `auto` is blocks on a GPU, else sorted. On a mesh each
+device does this for its own tokens, experts and columns of F, and the results are summed over
+devices. A token's output does not depend on other tokens or on padding.
 
 Routing replay: the learner uses the experts that the sampler's router chose (arXiv 2510.11370),
 with weights from its own scores, through which the gradient flows.

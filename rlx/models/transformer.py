@@ -142,8 +142,8 @@ def init(key: jax.Array, config: ModelConfig, vocab_size: int) -> Params:
 
 
 def with_critic(params: Params) -> Params:
-    """`params` with a value head [D], initially 0: V = hidden . value."""
-    return {**params, "value": jnp.zeros_like(params["final_norm"])}
+    """`params` with a value head [D], float32, initially 0: V = hidden . value."""
+    return {**params, "value": jnp.zeros(params["final_norm"].shape)}
 
 
 def values(params: Params, hidden_BD: jax.Array) -> jax.Array:

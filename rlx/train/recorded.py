@@ -54,6 +54,7 @@ def recorded(
     another process is writing.
     """
     config = start.resolve(config)
+    start.check_trained(config)
     before = RunRecord(config.out, writes=False).manifest
     if before and (options := another(before, config)):
         reason = "holds a run of another configuration"

@@ -109,6 +109,15 @@ def adopted(config: Config) -> Config:
     return replace(config, model=model, env=replace(config.env, tokenizer=tokenizer))
 
 
+def check_trained(config: Config) -> None:
+    """Raises InputError if what a run or its own warm start trains is bfloat16."""
+    own = not config.model.path and config.warm_start.steps
+    if config.model.param_dtype != "float32" and (own or not config.optim.lora_rank):
+        reason = "updates below 1/256 of a trained parameter round to nothing"
+        remedy = "use float32 with model.compute_dtype=bfloat16, or optim.lora_rank and model.path"
+        config.refuse("model.param_dtype", reason, remedy)
+
+
 def make_mesh(config: Config, prompts: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """As rlx.mesh.make_mesh. Raises InputError also if devices cannot share the work equally."""
     mesh = meshes.make_mesh(config.mesh, prompts, devices)
@@ -243,7 +252,8 @@ def _policy_of(
             lambda p: lora.init(jax.random.key(0), p, source["optim"].lora_rank), shapes
         )
     if value_head:
-        trained = {**trained, "value": shapes["final_norm"]}  # same shape
+        value = jax.ShapeDtypeStruct(shapes["final_norm"].shape, "float32")
+        trained = {**trained, "value": value}
     layout = meshes.of_params(mesh, trained, lora.logical_axes(trained))
     like = meshes.shapes(trained, layout)
     got = load_params(run, like, step)
