@@ -33,11 +33,11 @@ from flax import struct
 from rlx import mesh as meshes
 from rlx.config import ModelConfig
 from rlx.errors import InputError
+from rlx.objectives.logprobs import NEVER
 
 FUSED = {"gpu": "cudnn", "cuda": "cudnn", "tpu": "splash"}
 HEAD_DIMS = {"cudnn": range(8, 129, 8), "splash": (64, 128)}
 TILE = {"cudnn": 64, "splash": 128}  # a fused kernel takes full tiles of columns
-NEVER = -1e30  # finite: a fully masked row gives a uniform average instead of NaN
 
 
 def of_platform(config: ModelConfig, platform: str) -> ModelConfig:
@@ -236,7 +236,7 @@ def _in_chunks(x, chunk: int, axis: int):
 
 
 def _weighted(q_PKGrTH, kv, bounds) -> jax.Array:
-    """One softmax over the columns of all blocks."""
+    """One softmax over the columns of all blocks; a uniform average where no column is seen."""
     scale, dtype = q_PKGrTH.shape[-1] ** -0.5, kv[0][1].dtype
     products = ("pkgrth,pksh->pkgrts", "pkgrth,pkgsh->pkgrts")
     scores = []

