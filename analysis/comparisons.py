@@ -20,8 +20,9 @@ from analysis.cells import COLOR_OF
 from analysis.drawing import METHODS, Drawing
 from analysis.studies import SMOOTHED, read_table, tables
 from rlx.scaling import Evals, ScalingFit
+from rlx.scaling.effects import MARGIN_A, MARGIN_COMPUTE
 from rlx.scaling.paths import HORIZON
-from rlx.scaling.plot.forests import MARGIN_A, MARGIN_COMPUTE, forest, stretch
+from rlx.scaling.plot.forests import forest, stretch
 from rlx.scaling.style import (
     INK,
     Color,

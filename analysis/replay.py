@@ -131,7 +131,7 @@ class Study:
         frame = self.evals.frame
         cell = {run: name for name, runs in self.cells.items() for run in runs}
         most = frame["run"].map(lambda run: stands[cell[run]] * self.full[run])
-        return self.evals._with_rows(frame["compute"] <= most * (1 + 1e-9))
+        return self.evals.with_rows(frame["compute"] <= most * (1 + 1e-9))
 
     def end(self) -> float:
         """Where the baseline ended."""

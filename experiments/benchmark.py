@@ -71,7 +71,6 @@ DRIVERS = {  # of the posterior
 }
 POINTS = 3  # at which log densities are compared
 DENSITY_RTOL = 1e-9
-MAX_RHAT, MIN_ESS = 1.01, 400  # of a converged posterior
 
 
 @dataclass(frozen=True)
@@ -412,6 +411,8 @@ def time_fits(systems: list[str], options: FitOptions) -> tuple[dict, dict]:
 
 def fit_line(rows: list[dict]) -> dict:
     """The summary of one system's fits, the cold one first."""
+    from rlx.scaling.draws import MAX_RHAT, MIN_ESS
+
     cold, *warm = rows
     rhat, ess = max(row["rhat"] for row in rows), min(row["ess"] for row in rows)
     divergences = sum(row["divergences"] for row in rows)

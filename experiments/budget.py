@@ -151,7 +151,7 @@ class Rounds:
             step = max(row["step"] for row in run.rows if row["compute"] <= last[name])
             full[name] = run.rows[-1]["compute"] if run.ended else run.full_cost(last[name], step)
         evals = self.evals()
-        evals = evals._with_rows(evals.frame["compute"] <= evals.frame["run"].map(last))
+        evals = evals.with_rows(evals.frame["compute"] <= evals.frame["run"].map(last))
         count = evals.frame["run"].value_counts().reindex(list(runs), fill_value=0)
         if count.min() < LEAST:
             reason = (

@@ -45,8 +45,8 @@ Floats = NDArray[np.float64]
 SiteDraws = dict[str, Floats]  # [chain, draw, ...]
 
 CHAINS, WARMUP, DRAWS, MAX_ROUNDS = 4, 100, 450, 8
+MAX_RHAT, MIN_ESS, MIN_BFMI = 1.01, 400, 0.3  # as in `draws`, which does not import JAX
 ACCEPTS = (0.9, 0.97, 0.99)  # target acceptance; the next one after a divergence
-MAX_RHAT, MIN_ESS, MIN_BFMI = 1.01, 400, 0.3
 MODE_ROUNDS, MODE_STEP = 8, 0.02  # relinearise until no theta moves further than this
 MAX_DENSE = 1000  # dimensions up to which the whole curvature is computed
 SMALL, CURVATURE_FLOOR = 1e-4, 0.2

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from rlx.scaling.draws import Draws
+from rlx.scaling.draws import MAX_RHAT, MIN_BFMI, MIN_ESS, Draws
 from rlx.scaling.fate import LAST, fallen, has_risen
 from rlx.scaling.infer import best_curve, evidence
 from rlx.scaling.parameters import gained, prior_share
@@ -179,11 +179,20 @@ def sampler_table(fit: Draws) -> pd.DataFrame:
     if a["method"] == "laplace":
         return pd.DataFrame(columns=["diagnostic", "value", "bound", "ok", "remedy"])
     rows = [
-        ("rhat", a["rhat"], "at most 1.01", a["rhat"] <= 1.01, "another seed, or more data"),
-        ("ess", a["ess"], "at least 400, bulk and tail", a["ess"] >= 400, "another seed"),
+        (
+            "rhat", a["rhat"], f"at most {MAX_RHAT:g}", a["rhat"] <= MAX_RHAT,
+            "another seed, or more data",
+        ),
+        (
+            "ess", a["ess"], f"at least {MIN_ESS}, bulk and tail", a["ess"] >= MIN_ESS,
+            "another seed",
+        ),
         ("divergences", a["divergences"], "none", a["divergences"] == 0, "tighter priors"),
-        ("bfmi", a["bfmi"], "above 0.3", a["bfmi"] > 0.3, "tighter priors of the sds"),
-    ]
+        (
+            "bfmi", a["bfmi"], f"above {MIN_BFMI:g}", a["bfmi"] > MIN_BFMI,
+            "tighter priors of the sds",
+        ),
+    ]  # fmt: skip
     return pd.DataFrame(rows, columns=["diagnostic", "value", "bound", "ok", "remedy"])
 
 

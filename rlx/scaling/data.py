@@ -156,7 +156,7 @@ class Evals:
         if unknown:
             remedy = f"use names among {', '.join(self.runs[:8])}"
             raise InputError("runs", ", ".join(unknown), "no such run", remedy)
-        return self._with_rows(self.frame["run"].isin(runs))
+        return self.with_rows(self.frame["run"].isin(runs))
 
     def rename(self, names: Mapping[str, str]) -> Evals:
         """The runs under other names, and with them recipes that are called after a run.
@@ -176,11 +176,17 @@ class Evals:
         A run without evaluations there is left out. Raises InputError if all are, or unless one of
         the two is given.
         """
-        return self._with_rows(self._early(compute, share))
+        return self.with_rows(self._early(compute, share))
 
     def after(self, compute: float | None = None, *, share: float | None = None) -> Evals:
         """The complement of `until`."""
-        return self._with_rows(~self._early(compute, share))
+        return self.with_rows(~self._early(compute, share))
+
+    def with_rows(self, keep: pd.Series) -> Evals:
+        """The rows where `keep`. Raises InputError if there are none."""
+        if not keep.any():
+            raise InputError("data", self.title, "no evaluation is left", "cut elsewhere")
+        return replace(self, frame=self.frame[keep].reset_index(drop=True))
 
     def sha256(self) -> str:
         """Hex digest of the frame and the names of the axes, not of labels and notes.
@@ -229,11 +235,6 @@ class Evals:
             remedy = "subtract its first value, name another with compute=, or cut later"
             raise InputError("data", self.title, reason, remedy)
         return early
-
-    def _with_rows(self, keep: pd.Series) -> Evals:
-        if not keep.any():
-            raise InputError("data", self.title, "no evaluation is left", "cut elsewhere")
-        return replace(self, frame=self.frame[keep].reset_index(drop=True))
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:

@@ -28,6 +28,7 @@ from rlx.scaling.priors import NUMPY, Priors, prior_theta
 
 Floats = NDArray[np.float64]
 
+MAX_RHAT, MIN_ESS, MIN_BFMI = 1.01, 400, 0.3  # bounds of a sampler that has converged
 FARTHEST = 30.0  # bound of a, c and b, beyond which exp would overflow
 
 
@@ -146,9 +147,9 @@ class Draws:
 
     @property
     def converged(self) -> bool:
-        """R-hat <= 1.01, bulk and tail effective samples >= 400, no divergence, E-BFMI > 0.3."""
+        """R-hat, bulk and tail effective samples and E-BFMI within bounds, and no divergence."""
         a = self.attrs
-        good = a["rhat"] <= 1.01 and a["ess"] >= 400 and a["bfmi"] > 0.3
+        good = a["rhat"] <= MAX_RHAT and a["ess"] >= MIN_ESS and a["bfmi"] > MIN_BFMI
         return bool(good and a["divergences"] == 0)
 
     def unsafe(self) -> Self:

@@ -14,6 +14,8 @@ from rlx.scaling.paths import ceiling, reach
 
 Floats = NDArray[np.float64]
 
+MARGIN_A, MARGIN_COMPUTE = 0.02, 0.10  # differences that count: of a pass rate, of a ratio
+
 QUANTITIES = ("dA", "compute_ratio", "pace_ratio", "dlogC_mid", "B_ratio", "B_tail_ratio")
 
 
@@ -22,8 +24,8 @@ def effects(
     axis: str,
     *,
     reference: object = None,
-    margin_A: float = 0.02,
-    margin_compute: float = 0.10,
+    margin_A: float = MARGIN_A,
+    margin_compute: float = MARGIN_COMPUTE,
     target: float | None = None,
     prob: float = 0.9,
     decide: float = 0.9,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -13,6 +15,8 @@ from rlx.scaling.parameters import prior_share
 from rlx.scaling.paths import paths
 
 Floats = NDArray[np.float64]
+
+MAX_CELLS = 10_000_000  # draws x curves x computes at once
 
 
 def curve(
@@ -55,6 +59,20 @@ def predict(
     return fit.label(np.clip(x, 0, 1), by, compute=compute_C).assign_coords(
         extrapolation=((by, "compute"), compute_C / fit.last_compute(by)[:, None])
     )
+
+
+def bands(
+    fit: Draws, compute_C: Floats, by: str, prob: float = 0.9, *, new: bool = False
+) -> Floats:
+    """Lower, median and upper quantile [3, N, C] of `curve`, or if `new` of `predict`, by parts of
+    at most MAX_CELLS numbers."""
+    sizes = fit.tree["posterior"].sizes
+    cells = sizes["chain"] * sizes["draw"] * len(fit.names(by)) * len(compute_C)
+    points = ((1 - prob) / 2, 0.5, (1 + prob) / 2)
+    ask = predict if new else curve
+    parts = np.array_split(compute_C, math.ceil(cells / MAX_CELLS))
+    drawn = (ask(fit, part, by).values for part in parts)
+    return np.concatenate([np.quantile(x, points, axis=(0, 1)) for x in drawn], axis=-1)
 
 
 def predictive(

@@ -47,6 +47,8 @@ from rlx.scaling.backtest import (
 )
 from rlx.scaling.check import Check
 from rlx.scaling.data import Evals
+from rlx.scaling.effects import MARGIN_A, MARGIN_COMPUTE
+from rlx.scaling.forecast import bands
 from rlx.scaling.paths import HORIZON
 from rlx.scaling.posterior import ScalingFit
 from rlx.scaling.recorded import configurations, other_axes
@@ -58,11 +60,9 @@ TEMPLATE = Path(__file__).with_name("template")
 SCRIPTS = ("words", "forest", "curves", "chart", "sections")  # .js, one after another
 PROB = 0.9  # of all intervals
 GRID_POINTS = 64  # of a drawn curve
-MAX_CELLS = 10_000_000  # draws x curves x points at once
 BUDGETS = (0.5, 1.0, 2.0)  # multiples of the largest fitted compute
 TARGET_STEPS = (0.01, 0.02, 0.05, 0.1)  # between pass rates whose cost is shown
 MOST_TARGETS = 12
-MARGIN_A, MARGIN_COMPUTE = 0.02, 0.10  # differences that count, as in fit.effects
 
 
 def report_page(
@@ -299,21 +299,10 @@ def window_of(window: Window, fit: ScalingFit, grid_C: Floats) -> Json:
         some = place[by]
         out[by] = {
             "last": own.last_compute(by)[some],
-            "curve": np.round(bands(own, grid_C, by)[:, some], 4),
-            "new": np.round(bands(own, grid_C, by, new=True)[::2, some], 4),
+            "curve": np.round(bands(own, grid_C, by, PROB)[:, some], 4),
+            "new": np.round(bands(own, grid_C, by, PROB, new=True)[::2, some], 4),
         }
     return out
-
-
-def bands(fit: ScalingFit, grid_C: Floats, by: str, *, new: bool = False) -> Floats:
-    """Quantiles [Q, N, C] of `fit.curve`, or of new evaluations, `fit.predict`."""
-    sizes = fit.tree["posterior"].sizes
-    cells = sizes["chain"] * sizes["draw"] * len(fit.names(by)) * len(grid_C)
-    points = ((1 - PROB) / 2, 0.5, (1 + PROB) / 2)
-    ask = fit.predict if new else fit.curve
-    pieces = np.array_split(grid_C, math.ceil(cells / MAX_CELLS))
-    parts = [np.quantile(ask(piece, by).values, points, axis=(0, 1)) for piece in pieces]
-    return np.concatenate(parts, axis=-1)
 
 
 def ceilings_of(fit: ScalingFit) -> list[Json]:

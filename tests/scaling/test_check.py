@@ -6,12 +6,18 @@ import numpy as np
 import pytest
 from scipy.stats import chi2, norm
 
+from rlx.scaling import bayes, draws
 from rlx.scaling.residuals import directions, residual_tests
 from tests.scaling.drawn import C_POINTS, R0, X, posterior
 from tests.scaling.hand import hand_fit
 
 SURE = [(0.6, 1.0, 1.5), (0.61, 1.0, 1.5), (0.6, 1.02, 1.5), (0.61, 1.02, 1.5)]
 VAGUE = [(0.45, 1.0, 1.5), (0.95, 9.0, 1.5), (0.35, 0.5, 1.5), (0.99, 12.0, 1.5)]
+
+
+def test_the_sampler_stops_by_the_bounds_of_the_check():
+    names = ("MAX_RHAT", "MIN_ESS", "MIN_BFMI")
+    assert [getattr(bayes, name) for name in names] == [getattr(draws, name) for name in names]
 
 
 def test_a_good_fit_has_no_problems():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from rlx.errors import InputError
 from rlx.scaling.data import Evals
+from rlx.scaling.forecast import bands
 from rlx.scaling.paths import HORIZON
 from rlx.scaling.plot.shared import Floats, apart, cells, colors, interval, truths
 from rlx.scaling.posterior import ScalingFit
@@ -42,7 +42,6 @@ from rlx.scaling.style import (
 SEEN, AHEAD, NEW = 0.40, 0.22, 0.14  # opacity of the bands
 OVERLAID = 4  # recipes that share a panel; more get panels of their own
 GRID_POINTS = 80  # of a drawn curve
-MAX_CELLS = 10_000_000  # draws x curves x points at once
 
 
 def curves(
@@ -125,11 +124,6 @@ def _scene(fit: ScalingFit, held_out: Evals | None, horizon: float, by: str, pro
     end_N = np.maximum(horizon * last_N, _ends(fit, later, by))
     ends = (positive.min(), end_N.max())
     compute_C = np.unique(np.r_[np.geomspace(*ends, GRID_POINTS), last_N, end_N])
-    sizes = fit.tree["posterior"].sizes
-    size = sizes["chain"] * sizes["draw"] * len(names) * len(compute_C)
-    pieces = np.array_split(compute_C, math.ceil(size / MAX_CELLS))
-    curve_QNC = [interval(fit.curve(piece, by).values, prob) for piece in pieces]
-    new_QNC = [interval(fit.predict(piece, by).values, prob) for piece in pieces]
     base, level = cells(fit)
     return _Scene(
         fit=fit,
@@ -138,8 +132,8 @@ def _scene(fit: ScalingFit, held_out: Evals | None, horizon: float, by: str, pro
         seen=seen,
         later=later,
         compute_C=compute_C,
-        curve_QNC=np.concatenate(curve_QNC, -1),
-        new_QNC=np.concatenate(new_QNC, -1),
+        curve_QNC=bands(fit, compute_C, by, prob),
+        new_QNC=bands(fit, compute_C, by, prob, new=True),
         last_N=last_N,
         end_N=end_N,
         A_QJ=interval(fit.param("A").values, prob),

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from rlx.errors import InputError
+from rlx.scaling.effects import MARGIN_A, MARGIN_COMPUTE
 from rlx.scaling.paths import HORIZON
 from rlx.scaling.plot.shared import CEILING, Floats, colors, conditions, interval, labels, truths
 from rlx.scaling.posterior import ScalingFit
@@ -30,9 +31,6 @@ from rlx.scaling.style import (
     tidy,
     title,
 )
-
-MARGIN_A, MARGIN_COMPUTE = 0.02, 0.10  # differences that count, as in fit.effects
-
 
 # ------------------------------------------------------------------ ceilings
 
