@@ -54,7 +54,6 @@ def recorded(
     another process is writing.
     """
     config = start.resolve(config)
-    start.check_trained(config)
     before = RunRecord(config.out, writes=False).manifest
     if before and (options := another(before, config)):
         reason = "holds a run of another configuration"
@@ -63,6 +62,7 @@ def recorded(
     if before.get("status") == "done" or stopped_so(before, config):
         RunRecord(config.out, writes=False).refuse_changed(before.get("rows", {"offsets": {}}))
         return before
+    start.check_trained(config)
     env = start.make_env(config)
     mesh = start.make_mesh(config, config.rollout.prompts_per_step // config.optim.microbatches)
     scorer = start.load_scorer(config, env, mesh)
