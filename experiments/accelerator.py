@@ -13,8 +13,8 @@ the minutes and writes its results to DIR/PART.json as it goes; a table is print
     decode    ms per token of all slots, and the time in which the device copies the weights and
               the filled columns
     update    ms per update, and its share of the FLOP/s of a bfloat16 product (flops.train_flops;
-              recomputation by `remat` does not count); layers scanned and unrolled
-    kernels   device time of a decoding chunk and an update by kernel, from a profile
+              recomputation by `remat` does not count); layers scanned and unrolled. Like decode,
+              with the device time of one by kernel, from a profile
     runs      of a small model and of a language model: two runs of one seed, and one that is killed
               and resumed; whether rows and newest checkpoints agree bit for bit; seconds of
               compilation and to the first update, with and without cached programs
@@ -194,7 +194,7 @@ def decode(options: Options, out: Path) -> Iterator[dict[str, Any]]:
         start = time.perf_counter()
         generator.begin(weights, 1)
         generator.collect()
-        compile_s, steps = time.perf_counter() - start, 0
+        compile_s = time.perf_counter() - start
         first = int(generator.count_W[0])
         spent = until_idle(generator, weights, chunk)
         steps = int(generator.count_W[0]) - first
@@ -227,6 +227,24 @@ def until_idle(generator, weights, chunk: int) -> float:
     return time.perf_counter() - start
 
 
+def random_batch(work: Workload, vocab: int):
+    """Tokens, rewards and a uniform behaviour policy."""
+    from rlx.types import Batch
+
+    (P, G), (U, T) = work.batch, work.learned
+    rng, B = np.random.default_rng(0), P * G
+    return Batch(
+        prompt_PU=rng.integers(0, vocab, (P, U)).astype(np.int32),
+        prompt_length_P=np.full(P, U, np.int32),
+        completion_BT=rng.integers(0, vocab, (B, T)).astype(np.int32),
+        mask_BT=np.ones((B, T), np.float32),
+        behavior_logp_BT=np.full((B, T), -math.log(vocab), np.float32),
+        behavior_value_BT=np.zeros((B, T), np.float32),
+        reward_PG=rng.normal(size=(P, G)).astype(np.float32),
+        keep_P=np.ones(P, np.float32),
+    )
+
+
 def update(options: Options, out: Path) -> Iterator[dict[str, Any]]:
     import jax
 
@@ -236,23 +254,12 @@ def update(options: Options, out: Path) -> Iterator[dict[str, Any]]:
     from rlx.train.spec import names, numbers
     from rlx.train.state import init_state
     from rlx.train.step import make_train_step
-    from rlx.types import Batch
 
     _, rate = found_floors(out)
     mesh = make_mesh(MeshConfig(data=1))
     for work in chosen(options):
         as_written, (P, G), (U, T) = model_of(work), work.batch, work.learned
-        rng, B = np.random.default_rng(0), P * G
-        batch = Batch(
-            prompt_PU=rng.integers(0, as_written.vocab_size, (P, U)).astype(np.int32),
-            prompt_length_P=np.full(P, U, np.int32),
-            completion_BT=rng.integers(0, as_written.vocab_size, (B, T)).astype(np.int32),
-            mask_BT=np.ones((B, T), np.float32),
-            behavior_logp_BT=np.full((B, T), -math.log(as_written.vocab_size), np.float32),
-            behavior_value_BT=np.zeros((B, T), np.float32),
-            reward_PG=rng.normal(size=(P, G)).astype(np.float32),
-            keep_P=np.ones(P, np.float32),
-        )
+        batch = random_batch(work, as_written.vocab_size)
         loops = dict.fromkeys((as_written.scan_layers, False))
         for scans, head_dtype in itertools.product(loops, ("float32", "bfloat16")):
             model = model_of(work, scan_layers=scans)
@@ -282,7 +289,7 @@ def update(options: Options, out: Path) -> Iterator[dict[str, Any]]:
             yield {
                 "what": work.model, "head_dtype": head_dtype, "attention": model.attention,
                 "layers": "scanned" if scans else "unrolled", "batch": [P, G], "tokens": [U, T],
-                "ms": 1e3 * spent, "tok_s": B * T / spent,
+                "ms": 1e3 * spent, "tok_s": P * G * T / spent,
                 "mfu": cost / spent / rate, "compile_s": compile_s,
             }  # fmt: skip
             name = f"{work.model} update, {head_dtype}{', scanned' * scans}"

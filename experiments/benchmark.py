@@ -13,8 +13,6 @@ decoder, initial weights, prompts, group size, length limit and stop token, and 
 times `repeats` batches each. rlx's sampler time includes filling slots and grading, its step time
 also the metrics row on disk. `learner rival=packed` compares rlx with and without `optim.pack`.
 
-For fit, one JSON line per system, each in its own process, for the posterior of one simulated
-
 Of fit, one JSON line per system, each a process of its own, for the posterior of one simulated
 study (experiments.calibration, variant "well", `size` recipes x seeds x evaluations):
 
@@ -209,30 +207,34 @@ def rlx_system(what: str, options: Options):
         box["pack"] = pack
         return list(zip(*(once(what) for _ in range(repeats)), strict=True))
 
-    weights = {name: np.asarray(params[name]) for name in ("embed", "final_norm", "head")}
-    for i, layer in enumerate(params["layers"]):
-        weights |= {f"layers.{i}.{name}": np.asarray(w) for name, w in layer.items()}
-    path = record.path / "weights.npz"
-    np.savez(path, **weights)
-    names = ("d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "rope_theta")
-    sizes = {name: getattr(model, name) for name in (*names, "norm_eps", "tie_embeddings")}
-    set_up = {
-        "weights": str(path),
-        "model": {**sizes, "vocab_size": env.tokenizer.vocab_size},
-        "prompts": [env.tokenizer.encode(problem.prompt) for problem in env.train],
-        "group_size": config.rollout.group_size,
-        "max_new_tokens": T,
-        "pad_id": env.tokenizer.pad_id,
-        "stop_id": env.tokenizer.stop_id,
-        "temperature": config.rollout.temperature,
-        "learning_rate": config.optim.learning_rate,
-        "threads": options.threads,
-        "is_cap": config.algo.is_cap,
-    }
+    set_up = for_rival(config, env, params, record.path / "weights.npz", options.threads)
     timed("step", 3)  # compile
     if options.rival == "packed":
         timed("learner", 2, pack=True)
     return timed, set_up
+
+
+def for_rival(config, env, params, path: Path, threads: int) -> dict:
+    """The set-up line of a rival (experiments/rivals/protocol.py); weights are saved at `path`."""
+    weights = {name: np.asarray(params[name]) for name in ("embed", "final_norm", "head")}
+    for i, layer in enumerate(params["layers"]):
+        weights |= {f"layers.{i}.{name}": np.asarray(w) for name, w in layer.items()}
+    np.savez(path, **weights)
+    names = ("d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "rope_theta")
+    sizes = {name: getattr(config.model, name) for name in (*names, "norm_eps", "tie_embeddings")}
+    return {
+        "weights": str(path),
+        "model": {**sizes, "vocab_size": env.tokenizer.vocab_size},
+        "prompts": [env.tokenizer.encode(problem.prompt) for problem in env.train],
+        "group_size": config.rollout.group_size,
+        "max_new_tokens": config.rollout.max_new_tokens,
+        "pad_id": env.tokenizer.pad_id,
+        "stop_id": env.tokenizer.stop_id,
+        "temperature": config.rollout.temperature,
+        "learning_rate": config.optim.learning_rate,
+        "threads": threads,
+        "is_cap": config.algo.is_cap,
+    }
 
 
 def environment(name: str) -> Path:

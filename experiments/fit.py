@@ -337,6 +337,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = parse(sys.argv[1:] if argv is None else argv)
         options = {option.name: getattr(config, option.name) for option in fields(config)}
+        if config.method != "point":
+            from rlx import compilation  # imports JAX
+
+            compilation.keep_programs()
         run(options.pop("data"), Path(options.pop("out")), **options)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

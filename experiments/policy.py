@@ -5,15 +5,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, make_dataclass, replace
+from dataclasses import asdict, make_dataclass
 from typing import Any, NamedTuple
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
 
 from experiments import train
 from experiments.options import own_options
 from rlx.config import Config
 from rlx.errors import InputError
 
-SECTIONS = ("env", "rollout", "episode")  # taken from the run, unless a word overrides them
+SECTIONS = ("env", "rollout", "episode")  # those of the run
 
 
 class Policy(NamedTuple):
@@ -35,22 +39,41 @@ class Policy(NamedTuple):
 def composed(words: Sequence[str]) -> Config:
     """The configuration that `experiments.train` would run with these words.
 
-    If `model.path` is a run, its sections `env`, `rollout` and `episode` are used, unless a word
-    names them, and so is its `algo.reward_model`, which may be the judge.
+    If `model.path` is a run, words change its sections `env`, `rollout` and `episode` in place of
+    the defaults; with `env=NAME` or `env.name=NAME`, another task, nothing of its `env` is left.
+    Its `algo.reward_model`, which may be the judge, is used unless a word names another.
     """
-    config = train.composed(words)
-    if not config.model.path:
+    node = train.node_of(words)
+    if not node.model.path:
         raise InputError("model.path", "", "no policy given", "give a run, a folder or a file")
     from rlx.train import start
 
-    if start.is_run(config.model.path):
-        run = start.of_run(config.model.path)
-        named = {word.lstrip("+~").partition("=")[0].split(".")[0] for word in words}
-        config = replace(config, **{name: run[name] for name in SECTIONS if name not in named})
-        if not any(word.startswith("algo.reward_model=") for word in words):
-            judge = run["config"]["algo"].get("reward_model", config.algo.reward_model)
-            config = replace(config, algo=replace(config.algo, reward_model=judge))
-    return start.resolve(config)
+    if start.is_run(node.model.path):
+        run = start.of_run(node.model.path)
+        overrides = OverridesParser.create().parse_overrides(list(words))
+        keys = [override.key_or_group for override in overrides]
+        for name in SECTIONS:
+            if name not in keys and f"{name}.name" not in keys:
+                node[name] = changed(run[name], overrides)
+        if "algo.reward_model" not in keys:
+            judge = run["config"]["algo"].get("reward_model", node.algo.reward_model)
+            node.algo.reward_model = judge
+    return start.resolve(train.to_config(node))
+
+
+def changed(section: Any, overrides: Sequence[Override]) -> DictConfig:
+    """A section of a run, with the words among `overrides` that name its options."""
+    node = OmegaConf.merge(train.schema(type(section)), asdict(section))
+    for override in overrides:
+        key = override.key_or_group.removeprefix(section.section)
+        if key == override.key_or_group:
+            continue
+        if override.is_delete():
+            parent, _, last = key.rpartition(".")
+            OmegaConf.select(node, parent).pop(last, None)
+        else:
+            OmegaConf.update(node, key, override.value())
+    return node
 
 
 def main(look: Callable[[Policy, dict[str, Any]], None], own: dict[str, Any]) -> int:

@@ -18,6 +18,7 @@ import pandas as pd
 
 import rlx.scaling as sc
 from experiments.options import exit_status, read_options
+from rlx import compilation
 from rlx.scaling import plot
 from rlx.scaling.power import BASE
 
@@ -67,6 +68,7 @@ def main(argv: Sequence[str]) -> None:
     options = asdict(read_options(Options, argv))
     base = {name: options.pop(name) for name in BASE}
     out = options.pop("out")
+    compilation.keep_programs()
     table = sc.power(base, progress=True, **options)
     out.mkdir(parents=True, exist_ok=True)
     table.to_csv(out / "power.csv", index=False, float_format="%.4g")

@@ -95,10 +95,15 @@ def placed(config: Config) -> Config:
     return replace(config, axes={**config.axes, **levels}, out=out)
 
 
-def composed(words: Sequence[str]) -> Config:
-    """The configuration of these words, for commands that do not train."""
+def node_of(words: Sequence[str]) -> DictConfig:
+    """The configuration of these words, not yet checked, for commands that do not train."""
     with hydra.initialize_config_dir(CONF, version_base="1.3"):
-        return to_config(hydra.compose("config", ["recipe=none", "out=none", *words]))
+        return hydra.compose("config", ["recipe=none", "out=none", *words])
+
+
+def composed(words: Sequence[str]) -> Config:
+    """The same, checked."""
+    return to_config(node_of(words))
 
 
 refused: list[Exception] = []  # bad input of a single run

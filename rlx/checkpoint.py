@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from rlx import processes
 from rlx.config import CheckpointConfig, Config, another, identity
 from rlx.errors import InputError
 
@@ -174,7 +175,7 @@ class Checkpoints:
         self, directory: Path, config: CheckpointConfig, of: Config | None = None, alone=False
     ):
         """of: the run's configuration; checkpoints of another are refused. alone: one process."""
-        self.directory, self.of = directory.absolute(), of
+        self.directory, self.of, self.alone = directory.absolute(), of, alone
         self.config, self.saved_s = config, time.monotonic()
         self.directory.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(
@@ -212,6 +213,7 @@ class Checkpoints:
         """
         steps = sorted(self.manager.all_steps(), reverse=True)
         for step, before in itertools.pairwise([*steps, 0]):
+            damage = ""
             try:
                 parts = ocp.args.Composite(host=ocp.args.StandardRestore())
                 host = unpack(self.manager.restore(step, args=parts).host["blob"])
@@ -220,15 +222,16 @@ class Checkpoints:
                 parts = ocp.args.Composite(device=ocp.args.StandardRestore(like))
                 device = self.manager.restore(step, args=parts).device
                 _verify(device, written)
-                return step, device, host
             except InputError:
                 raise
             except Exception as error:  # anything that a damaged file makes Orbax or NumPy raise
                 _raise_if_no_damage(error)
-                path = self.directory / str(step)
+                path, damage = self.directory / str(step), _first_line(error) or "no reason given"
                 then = f"checkpoint {before} is used" if before else "the run starts again"
-                print(f"{path}: cannot be read ({_first_line(error)}); set aside, {then}")
-                self._set_aside(step)
+                print(f"{path}: cannot be read ({damage}); set aside, {then}")
+            if not (damage if self.alone else processes.any_of(bool(damage))[0]):
+                return step, device, host
+            self._set_aside(step)
         return None
 
     def _refuse_others(self, step: int, run: dict[str, Any] | None, like: Any) -> None:
@@ -251,9 +254,13 @@ class Checkpoints:
             raise InputError("out", self.directory.parent, reason, remedy)
 
     def _set_aside(self, step: int) -> None:
-        names = [f"damaged-{step}", *(f"damaged-{step}-{n}" for n in range(2, 1000))]
-        free = [name for name in names if not (self.directory / name).exists()]
-        (self.directory / str(step)).rename(self.directory / free[0])
+        """Rename it; of several processes the writer does."""
+        if self.alone or processes.is_writer():
+            names = [f"damaged-{step}", *(f"damaged-{step}-{n}" for n in range(2, 1000))]
+            free = [name for name in names if not (self.directory / name).exists()]
+            (self.directory / str(step)).rename(self.directory / free[0])
+        if not self.alone:
+            processes.wait(f"set aside {step}")
         self.manager.reload()
 
     def close(self) -> None:

@@ -48,10 +48,15 @@ def prepare(config: Config) -> None:
     if asked(config) == "repeatable" and _gpu_plugin():
         _set_flags()
     use_every_core()
+    keep_programs(config.compile.cache)
+
+
+def keep_programs(cache: str = "auto") -> None:
+    """Store compiled programs in the directory `compile.cache`, and read them there."""
     _write_whole()
-    if config.compile.cache == "none":
+    if cache == "none":
         jax.config.update("jax_compilation_cache_dir", None)
-    elif directory := programs(config):
+    elif directory := programs(cache):
         _prune(directory)
         jax.config.update("jax_compilation_cache_dir", str(directory))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # small ones add up
@@ -142,14 +147,13 @@ def use_every_core() -> None:
 # ------------------------------------------------------------------------------------- programs
 
 
-def programs(config: Config) -> Path | None:
+def programs(cache: str) -> Path | None:
     """The directory of compiled programs.
 
     `auto`: $XDG_CACHE_HOME/rlx/MACHINE, one directory per kind of processor, because CPU programs
     are machine code. None if that cannot be written, or if JAX_COMPILATION_CACHE_DIR sets another.
     Raises InputError if the option names a directory that cannot be written.
     """
-    cache = config.compile.cache
     if cache == "auto" and os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return None
     if cache != "auto":

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from typing import Any, NoReturn
 
@@ -115,7 +115,7 @@ class ModelConfig(Section):
     n_kv_heads: int = 2
     head_dim: int = 16
     d_ff: int = 192
-    vocab_size: int = 0  # rows of the embedding; 0: the tokenizer's vocabulary
+    vocab_size: int = 0  # rows of the embedding, if more than the tokenizer's vocabulary
     rope_theta: float = 1000.0
     rope_scaling: str = "none"  # how RoPE is extended beyond the context of pretraining
     rope_factor: float = 1.0  # ... by at most this factor
@@ -305,6 +305,14 @@ class AlgoConfig(Section):
         if self.reward_pass <= self.reward_fail:
             reason = f"not above algo.reward_fail={self.reward_fail}"
             self.refuse("reward_pass", reason, "a pass must pay more than a fail")
+        middle, steepness = self.reward_threshold, self.reward_sharpness / 2
+        apart = (math.tanh(steepness * (1 - middle)) + math.tanh(steepness * middle)) / 2
+        if self.reward_shape == "sigmoid" and apart < 1e-5:  # float32 resolves 6e-8
+            reason = f"it maps scores of 0 and 1 to values only {apart:.1g} apart"
+            if 0 <= middle <= 1:
+                remedy = "raise it, or set algo.reward_shape=linear"
+                self.refuse("reward_sharpness", reason, remedy)
+            self.refuse("reward_threshold", reason, "use a value in [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -625,7 +633,7 @@ class Config(Section):
             self.refuse("optim.group_slices", reason, remedy)
         if rollout.prompts_per_step > self.env.train_prompts:
             reason = f"more than env.train_prompts={self.env.train_prompts}"
-            self.refuse("rollout.prompts_per_step", reason, "the prompts of a batch are distinct")
+            self.refuse("rollout.prompts_per_step", reason, "an epoch has each prompt once")
         if self.pipeline.schedule == "threads" and not self.mesh.generators:
             reason = "pipeline.schedule=threads needs separate devices for generation"
             self.refuse("mesh.generators", reason, "give a number of devices above 0")
@@ -688,13 +696,32 @@ class Config(Section):
         return self.rollout.slots or self.rollout.prompts_per_step * self.rollout.group_size
 
 
-def _supervised(config: Config) -> None:
-    if config.optim.group_slices > 1:
-        config.refuse("optim.group_slices", "there are no groups", "use optim.microbatches")
-    of_rl = {"until": 0, "forecast.every_evals": 0, "guard.action": "none"}
-    for key, off in {**of_rl, "algo.replay_routing": False}.items():
-        if functools.reduce(getattr, key.split("."), config) != off:
-            config.refuse(key, "only for reinforcement learning", "leave it out")
+OF_RL = ("until", "forecast", "guard", "pipeline", "optim.group_slices", "optim.pack", "algo")
+
+
+def _unused(
+    config: Config, parts: Sequence[str], read: Mapping[str, Sequence[Any]] = {},
+    reason: str = "only for reinforcement learning",
+) -> None:  # fmt: skip
+    """Refuse options of these sections or names that are not at their defaults.
+
+    read: the options among them that count, with the values that do; none listed: any.
+    """
+    default, given = _flat(_defaults(type(config))), _flat(asdict(config))
+    for part in parts:
+        for key in [key for key in given if f"{key}.".startswith(f"{part}.")]:
+            works = read.get(key, (default[key],))
+            if works and given[key] not in works:
+                remedy = f"use {' or '.join(works)}" if key in read else "leave it out"
+                config.refuse(key, reason, remedy)
+
+
+READ_BY_SFT = {
+    **{f"algo.{name}": () for name in ("loss", "advantage", "aggregation", "reward_model")},
+    "algo.zero_variance": ("keep",),  # a prompt has one sample
+    "algo.reward": ("score", "model"),  # of evaluations, and ...
+    "algo.length_control": ("none", "interruption"),  # ... how they sample
+}
 
 
 @dataclass(frozen=True)
@@ -705,12 +732,12 @@ class SftConfig(Config):
 
     def check(self):
         super().check()
-        _supervised(self)
         if (self.algo.loss, self.algo.advantage) != ("reinforce", "none"):
             reason = (
                 f"with algo.advantage={self.algo.advantage} it is not the likelihood of the traces"
             )
             self.refuse("algo.loss", reason, "set algo=sft")
+        _unused(self, OF_RL, READ_BY_SFT)
 
 
 @dataclass(frozen=True)
@@ -721,7 +748,10 @@ class RewardModelConfig(Config):
 
     def check(self):
         super().check()
-        _supervised(self)
+        _unused(self, OF_RL)
+        reason = "a reward model's objective does not contain it"
+        objective = ("optim.vocab_chunk", "optim.head_dtype", "model.router_aux_coef")
+        _unused(self, objective, reason=reason)
         if not self.pairs and self.env.name != "preference":
             reason = f"env.name={self.env.name} has no pairs"
             self.refuse("pairs", reason, "give a file of JSON lines")

@@ -42,6 +42,10 @@ class NotFinite(RuntimeError):
         return "; ".join(self.args)
 
 
+class StopAsked(Exception):
+    """The run was asked to stop while it waited for a batch."""
+
+
 @struct.dataclass
 class TrainState:
     params: Params

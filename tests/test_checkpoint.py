@@ -18,6 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from rlx import processes
 from rlx.checkpoint import Checkpoints, checksums, load_params, pack, unpack
 from rlx.config import CheckpointConfig, EvalConfig, MeshConfig, PipelineConfig
 from rlx.errors import InputError
@@ -570,3 +571,43 @@ def test_a_signal_writes_a_checkpoint_and_asks_to_be_requeued(undisturbed, tmp_p
     assert process.returncode == 0, errors
     same_end(undisturbed, run)
     assert not (run / "restarts.jsonl").exists()
+
+
+@pytest.mark.parametrize("writer", [True, False])
+def test_of_several_processes_one_sets_a_damaged_checkpoint_aside(tmp_path, monkeypatch, writer):
+    """Both see the damage. A reader waits for the writer, here for what the test does for it."""
+    one = Checkpoints(tmp_path, CheckpointConfig())
+    for step in (3, 7):
+        one.save(step, {"x": jnp.full(3, step)}, {"step": step})
+    one.close()
+    for file in (tmp_path / "7" / "host").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[:10])
+    renamed = []
+
+    def wait(name):
+        renamed.append((tmp_path / "damaged-7").exists())
+        if not writer:
+            (tmp_path / "7").rename(tmp_path / "damaged-7")
+
+    monkeypatch.setattr(processes, "is_writer", lambda: writer)
+    monkeypatch.setattr(processes, "wait", wait)
+    again = Checkpoints(tmp_path, CheckpointConfig())
+    like = {"x": jax.ShapeDtypeStruct((3,), jnp.int32, sharding=jnp.zeros(3).sharding)}
+    step, device, _ = again.restore(like)
+    again.close()
+    assert (step, device["x"].tolist(), renamed) == (3, [3, 3, 3], [writer])
+
+
+def test_damage_that_another_process_saw_counts(tmp_path, monkeypatch):
+    """This one can read its part of checkpoint 7; all use checkpoint 3."""
+    one = Checkpoints(tmp_path, CheckpointConfig())
+    for step in (3, 7):
+        one.save(step, {"x": jnp.full(3, step)}, {"step": step})
+    one.close()
+    theirs = iter([True, False])
+    monkeypatch.setattr(processes, "any_of", lambda mine: [mine or next(theirs)])
+    again = Checkpoints(tmp_path, CheckpointConfig())
+    like = {"x": jax.ShapeDtypeStruct((3,), jnp.int32, sharding=jnp.zeros(3).sharding)}
+    assert again.restore(like)[0] == 3
+    again.close()

@@ -124,20 +124,20 @@ def test_flags_are_set_where_a_gpu_may_be_and_never_one_that_xla_would_end_at(tm
 def test_a_directory_of_programs_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"^compile.cache=.*file: cannot be written: .*; choose"):
-        compilation.programs(kernels(cache=str(tmp_path / "file")))
+        compilation.programs(str(tmp_path / "file"))
     with pytest.raises(InputError, match="^compile.cache=: not a directory name"):
         kernels(cache=" ")
 
 
 def test_auto_is_a_directory_of_this_user_and_processor_if_it_can_be_written(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert compilation.programs(Config()) is None  # JAX_COMPILATION_CACHE_DIR is set in all tests
+    assert compilation.programs("auto") is None  # JAX_COMPILATION_CACHE_DIR is set in all tests
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-    made = compilation.programs(Config())
+    made = compilation.programs("auto")
     assert made.parent == tmp_path / "rlx" and made.is_dir()
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert compilation.programs(Config()) is None
+    assert compilation.programs("auto") is None
 
 
 def test_a_directory_of_programs_forgets_those_used_longest_ago(tmp_path):

@@ -45,7 +45,7 @@ LAYERS = {
     "rlx.processes": ("rlx.config", "rlx.errors"),
     "rlx.compilation": ("rlx.config", "rlx.errors"),
     "rlx.flops": BASE,
-    "rlx.checkpoint": BASE,
+    "rlx.checkpoint": (*BASE, "rlx.processes"),
     "rlx.track": BASE,
     "rlx.models": (*MIDDLE, "rlx.models"),
     "rlx.rollout": (*MIDDLE, "rlx.models", "rlx.rollout"),

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import evaluate, export, policy, sample
+from experiments import evaluate, export, policy, sample, train
 from rlx.mesh import make_mesh
 from rlx.models import hf
 from rlx.train import rl, start
@@ -36,6 +36,25 @@ def test_evaluate_scores_a_run_as_the_run_does(finished, monkeypatch, tmp_path, 
     low, high = row["interval"]["mean@8"]
     assert low <= row["mean"] <= high and high - low > 0.02
     assert f"mean@8    {row['mean']:.4f}" in capsys.readouterr().out
+
+
+def test_words_change_the_sections_of_the_run(easy, finished):
+    path = f"model.path={finished}"
+    words = ["rollout.temperature=0.5", "env.heldout_prompts=4", "env.kwargs.lo=1"]
+    found = policy.composed([path, *words, "env.kwargs={hi: 2}"])
+    assert found.rollout == replace(easy.rollout, temperature=0.5)
+    kwargs = {**easy.env.kwargs, "lo": 1, "hi": 2}
+    assert found.env == replace(easy.env, heldout_prompts=4, kwargs=kwargs)
+    as_it_was = policy.composed([path])
+    assert (as_it_was.env, as_it_was.rollout) == (easy.env, easy.rollout)
+    other = policy.composed([path, "env=digit_chain"])  # a task of its own
+    assert other.env == train.composed(["env=digit_chain"]).env and other.rollout == easy.rollout
+
+
+def test_words_that_only_the_run_can_judge(easy, finished):
+    """The run has groups of 4, the default 16: 8 slots are two of its groups."""
+    found = policy.composed([f"model.path={finished}", "rollout.slots=8"])
+    assert found.slots == 8 and found.rollout.group_size == easy.rollout.group_size == 4
 
 
 def test_an_interval_covers_the_mean_of_the_problems_it_is_drawn_from():

@@ -11,7 +11,7 @@ import importlib
 import inspect
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -23,9 +23,13 @@ from rlx.problem import Problem
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """One token per character: `chars[i]` has id i, followed by the stop and pad tokens."""
+    """One token per character: `chars[i]` has id i, followed by the stop and pad tokens.
+
+    rows: of the embedding; ids beyond the pad token are unused, and add nothing to a text.
+    """
 
     chars: str
+    rows: int = 0
 
     def __post_init__(self):
         if len(set(self.chars)) < len(self.chars):
@@ -45,7 +49,7 @@ class Tokenizer:
 
     @cached_property
     def vocab_size(self) -> int:
-        return len(self.chars) + 2
+        return max(len(self.chars) + 2, self.rows)
 
     @cached_property
     def _id_of(self) -> dict[str, int]:
@@ -68,7 +72,8 @@ class Tokenizer:
 
     @cached_property
     def _text_of(self) -> dict[int, str]:
-        return dict(enumerate([*self.chars, "", ""]))  # the pad token adds nothing
+        nothing = dict.fromkeys(range(self.vocab_size), "")
+        return nothing | dict(enumerate(self.chars))
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text before the first stop token, pads skipped. Raises ValueError on an unknown id."""
@@ -185,12 +190,13 @@ def make(
     seed: int,
     kwargs: dict[str, Any],
     tokenizer: TextTokenizer | None = None,
+    rows: int = 0,
 ) -> Env:
     """The environment `name`, with the given numbers of distinct prompts, drawn from `seed`.
 
     `name` is a key of `CONSTRUCTORS` or the path of a Python file with a task (rlx.envs.own).
-    Without a `tokenizer`, tokens are the characters of the environment. Raises InputError on a
-    name, argument or value that cannot work.
+    Without a `tokenizer`, tokens are the characters of the environment, padded to `rows`. Raises
+    InputError on a name, argument or value that cannot work.
     """
     sizes = {"train_prompts": train_prompts, "heldout_prompts": heldout_prompts}
     for key, value in sizes.items():
@@ -199,6 +205,8 @@ def make(
     if seed < 0:
         raise InputError("env.seed", seed, "negative", "give a seed of 0 or more")
     env = build(name, seed=seed, kwargs=kwargs, **sizes)
+    if tokenizer is None and isinstance(env.tokenizer, Tokenizer) and rows:
+        tokenizer = replace(env.tokenizer, rows=rows)
     return env if tokenizer is None else _read_by(env, tokenizer)
 
 

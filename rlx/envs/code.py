@@ -80,9 +80,6 @@ class Code:
         memory_mb: int = 512,
         unsafe: bool = False,
     ):
-        if (path is None) == (dataset is None):
-            remedy = "give one of the two, a .jsonl or .parquet file or a name on the hub"
-            raise InputError("env.kwargs.path", path, f"and dataset={dataset}", remedy)
         for key, value, (least, most) in (
             ("wall_s", wall_s, WALL_S),
             ("memory_mb", memory_mb, MEMORY_MB),
@@ -98,17 +95,11 @@ class Code:
             wall_s=wall_s, cpu_s=max(1, round(wall_s)), memory_mb=memory_mb
         )
         self.isolate = not unsafe
-        if self.isolate and (reason := sandbox.why_not()):
-            raise InputError(
-                "env.name",
-                "code",
-                f"answers cannot be isolated here ({reason})",
-                "run as root or where user namespaces are allowed, or trust them with "
-                "env.kwargs.unsafe=true",
-            )
+        if self.isolate:
+            sandbox.require("code")
         fields = ([prompt_field] if prompt_field else PROMPTS,)
         fields += ([tests_field] if tests_field else TESTS,)
-        rows = data.rows(path) if path else data.hub_rows(str(dataset), subset, split)
+        rows = data.source_rows(path, dataset, subset, split)
         self.train, self.heldout = data.divide(
             [pair(row, *fields, max_tests, show_tests) for row in rows],
             train_prompts=train_prompts,

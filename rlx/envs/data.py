@@ -125,6 +125,14 @@ def hub_rows(dataset: str, subset: str | None, split: str) -> list[Row]:
     return [(f"{key}={dataset}: row {i}", row) for i, row in enumerate(table)]
 
 
+def source_rows(path: str | None, dataset: str | None, subset: str | None, split: str) -> list[Row]:
+    """Every row of the file or of the dataset; InputError unless one of the two is given."""
+    if (path is None) == (dataset is None):
+        remedy = "give one of the two, a .jsonl or .parquet file or a name on the hub"
+        raise InputError(PATH, path, f"and dataset={dataset}", remedy)
+    return rows(path) if path else hub_rows(str(dataset), subset, split)
+
+
 def field(row: Row, names: Sequence[str], option: str) -> Any:
     """The first of `names` for which the row has a value; `option` lets the user choose another."""
     where, values = row

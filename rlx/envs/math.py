@@ -15,7 +15,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from rlx.envs import answers, base, data
-from rlx.errors import InputError
 from rlx.problem import Problem
 
 PROMPTS, ANSWERS = ("question", "problem", "prompt"), ("answer", "solution")
@@ -46,15 +45,8 @@ class Math:
         answer_field: str | None = None,
         boxed: bool = False,
     ):
-        if (path is None) == (dataset is None):
-            raise InputError(
-                "env.kwargs.path",
-                path,
-                f"and dataset={dataset}",
-                "give one of the two, a .jsonl or .parquet file or a name on the hub",
-            )
         answers.library()
-        rows = data.rows(path) if path else data.hub_rows(str(dataset), subset, split)
+        rows = data.source_rows(path, dataset, subset, split)
         fields = ([prompt_field] if prompt_field else PROMPTS,)
         fields += ([answer_field] if answer_field else ANSWERS,)
         self.boxed = boxed

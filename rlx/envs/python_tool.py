@@ -61,14 +61,8 @@ class PythonTool(Math):
                 raise InputError(f"env.kwargs.{key}", value, "too little", f"give {least} or more")
         if output_chars < 1:
             raise InputError("env.kwargs.output_chars", output_chars, "shows nothing", "raise it")
-        if not unsafe and (reason := sandbox.why_not()):
-            raise InputError(
-                "env.name",
-                "python_tool",
-                f"programs cannot be isolated here ({reason})",
-                "run as root or where user namespaces are allowed, or trust them with "
-                "env.kwargs.unsafe=true",
-            )
+        if not unsafe:
+            sandbox.require("python_tool")
         super().__init__(**rows)
         self.train, self.heldout = (
             [replace(problem, prompt=problem.prompt + hint) for problem in problems]

@@ -24,6 +24,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rlx.errors import InputError
+
 JAIL = str(Path(__file__).with_name("jail.py"))
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
@@ -316,3 +318,11 @@ def why_not() -> str:
     except (OSError, SandboxError) as error:
         return str(error)
     return "" if result.stdout == b"in\n" else f"a test program ended with {result.status}"
+
+
+def require(env: str) -> None:
+    """Raises InputError if the programs of this environment cannot be isolated."""
+    if reason := why_not():
+        remedy = "run as root or where user namespaces are allowed, or trust them with "
+        remedy += "env.kwargs.unsafe=true"
+        raise InputError("env.name", env, f"answers cannot be isolated here ({reason})", remedy)

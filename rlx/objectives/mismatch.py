@@ -39,13 +39,15 @@ def pop(sums, tokens):
     policy/sampler_kl       mean(rho - 1 - log rho): an estimate of KL(sampler || learner), >= 0
     policy/ess              (sum rho)^2 / (tokens sum rho^2): effective sample size as a share of
                             the tokens; Kong 1992
-    policy/logp_gap_q99     the smallest of EDGES that at most 1 % of the gaps exceed; q50, q999
+    policy/logp_gap_q99     the smallest of EDGES that at most 1 % of the gaps exceed, infinite if
+                            there is none; q50, q999
     """
     kl, ratio, squared, above_E = (sums.pop(name) for name in SUMS)
     n = jnp.maximum(tokens, 1)
-    within = lambda q: above_E <= (1 - q) * n  # noqa: E731
+    edges, above = jnp.array((*EDGES, jnp.inf)), jnp.append(above_E, 0)
+    within = lambda q: above <= (1 - q) * n  # noqa: E731
     quantiles = {
-        f"policy/logp_gap_{name}": jnp.array(EDGES)[jnp.argmax(within(q))] * (tokens > 0)
+        f"policy/logp_gap_{name}": edges[jnp.argmax(within(q))] * (tokens > 0)
         for name, q in QUANTILES.items()
     }
     ess = ratio**2 / jnp.maximum(n * squared, 1e-30)

@@ -52,6 +52,11 @@ class Buffer:
     def max_staleness_steps(self) -> int:
         return self.k - 1 if self.kind == "ppo_off_policy" else self.k
 
+    @property
+    def stuck(self) -> bool:
+        """Whether as many groups as an update needs were refilled in a row: there may be no end."""
+        return self.refilled_in_a_row >= self.P
+
     def may_start(self) -> bool:
         """Whether one more group can start within the bound."""
         if self.kind == "ppo_off_policy":

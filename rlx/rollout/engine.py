@@ -77,11 +77,14 @@ def rules(config: Config, env: Env) -> sampler.Rules:
     if config.algo.length_control != "interruption":
         return sampler.Rules(**always)
     try:
-        phrase, (think_end_id,) = ids.encode(rollout.interruption), ids.encode(rollout.think_end)
+        phrase, ends = ids.encode(rollout.interruption), ids.encode(rollout.think_end)
     except ValueError as error:
         phrases = f"{rollout.interruption!r}, {rollout.think_end!r}"
-        remedy = "use the environment's vocabulary, and one token as think_end"
+        remedy = "use the environment's vocabulary"
         raise InputError("rollout.interruption", phrases, str(error), remedy) from None
+    if len(ends) != 1:
+        remedy = "give a text that is one token"
+        raise InputError("rollout.think_end", rollout.think_end, f"{len(ends)} tokens", remedy)
     room = config.turn_tokens - rollout.think_tokens_max - rollout.answer_tokens
     if not 0 < len(phrase) <= room:
         raise InputError(
@@ -92,7 +95,7 @@ def rules(config: Config, env: Env) -> sampler.Rules:
         )
     return sampler.Rules(
         phrase=tuple(phrase),
-        think_end_id=think_end_id,
+        think_end_id=ends[0],
         think_min=rollout.think_tokens_min,
         think_max=rollout.think_tokens_max,
         answer_tokens=rollout.answer_tokens,

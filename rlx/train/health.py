@@ -19,8 +19,8 @@ from rlx.types import NotFinite
 class Health:
     """A kind of note is printed at its first occurrence, then when its count has grown tenfold.
 
-    skipped: updates in a row, up to now, that were not finite; unvaried: updates in which every
-    group had zero variance.
+    skipped: updates in a row, up to now, that were not finite, without those that halve the scale
+    of float16's loss; unvaried: updates in which every group had zero variance.
     """
 
     def __init__(self, run: str, optim: OptimConfig, quiet: bool = False):
@@ -74,7 +74,7 @@ class Health:
                 f"a finite gradient: update {version} made weights or moments that are not finite",
                 "lower optim.learning_rate, optim.weight_decay or optim.max_grad_norm",
             )
-        self.skipped += 1
+        self.skipped += row.get("update/loss_scale", 1.0) <= 1
         if self.skipped == self.optim.max_skipped_updates:
             raise NotFinite(
                 f"optim.max_skipped_updates={self.skipped}: the last {self.skipped} updates, up to "

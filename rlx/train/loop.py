@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 from tqdm import tqdm
@@ -26,7 +26,7 @@ from rlx.record import Busy, RunRecord
 from rlx.train.clock import Clock
 from rlx.train.guard import Guard
 from rlx.train.health import Health
-from rlx.types import TrainState
+from rlx.types import StopAsked, TrainState
 
 Row = dict[str, Any]
 ROWS = ("evals.jsonl", "metrics.jsonl", "clock.jsonl")
@@ -63,7 +63,7 @@ class Watch(NamedTuple):
     """Hooks of a running run."""
 
     progress: bool = False  # a bar at the terminal
-    stop: Stop = never  # called after every update
+    stop: Stop = never  # called after every update, and while there may never be one
     forecast: Forecast = Outlook
     track: Track = untracked  # the dashboard
 
@@ -159,7 +159,11 @@ class Loop:
             bar.update(self.version)
             with task.working():
                 while self.version < last and not self.stopped:
-                    if (batch := task.batch(self.version)) is None:
+                    try:
+                        batch = task.batch(self.version)
+                    except StopAsked:
+                        self.interrupt()
+                    if batch is None:
                         break
                     self.update(batch)
                     if self.version % self.every == 0 or self.version == self.steps:
@@ -168,11 +172,10 @@ class Loop:
                     flags = watch.stop(), self.checkpoints.due(self.version)
                     stopping, due = flags if self.place.alone else processes.any_of(*flags)
                     ends = self.version == last or bool(self.stopped)
-                    if (stopping or due or ends) and self.version < self.steps:
+                    if stopping and self.version < self.steps:
+                        self.interrupt()
+                    if (due or ends) and self.version < self.steps:
                         self.save()
-                        if stopping:
-                            reason = f"after update {self.version}; repeat the command to resume"
-                            raise Interrupted(reason)
             if (self.stopped or self.version >= last) and self.version < self.steps:
                 raise Ended(f"stopped: {self.stopped}" if self.stopped else "paused")
             if self.measured < self.version:
@@ -235,6 +238,10 @@ class Loop:
                 **place.record.marks(ROWS),
             }
             self.checkpoints.save(self.version, task.arrays(), host)
+
+    def interrupt(self) -> NoReturn:
+        self.save()
+        raise Interrupted(f"after update {self.version}; repeat the command to resume")
 
     def restore(self) -> bool:
         """Restore the newest checkpoint, if there is one; rows after it are cut off."""

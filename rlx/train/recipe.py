@@ -56,6 +56,7 @@ class Hyper(NamedTuple):
     weight_decay: float
     max_grad_norm: float
     lora_scale: float
+    seed: float  # of the run, modulo 2^24
 
 
 GIVEN = (*Hyper._fields, "ref_logp_BT", "reward_B", "log_partition_B")
@@ -116,12 +117,6 @@ def check(algo: AlgoConfig) -> None:
     if algo.advantage == "distill" and not algo.teacher:
         reason = "algo.advantage=distill needs a teacher"
         raise InputError("algo.teacher", algo.teacher, reason, "give the path of a policy")
-    if (has_critic(algo) or algo.advantage == "distill") and algo.zero_variance != "keep":
-        who = "a critic" if has_critic(algo) else "distillation"
-        reason = f"{who} also learns from prompts with zero variance"
-        raise InputError(
-            "algo.zero_variance", algo.zero_variance, reason, "set algo.zero_variance=keep"
-        )
     if algo.correction != "none" and not getattr(loss_of(algo), "corrects", False):
         reason = f"algo.loss={algo.loss} has its own off-policy correction, or needs none"
         able = " or ".join(name for name, function in LOSSES.items() if function.corrects)
@@ -131,3 +126,20 @@ def check(algo: AlgoConfig) -> None:
         reason = "it contains the reward and the reference already"
         remedy = "leave algo.kl=none, algo.teacher empty and algo.advantage as it is"
         raise InputError("algo.loss", algo.loss, reason, remedy)
+    if algo.zero_variance != "keep" and (who := _learns_anyway(algo)):
+        reason = f"{who} also learns from prompts with zero variance"
+        remedy = "set algo.zero_variance=keep"
+        raise InputError("algo.zero_variance", algo.zero_variance, reason, remedy)
+
+
+def _learns_anyway(algo: AlgoConfig) -> str:
+    """What learns from a prompt whose samples all have the same reward; empty if nothing does."""
+    known = {
+        "a critic": has_critic(algo),
+        "distillation": algo.advantage == "distill",
+        "a teacher": bool(algo.teacher),
+        f"algo.loss={algo.loss}": "reward_B" in inputs(algo.loss),
+        "algo.advantage=none": algo.advantage == "none",
+        "algo.kl=k1_reward": algo.kl == "k1_reward",  # the penalty differs between them
+    }
+    return next((who for who, learns in known.items() if learns), "")

@@ -56,8 +56,7 @@ def recorded(
     config = start.resolve(config)
     before = RunRecord(config.out, writes=False).manifest
     if before and (options := another(before, config)):
-        reason = "holds a run of another configuration"
-        reason += "" if options == "?" else f": {options}"
+        reason = f"holds a run of another configuration: {options}"
         raise InputError("out", config.out, reason, "choose another directory")
     if before.get("status") == "done" or stopped_so(before, config):
         RunRecord(config.out, writes=False).refuse_changed(before.get("rows", {"offsets": {}}))

@@ -131,7 +131,7 @@ def spend_update(ledger: flops.Ledger, spec: Spec, vocab: int, groups: list[Grou
         else:
             for part in parts:
                 ledger.train_flops += flops.train_flops(model, vocab, length, part)
-            ledger.tokens_trained += int(length_G.sum())
+            ledger.tokens_trained += int(group.sampled_GT.sum())
 
 
 def verdict(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:

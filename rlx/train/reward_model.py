@@ -33,7 +33,7 @@ from rlx.train.batch import in_slices, on_mesh
 from rlx.train.loop import Place, Row
 from rlx.train.recipe import Hyper
 from rlx.train.recorded import recorded
-from rlx.train.sft import Supervised
+from rlx.train.sft import Supervised, beyond_context
 from rlx.train.spec import Spec
 from rlx.train.state import ascend, loss_scale, optimizer, placed
 from rlx.types import Problem, TrainState
@@ -56,7 +56,7 @@ def read(config: RewardModelConfig, env: Env) -> tuple[list[Pair], list[Pair], i
     sizes = {"train_prompts": c.train_prompts, "heldout_prompts": c.heldout_prompts}
     own = not config.pairs and isinstance(env, Preference)
     source = env if own else Preference(**sizes, seed=c.seed, path=config.pairs)
-    everything = [tokenized(problems, env) for problems in (source.train, source.heldout)]
+    everything = [tokenized(problems, env, config) for problems in (source.train, source.heldout)]
     limit, batch = config.rollout.max_new_tokens, config.rollout.prompts_per_step
     fits = lambda pair: max(map(len, pair.completions)) <= limit  # noqa: E731
     learned, heldout = (list(filter(fits, pairs)) for pairs in everything)
@@ -68,7 +68,7 @@ def read(config: RewardModelConfig, env: Env) -> tuple[list[Pair], list[Pair], i
     return learned, heldout, sum(map(len, everything)) - len(learned) - len(heldout)
 
 
-def tokenized(problems: Sequence[Problem], env: Env) -> list[Pair]:
+def tokenized(problems: Sequence[Problem], env: Env, config: RewardModelConfig) -> list[Pair]:
     ids, found = env.tokenizer, []
     for problem in problems:
         for pair in problem.answer:
@@ -78,6 +78,8 @@ def tokenized(problems: Sequence[Problem], env: Env) -> list[Pair]:
             except ValueError as error:
                 remedy = "leave it out, or set env.tokenizer"
                 raise InputError("pairs", pair.where, str(error), remedy) from None
+            if reason := beyond_context(config, prompt, max(both, key=len)):
+                raise InputError("pairs", pair.where, reason, "leave it out")
             found.append(Pair(prompt, (both[0], both[1])))
     return found
 
@@ -166,7 +168,8 @@ def _step(state: TrainState, texts: reward.Texts, base, hyper: Hyper, *, spec: S
     state, grad_norm, finite = ascend(state, grads, objective_sum, moving, spec.mesh)
     skipped = 1 - finite.astype(jnp.float32)
     metrics = {"nll": -objective_sum, "accuracy": right, "margin_mean": margin}
-    return state, metrics | {"grad_norm": grad_norm, "update/skipped": skipped}
+    metrics |= {"grad_norm": grad_norm, "update/skipped": skipped}
+    return state, metrics | ({"update/loss_scale": scale} if spec.half else {})
 
 
 _jitted_step = jax.jit(_step, static_argnames="spec", donate_argnames="state")

@@ -12,6 +12,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from rlx import processes
 from rlx.config import Config
 from rlx.envs.grading import Graders
 from rlx.evaluate import evaluate
@@ -54,7 +55,9 @@ class ReinforcementLearning(Task):
         self.generators = generator_mesh(config.mesh, mesh)
         self.engine = Engine(config, graders, self.buffer, self.ledger, self.generators)
         self.weights = Weights(self._published(), 0)
-        self.turns = schedule.make(pipeline, self.engine, self.buffer, self.weights, clock)
+        parts = (self.engine, self.buffer, self.weights, clock)
+        stop = lambda: processes.any_of(watch.stop())[0]  # noqa: E731
+        self.turns = schedule.make(pipeline, *parts, stop)
         self._spent = self.ledger.row()  # at the end of the latest update
 
     def _published(self) -> Params:
@@ -111,11 +114,12 @@ class ReinforcementLearning(Task):
         return {"state": self.state, "slots": self.engine.generator.arrays()}
 
     def host(self) -> dict[str, Any]:
-        return {"buffer": self.buffer.state_dict(), "engine": self.engine.state_dict()}
+        parts = {"buffer": self.buffer.state_dict(), "engine": self.engine.state_dict()}
+        return parts | {"spent": self._spent}
 
     def load(self, arrays: dict[str, Any], host: dict[str, Any]) -> None:
         super().load(arrays, host)
-        self._spent = self.ledger.row()
+        self._spent = host.get("spent", self.ledger.row())  # older checkpoints: after an update
         self.buffer.load(host["buffer"])
         self.engine.load(host["engine"], arrays["slots"])
         self.weights.params, self.weights.version = self._published(), host["version"]

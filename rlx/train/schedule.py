@@ -1,7 +1,8 @@
 """The order of generation and updates: three schedules.
 
 `advance` returns True when the next update is due, and False if there will be none, because every
-training prompt is retired. The order of events is in `Engine.events`; the loop records it with each
+training prompt is retired. While refilled groups keep it waiting, it asks `stop` between chunks,
+and raises StopAsked. The order of events is in `Engine.events`; the loop records it with each
 update, so a run can be replayed.
 
     VirtualClock  generator and learner alternate, on a clock that counts decode chunks. An update
@@ -15,7 +16,7 @@ update, so a run can be replayed.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
@@ -28,6 +29,9 @@ from rlx.rollout.buffer import Buffer
 from rlx.rollout.engine import Engine
 from rlx.rollout.generator import Weights
 from rlx.train.clock import Clock
+from rlx.types import StopAsked
+
+Stop = Callable[[], bool]
 
 
 class OneThread(AbstractContextManager):
@@ -40,9 +44,17 @@ class OneThread(AbstractContextManager):
 
 
 class VirtualClock(OneThread):
-    def __init__(self, engine: Engine, buffer: Buffer, weights: Weights, clock: Clock, chunks: int):
+    def __init__(
+        self,
+        engine: Engine,
+        buffer: Buffer,
+        weights: Weights,
+        clock: Clock,
+        stop: Stop,
+        chunks: int,
+    ):
         self.engine, self.buffer, self.weights = engine, buffer, weights
-        self.clock, self.chunks_per_update = clock, chunks
+        self.clock, self.stop, self.chunks_per_update = clock, stop, chunks
 
     def advance(self) -> bool:
         overlapping = 0
@@ -50,14 +62,17 @@ class VirtualClock(OneThread):
             ready = self.buffer.ready()
             if not self.engine.has_work() or ready and overlapping >= self.chunks_per_update:
                 return ready
+            if self.buffer.stuck and not ready and self.stop():
+                raise StopAsked
             with self.clock.phase("generate", overlaps=ready):
                 self.engine.step(self.weights)
             overlapping += ready
 
 
 class Threads(AbstractContextManager):
-    def __init__(self, engine: Engine, buffer: Buffer, weights: Weights, clock: Clock):
+    def __init__(self, engine: Engine, buffer: Buffer, weights: Weights, clock: Clock, stop: Stop):
         self.engine, self.buffer, self.weights, self.clock = engine, buffer, weights, clock
+        self.stop = stop
         self.changed = threading.Condition(engine.lock)  # notified of updates and finished chunks
         self.over, self.error = False, None
         self.resting, self.working = False, False
@@ -109,11 +124,13 @@ class Threads(AbstractContextManager):
     def advance(self) -> bool:
         with self.changed:
             self.changed.notify_all()  # an update may have given the generator work
-            self.changed.wait_for(
-                lambda: self.buffer.ready() or self.error or not self.engine.has_work()
-            )
+            idle = lambda: self.error or not self.engine.has_work()  # noqa: E731
+            stops = lambda: self.buffer.stuck and self.stop()  # noqa: E731
+            self.changed.wait_for(lambda: self.buffer.ready() or idle() or stops())
             if self.error:
                 raise self.error
+            if not self.buffer.ready() and not idle():
+                raise StopAsked
             return self.buffer.ready()
 
 
@@ -135,7 +152,12 @@ class Replay(OneThread):
 
 
 def make(
-    config: PipelineConfig, engine: Engine, buffer: Buffer, weights: Weights, clock: Clock
+    config: PipelineConfig,
+    engine: Engine,
+    buffer: Buffer,
+    weights: Weights,
+    clock: Clock,
+    stop: Stop = lambda: False,
 ) -> VirtualClock | Threads | Replay:
     """The schedule of the configuration. Raises InputError if there is nothing to replay."""
     if config.replay:
@@ -153,5 +175,5 @@ def make(
         remedy = "set pipeline.schedule=deterministic"
         raise InputError("pipeline.schedule", config.schedule, reason, remedy)
     if config.schedule == "threads":
-        return Threads(engine, buffer, weights, clock)
-    return VirtualClock(engine, buffer, weights, clock, config.decode_chunks_per_update)
+        return Threads(engine, buffer, weights, clock, stop)
+    return VirtualClock(engine, buffer, weights, clock, stop, config.decode_chunks_per_update)

@@ -47,16 +47,27 @@ def tokenized(env: Env, prompt: str, completion: str) -> Trace:
     return Trace(ids.encode_prompt(prompt), [*ids.encode(completion), ids.stop_id])
 
 
-def read(path: str, env: Env) -> list[Trace]:
+def read(config: SftConfig, env: Env) -> list[Trace]:
     """Traces of lines `{"prompt": TEXT, "completion": TEXT}`. InputError names a bad line."""
     traces = []
-    for row in data.rows(path, "traces"):
+    for row in data.rows(config.traces, "traces"):
         texts = data.texts(row, Trace._fields)
         try:
-            traces.append(tokenized(env, *texts))
+            trace = tokenized(env, *texts)
         except ValueError as error:
             raise data.bad_row(row[0], f"cannot be read ({error})", "leave it out") from None
+        if reason := beyond_context(config, *trace):
+            raise data.bad_row(row[0], reason, "leave it out")
+        traces.append(trace)
     return traces
+
+
+def beyond_context(config: Config, prompt: list[int], completion: list[int]) -> str:
+    """Why the model has no room for the two; empty if it has, or if the completion is left out."""
+    tokens, room = len(prompt) + len(completion), config.model.context_tokens
+    if not 0 < room < tokens or len(completion) > config.rollout.max_new_tokens:
+        return ""
+    return f"has {tokens} tokens, more than model.context_tokens={room}"
 
 
 def demonstrations(config: SftConfig, env: Env) -> tuple[list[Trace], int]:
@@ -65,7 +76,7 @@ def demonstrations(config: SftConfig, env: Env) -> tuple[list[Trace], int]:
     Raises InputError if there are fewer than one batch.
     """
     if config.traces:
-        everything = read(config.traces, env)
+        everything = read(config, env)
     else:
         rng = np.random.default_rng(config.env.seed)
         solutions = [(p.prompt, env.solution(p, rng, worked=True)) for p in env.train]
@@ -131,8 +142,10 @@ class SupervisedFineTuning(Supervised):
         T, pad_id = self.config.rollout.max_new_tokens, self.env.tokenizer.pad_id
         batch = demonstrated(*zip(*traces, strict=True), self.prompt_tokens, T, pad_id)
         self.state, metrics = self.train_step(self.state, batch)
-        names = ("tokens_trained", "grad_norm", "update/skipped", "policy/entropy")
-        return {"nll": -metrics["objective"]} | {name: metrics[name] for name in names}
+        names = ["tokens_trained", "grad_norm", "update/skipped", "policy/entropy"]
+        names += ["update/loss_scale"] * self.spec.half
+        nll = metrics["policy/logp_gap_mean"]  # |logp - 0|: the traces have no sampling policy
+        return {"nll": nll} | {name: metrics[name] for name in names}
 
     def spend(self, version: int, traces: list[Trace]) -> Row:
         ledger, model, vocab = self.ledger, self.config.model, self.env.tokenizer.vocab_size

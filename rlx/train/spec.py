@@ -64,5 +64,6 @@ def numbers(config: Config) -> Hyper:
     """The traced part."""
     optim = config.optim
     fields = {**vars(config.algo), **vars(optim), **vars(config.rollout)}
+    fields["seed"] = config.seed % 2**24  # as many as float32 can tell apart
     fields["lora_scale"] = optim.lora_alpha / max(optim.lora_rank, 1)
     return Hyper(**{name: float(fields[name]) for name in Hyper._fields})

@@ -136,12 +136,11 @@ def make_mesh(config: Config, prompts: int, devices: Sequence[jax.Device] | None
 def make_env(config: Config) -> Env:
     """The environment, with its built-in vocabulary or the tokenizer `env.tokenizer`."""
     c = config.env
-    tokenizer = None
+    tokenizer, rows = None, config.model.vocab_size
     if c.tokenizer:
         how = {"system_prompt": c.system_prompt, "prompt_template": c.prompt_template}
-        rows = config.model.vocab_size
         tokenizer = text.load(c.tokenizer, chat=c.chat, rows=rows, **how)
-    env = base.make(**arguments(config.env), tokenizer=tokenizer)
+    env = base.make(**arguments(config.env), tokenizer=tokenizer, rows=rows)
     if config.episode.max_turns > 1 and not hasattr(env, "reply"):
         turns, reason = config.episode.max_turns, f"env.name={c.name} never replies"
         raise InputError("episode.max_turns", turns, reason, "set it to 1")

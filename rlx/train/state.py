@@ -60,12 +60,14 @@ def optimizer(hyper: Hyper, version, learns=True, half=False) -> optax.GradientT
     adamw = optax.adamw(
         rate, b1=hyper.beta1, b2=hyper.beta2, eps=hyper.eps, weight_decay=hyper.weight_decay
     )
-    clipped = optax.clip_by_global_norm(hyper.max_grad_norm)
-    if not half:
-        return optax.chain(clipped, adamw)
-    first = LossScale(jnp.float32(FIRST_SCALE), jnp.int32(0))
-    held = optax.GradientTransformation(lambda params: first, lambda up, scale, params: (up, scale))
-    return optax.chain(clipped, adamw, held)
+    return optax.chain(optax.clip_by_global_norm(hyper.max_grad_norm), adamw, *held_scale(half))
+
+
+def held_scale(half: bool) -> list[optax.GradientTransformation]:
+    """The last part of an optimiser whose state includes a LossScale; none if not half."""
+    first = lambda params: LossScale(jnp.float32(FIRST_SCALE), jnp.int32(0))  # noqa: E731
+    kept = lambda updates, scale, params: (updates, scale)  # noqa: E731
+    return [optax.GradientTransformation(first, kept)] if half else []
 
 
 def layout(state: TrainState, mesh: Mesh) -> TrainState:

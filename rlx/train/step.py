@@ -4,8 +4,9 @@
 
 The weights and the advantages are computed once, on the whole batch, and the objective is linear
 in the weights; so the gradient is the same for any microbatch, padding or mesh, and slices of the
-batch simply add. Kept prompts are moved to the front, and slices without any are skipped: a
-filtered prompt costs its generation, not its share of the update.
+batch simply add. Kept prompts are moved to the front, and the gradient skips slices without any: a
+filtered prompt costs its generation and the forward pass of a reference, not its share of the
+update.
 """
 
 from __future__ import annotations

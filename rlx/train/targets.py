@@ -80,7 +80,8 @@ def targets(
         teacher_adv_BT = towards_teacher(teacher_logp_BT, batch.behavior_logp_BT, mask_BT)
         adv_BT += hyper.teacher_coef * teacher_adv_BT
     if spec.covariance_clip:
-        key = jax.random.fold_in(jax.random.key(0), version)
+        key = jax.random.key(jnp.asarray(hyper.seed).astype(jnp.uint32))
+        key = jax.random.fold_in(key, version)
         bounds = {"low": hyper.covariance_low, "high": hyper.covariance_high}
         adv_BT = clipped_by_covariance(
             adv_BT, batch.behavior_logp_BT, mask_BT, key, share=hyper.covariance_share, **bounds

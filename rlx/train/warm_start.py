@@ -33,7 +33,7 @@ from rlx.train.clock import Clock
 from rlx.train.forward import policy
 from rlx.train.health import Health
 from rlx.train.loop import UNWATCHED, Loop, Outlook, Place, Row, Task, Watch, locked, never
-from rlx.train.state import ascend, layout
+from rlx.train.state import ascend, held_scale, layout, loss_scale
 from rlx.types import Batch, NotFinite, Params, TrainState
 
 
@@ -70,7 +70,10 @@ def fresh(model: ModelConfig, env: Env, seed: int = 0) -> Params:
 
 
 class WarmStart(Task):
-    """Fresh parameters trained by AdamW with cosine decay, on one device."""
+    """Fresh parameters trained by AdamW with cosine decay, on one device.
+
+    The objective is the mean log-likelihood alone, without a balance loss of experts.
+    """
 
     def __init__(self, model: ModelConfig, config: WarmStartConfig, env: Env):
         self.model, self.config, self.env = model, config, env
@@ -78,23 +81,27 @@ class WarmStart(Task):
         self.vocab = env.tokenizer.vocab_size
         params = fresh(model, env, config.seed)
         rate = optax.cosine_decay_schedule(config.learning_rate, config.steps)
-        adamw = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.95))
+        half = model.compute_dtype == "float16"
+        moves = (optax.adamw(rate, b2=0.95), *held_scale(half))
+        adamw = optax.chain(optax.clip_by_global_norm(1.0), *moves)
         mesh = meshes.make_mesh(MeshConfig(data=1), devices=jax.local_devices()[:1])
         chosen = transformer.chosen(model, mesh)
         state = TrainState(params, adamw.init(params), jnp.zeros((), jnp.int32))
         self.layout = layout(state, mesh)
         super().__init__(jax.device_put(state, self.layout))
 
-        def mean_logp(params, batch):
+        def mean_logp(params, batch, scale):
             logp_BT = policy(params, batch, 1.0, model=chosen, mesh=mesh)[0]
-            return jnp.sum(logp_BT * batch.mask_BT) / jnp.sum(batch.mask_BT)
+            return scale * jnp.sum(logp_BT * batch.mask_BT) / jnp.sum(batch.mask_BT)
 
         @functools.partial(jax.jit, donate_argnames="state")
         def update(state, batch):
-            grads = jax.grad(mean_logp)(state.params, batch)
+            scale = loss_scale(state)
+            grads = jax.grad(mean_logp)(state.params, batch, scale)
             state, grad_norm, finite = ascend(state, grads, 0.0, adamw, mesh)
             skipped = 1 - finite.astype(jnp.float32)
-            return state, {"grad_norm": grad_norm, "update/skipped": skipped}
+            metrics = {"grad_norm": grad_norm, "update/skipped": skipped}
+            return state, metrics | ({"update/loss_scale": scale} if half else {})
 
         self.update, self.ahead = update, self._drawn(0)
 

@@ -20,6 +20,14 @@ def test_decode_ends_at_the_stop_token_and_skips_pads(ids, text):
     assert Tokenizer("ab").decode(ids) == text
 
 
+def test_rows_beyond_the_pad_are_unused():
+    assert Tokenizer("ab", rows=3).vocab_size == 4
+    padded = Tokenizer("ab", rows=7)
+    assert padded.vocab_size == 7 and padded.decode([5, 0, 6, 1, 2, 0]) == "ab"
+    with pytest.raises(ValueError, match="id=7: not a token; ids are 0..6"):
+        padded.decode([7])
+
+
 @given(st.data())
 def test_decode_inverts_encode(data):
     chars = data.draw(st.lists(st.characters(), unique=True, min_size=1, max_size=20))

@@ -49,3 +49,13 @@ def test_without_tokens_and_without_a_gap():
     assert_allclose(same["policy/ess"], 1, rtol=1e-5)
     assert float(same["policy/sampler_kl"]) == 0
     assert float(same["policy/logp_gap_q999"]) == np.float32(mismatch.EDGES[0])
+
+
+def test_gaps_beyond_the_last_edge_are_not_called_small():
+    """One gap in ten is of 50 nats: more than 1 %, so no edge bounds the 99th percentile."""
+    behavior_BT = np.zeros((10, 10), np.float32)
+    logp_BT = np.where(np.arange(10) == 0, -50, -0.1) * np.ones((10, 1))
+    sums = mismatch.sums(np.float32(logp_BT), behavior_BT, np.ones((10, 10), np.float32))
+    got = mismatch.pop(sums, jnp.float32(100))
+    assert 0.1 <= float(got["policy/logp_gap_q50"]) <= 0.1 * 2**0.5
+    assert [float(got[f"policy/logp_gap_{q}"]) for q in ("q99", "q999")] == [np.inf] * 2

@@ -1,5 +1,7 @@
 """Groups on the host: grading, the order of problems, the ledger, and slots that are refilled."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -8,10 +10,11 @@ from rlx import flops
 from rlx.config import AlgoConfig, MeshConfig, RolloutConfig
 from rlx.envs.digit_chain import DigitChain
 from rlx.envs.grading import Graders
+from rlx.errors import InputError
 from rlx.mesh import make_mesh
 from rlx.models import transformer
 from rlx.rollout.buffer import Buffer
-from rlx.rollout.engine import Engine
+from rlx.rollout.engine import Engine, rules
 from rlx.rollout.generator import Weights
 from rlx.rollout.prompts import epoch_order
 
@@ -140,3 +143,14 @@ def test_slots_are_refilled_while_others_go_on(make):
 def test_seeds_sample_differently(make):
     a, b = batches(make(seed=0), 1), batches(make(seed=1), 1)
     assert [x.completion_GT.tolist() for x in a] != [x.completion_GT.tolist() for x in b]
+
+
+@pytest.mark.parametrize("text, tokens", [(">>", 2), ("", 0)])
+def test_the_end_of_thinking_is_one_token(tiny, text, tokens):
+    algo = AlgoConfig(length_control="interruption")
+    rollout = replace(
+        tiny.rollout, think_tokens_min=1, think_tokens_max=2, answer_tokens=2, think_end=text
+    )
+    config = replace(tiny, algo=algo, rollout=rollout)
+    with pytest.raises(InputError, match=f"^rollout.think_end={text}: {tokens} tokens; give a te"):
+        rules(config, DigitChain(train_prompts=4, heldout_prompts=4, seed=0))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from rlx.config import AlgoConfig
+from rlx.errors import InputError
 from rlx.rollout.rewards import length_penalty, rewards, shaped
 
 
@@ -48,3 +49,15 @@ def test_a_models_reward_stands_as_it_is_but_for_the_length():
     algo = AlgoConfig(reward="model", length_control="penalty_passes", length_penalty_tokens=2)
     penalised = rewards(score_G, length_G, algo, 11, np.float32(model_G))
     np.testing.assert_allclose(penalised, [7.5, -3.5, 0.25])  # the third is no pass
+
+
+@pytest.mark.parametrize(
+    "name, value", [("threshold", -4.0), ("threshold", 100.0), ("sharpness", 1e-17)]
+)
+def test_a_shape_that_cannot_tell_scores_apart_is_refused(name, value):
+    """1 / (1 + exp(-10 (0 + 4))) is 1 to seventeen digits, as it is at score 1: 0 / 0."""
+    with pytest.raises(InputError, match=f"^algo.reward_{name}={value}: it maps scores of 0 and 1"):
+        AlgoConfig(reward_shape="sigmoid", **{f"reward_{name}": value})
+    AlgoConfig(**{f"reward_{name}": value})  # without effect on a linear shape
+    outside = AlgoConfig(reward_shape="sigmoid", reward_threshold=1.5)
+    np.testing.assert_allclose(rewards(np.float32([0, 1]), np.array([4, 4]), outside, 11), [-1, 1])

@@ -10,14 +10,18 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from test_step import batch, config, params
 
-from rlx.config import AlgoConfig
+from rlx.config import AlgoConfig, OptimConfig
 from rlx.mesh import make_mesh
 from rlx.record import RunRecord
+from rlx.train import start
 from rlx.train import state as states
+from rlx.train.health import Health
 from rlx.train.rl import train
 from rlx.train.spec import names, numbers
 from rlx.train.state import LossScale, init_state, loss_scale
 from rlx.train.step import make_train_step
+from rlx.train.warm_start import WarmStart
+from rlx.types import NotFinite
 
 ALGO = AlgoConfig(loss="reinforce", advantage="centered", zero_variance="keep")
 
@@ -101,3 +105,28 @@ def test_a_run_in_half_precision_goes_on_where_it_paused(easy, tmp_path):
     assert rows[0] == rows[1] and len(rows[0]) == 6
     assert all(row["update/loss_scale"] >= 1 for row in rows[0])
     assert all(row["policy/logp_gap_max"] < 0.05 for row in rows[0])  # on-policy: numerics alone
+
+
+def row(scale, **finite):
+    return {"update/skipped": 1.0, "grad_norm": np.inf, "update/loss_scale": scale, **finite}
+
+
+def test_skips_that_look_for_the_scale_do_not_end_a_run():
+    """From 2^15 the scale reaches 1 after 15 skips; only then do they say that numbers are bad."""
+    health = Health("runs/a", OptimConfig(max_skipped_updates=2), quiet=True)
+    for power in range(15, -1, -1):
+        health.updated(row(2.0**power), 0)
+    with pytest.raises(NotFinite, match="optim.max_skipped_updates=2: the last 2 updates"):
+        health.updated(row(1.0), 0)
+
+
+def test_a_warm_start_scales_its_loss_too(easy, tmp_path):
+    """Gradients of a mean over many tokens are below what float16 can hold."""
+    config = replace(easy, model=replace(easy.model, compute_dtype="float16"))
+    task = WarmStart(config.model, config.warm_start, start.make_env(config))
+    assert loss_scale(task.state) == states.FIRST_SCALE
+    before, after = task.state.params["embed"].copy(), task.step(task.batch(0))
+    assert after["update/loss_scale"] == states.FIRST_SCALE and not after["update/skipped"]
+    assert (task.state.params["embed"] != before).any()
+    plain = WarmStart(easy.model, easy.warm_start, start.make_env(easy))
+    assert loss_scale(plain.state) == 1.0 and "update/loss_scale" not in plain.step(plain.batch(0))

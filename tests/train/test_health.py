@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlx.config import EvalConfig, MeshConfig, OptimConfig
+from rlx.config import EvalConfig, MeshConfig, OptimConfig, PipelineConfig
 from rlx.errors import InputError
 from rlx.mesh import make_mesh
 from rlx.models import transformer
@@ -149,6 +149,34 @@ def test_refilling_that_finds_nothing_is_said(easy, tmp_path, never_varies, caps
     said = capsys.readouterr().err
     assert "4 groups in a row had zero variance and were refilled" in said
     assert "40 groups in a row had zero variance" in said
+
+
+@pytest.mark.parametrize("schedule", ["deterministic", "threads"])
+def test_refilling_without_end_stops_when_asked(easy, tmp_path, never_varies, schedule):
+    """Asked twice: the second time the run goes on from a checkpoint of the same update."""
+    algo, pipeline = replace(easy.algo, zero_variance="refill"), PipelineConfig(schedule=schedule)
+    mesh = replace(easy.mesh, generators=1)
+    config = replace(easy, algo=algo, pipeline=pipeline, mesh=mesh, out=str(tmp_path))
+    for calls in (5, 3):
+        asked = iter([False] * (calls - 1) + [True])
+        with pytest.raises(loop.Interrupted, match="after update 0; repeat the command to resume"):
+            rl.train(config, progress=False, stop=lambda asked=asked: next(asked))
+        assert RunRecord(tmp_path).manifest["status"] == "interrupted"
+    assert (tmp_path / "checkpoints" / "0").is_dir()
+
+
+def test_a_run_that_stopped_while_it_refilled_goes_on_to_the_same_bits(easy, tmp_path, monkeypatch):
+    """Groups vary from the tenth on; it is asked to stop before."""
+    vary = Group.zero_variance.fget
+    monkeypatch.setattr(Group, "zero_variance", property(lambda g: g.serial < 10 or vary(g)))
+    algo = replace(easy.algo, zero_variance="refill")
+    whole, parts = (replace(easy, algo=algo, out=str(tmp_path / x)) for x in ("whole", "parts"))
+    rl.train(whole, progress=False)
+    with pytest.raises(loop.Interrupted, match="after update 0"):
+        rl.train(parts, progress=False, stop=lambda: True)
+    rl.train(parts, progress=False)
+    for name in ("evals.jsonl", "metrics.jsonl"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
 
 
 def test_what_was_counted_goes_on_after_an_interruption(easy, tmp_path, never_varies, capsys):

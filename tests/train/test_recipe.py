@@ -89,6 +89,13 @@ def test_its_name_is_static(tiny):
             {"advantage": "distill", "teacher": "a"},
             "algo.zero_variance=drop: distillation also learns from .*; set",
         ),
+        ({"teacher": "a"}, "algo.zero_variance=drop: a teacher also learns from .*; set"),
+        ({"loss": "tbrm"}, "algo.zero_variance=drop: algo.loss=tbrm also learns .*; set"),
+        ({"advantage": "none"}, "algo.zero_variance=drop: algo.advantage=none also learns .*; s"),
+        (
+            {"kl": "k1_reward", "kl_coef": 0.1, "zero_variance": "refill"},
+            "algo.zero_variance=refill: algo.kl=k1_reward also learns from .*; set",
+        ),
         ({"loss": "tbrm", "teacher": "a"}, "algo.loss=tbrm: it contains the reward and "),
         (
             {"loss": "tbrm", "kl": "k2", "kl_coef": 0.1},

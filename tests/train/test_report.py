@@ -14,7 +14,7 @@ from rlx.train.loop import note_lost_work
 from rlx.train.report import commit, spend_update
 from rlx.train.spec import names
 from rlx.train.start import make_env
-from rlx.types import Group
+from rlx.types import INJECTED, Group
 
 SETS = ("heldout", "gcd", "sums")
 
@@ -81,3 +81,17 @@ def test_every_part_of_a_group_pays_for_the_prompt(tiny):
     more = {name: vars(ledgers[4])[name] - vars(ledgers[1])[name] for name in vars(ledgers[1])}
     assert more.pop("train_flops") == 3 * 3 * prompt and more.pop("reference_flops") == 3 * prompt
     assert set(more.values()) == {0}
+
+
+def test_tokens_that_were_put_in_are_not_trained_on(tiny):
+    """A sample of four tokens, the second and third of them an interruption."""
+    nothing_GT = np.zeros((2, 4))
+    version_GT = np.array([[5, INJECTED, INJECTED, 6], [5, 5, INJECTED, INJECTED]])
+    group = Group(
+        serial=0, problem_id=0, prompt_U=np.arange(5), completion_GT=nothing_GT,
+        length_G=np.array([4, 2]), behavior_logp_GT=nothing_GT, behavior_value_GT=nothing_GT,
+        version_GT=version_GT, reward_G=np.array([0, 1]), score_G=np.zeros(2),
+        stopped_G=np.ones(2, bool),
+    )  # fmt: skip
+    spend_update(ledger := flops.Ledger(), names(tiny, make_mesh(tiny.mesh)), 14, [group])
+    assert ledger.tokens_trained == 2 + 2

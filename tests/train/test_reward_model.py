@@ -295,5 +295,31 @@ def test_pairs_that_cannot_be_read_are_named(judge, tmp_path):
     with pytest.raises(InputError, match="16: 0 training pairs .* at most 1 tokens long; lower it"):
         small = replace(judge, rollout=replace(judge.rollout, max_new_tokens=1))
         reward_model.read(small, base.make(**start.arguments(judge.env)))
+    longer = replace(judge, model=replace(judge.model, context_tokens=6))
+    with pytest.raises(InputError, match="pairs.jsonl: line [0-9]+: has [78] tokens, more than "):
+        reward_model.read(longer, base.make(**start.arguments(judge.env)))
     with pytest.raises(InputError, match="pairs=: env.name=digit_chain has no pairs; give a file"):
         replace(judge, env=env)
+
+
+@pytest.mark.parametrize(
+    "section, name, value",
+    [
+        ("algo", "loss", "gspo"),
+        ("algo", "aggregation", "token_mean"),
+        ("algo", "entropy_coef", 0.1),
+        ("optim", "pack", True),
+        ("optim", "vocab_chunk", 8),
+        ("optim", "head_dtype", "bfloat16"),
+    ],
+)
+def test_options_that_its_objective_does_not_contain_are_refused(learning, section, name, value):
+    changed = replace(getattr(learning, section), **{name: value})
+    with pytest.raises(InputError, match=f"^{section}.{name}={value}: .*; leave it out"):
+        replace(learning, **{section: changed})
+
+
+def test_the_balance_of_experts_is_no_part_of_its_objective(learning):
+    sparse = {"n_experts": 2, "d_ff_expert": 8, "router_aux_coef": 0.1}
+    with pytest.raises(InputError, match="^model.router_aux_coef=0.1: .* does not contain it"):
+        replace(learning, model=replace(learning.model, **sparse))

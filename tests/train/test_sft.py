@@ -118,6 +118,18 @@ def test_traces_that_cannot_be_used(config, tmp_path, text, reason):
         sft.demonstrations(replace(config, traces=str(file)), env)
 
 
+def test_a_trace_beyond_the_context_is_named(config, tmp_path):
+    """Two digits and "==" fit beside an answer of 8 tokens; nine digits do not."""
+    file = tmp_path / "traces.jsonl"
+    rows = [{"prompt": p, "completion": "1>3"} for p in ("12==", "123123123=", "12==")]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    env = start.make_env(config)
+    model = replace(config.model, context_tokens=13)
+    reason = "line 2 has 14 tokens, more than model.context_tokens=13; leave it out"
+    with pytest.raises(InputError, match=f"^traces=.*: {reason}"):
+        sft.demonstrations(replace(config, traces=str(file), model=model), env)
+
+
 def test_traces_of_a_file(config, tmp_path):
     file = tmp_path / "traces.jsonl"
     rows = [{"prompt": "12==", "completion": text} for text in ("3", "1>3", "123123123", "2", "0")]
@@ -132,3 +144,46 @@ def test_traces_of_a_file(config, tmp_path):
 def test_another_objective_is_refused(config):
     with pytest.raises(InputError, match="algo.loss=cispo.*not the likelihood.*set algo=sft"):
         replace(config, algo=AlgoConfig())
+
+
+@pytest.mark.parametrize(
+    "section, name, value",
+    [
+        ("algo", "zero_variance", "drop"),  # would drop every trace
+        ("algo", "correction", "truncated"),  # would weight by the probability
+        ("algo", "entropy_coef", 0.1),
+        ("algo", "is_cap", 4.0),
+        ("algo", "teacher", "runs/teacher"),
+        ("algo", "reward", "random"),
+        ("algo", "length_control", "penalty_all"),
+        ("optim", "pack", True),
+        ("optim", "group_slices", 2),
+        ("pipeline", "decode_chunks_per_update", 4),
+    ],
+)
+def test_options_of_reinforcement_learning_are_refused(config, section, name, value):
+    changed = replace(getattr(config, section), **{name: value})
+    with pytest.raises(InputError, match=f"{section}.{name}={value}: only for reinforcement"):
+        replace(config, **{section: changed})
+
+
+@pytest.mark.parametrize("kind", ["token_mean", "sample_mean", "fixed_length"])
+def test_the_nll_is_that_of_the_tokens_whatever_the_aggregation(config, tmp_path, kind):
+    """Traces of different lengths, and of a model that has yet to learn them."""
+    rows = [{"prompt": "12==", "completion": text} for text in ("3", "1>3", "0>1>2>3", "2", "0")]
+    (tmp_path / "traces.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    algo = replace(config.algo, aggregation=kind)
+    rollout = replace(config.rollout, prompts_per_step=5)
+    config = replace(
+        config, algo=algo, rollout=rollout, traces=str(tmp_path / "traces.jsonl"), steps=1,
+        out=str(tmp_path / "run"),
+    )  # fmt: skip
+    env, mesh = start.make_env(config), make_mesh(config.mesh)
+    params, _ = start.load(config, env, mesh, tmp_path)
+    traces, _ = sft.demonstrations(config, env)
+    batch = demonstrated(*zip(*traces, strict=True), 9, 8, env.tokenizer.pad_id)
+    logp_BT, *_ = policy(params, batch, 1.0, model=config.model, mesh=mesh)
+    sft.train(config, progress=False)
+    (row,) = read_rows(tmp_path / "run" / "metrics.jsonl")
+    expected = -np.sum(logp_BT * batch.mask_BT) / batch.mask_BT.sum()
+    assert row["nll"] == pytest.approx(float(expected), rel=1e-5)

@@ -24,6 +24,7 @@ from rlx.models import lora, transformer
 from rlx.train.spec import names, numbers
 from rlx.train.state import init_state, optimizer
 from rlx.train.step import jitted_step, make_train_step
+from rlx.train.targets import targets
 from rlx.types import Batch
 
 P, G, U, T, V, PAD = 8, 4, 5, 6, 14, 13
@@ -52,6 +53,23 @@ def params(config):
         lambda x: (rng.normal(size=x.shape) * x.shape[0] ** -0.5 + (x.ndim == 1)).astype("f"),
         shapes,
     )
+
+
+def test_each_seed_clips_tokens_of_its_own(config, batch):
+    """Clip-Cov draws some tokens; another seed, or another update, draws others."""
+    algo = replace(
+        config.algo, covariance_share=0.3, covariance_low=-1e9, covariance_high=1e9,
+        zero_variance="keep",
+    )  # fmt: skip
+    mesh = make_mesh(config.mesh)
+
+    def clipped(seed, version):
+        run = replace(config, algo=algo, seed=seed)
+        found = targets(batch, None, None, version, numbers(run), names(run, mesh))
+        return found.adv_BT == 0
+
+    first, again, other, later = (clipped(*x) for x in ((0, 0), (0, 0), (1, 0), (0, 1)))
+    assert (first == again).all() and (first != other).any() and (first != later).any()
 
 
 @pytest.fixture(scope="module")

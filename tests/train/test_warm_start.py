@@ -16,9 +16,10 @@ from rlx.config import WarmStartConfig
 from rlx.errors import InputError
 from rlx.mesh import make_mesh
 from rlx.models import transformer
-from rlx.train import warm_start
+from rlx.record import read_rows
+from rlx.train import rl, warm_start
 from rlx.train.forward import policy
-from rlx.train.start import make_env
+from rlx.train.start import make_env, resolve
 from rlx.train.warm_start import load_or_make, solutions, worked_share
 
 
@@ -216,3 +217,23 @@ def test_a_place_that_can_hold_no_start_is_refused(easy, env, tmp_path):
     line = "^warm_start_dir=.*/file/there: a part of the path is a file; choose a directory"
     with pytest.raises(InputError, match=line):
         load_or_make(easy, env, tmp_path / "file" / "there")
+
+
+def test_rows_beyond_the_tokenizer_are_there_and_do_no_harm(easy, tmp_path):
+    """`model.vocab_size` of a fresh model; an unused word is sampled, and adds nothing."""
+    rows = 400  # of 14 that mean something
+    few = replace(
+        easy, model=replace(easy.model, vocab_size=rows), warm_start_dir="", out=str(tmp_path),
+        warm_start=replace(easy.warm_start, steps=2), steps=1, algo=replace(
+            easy.algo, zero_variance="keep"),
+    )  # fmt: skip
+    env = make_env(few)
+    assert [env.tokenizer.decode([i]) for i in (0, 14, rows - 1)] == ["0", "", ""]
+    assert make_env(easy).tokenizer.vocab_size == 14
+    params, _ = load_or_make(few, env, tmp_path / "warm")
+    assert params["embed"].shape[0] == rows and params["head"].shape[1] == rows
+    assert rl.train(few, progress=False)["status"] == "done"
+    (row,) = read_rows(tmp_path / "metrics.jsonl")
+    assert row["policy/entropy"] > np.log(14)  # it still samples the others
+    again = replace(few, model=replace(easy.model, path=str(tmp_path)), out=str(tmp_path / "b"))
+    assert make_env(resolve(again)).tokenizer.vocab_size == rows
