@@ -70,6 +70,7 @@ class Traced(NamedTuple):
     state: Any
     batch: Any
     reference: Any  # the initial weights, if they are kept: for adapters, KL or TBRM
+    teacher: Any  # of algo.teacher
     published: Any  # the sampler's parameters
     copied: bool  # whether they are not the learner's arrays
     slots: Any
@@ -84,21 +85,29 @@ def traced(config: Config, prompt_tokens: int = 0, devices: Sequence | None = No
     from rlx import mesh as meshes
     from rlx.models import lora, transformer
     from rlx.rollout import engine, sampler
-    from rlx.train import start, state, step
+    from rlx.train import start, state, step, teacher
     from rlx.train.spec import names, numbers
 
+    start.check_trained(config)
     env, rollout, optim = start.make_env(config), config.rollout, config.optim
     P, U = rollout.prompts_per_step, prompt_tokens or env.max_prompt_tokens
-    mesh = meshes.make_mesh(config.mesh, P // optim.microbatches, devices)
+    mesh = start.make_mesh(config, P // optim.microbatches, devices)
     generators = meshes.generator_mesh(config.mesh, mesh, devices)
     config = replace(config, model=with_kernel(config.model, mesh))
 
     def laid_out(on, params):
         return meshes.shapes(params, meshes.of_params(on, params, lora.logical_axes(params)))
 
-    words = config.model.vocab_size or env.tokenizer.vocab_size
-    params = jax.eval_shape(lambda: transformer.init(jax.random.key(0), config.model, words))
-    hyper, spec = numbers(config), names(config, mesh)
+    def initial(model):
+        words = model.vocab_size or env.tokenizer.vocab_size
+        return jax.eval_shape(lambda: transformer.init(jax.random.key(0), model, words))
+
+    params = initial(config.model)
+    theirs, taught = None, None
+    if config.algo.teacher:
+        theirs = with_kernel(teacher.resolve(config, env, mesh)[0].model, mesh)
+        taught = laid_out(mesh, initial(theirs))
+    hyper, spec = numbers(config), names(config, mesh, theirs)
     start_params, learner = laid_out(mesh, params), state.state_like(spec, params)
     batch = batch_like(config, U)
     batch = meshes.shapes(batch, jax.tree.map(lambda x: meshes.along(mesh, "prompts", x), batch))
@@ -113,20 +122,24 @@ def traced(config: Config, prompt_tokens: int = 0, devices: Sequence | None = No
     copied = narrowed != policy or bool(optim.lora_rank) or generators != mesh
     published, stops = laid_out(generators, narrowed), len(env.tokenizer.stop_ids)
     W, T = config.slots, rollout.max_new_tokens
-    slots = jax.eval_shape(lambda: sampler.empty(config.model, W, U, T, stops, generators))
+    rules = engine.rules(config, env)
+    make = lambda: sampler.empty(config.model, W, U, T, stops, generators, rules.routing)  # noqa: E731
+    slots = jax.eval_shape(make)
     slots = meshes.shapes(slots, sampler.shardings(slots, generators))
-    static = {"config": config.model, "rules": engine.rules(config, env), "mesh": generators}
+    static = {"config": config.model, "rules": rules, "mesh": generators}
     ints = lambda *shape: jax.ShapeDtypeStruct(shape, "int32")  # noqa: E731
     n = max(W // rollout.group_size, 1)
     new = ints(n, U), ints(n), sampler.New(*[ints(W)] * 4, ints(W, stops))
     key = jax.eval_shape(lambda: jax.random.key(0))
     programs = {
-        "update": step.jitted_step.trace(learner, batch, base, reference, None, hyper, spec=spec),
+        "update": step.jitted_step.trace(learner, batch, base, reference, taught, hyper, spec=spec),
         "insert": sampler.insert.trace(published, slots, *new, key, 0, 1.0, **static),
         "decode": sampler.decode.trace(published, slots, 0, 1.0, 2, **static),
     }
     disjoint, start_kept = generators != mesh, base or reference
-    return Traced(programs, learner, batch, start_kept, published, copied, slots, mesh, disjoint)
+    return Traced(
+        programs, learner, batch, start_kept, taught, published, copied, slots, mesh, disjoint
+    )
 
 
 def with_kernel(model: ModelConfig, mesh: Any) -> ModelConfig:
@@ -156,6 +169,7 @@ def batch_like(config: Config, prompt_tokens: int) -> Any:
     P, G, T = rollout.prompts_per_step, rollout.group_size, rollout.max_new_tokens
     floats = lambda *shape: jax.ShapeDtypeStruct(shape, "float32")  # noqa: E731
     ints = lambda *shape: jax.ShapeDtypeStruct(shape, "int32")  # noqa: E731
+    routed = P * G, T, len(config.model.sparse_layers), config.model.experts_per_token
     return Batch(
         prompt_PU=ints(P, prompt_tokens),
         prompt_length_P=ints(P),
@@ -165,7 +179,8 @@ def batch_like(config: Config, prompt_tokens: int) -> Any:
         behavior_value_BT=floats(P * G, T),
         reward_PG=floats(P, G),
         keep_P=floats(P),
-        packed_PRt=ints(P, G, T - 1) if config.optim.pack else None,
+        packed_PRt=ints(P, G, T - 1) if config.optim.pack and T > 1 else None,
+        expert_BTLK=ints(*routed) if config.algo.replay_routing else None,
     )
 
 
@@ -183,6 +198,7 @@ def held(run: Traced) -> dict[str, int]:
         "parameters": per_device(run.state.params),
         "moments": per_device(run.state.opt_state),
         "reference": per_device(run.reference),
+        "teacher": per_device(run.teacher),
         "batch": per_device(run.batch),
         "published": per_device(run.published) if run.copied else 0,
         "keys and values": per_device(run.slots.cache),
@@ -197,7 +213,7 @@ def beside(run: Traced, program: str) -> int:
     it = held(run)
     if program == "update":
         return it["published"] + per_device(run.slots)
-    learner = it["moments"] + it["reference"] + per_device(run.state.version)
+    learner = it["moments"] + it["reference"] + it["teacher"] + per_device(run.state.version)
     return learner + (it["parameters"] if run.copied else 0)
 
 

@@ -85,11 +85,10 @@ def main(look: Callable[[Policy, dict[str, Any]], None], own: dict[str, Any]) ->
         from rlx import compilation
 
         compilation.prepare(config)
-        from rlx.mesh import make_mesh
         from rlx.train import start
 
         env = start.make_env(config)
-        mesh = make_mesh(config.mesh, config.rollout.prompts_per_step)
+        mesh = start.make_mesh(config, config.rollout.prompts_per_step)
         params, _ = start.load(config, env, mesh, config.out)
         scorer = start.load_scorer(config, env, mesh)
         with closing(start.make_graders(config.env, env, scorer)) as graders:

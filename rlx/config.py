@@ -99,7 +99,7 @@ ENVS = (
     *("guess", "calculator", "python_tool", "verifiers"),
 )
 ROUTERS = ("softmax", "sigmoid")
-DISPATCHES = ("sorted", "blocks", "dense")
+DISPATCHES = ("auto", "sorted", "blocks", "dense")
 ON_GRADE_ERROR = ("zero", "stop")
 GUARD_ACTIONS = ("none", "stop", "lower")
 KERNELS = ("auto", "repeatable", "fastest")
@@ -145,12 +145,12 @@ class ModelConfig(Section):
     tie_embeddings: bool = False
     path: str = ""  # folder or .gguf file of pretrained weights; it sets the fields above
     scan_layers: bool = False  # loop over one compiled layer: compiles sooner, moves more memory
-    moe_dispatch: str = "sorted"  # by expert (GPU: in blocks); dense: every expert on every token
+    moe_dispatch: str = "auto"  # sorted by expert, GPU: in blocks; dense: all experts, all tokens
     router_aux_coef: float = 0.0  # weight of the sequence-wise balance loss
     remat: bool = False  # recompute a layer's activations in the backward pass
     query_chunk: int = 0  # queries whose attention scores exist at once; 0: all
     attention: str = "auto"  # xla; fused, bfloat16: cudnn (GPU, scan_layers), splash (TPU)
-    param_dtype: str = "float32"  # parameters and the optimiser's moments
+    param_dtype: str = "float32"  # parameters; bfloat16: only of those that are not trained
     compute_dtype: str = "float32"  # activations, keys and values; float16 uses loss scaling
 
     section = "model."
@@ -188,8 +188,6 @@ class ModelConfig(Section):
 
     def _check_experts(self):
         if not self.n_experts:
-            if self.router_aux_coef:
-                self.refuse("router_aux_coef", "no router", "set model.n_experts too")
             return
         if not self.d_ff_expert:
             self.refuse("d_ff_expert", "must be positive", "give a value above 0")
@@ -623,10 +621,7 @@ class Config(Section):
             if not re.fullmatch(r"\w[\w.+-]*", getattr(self, name), re.ASCII):
                 reason = "cannot be part of a directory name"
                 self.refuse(name, reason, "use letters, digits, _ . + -")
-        rollout, optim, experts = self.rollout, self.optim, self.model.n_experts
-        if self.mesh.expert > 1 and (not experts or experts % self.mesh.expert):
-            reason = f"does not divide model.n_experts={experts}"
-            self.refuse("mesh.expert", reason, "every device holds the same number of experts")
+        rollout, optim = self.rollout, self.optim
         slices = max(self.mesh.data, 1) * self.mesh.fsdp * optim.microbatches
         if rollout.prompts_per_step % slices:
             reason = f"not divisible by mesh.data * mesh.fsdp * optim.microbatches = {slices}"
@@ -774,9 +769,16 @@ LABELS = ("recipe", "study", "axes")  # names of a run
 
 Options = dict[str, Any]  # values by name, such as "algo.loss"
 
+
+def _dispatch_of_platform(made: Options) -> Options:
+    """`sorted` meant blocks on a GPU, as `auto` does since 2026-11-27."""
+    by_platform = made.get("model.moe_dispatch") == "sorted"
+    return made | ({"model.moe_dispatch": "auto"} if by_platform else {})
+
+
 # One function per option whose meaning has changed: from the options of an older manifest to those
 # that compute the same today. A manifest records how many there were when it was written.
-MIGRATIONS: tuple[Callable[[Options], Options], ...] = ()
+MIGRATIONS: tuple[Callable[[Options], Options], ...] = (_dispatch_of_platform,)
 
 
 def config_sha(config: object) -> str:
@@ -803,10 +805,16 @@ def options(
     Missing options have their defaults, such as those newer than the manifest. migrations: the
     number of migrations that the manifest includes.
     """
+    made = migrated(config, migrations)
+    return {key: x for key, x in (_flat(_defaults(kind)) | made).items() if _computes(key)}
+
+
+def migrated(config: dict[str, Any], migrations: int) -> Options:
+    """The options, flat, that compute the same today."""
     made = _flat(json.loads(json.dumps(config, default=str)))  # as in a manifest
     for change in MIGRATIONS[migrations:]:
         made = change(made)
-    return {key: x for key, x in (_flat(_defaults(kind)) | made).items() if _computes(key)}
+    return made
 
 
 def difference(then: Options, now: Options) -> str:

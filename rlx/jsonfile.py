@@ -1,4 +1,4 @@
-"""JSON files from outside."""
+"""Files from outside, and what is in those of JSON."""
 
 from __future__ import annotations
 
@@ -9,6 +9,14 @@ from typing import Any
 from rlx.errors import InputError
 
 LONGEST_BYTES = 1 << 28  # three times an index of 10^6 tensors
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file exists; False also for names that no file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def read(key: str, file: Path, broken: str = "not JSON") -> dict[str, Any]:

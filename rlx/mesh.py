@@ -11,7 +11,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from rlx.config import MeshConfig
+from rlx.config import MeshConfig, ModelConfig
 from rlx.errors import InputError
 from rlx.types import Params
 
@@ -86,8 +86,29 @@ def _split(
     learners, others = [], []
     for _, mine in sorted(of_process.items()):
         keep = len(mine) - generators // n
+        if keep < 1:
+            reason = f"a process has {len(mine)} devices, and the learner needs one of them"
+            remedy = f"use at most {(len(mine) - 1) * n}"
+            raise InputError("mesh.generators", generators, reason, remedy)
         learners, others = learners + mine[:keep], others + mine[keep:]
     return learners, others
+
+
+def check(mesh: Mesh, model: ModelConfig) -> None:
+    """Raises InputError if devices would repeat work: if a size that they split is not divisible.
+
+    Rows of the embedding may be any number, and key/value heads may be fewer than devices.
+    """
+    sizes = {"n_experts": RULES["expert"], "d_ff_expert": ("tensor",), "d_ff_shared": RULES["ffn"]}
+    sizes = (sizes if model.n_experts else {}) | {"n_heads": RULES["heads"]}
+    sizes |= {"d_ff": RULES["ffn"]} if len(model.sparse_layers) < model.n_layers else {}
+    for name, (*others, axis) in sizes.items():
+        parts = math.prod(mesh.shape[other] for other in (axis, *others))
+        times = f"times mesh.expert={mesh.shape['expert']} " if parts > mesh.shape[axis] else ""
+        if (size := getattr(model, name)) % parts:
+            reason = f"{times}does not divide model.{name}={size}"
+            remedy = "every device holds an equal part"
+            raise InputError(f"mesh.{axis}", mesh.shape[axis], reason, remedy)
 
 
 def generator_mesh(

@@ -24,6 +24,7 @@ from rlx.config import Config, difference, run_sha
 from rlx.errors import InputError
 from rlx.record import RunRecord
 from rlx.scaling import Evals
+from rlx.train import start
 
 ROOT = Path(__file__).parents[1]
 TINY = (
@@ -136,7 +137,7 @@ def test_a_manifest_of_2026_11_26_is_the_same_run_today(row):
 
 @pytest.mark.parametrize("row", RECORDED["cells"], ids=lambda row: " ".join(row["before"]))
 def test_a_cell_computes_what_it_did_under_its_former_name(row):
-    then = options.options(RECORDED["recorded"][0]["manifest"]["config"])
+    then = options.options(RECORDED["recorded"][0]["manifest"]["config"], 0)
     then |= {"env.kwargs.lo": 3, "env.kwargs.hi": 8, "env.kwargs.base": 10} | row["sets"]
     now = options.options(asdict(composed(row["now"])))
     assert difference(then, now) == ""
@@ -151,6 +152,18 @@ def test_a_new_option_at_its_default_changes_no_name(tiny):
     said = difference(options.options(manifest), options.options(asdict(other)))
     assert said == "model.remat=False, not True"
     assert run_sha(other) != run_sha(tiny) == run_sha(replace(tiny, recipe="x", out="y"))
+
+
+def test_sorted_experts_were_chosen_by_the_platform(tiny, tmp_path):
+    """And sorted means sorted in a manifest of today, for runs and for what starts from them."""
+    for word in ("sorted", "blocks", "dense"):
+        config = asdict(replace(tiny, model=replace(tiny.model, moe_dispatch=word)))
+        before = "auto" if word == "sorted" else word
+        for migrations, now in ((0, before), (1, word)):
+            assert options.options(config, migrations)["model.moe_dispatch"] == now
+            RunRecord(tmp_path).update_manifest(config=config, migrations=migrations)
+            run = start.of_run(tmp_path)
+            assert run["model"] == replace(tiny.model, moe_dispatch=now) and run["env"] == tiny.env
 
 
 def test_an_option_whose_meaning_changes_is_a_line(tiny, monkeypatch):

@@ -169,6 +169,50 @@ BAD = [
         "model.context_tokens=12; lower it, or use shorter prompts",
     ),
     ("rollout.slots=7", r"rollout.slots=7: not a positive multiple of rollout.group_size=16; .*"),
+    (
+        "mesh.generators=3",
+        r"rollout.slots=256: 3 devices cannot share them equally; use a multiple of 48, or lower "
+        "mesh.generators",
+    ),
+    (
+        "mesh.generators=8",
+        r"mesh.generators=8: a process has 8 devices, and the learner needs one of them; use at "
+        "most 7",
+    ),
+    ("mesh.tensor=8", r"mesh.tensor=8: does not divide model.n_heads=4; every device holds .*"),
+    ("mesh.tensor=4 model.d_ff=90", r"mesh.tensor=4: does not divide model.d_ff=90; .*"),
+    (
+        "mesh.expert=2 mesh.tensor=2 model.n_experts=2 model.d_ff_expert=5",
+        r"mesh.tensor=2: does not divide model.d_ff_expert=5; .*",
+    ),
+    (
+        "mesh.expert=2 mesh.tensor=2 model.n_experts=2 model.d_ff_expert=4 model.d_ff_shared=6",
+        r"mesh.tensor=2: times mesh.expert=2 does not divide model.d_ff_shared=6; .*",
+    ),
+    ("mesh.expert=2", r"mesh.expert=2: the model has no experts; leave it out"),
+    ("model.router_aux_coef=0.1", r"model.router_aux_coef=0.1: the model has no experts; leave .*"),
+    (
+        "model.param_dtype=bfloat16 model.compute_dtype=bfloat16",
+        r"model.param_dtype=bfloat16: updates below 1/256 of a trained parameter round to nothing; "
+        "use float32 with model.compute_dtype=bfloat16, or optim.lora_rank and model.path",
+    ),
+    (
+        "model.param_dtype=bfloat16 optim.lora_rank=2",  # its warm start trains them all
+        r"model.param_dtype=bfloat16: updates below 1/256 of a trained parameter round .*",
+    ),
+    (
+        "model.attention=splash model.head_dim=64",
+        r"model.attention=splash: it computes in bfloat16, not in model.compute_dtype=float32; "
+        "use auto or xla",
+    ),
+    (
+        "model.attention=cudnn model.compute_dtype=bfloat16 model.sliding_window=4",
+        r"model.attention=cudnn: it attends to all tokens, not within model.sliding_window=4; .*",
+    ),
+    (
+        "model.attention=cudnn model.compute_dtype=bfloat16 model.head_dim=20",
+        r"model.attention=cudnn: it has no model.head_dim=20; .*",
+    ),
     ("optim.learning_rate=null", r"optim.learning_rate=null: .* not Optional; give a value .*"),
     ("algo.kl=[k2,k3]", r"algo.kl=\[k2,k3\]: Cannot convert 'list' to string.*; give a value .*"),
     (

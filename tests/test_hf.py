@@ -24,6 +24,7 @@ from rlx.errors import InputError
 from rlx.mesh import make_mesh, of_params
 from rlx.models import hf, hf_files, rope, transformer
 from rlx.rollout import sampler
+from rlx.train import start
 
 safetensors = pytest.importorskip("safetensors.numpy", reason="needs the extra rlx[hf]")
 gguf = pytest.importorskip("gguf", reason="needs the extra rlx[hf]")
@@ -519,6 +520,28 @@ def test_a_path_alone_gives_the_architecture(mesh):
     assert (got.d_model, got.sliding_window, got.scan_layers) == (24, 5, True)
     assert got.path == config.path and got.compute_dtype == "bfloat16"
     assert hf.resolve(ModelConfig()) == ModelConfig()
+
+
+def test_what_depends_on_the_model_is_checked_once_it_is_known():
+    """Beside a path, the options that are no architecture, and how many devices share experts."""
+    own = {"attention": "xla", "router_aux_coef": 0.1, "moe_dispatch": "dense"}
+    mixed, dense = (ModelConfig(path=str(DATA / name), **own) for name in ("mixtral", "mistral"))
+    config = Config(model=mixed, mesh=MeshConfig(data=1, expert=2))
+    got = start.resolve(config)
+    assert got.model.n_experts == 4 and {key: getattr(got.model, key) for key in own} == own
+    assert start.make_mesh(got, prompts=16).shape["expert"] == 2
+    for change, error in [
+        ({"model": dense}, "model.router_aux_coef=0.1: the model has no experts"),
+        ({"model": replace(dense, router_aux_coef=0.0)}, "mesh.expert=2: the model has no experts"),
+        (
+            {"model": replace(dense, attention="cudnn"), "mesh": MeshConfig()},
+            "model.attention=cudnn: it attends to all tokens, not within model.sliding_window=5",
+        ),
+    ]:
+        with pytest.raises(InputError, match=error):
+            start.resolve(replace(config, **change))
+    with pytest.raises(InputError, match="mesh.expert=3: does not divide model.n_experts=4"):
+        start.make_mesh(replace(got, mesh=MeshConfig(data=1, expert=3)), prompts=16)
 
 
 @pytest.mark.parametrize("file", sorted(PRESETS.glob("*.yaml")), ids=lambda file: file.stem)

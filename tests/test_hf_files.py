@@ -18,6 +18,7 @@ from rlx.config import MeshConfig, ModelConfig
 from rlx.errors import InputError
 from rlx.mesh import make_mesh
 from rlx.models import hf, hf_config, hf_files, rope
+from rlx.train import start
 
 safetensors = pytest.importorskip("safetensors.numpy", reason="needs the extra rlx[hf]")
 gguf = pytest.importorskip("gguf", reason="needs the extra rlx[hf]")
@@ -292,6 +293,7 @@ def test_a_quantisation_that_cannot_be_undone_is_named(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("path", ["a\0b", "x" * 5000, "/dev/null", "/dev/null/x", "Qwen/Qwen3-8B"])
 def test_paths_where_no_model_can_be(path):
+    assert not start.is_run(path)
     with pytest.raises(InputError, match="no model there; give a folder"):
         hf.locate(path)
 

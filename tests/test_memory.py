@@ -2,11 +2,13 @@
 
 import json
 import sys
+from dataclasses import asdict, replace
 
 import jax
 import pytest
 
 from experiments import hlo, memory, train
+from rlx.record import RunRecord
 from rlx.train.recipe import Hyper
 
 WORDS = """
@@ -149,6 +151,33 @@ def test_the_start_is_held_for_adapters_and_references_alone(words, kept, copied
     assert memory.beside(run, "decode") == learner + shared
     slots = held["keys and values"] + held["slots besides"]
     assert memory.beside(run, "update") == slots + held["published"]
+
+
+def test_the_routing_to_replay_is_held_with_batch_and_slots():
+    """int32 for every token of every sample, in every sparse layer, of each of its experts."""
+    options, words = memory.own_options([*WORDS, "mesh.data=1"])
+    plain, replays = (
+        memory.traced(train.composed([*words, *more]), options["prompt_tokens"])
+        for more in ([], ["algo.replay_routing=true"])
+    )
+    routing = 4 * (4 * 2) * 512 * 4 * 2
+    for name in ("batch", "slots"):
+        got, want = (memory.per_device(getattr(run, name)) for run in (replays, plain))
+        assert got - want == routing
+
+
+def test_a_teacher_is_held_beside_the_policy(tmp_path):
+    """The run of another size, as its manifest says; nothing of its weights is read."""
+    options, words = memory.own_options([*WORDS, "mesh.data=1", f"algo.teacher={tmp_path}"])
+    config = train.composed(words)
+    model = replace(config.model, n_layers=2, n_experts=0)
+    RunRecord(tmp_path).update_manifest(config=asdict(replace(config, model=model)))
+    run = memory.traced(config, options["prompt_tokens"])
+    layer = 16 * 8 * (8 + 4 + 4 + 8) + 3 * 16 * 24 + 2 * 16
+    held = memory.held(run)
+    assert held["teacher"] == 4 * (2 * layer + WORD_MATRICES + 16)
+    learner = held["moments"] + held["teacher"] + 4 + held["parameters"]
+    assert memory.beside(run, "decode") == learner
 
 
 def test_the_command_prints_a_table_and_a_line(monkeypatch, capsys):

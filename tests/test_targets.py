@@ -77,7 +77,7 @@ def test_decode_reads_the_cache_once_and_writes_a_column(target, config, keys):
 @installed
 @pytest.mark.parametrize(
     "name, dispatch, all_is_well",
-    [("update", "sorted", True), ("decode", "sorted", True), ("decode", "dense", False)],
+    [("update", "auto", True), ("decode", "auto", True), ("decode", "dense", False)],
 )
 def test_no_token_meets_every_expert_on_a_card(name, dispatch, all_is_well):
     """Nor are all experts' matrices copied or transposed; with `dense` both would be seen."""

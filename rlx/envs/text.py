@@ -161,7 +161,7 @@ def load(
     if PLAIN not in prompt_template:
         raise InputError("env.prompt_template", prompt_template, f"{PLAIN} is missing", "add it")
     gguf = path.suffix == ".gguf"
-    if not _is_file(path if gguf else path / "tokenizer.json"):
+    if not jsonfile.is_file(path if gguf else path / "tokenizer.json"):
         raise wrong(path, "no tokenizer there", HOW_TO)
     source = _from_gguf(path) if gguf else _from_folder(path, rows)
     words, names, stops = source.words, source.names, source.stops
@@ -183,14 +183,6 @@ def load(
         prompt_template=prompt_template,
         path=str(path),
     )
-
-
-def _is_file(path: Path) -> bool:
-    """Whether a file exists; False also for names that no file can have."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
 
 
 def _import(name: str) -> Any:
@@ -295,7 +287,7 @@ def _from_folder(path: Path, rows: int) -> Source:
 def _template(path: Path) -> tuple[str, Path]:
     """The chat template and its file; of several, the one named default."""
     file = path / "chat_template.jinja"
-    if _is_file(file):
+    if jsonfile.is_file(file):
         try:
             return file.read_text(encoding="utf-8"), file
         except (OSError, ValueError) as error:

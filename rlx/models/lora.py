@@ -21,7 +21,11 @@ MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 def init(key: jax.Array, params: Params, rank: int) -> Params:
-    """A ~ N(0, 1/in), B = 0 for every matrix of the blocks, in float32, so W' = W at first."""
+    """A ~ N(0, 1/in), B = 0, in float32, so W' = W at first.
+
+    For every matrix of attention and of dense feed-forwards: experts, shared experts, routers,
+    embedding and head have none.
+    """
 
     def adapters(key: jax.Array, w: jax.Array) -> dict[str, jax.Array]:
         *stacked, n_in, n_out = w.shape

@@ -6,10 +6,10 @@
     shared    + f_shared(x), for every token
 
 `sorted` orders the (token, expert) pairs by expert and multiplies each run of rows by its expert's
-matrices (jax.lax.ragged_dot), on a GPU in `blocks` (rlx.models.blocks); `dense` runs every expert
-on every token and masks. On a mesh each device does this for its own tokens, experts and columns
-of F, and the results are summed over devices. A token's output does not depend on other tokens or
-on padding.
+matrices (jax.lax.ragged_dot), `blocks` does so in blocks of rows (rlx.models.blocks), and `dense`
+runs every expert on every token and masks; `auto` is blocks on a GPU, else sorted. On a mesh each
+device does this for its own tokens, experts and columns of F, and the results are summed over
+devices. A token's output does not depend on other tokens or on padding.
 
 Routing replay: the learner uses the experts that the sampler's router chose (arXiv 2510.11370),
 with weights from its own scores, through which the gradient flows.
@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from rlx import mesh as meshes
 from rlx.config import ModelConfig
 from rlx.models import blocks
-from rlx.models.layers import matmul
+from rlx.models.layers import EXACT, matmul
 from rlx.types import Params
 
 EXPERT_AXES = {
@@ -40,9 +40,10 @@ EXPERT_AXES = {
 
 
 def of_platform(config: ModelConfig, platform: str) -> ModelConfig:
-    """The configuration with `moe_dispatch=sorted` resolved for a platform of JAX."""
-    in_blocks = config.moe_dispatch == "sorted" and platform in ("gpu", "cuda")
-    return replace(config, moe_dispatch="blocks") if in_blocks else config
+    """The configuration with `moe_dispatch=auto` resolved for a platform of JAX."""
+    if config.moe_dispatch != "auto":
+        return config
+    return replace(config, moe_dispatch="blocks" if platform in ("gpu", "cuda") else "sorted")
 
 
 class Routed(NamedTuple):
@@ -72,7 +73,7 @@ def route(router_DE, x_BTD, config: ModelConfig, replay_BTK=None) -> tuple[Route
 
     replay: experts to use instead of those with the largest logits.
     """
-    logit_BTE = matmul(x_BTD.astype(jnp.float32), router_DE)
+    logit_BTE = matmul(x_BTD.astype(jnp.float32), router_DE, EXACT)
     top_BTK, expert_BTK = jax.lax.top_k(logit_BTE, config.experts_per_token)
     moved_BT = None
     if replay_BTK is not None:
@@ -107,18 +108,19 @@ def feed_forward(
 def _over_mesh(w, x_BTD, expert_BTK, inner_BTK, outer_BTK, dispatch: str):
     """The experts' sum; on a visible mesh, the sum over devices of each device's part."""
     in_blocks = partial(_in_blocks, n_experts=len(w["gate"]))
-    compute = {"sorted": _sorted, "blocks": in_blocks, "dense": _every_expert}[dispatch]
+    by_name = {"auto": _sorted, "sorted": _sorted, "blocks": in_blocks, "dense": _every_expert}
+    compute = by_name[dispatch]
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size <= 1:  # 0: none is visible
         return compute(w, x_BTD, expert_BTK, inner_BTK, outer_BTK, 0)
     split = lambda axes, x: meshes.sharding(mesh, axes, x.shape).spec  # noqa: E731
     token_spec = split(("prompts", None, None), x_BTD)
     specs = {name: split(EXPERT_AXES[name], x) for name, x in w.items()}
-    reduced = tuple(axis for axis in specs["gate"] if axis)
+    reduced, E = tuple(jax.tree.leaves(tuple(specs["gate"]))), len(w["gate"])
 
     def part(w, x_BTD, *choices):
-        n = w["gate"].shape[0]
-        first = n * jax.lax.axis_index("expert") if "expert" in reduced else 0
+        n = len(w["gate"])  # n = E: the axis `expert` splits columns of F, if anything
+        first = n * jax.lax.axis_index("expert") if n < E else 0
         return jax.lax.psum(compute(w, x_BTD, *choices, first), reduced)
 
     # check_vma gives the wrong transpose of a gather whose index alone differs between devices

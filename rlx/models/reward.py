@@ -9,11 +9,15 @@ A prompt runs once for all its completions, as in `transformer.extend`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from rlx import mesh as meshes
 from rlx.config import ModelConfig
 from rlx.models import transformer
 from rlx.types import right_padded
@@ -51,3 +55,9 @@ def scores(params, config: ModelConfig, texts: Texts):
     hidden_BTD = transformer.extend(params, config, context, length_P, texts.completion_BT)
     last_BD = hidden_BTD[jnp.arange(len(length_B)), length_B - 1]
     return transformer.values(params, last_BD)
+
+
+@partial(jax.jit, static_argnames=("config", "mesh"))
+def scores_on(params, config: ModelConfig, texts: Texts, *, mesh: Mesh):
+    """`scores`, compiled for the devices of a mesh."""
+    return meshes.visible(mesh, scores)(params, transformer.chosen(config, mesh), texts)

@@ -29,7 +29,7 @@ from rlx.config import ModelConfig
 from rlx.mesh import split
 from rlx.models import attention, moe
 from rlx.models.attention import Cache, Seen
-from rlx.models.layers import AXES, matmul, rms_norm
+from rlx.models.layers import AXES, EXACT, matmul, rms_norm
 from rlx.models.rope import rope
 from rlx.types import Params
 
@@ -142,14 +142,14 @@ def init(key: jax.Array, config: ModelConfig, vocab_size: int) -> Params:
 
 
 def with_critic(params: Params) -> Params:
-    """`params` with a value head [D], initially 0: V = hidden . value."""
-    return {**params, "value": jnp.zeros_like(params["final_norm"])}
+    """`params` with a value head [D], float32, initially 0: V = hidden . value."""
+    return {**params, "value": jnp.zeros(params["final_norm"].shape)}
 
 
 def values(params: Params, hidden_BD: jax.Array) -> jax.Array:
     """The critic's values, float32, of hidden states [..., D], each for the token it predicts."""
     dtype = jnp.float32
-    return jnp.matmul(hidden_BD.astype(dtype), params["value"].astype(dtype))
+    return jnp.matmul(hidden_BD.astype(dtype), params["value"].astype(dtype), precision=EXACT)
 
 
 def stack_layers(layers: list[Params]) -> Params:

@@ -54,7 +54,7 @@ class New(NamedTuple):
     stop_WN: jax.Array  # int32, stop tokens, padded with -1
 
 
-NEVER = 2**30  # a token index that no sample reaches
+UNREACHED = 2**30  # a token index that no sample reaches
 
 
 @struct.dataclass
@@ -70,7 +70,7 @@ class Slots:
     stop_WN: jax.Array  # int32, as in New
     active_W: jax.Array  # bool, neither stopped nor at the length limit
     think_W: jax.Array  # int32, thinking is interrupted after this many tokens
-    answer_W: jax.Array  # int32, where the answer starts; NEVER while the sample thinks
+    answer_W: jax.Array  # int32, where the answer starts; UNREACHED while the sample thinks
     token_WT: jax.Array  # int32
     logp_WT: jax.Array  # float32, of the distribution that was sampled
     value_WT: jax.Array  # float32, of the critic before the token; 0 without one
@@ -156,15 +156,15 @@ def _force(rules: Rules, think_W, answer_W, count_W, given_W, token_W):
     Injected tokens before `given_W` neither end thinking nor count as thinking.
     """
     if not rules.phrase:
-        return token_W, jnp.zeros(token_W.shape, bool), answer_W, jnp.full_like(count_W, NEVER)
+        return token_W, jnp.zeros(token_W.shape, bool), answer_W, jnp.full_like(count_W, UNREACHED)
     phrase = jnp.array(rules.phrase, jnp.int32)
-    out_of_time_W = (answer_W == NEVER) & (count_W >= think_W)
+    out_of_time_W = (answer_W == UNREACHED) & (count_W >= think_W)
     answer_W = jnp.where(out_of_time_W, count_W + len(rules.phrase), answer_W)
-    injected_W = (answer_W != NEVER) & (count_W < answer_W)
+    injected_W = (answer_W != UNREACHED) & (count_W < answer_W)
     place_W = jnp.clip(count_W - (answer_W - len(rules.phrase)), 0, len(rules.phrase) - 1)
     token_W = jnp.where(injected_W, phrase[place_W], token_W)
     drawn_W = count_W >= given_W
-    ended_W = (answer_W == NEVER) & (token_W == rules.think_end_id) & drawn_W
+    ended_W = (answer_W == UNREACHED) & (token_W == rules.think_end_id) & drawn_W
     answer_W = jnp.where(ended_W, count_W + 1, answer_W)
     return token_W, injected_W, answer_W, answer_W + rules.answer_tokens
 
@@ -189,7 +189,7 @@ def insert(
     budget_key_W = jax.vmap(jax.random.fold_in, (0, None))(key_W, T)
     draw = lambda key: jax.random.randint(key, (), rules.think_min, rules.think_max + 1)  # noqa: E731
     think_W = jax.vmap(draw)(budget_key_W) if rules.phrase else jnp.zeros_like(token_W)
-    thinks_W, zero_W = jnp.full_like(token_W, NEVER), jnp.zeros_like(token_W)
+    thinks_W, zero_W = jnp.full_like(token_W, UNREACHED), jnp.zeros_like(token_W)
     _, _, answer_W, answered_W = _force(rules, think_W, thinks_W, zero_W, zero_W, token_W)
     limit_W = jnp.minimum(answered_W, new.limit_W)
 
@@ -290,7 +290,7 @@ def resume(slots: Slots, given_WT, n_W, limit_W, *, mesh: Mesh) -> Slots:
     on = slots.replace(
         given_W=jnp.where(on_W, given_W, slots.given_W),
         think_W=jnp.where(on_W, given_W + slots.think_W - slots.given_W, slots.think_W),
-        answer_W=jnp.where(on_W, NEVER, slots.answer_W),
+        answer_W=jnp.where(on_W, UNREACHED, slots.answer_W),
         limit_W=jnp.where(on_W, limit_W, slots.limit_W),
         active_W=slots.active_W | on_W,
         token_WT=jnp.where(put_WT, moved_WT, slots.token_WT),

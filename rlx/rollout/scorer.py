@@ -43,9 +43,6 @@ class Scores(NamedTuple):
     flops: float
 
 
-_scores = jax.jit(reward.scores, static_argnames="config")
-
-
 class Scorer:
     """spent: FLOPs of the model's training."""
 
@@ -92,7 +89,7 @@ class Scorer:
             texts = jax.tree.map(
                 lambda x: jax.device_put(x, meshes.along(mesh, "prompts", x)), texts
             )
-            found.append(_scores(self.params[mesh], self.model, texts))
+            found.append(reward.scores_on(self.params[mesh], self.model, texts, mesh=mesh))
         reward_PN = np.concatenate(processes.to_host(found)).reshape(len(found) * P, -1)
         return list(reward_PN[: len(prompts)])
 

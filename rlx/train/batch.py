@@ -19,6 +19,7 @@ def collate(groups: Sequence[Group], prompt_tokens: int, pad_id: int, pack=False
     prompt_PU, length_P = right_padded([g.prompt_U for g in groups], prompt_tokens, pad_id)
     completion_BT = np.concatenate([group.completion_GT for group in groups])
     T = completion_BT.shape[1]
+    pack = pack and T > 1  # of one token, nothing is fed
     return Batch(
         packed_PRt=packing.packed([group.length_G for group in groups], T) if pack else None,
         prompt_PU=prompt_PU,

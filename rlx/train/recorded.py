@@ -14,7 +14,6 @@ from rlx.checkpoint import Checkpoints
 from rlx.config import Config, another
 from rlx.envs.grading import Graders
 from rlx.errors import InputError
-from rlx.mesh import make_mesh
 from rlx.record import RunRecord
 from rlx.track import tracker
 from rlx.train import start
@@ -62,8 +61,9 @@ def recorded(
     if before.get("status") == "done" or stopped_so(before, config):
         RunRecord(config.out, writes=False).refuse_changed(before.get("rows", {"offsets": {}}))
         return before
+    start.check_trained(config)
     env = start.make_env(config)
-    mesh = make_mesh(config.mesh, config.rollout.prompts_per_step // config.optim.microbatches)
+    mesh = start.make_mesh(config, config.rollout.prompts_per_step // config.optim.microbatches)
     scorer = start.load_scorer(config, env, mesh)
     record = RunRecord(config.out, writes=processes.is_writer())
     with locked(record, "out"):

@@ -114,9 +114,9 @@ class RewardModel(Supervised):
 
     def measure(self, version: int) -> list[Row]:
         P, model, pairs = self.config.rollout.prompts_per_step, self.config.model, self.heldout
-        policy = self.policy
+        policy, on = self.policy, {"mesh": self.mesh}
         batches = [pairs[at : at + P] for at in range(0, len(pairs), P)]
-        found = [_scores(policy, model, self._texts(batch, P)) for batch in batches]
+        found = [reward.scores_on(policy, model, self._texts(b, P), **on) for b in batches]
         score_P2 = np.concatenate(processes.to_host(found)).reshape(-1, 2)[: len(pairs)]
         self.ledger.eval_flops += _forward_flops(model, pairs)
         return [accuracy(score_P2)]
@@ -142,9 +142,6 @@ def _forward_flops(model: ModelConfig, pairs: Sequence[Pair]) -> float:
     return sum(
         flops.reward_flops(model, len(p.prompt), list(map(len, p.completions))) for p in pairs
     )
-
-
-_scores = jax.jit(reward.scores, static_argnames="config")
 
 
 def _step(state: TrainState, texts: reward.Texts, base, hyper: Hyper, *, spec: Spec):

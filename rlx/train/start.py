@@ -6,8 +6,11 @@ it the model is fresh and warm-started on the environment's own solutions.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +20,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from rlx import jsonfile
 from rlx import mesh as meshes
 from rlx.checkpoint import load_params
-from rlx.config import Config, EnvConfig, EpisodeConfig, ModelConfig, OptimConfig, RolloutConfig
+from rlx.config import (
+    Config,
+    EnvConfig,
+    EpisodeConfig,
+    ModelConfig,
+    OptimConfig,
+    RolloutConfig,
+    migrated,
+)
 from rlx.envs import base, text
 from rlx.envs.base import Env, TextTokenizer
 from rlx.envs.grading import Graders
 from rlx.errors import InputError
-from rlx.models import hf, lora, transformer
+from rlx.models import attention, hf, lora, transformer
 from rlx.record import RunRecord
 from rlx.rollout.scorer import Scorer
 from rlx.train import recipe, warm_start
@@ -40,7 +52,7 @@ def _located(path: str | Path) -> tuple[Path, int]:
 
 
 def is_run(path: str | Path) -> bool:
-    return (_located(path)[0] / "manifest.json").is_file()
+    return jsonfile.is_file(_located(path)[0] / "manifest.json")
 
 
 def of_run(path: str | Path) -> dict[str, Any]:
@@ -57,8 +69,10 @@ def of_run(path: str | Path) -> dict[str, Any]:
         name = section.section.rstrip(".")
         known = {field.name for field in fields(section)}
         try:
-            given = manifest["config"][name].items()
-            made[name] = section(**{k: v for k, v in given if k in known})
+            now = migrated(manifest["config"], manifest.get("migrations", 0))
+            now = {k: now[f"{name}.{k}"] for k in known if f"{name}.{k}" in now}
+            given = manifest["config"][name] | now
+            made[name] = section(**{k: v for k, v in given.items() if k in known})
         except (KeyError, AttributeError, TypeError, InputError) as error:
             reason = f"its config.{name} is not the section of a run ({error})"
             remedy = "give the directory of a run of this project"
@@ -69,17 +83,22 @@ def of_run(path: str | Path) -> dict[str, Any]:
 def resolve(config: Config) -> Config:
     """The configuration with the architecture and tokenizer of `model.path`.
 
-    Raises InputError if nothing is there, or if a field was set to a different value.
+    Raises InputError if nothing is there, if a field is neither its default nor that of the model
+    there, or if an option does not suit the model, which is known only now.
     """
     recipe.check(config.algo)
-    config = _adopted(config) if config.model.path else config
-    if config.algo.replay_routing and not config.model.n_experts:
-        reason = "the model has no experts"
-        raise InputError("algo.replay_routing", True, reason, "leave it out")
+    config = adopted(config) if config.model.path else config
+    attention.check(config.model)
+    if not config.model.n_experts:
+        of_experts = {"algo.replay_routing": False, "model.router_aux_coef": 0, "mesh.expert": 1}
+        for key, off in of_experts.items():
+            if functools.reduce(getattr, key.split("."), config) != off:
+                config.refuse(key, "the model has no experts", "leave it out")
     return config
 
 
-def _adopted(config: Config) -> Config:
+def adopted(config: Config) -> Config:
+    """The configuration with the architecture and tokenizer of its `model.path`."""
     path = config.model.path
     if not is_run(path):
         tokenizer = config.env.tokenizer or str(hf.locate(path))
@@ -89,6 +108,29 @@ def _adopted(config: Config) -> Config:
         tokenizer = config.env.tokenizer or source["env"].tokenizer
         model = hf.adopted(config.model, source["model"])
     return replace(config, model=model, env=replace(config.env, tokenizer=tokenizer))
+
+
+def check_trained(config: Config) -> None:
+    """Raises InputError if what a run or its own warm start trains is bfloat16."""
+    own = not config.model.path and config.warm_start.steps
+    if config.model.param_dtype != "float32" and (own or not config.optim.lora_rank):
+        reason = "updates below 1/256 of a trained parameter round to nothing"
+        remedy = "use float32 with model.compute_dtype=bfloat16, or optim.lora_rank and model.path"
+        config.refuse("model.param_dtype", reason, remedy)
+
+
+def make_mesh(config: Config, prompts: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """As rlx.mesh.make_mesh. Raises InputError also if devices cannot share the work equally."""
+    mesh = meshes.make_mesh(config.mesh, prompts, devices)
+    meshes.check(mesh, config.model)
+    generators = meshes.generator_mesh(config.mesh, mesh, devices).shape
+    if config.slots % (parts := math.prod(generators[axis] for axis in meshes.RULES["slots"])):
+        key = "mesh.generators" if config.mesh.generators else "mesh.data, mesh.fsdp"
+        least = math.lcm(parts, config.rollout.group_size)
+        remedy = f"use a multiple of {least}, or lower {key}"
+        reason = f"{parts} devices cannot share them equally"
+        raise InputError("rollout.slots", config.slots, reason, remedy)
+    return mesh
 
 
 def make_env(config: Config) -> Env:
@@ -210,7 +252,8 @@ def _policy_of(
             lambda p: lora.init(jax.random.key(0), p, source["optim"].lora_rank), shapes
         )
     if value_head:
-        trained = {**trained, "value": shapes["final_norm"]}  # same shape
+        value = jax.ShapeDtypeStruct(shapes["final_norm"].shape, "float32")
+        trained = {**trained, "value": value}
     layout = meshes.of_params(mesh, trained, lora.logical_axes(trained))
     like = meshes.shapes(trained, layout)
     got = load_params(run, like, step)

@@ -85,12 +85,13 @@ class WarmStart(Task):
         moves = (optax.adamw(rate, b2=0.95), *held_scale(half))
         adamw = optax.chain(optax.clip_by_global_norm(1.0), *moves)
         mesh = meshes.make_mesh(MeshConfig(data=1), devices=jax.local_devices()[:1])
+        chosen = transformer.chosen(model, mesh)
         state = TrainState(params, adamw.init(params), jnp.zeros((), jnp.int32))
         self.layout = layout(state, mesh)
         super().__init__(jax.device_put(state, self.layout))
 
         def mean_logp(params, batch, scale):
-            logp_BT = policy(params, batch, 1.0, model=model, mesh=mesh)[0]
+            logp_BT = policy(params, batch, 1.0, model=chosen, mesh=mesh)[0]
             return scale * jnp.sum(logp_BT * batch.mask_BT) / jnp.sum(batch.mask_BT)
 
         @functools.partial(jax.jit, donate_argnames="state")

@@ -15,6 +15,7 @@ import pytest
 from jax.experimental.pallas.ops.tpu import splash_attention
 
 from rlx.config import MeshConfig, ModelConfig
+from rlx.errors import InputError
 from rlx.mesh import along, make_mesh, visible
 from rlx.models import attention, transformer
 
@@ -167,3 +168,21 @@ def test_the_kernel_is_chosen_by_what_it_can_do():
     ]:  # fmt: skip
         assert attention.of_platform(replace(model, **change), platform).attention == "xla"
     assert attention.of_platform(replace(model, attention="xla"), "gpu").attention == "xla"
+
+
+@pytest.mark.parametrize("kernel", ["cudnn", "splash"])
+@pytest.mark.parametrize(
+    "change, option",
+    [
+        ({"sliding_window": 8}, "sliding_window=8"),
+        ({"attention_chunk": 8}, "attention_chunk=8"),
+        ({"compute_dtype": "float32"}, "compute_dtype=float32"),
+        ({"head_dim": 132}, "head_dim=132"),
+    ],
+)
+def test_a_kernel_that_cannot_compute_it_is_refused(kernel, change, option):
+    model = replace(PLAIN, attention=kernel, compute_dtype="bfloat16", head_dim=128)
+    attention.check(model)
+    with pytest.raises(InputError, match=f"^model.attention={kernel}: .* model.{option}; use auto"):
+        attention.check(replace(model, **change))
+    attention.check(replace(model, attention="xla", **change))

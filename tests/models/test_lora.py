@@ -6,11 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from rlx.config import MeshConfig
+from rlx.config import AlgoConfig, MeshConfig
 from rlx.mesh import make_mesh, of_params
 from rlx.models import lora, transformer
 from rlx.record import read_rows
-from rlx.train import loop, rl
+from rlx.train import loop, rl, start
+from rlx.train.spec import names
+from rlx.train.state import init_state
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,18 @@ def test_stacked_layers_merge_alike(params, adapters):
 def test_a_critic_beside_the_adapters_is_taken_whole(params, adapters):
     value_D = np.ones(params["final_norm"].shape, np.float32)
     assert lora.merged(params, {**adapters, "value": value_D}, 1.0)["value"] is value_D
+
+
+def test_what_is_trained_beside_a_bfloat16_model_is_float32(easy):
+    """Adapters and a value head; all else stays, so that a run may have it in bfloat16."""
+    model = replace(easy.model, param_dtype="bfloat16", path="somewhere")
+    config = replace(easy, model=model, optim=replace(easy.optim, lora_rank=2))
+    start.check_trained(config)
+    algo = AlgoConfig(advantage="gae", zero_variance="keep")
+    spec = names(replace(config, algo=algo), make_mesh(config.mesh))
+    state = init_state(spec, transformer.init(jax.random.key(0), model, 14))
+    assert "value" in state.params
+    assert {x.dtype.name for x in jax.tree.leaves(state.params)} == {"float32"}
 
 
 def test_the_rank_is_not_split(adapters):

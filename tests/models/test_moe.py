@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 from jax.flatten_util import ravel_pytree
 
 from rlx import flops
@@ -15,6 +16,7 @@ from rlx.config import Config, MeshConfig, ModelConfig, OptimConfig, RolloutConf
 from rlx.errors import InputError
 from rlx.mesh import make_mesh
 from rlx.models import blocks, lora, moe, transformer
+from rlx.train import start
 from rlx.train.spec import names, numbers
 from rlx.train.state import init_state
 from rlx.train.step import make_train_step
@@ -132,6 +134,26 @@ def test_experts_on_a_mesh_equal_one_device(config, layout, dispatch):
     x_BTD = token_states(4, 6)
     x_BTD = jax.device_put(x_BTD, meshes.along(mesh, "prompts", x_BTD))
     assert w["expert_gate"].addressable_shards[0].data.shape[0] == 4 // layout.expert
+    gradient = jax.value_and_grad(meshes.visible(mesh, loss), (0, 1))
+    got = compiled(gradient)(w, x_BTD, replace(config, moe_dispatch=dispatch))
+    assert_close(jax.device_get(got), dense_gradient(config))
+
+
+@pytest.mark.parametrize("dispatch", ["dense", "sorted", "blocks"])
+@pytest.mark.parametrize(
+    "layout", [MeshConfig(data=4, expert=2), MeshConfig(data=1, fsdp=2, expert=2, tensor=2)],
+    ids=["data4_expert2", "fsdp2_expert2_tensor2"],
+)  # fmt: skip
+@pytest.mark.parametrize("config", [SOFTMAX, SIGMOID], ids=["softmax", "sigmoid"])
+def test_three_experts_on_two_devices_are_whole_on_both(config, layout, dispatch):
+    """Their columns are split instead, and every device has all expert numbers."""
+    config = replace(config, n_experts=3)
+    mesh, w = make_mesh(layout), mixed(config)
+    w = jax.device_put(w, meshes.of_params(mesh, w, {k: transformer.AXES[k] for k in w}))
+    F = config.d_ff_expert // layout.expert // layout.tensor
+    held = w["expert_gate"].addressable_shards[0].data.shape
+    assert (held[0], held[2]) == (3, F)
+    x_BTD = token_states(4, 6)
     gradient = jax.value_and_grad(meshes.visible(mesh, loss), (0, 1))
     got = compiled(gradient)(w, x_BTD, replace(config, moe_dispatch=dispatch))
     assert_close(jax.device_get(got), dense_gradient(config))
@@ -277,11 +299,41 @@ def test_adapters_leave_routers_and_experts_alone():
     jax.tree.map(np.testing.assert_array_equal, whole, params)
 
 
+def products(jaxpr):
+    """Every dot_general of a jaxpr and of those within it."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from products(inner)
+
+
+def test_routers_and_critic_are_float32_on_every_device():
+    """Where all else is bfloat16: an accelerator's default rounds float32, which moves tokens."""
+    model = replace(SOFTMAX, compute_dtype="bfloat16")
+    params = transformer.with_critic(transformer.init(jax.random.key(0), model, V))
+    tokens_BT, length_B = jnp.ones((2, 3), jnp.int32), jnp.full(2, 3)
+
+    def loss(params):
+        _, past = transformer.prefill(params, model, tokens_BT, length_B)
+        hidden_BTD, routed = transformer.extend(
+            params, model, past, length_B, tokens_BT, routing=True
+        )
+        return jnp.sum(transformer.values(params, hidden_BTD)) + jnp.sum(routed.score_BTE)
+
+    found = list(products(jax.make_jaxpr(jax.grad(loss))(params).jaxpr))
+    wide = [x for x in found if {v.aval.dtype.name for v in x.invars} == {"float32"}]
+    exact = jax.lax.Precision.HIGHEST
+    assert [x.params["precision"] for x in wide] == [(exact, exact)] * len(wide)
+    assert 9 <= len(wide) < len(found)  # routers of 2 layers in 2 passes, the critic; backward
+
+
 def test_a_gpu_has_blocks():
     for platform, dispatch in {"cpu": "sorted", "tpu": "sorted", "gpu": "blocks"}.items():
         assert transformer.of_platform(SOFTMAX, platform).moe_dispatch == dispatch
-    dense = replace(SOFTMAX, moe_dispatch="dense")
-    assert transformer.of_platform(dense, "gpu") == replace(dense, attention="xla")
+    for dispatch in ("sorted", "dense"):
+        named = replace(SOFTMAX, moe_dispatch=dispatch)
+        assert transformer.of_platform(named, "gpu") == replace(named, attention="xla")
 
 
 def test_sparse_layers_are_every_so_manieth():
@@ -318,7 +370,6 @@ def test_keys_attended_in_chunks():
         ("model.moe_dispatch", {"moe_dispatch": "capacity"}),
         ("model.scan_layers", {"scan_layers": True, "sparse_from": 1}),
         ("model.sparse_from", {"sparse_from": 2}),
-        ("model.router_aux_coef", {"n_experts": 0, "router_aux_coef": 0.1}),
         ("model.far_query_scale", {"far_query_scale": 0.1}),
         ("model.sliding_window", {"sliding_window": 4, "attention_chunk": 4}),
     ],
@@ -330,6 +381,6 @@ def test_what_cannot_work_is_named(key, change):
 
 def test_experts_that_the_mesh_cannot_share_are_named():
     with pytest.raises(InputError, match="^mesh.expert=3: does not divide model.n_experts=4"):
-        replace(RUN, mesh=MeshConfig(data=1, expert=3))
-    with pytest.raises(InputError, match="^mesh.expert=2: does not divide model.n_experts=0"):
-        Config(mesh=MeshConfig(expert=2))
+        start.make_mesh(replace(RUN, mesh=MeshConfig(data=1, expert=3)), P)
+    with pytest.raises(InputError, match="^mesh.expert=2: the model has no experts"):
+        start.resolve(Config(mesh=MeshConfig(expert=2)))

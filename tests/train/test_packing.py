@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from rlx.config import AlgoConfig, MeshConfig, ModelConfig, OptimConfig
 from rlx.mesh import make_mesh
 from rlx.models import transformer
+from rlx.record import RunRecord
 from rlx.train import packing
+from rlx.train.rl import train
 from rlx.train.spec import names, numbers
 from rlx.train.state import init_state
 from rlx.train.step import make_train_step
@@ -127,3 +129,17 @@ def test_the_step_is_the_same(tiny, model, algo, mesh, microbatches):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * biggest), got, want)
     for name in said:
         assert float(says[name]) == pytest.approx(float(said[name]), rel=1e-4, abs=1e-6), name
+
+
+@pytest.mark.parametrize("model", ["plain", "experts"])
+def test_answers_of_one_token_have_nothing_to_pack(easy, tmp_path, model):
+    """Nothing is fed after the prompt, packed or not."""
+    made = ModelConfig(**vars(easy.model) | MODELS[model])
+    rollout = replace(easy.rollout, max_new_tokens=1, decode_chunk_tokens=1)
+    config = replace(easy, model=made, rollout=rollout, steps=1, warm_start_dir=str(tmp_path))
+    rows = []
+    for pack in (False, True):
+        out = str(tmp_path / f"pack_{pack}")
+        train(replace(config, optim=replace(easy.optim, pack=pack), out=out), progress=False)
+        rows.append(RunRecord(out).rows("metrics.jsonl"))
+    assert rows[0] == rows[1] and len(rows[0]) == 1

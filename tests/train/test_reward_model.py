@@ -238,6 +238,20 @@ def test_devices_share_the_prompts(judge, chains, params):
     assert one.flops == four.flops and one.win_PG is four.win_PG is None
 
 
+def test_a_reward_is_computed_as_its_devices_compute_best(judge, chains, params, monkeypatch):
+    """With their kernels, and activations that are split over the mesh."""
+    mesh, seen = make_mesh(MeshConfig(data=2)), []
+
+    def spy(params, model, texts):
+        seen.append((model.attention, jax.sharding.get_abstract_mesh()))
+        return texts.length_B
+
+    monkeypatch.setattr(reward, "scores", spy)
+    assert judge.model.attention == "auto"
+    Scorer(chains, judge.model, params, 6, [mesh])(answers(chains, chains.train[:2], ["3"]), mesh)
+    assert seen == [("xla", mesh.abstract_mesh)]
+
+
 def shared(config):
     names = ("model", "env", "rollout", "mesh", "warm_start")
     return {name: getattr(config, name) for name in names}

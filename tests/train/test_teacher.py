@@ -16,7 +16,7 @@ from test_step import batch, config, params, tokens
 from test_step_terms import added_up, centred, prefixes
 
 from rlx import flops
-from rlx.config import AlgoConfig
+from rlx.config import AlgoConfig, MeshConfig
 from rlx.errors import InputError
 from rlx.mesh import make_mesh
 from rlx.models import transformer
@@ -100,12 +100,24 @@ def test_a_teacher_at_rest_is_no_news(easy, taught, tmp_path):
     assert row["grad_norm"] < 1e-4
 
 
-@pytest.mark.parametrize("what", ["nothing", "tokens", "room"])
+def test_a_policy_with_experts_has_a_teacher_without(easy, taught):
+    """What is asked of the policy's routers is not asked of the teacher."""
+    experts = {"n_experts": 2, "d_ff_expert": 8, "router_aux_coef": 0.1}
+    algo = AlgoConfig(**ALONE, teacher=taught.out, replay_routing=True)
+    config = replace(easy, model=replace(easy.model, **experts), algo=algo)
+    config = start.resolve(replace(config, mesh=MeshConfig(data=1, expert=2)))
+    mesh = start.make_mesh(config, prompts=4)
+    got = teacher.load(config, start.make_env(config), mesh)
+    assert (got.model.n_experts, got.model.d_model) == (0, 24)
+
+
+@pytest.mark.parametrize("what", ["nothing", "tokens", "room", "heads"])
 def test_who_cannot_teach_is_refused(easy, taught, tmp_path, what):
     lines = {
         "nothing": "algo.teacher=.*none: no model there; give a folder",
         "tokens": "algo.teacher=.*big: its vocabulary differs from .*; give a",
         "room": "algo.teacher=.*big: its context is 7 tokens, prompt and answer take up to .*; l",
+        "heads": "algo.teacher=.*big: mesh.tensor=8: does not divide model.n_heads=4; every device",
     }
     path, config = taught.out, replace(easy, algo=AlgoConfig(**ALONE, teacher="x"))
     if what == "nothing":
@@ -119,9 +131,9 @@ def test_who_cannot_teach_is_refused(easy, taught, tmp_path, what):
         record.update_manifest(**manifest)
         path = str(tmp_path / "big")
     config = replace(config, algo=replace(config.algo, teacher=path))
-    env = start.make_env(config)
+    env, mesh = start.make_env(config), MeshConfig(tensor=8) if what == "heads" else config.mesh
     with pytest.raises(InputError, match=lines[what]):
-        teacher.load(config, env, make_mesh(config.mesh))
+        teacher.load(config, env, make_mesh(mesh))
 
 
 def test_without_one_nothing_is_loaded(easy):

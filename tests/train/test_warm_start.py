@@ -166,6 +166,19 @@ def test_training_raises_the_likelihood_of_solutions(easy, env, loaded):
     assert before > 2 and after < 0.6 * before
 
 
+def test_it_has_the_kernels_of_its_device(easy, env, monkeypatch):
+    seen = []
+
+    def spy(params, batch, temperature, *, model, mesh):
+        seen.append(model.attention)
+        return policy(params, batch, temperature, model=model, mesh=mesh)
+
+    monkeypatch.setattr(warm_start, "policy", spy)
+    task = warm_start.WarmStart(easy.model, easy.warm_start, env)
+    task.step(task.batch(0))
+    assert easy.model.attention == "auto" and set(seen) == {"xla"}
+
+
 def test_no_steps_means_fresh_weights_at_no_cost(easy, env, tmp_path):
     config = replace(easy, warm_start=replace(easy.warm_start, steps=0, seed=3))
     params, spent = load_or_make(config, env, tmp_path)
