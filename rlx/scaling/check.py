@@ -109,7 +109,7 @@ def _other_curve(fit: Draws, curves: Sequence[str]) -> list[str]:
     over = found.set_index("curve")["over_first"][best]
     return [
         f"curve={own}: {best} explains the evaluations better, by {over:.1f} in log evidence (3 is "
-        f"20 to 1); fit curve={best} too, and rely on what both fits say"
+        f"20 to 1); fit curve={best} too, and allow for the ceilings of both"
     ]
 
 
