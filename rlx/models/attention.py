@@ -23,11 +23,13 @@ Letters as in rlx.types; r: the Q / K query heads that share one key/value head.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from rlx import mesh as meshes
@@ -205,12 +207,13 @@ def _xla(q_BTQH, keys, own, chunk: int) -> jax.Array:
     (B, T, Q, H), (P, K), dtype = q_BTQH.shape, keys[0].shape[:2], keys[0].dtype
     G = B // P
     q_PKGrTH = q_BTQH.reshape(P, G, T, K, Q // K, H).transpose(0, 3, 1, 4, 2, 5)
-    blocks = [(*keys[:2], *(x.reshape(P, G, T) for x in keys[2:]))]
+    S, bounds = keys[0].shape[2], [[tuple(x.reshape(P, G, T) for x in keys[2:])]]
+    kv: list[tuple[jax.Array, ...]] = [keys[:2]]
     if own is not None:
-        k_PKGTH, v_PKGTH = (x.reshape(P, G, K, T, H).swapaxes(1, 2) for x in own[:2])
-        blocks.append((k_PKGTH, v_PKGTH, *(x.reshape(P, G, T) for x in own[2:])))
-    kv = [block[:2] for block in blocks]
-    bounds = [block[2:] for block in blocks]
+        kv.append(tuple(x.reshape(P, G, K, T, H).swapaxes(1, 2) for x in own[:2]))
+        bounds.append([tuple(x.reshape(P, G, T) for x in own[2:])])
+        if 2 * S <= T:  # copies of few keys cost less than a second product
+            kv, bounds = [_joined(*kv)], [[bounds[0][0], tuple(x + S for x in bounds[1][0])]]
     if not 0 < chunk < T:
         y_PKGrTH = _weighted(q_PKGrTH, kv, bounds)
     else:
@@ -221,6 +224,12 @@ def _xla(q_BTQH, keys, own, chunk: int) -> jax.Array:
         y_PKGrTH = jnp.moveaxis(jax.lax.map(one, parts), 0, 4)
         y_PKGrTH = y_PKGrTH.reshape(P, K, G, Q // K, -1, H)[..., :T, :]
     return y_PKGrTH.transpose(0, 2, 4, 1, 3, 5).reshape(B, T, Q * H)
+
+
+def _joined(shared, own):
+    """k, v [P, K, G, S + T, H]: each row's own, after a copy of those shared with its prompt."""
+    copies = lambda x, like: jnp.broadcast_to(x[:, :, None], (*like.shape[:3], *x.shape[2:]))  # noqa: E731
+    return tuple(jnp.concatenate([copies(x, y), y], 3) for x, y in zip(shared, own, strict=True))
 
 
 def _cast(tree, dtype):
@@ -236,20 +245,26 @@ def _in_chunks(x, chunk: int, axis: int):
 
 
 def _weighted(q_PKGrTH, kv, bounds) -> jax.Array:
-    """One softmax over the columns of all blocks; a uniform average where no column is seen."""
+    """One softmax over the columns of all blocks; a uniform average where no column is seen.
+
+    kv: per block k, v [P, K, S, H], shared by the rows of a prompt, or [P, K, G, S, H].
+    bounds: per block the ranges of columns, first .. end - 1 [P, G, T], that a query sees.
+    """
     scale, dtype = q_PKGrTH.shape[-1] ** -0.5, kv[0][1].dtype
-    products = ("pkgrth,pksh->pkgrts", "pkgrth,pkgsh->pkgrts")
+    rows = [{4: "pk", 5: "pkg"}[k.ndim] for k, _ in kv]
     scores = []
-    for (k, _), (first_PGT, end_PGT), product in zip(kv, bounds, products, strict=False):
+    for (k, _), ranges, row in zip(kv, bounds, rows, strict=True):
         column_S = jnp.arange(k.shape[-2])[None, None, None]
-        seen_PGTS = (column_S >= first_PGT[..., None]) & (column_S < end_PGT[..., None])
+        within = [(column_S >= a[..., None]) & (column_S < b[..., None]) for a, b in ranges]
+        seen_PGTS = functools.reduce(jnp.logical_or, within)
+        product = f"pkgrth,{row}sh->pkgrts"
         score = jnp.einsum(product, q_PKGrTH, k, preferred_element_type=jnp.float32)
         scores.append(jnp.where(seen_PGTS[:, None, :, None], score * scale, NEVER))
     weight = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(dtype)
-    S = kv[0][0].shape[-2]
-    y = jnp.einsum("pkgrts,pksh->pkgrth", weight[..., :S], kv[0][1])
-    for _, v_PKGSH in kv[1:]:
-        y += jnp.einsum("pkgrts,pkgsh->pkgrth", weight[..., S:], v_PKGSH)
+    ends = np.cumsum([score.shape[-1] for score in scores])
+    y = 0.0
+    for (_, v), row, w in zip(kv, rows, jnp.split(weight, ends[:-1], axis=-1), strict=True):
+        y = y + jnp.einsum(f"pkgrts,{row}sh->pkgrth", w, v)
     return y
 
 

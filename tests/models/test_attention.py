@@ -186,3 +186,55 @@ def test_a_kernel_that_cannot_compute_it_is_refused(kernel, change, option):
     with pytest.raises(InputError, match=f"^model.attention={kernel}: .* model.{option}; use auto"):
         attention.check(replace(model, **change))
     attention.check(replace(model, attention="xla", **change))
+
+
+def spelt_out(q_BTQH, k_BTKH, v_BTKH, k_PSKH, v_PSKH, length_P, start_BT, config):
+    """Every query on its own: softmax over the keys of its prompt and of its own sample."""
+    B, T, Q, H = q_BTQH.shape
+    rows = []
+    for b, t in np.ndindex(B, T):
+        p, first = b // (B // len(length_P)), int(start_BT[b, t])
+        n = int(length_P[p])
+        k = jnp.concatenate([k_PSKH[p, :n], k_BTKH[b, first : t + 1]])
+        v = jnp.concatenate([v_PSKH[p, :n], v_BTKH[b, first : t + 1]])
+        at, near = n + t - first, config.sliding_window or 1000
+        if config.attention_chunk:
+            near = at % config.attention_chunk + 1
+        k, v = (jnp.repeat(x[-near:], Q // x.shape[1], axis=1) for x in (k, v))
+        weight_QS = jax.nn.softmax(jnp.einsum("qh,sqh->qs", q_BTQH[b, t], k) / H**0.5)
+        rows.append(jnp.einsum("qs,sqh->qh", weight_QS, v).reshape(-1))
+    return jnp.stack(rows).reshape(B, T, Q * H)
+
+
+@pytest.mark.parametrize("tokens", [3, 8])  # at 8 each row has a copy of its prompt's 4 keys
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"sliding_window": 3}, {"attention_chunk": 4}, {"query_chunk": 3}],
+    ids=lambda options: next(iter(options), "all"),
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_completions_by_hand(tokens, options, packed):
+    config = replace(PLAIN, head_dim=8, compute_dtype="float32", **options)
+    rng, (P, G, S, Q, K, H) = np.random.default_rng(1), (2, 2, 4, 4, 2, 8)
+    drawn = [(P * G, tokens, Q, H), *[(P * G, tokens, K, H)] * 2, *[(P, S, K, H)] * 2]
+    arrays = [jnp.array(rng.normal(size=shape), jnp.float32) for shape in drawn]
+    length_P = jnp.array([4, 2], jnp.int32)
+    column_BT = np.tile(np.arange(tokens), (P * G, 1))
+    start_BT = column_BT // 2 * 2 if packed else 0 * column_BT  # samples of two tokens
+    position_BT = np.repeat(length_P, G)[:, None] + column_BT - start_BT
+    seen = attention.Seen(position_BT, length_P, jnp.array(start_BT) if packed else None)
+
+    def made(q, k, v, k_PSKH, v_PSKH):
+        past = attention.of(k_PSKH, v_PSKH, "xla")
+        return attention.completions(q, k, v, past, seen, np.bool_(True), config)[0]
+
+    def wanted(*arrays):
+        return spelt_out(*arrays, length_P, start_BT, config)
+
+    weight = jnp.array(rng.normal(size=made(*arrays).shape), jnp.float32)
+    np.testing.assert_allclose(made(*arrays), wanted(*arrays), atol=1e-5)
+    gradients = (
+        jax.grad(lambda *x, f=f: (weight * f(*x)).sum(), range(5))(*arrays) for f in (made, wanted)
+    )
+    for one, other in zip(*gradients, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)

@@ -245,7 +245,7 @@ def test_best_final_sums_runs_and_values_a_new_seed_as_one_more_to_choose():
     assert row["action"] == "add seed" and row["p_best"] == 1
     assert row["value"] == pytest.approx(exact, rel=0.1)
     assert row["payoff"] == pytest.approx(new.mean(), abs=2e-3)
-    assert table.attrs["perfect"] >= table.attrs["value"]
+    assert table.attrs["perfect"] + table.attrs["error"] >= table.attrs["value"]
 
 
 def test_the_plan_looks_at_more_than_one_chunk():

@@ -16,7 +16,7 @@ from matplotlib.text import Text
 from scipy.special import logit
 
 import rlx.scaling as sc
-from rlx.scaling import plot
+from rlx.scaling import forecast, plot
 from rlx.scaling.arrays import assemble
 from rlx.scaling.backtest import Backtest
 from rlx.scaling.bayes import Stats
@@ -373,12 +373,12 @@ def test_an_unconverged_fit_is_drawn_on_demand_only():
 def test_large_fits_are_drawn_piece_by_piece(two, monkeypatch):
     fit, _ = two
     at_once = the_lines(shown(plot.curves(fit))[0], "-")
-    monkeypatch.setattr(fitted, "MAX_CELLS", 300 * 8 * 30)
+    monkeypatch.setattr(forecast, "MAX_CELLS", 300 * 8 * 30)
     asked = []
     monkeypatch.setattr(
-        ScalingFit,
+        forecast,
         "curve",
-        lambda self, C, by, ask=ScalingFit.curve: asked.append(len(C)) or ask(self, C, by),
+        lambda self, C, by, ask=forecast.curve: asked.append(len(C)) or ask(self, C, by),
     )
     pieces = the_lines(shown(plot.curves(fit))[0], "-")
     assert sum(asked) == fitted.GRID_POINTS + 1 and max(asked) <= 30
