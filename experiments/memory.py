@@ -99,7 +99,7 @@ def traced(config: Config, prompt_tokens: int = 0, devices: Sequence | None = No
         return meshes.shapes(params, meshes.of_params(on, params, lora.logical_axes(params)))
 
     def initial(model):
-        words = model.vocab_size or env.tokenizer.vocab_size
+        words = max(model.vocab_size, env.tokenizer.vocab_size)
         return jax.eval_shape(lambda: transformer.init(jax.random.key(0), model, words))
 
     params = initial(config.model)
