@@ -19,8 +19,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the first process of this t
 
 # Programs run for milliseconds and compile for seconds; processes that tests start inherit these.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-before_0_12 = int(version("jaxlib").split(".")[1]) < 12  # XLA ends at a flag that it does not know
-os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false" if before_0_12 else ""
+before_0_11 = int(version("jaxlib").split(".")[1]) < 11  # XLA ends at a flag that it does not know
+os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false" if before_0_11 else ""
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
 
 import jax  # noqa: E402
