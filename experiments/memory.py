@@ -117,7 +117,10 @@ def traced(config: Config, prompt_tokens: int = 0, devices: Sequence | None = No
     critic = {"value": learner.params["value"]} if spec.critic else {}
     policy = {**params, **critic}
     narrowed = jax.eval_shape(
-        lambda policy: transformer.published(policy, config.model, rollout.head_dtype), policy
+        lambda policy: transformer.published(
+            policy, config.model, rollout.head_dtype, meshes.on_one_gpu(generators)
+        ),
+        policy,
     )
     copied = narrowed != policy or bool(optim.lora_rank) or generators != mesh
     published, stops = laid_out(generators, narrowed), len(env.tokenizer.stop_ids)

@@ -38,6 +38,9 @@ RESIDUAL, WHOLE = ("prompts", None, "residual"), ("prompts", None, None)
 # Matrices that are cast to the activations' dtype when used; the head has its own dtype.
 CAST = ("q", "k", "v", "o", "gate", "up", "down", "q_bias", "k_bias", "v_bias")
 CAST += tuple(f"{kind}_{name}" for kind in ("expert", "shared") for name in ("gate", "up", "down"))
+# Matrices that read the same input, and the name under which `joined` lays them side by side.
+JOINED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
+JOINED["qkv_bias"] = tuple(f"{name}_bias" for name in JOINED["qkv"])
 
 
 def chosen(config: ModelConfig, mesh: Mesh) -> ModelConfig:
@@ -53,7 +56,7 @@ def of_platform(config: ModelConfig, platform: str) -> ModelConfig:
 class Block(nnx.Module):
     """x + attention(norm(x)), then x + swiglu(norm(x)); `sparse`: with experts."""
 
-    def __init__(self, config: ModelConfig, sparse: bool, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, sparse: bool, rngs: nnx.Rngs, side_by_side=False):
         c, init = config, nnx.initializers.lecun_normal()
         heads, kv_heads = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
         shapes = {
@@ -63,25 +66,40 @@ class Block(nnx.Module):
             "o": (heads, c.d_model),
         }
         shapes |= moe.shapes(c) if sparse else moe.swiglu_shapes(c.d_model, c.d_ff)
+        biases = {f"{name}_bias": shapes[name][1:] for name in "qkv"} if c.qkv_bias else {}
+        if side_by_side:
+            wide = lambda parts: (*parts[0][:-1], sum(shape[-1] for shape in parts))  # noqa: E731
+            shapes, biases = joined(shapes, wide), joined(biases, wide)
         expert_init = nnx.initializers.lecun_normal(batch_axis=0)
         for name, shape in shapes.items():
             make = init if len(shape) == 2 else expert_init
             setattr(self, name, nnx.Param(make(rngs.params(), shape)))
         self.attn_norm = nnx.Param(jnp.ones(c.d_model))
         self.mlp_norm = nnx.Param(jnp.ones(c.d_model))
-        if c.qkv_bias:
-            for name in "qkv":
-                setattr(self, f"{name}_bias", nnx.Param(jnp.zeros(shapes[name][1])))
+        for name, shape in biases.items():
+            setattr(self, name, nnx.Param(jnp.zeros(shape)))
         if c.qk_norm:
             self.q_norm = nnx.Param(jnp.ones(c.head_dim))
             self.k_norm = nnx.Param(jnp.ones(c.head_dim))
-        self.config, self.names = config, tuple(shapes) if sparse else ()
+        self.config, self.side_by_side = config, side_by_side
+        self.names = tuple(shapes) if sparse else ()
 
-    def _heads(self, x_BTD, name: str, n_heads: int):
+    def _linear(self, x_BTD, name: str):
         y = matmul(x_BTD, getattr(self, name)[...])
-        if self.config.qkv_bias:
-            y = y + getattr(self, f"{name}_bias")[...].astype(y.dtype)[None, None]
-        y = y.reshape(*x_BTD.shape[:2], n_heads, self.config.head_dim)
+        bias = getattr(self, f"{name}_bias", None)
+        return y if bias is None else y + bias[...].astype(y.dtype)[None, None]
+
+    def _products(self, x_BTD, name: str):
+        """Of each matrix of JOINED[name]."""
+        if not self.side_by_side:
+            return [self._linear(x_BTD, part) for part in JOINED[name]]
+        c, y = self.config, self._linear(x_BTD, name)
+        kv_width = c.n_kv_heads * c.head_dim
+        ends = {"qkv": (-2 * kv_width, -kv_width), "gate_up": (c.d_ff,)}[name]
+        return jnp.split(y, [end % y.shape[-1] for end in ends], axis=-1)
+
+    def _heads(self, y, name: str):
+        y = y.reshape(*y.shape[:2], -1, self.config.head_dim)
         if self.config.qk_norm and name in "qk":
             y = rms_norm(y, getattr(self, f"{name}_norm")[...], self.config.norm_eps)
         return y
@@ -98,20 +116,21 @@ class Block(nnx.Module):
         if self.names:
             weights = {name: getattr(self, name)[...] for name in self.names}
             return moe.feed_forward(weights, y_BTD, self.config, replay_BTK)
-        y_BTF = jax.nn.silu(matmul(y_BTD, self.gate[...])) * matmul(y_BTD, self.up[...])
-        return matmul(y_BTF, self.down[...]), None
+        gate_BTF, up_BTF = self._products(y_BTD, "gate_up")
+        return matmul(jax.nn.silu(gate_BTF) * up_BTF, self.down[...]), None
 
     def __call__(self, x_BTD, seen: Seen, local, past, attend, replay_BTK=None):
         """(x, (the past returned by `attend`, a function of rlx.models.attention; the routing))."""
         c, position_BT = self.config, seen.position_BT
         y_BTD = split(rms_norm(x_BTD, self.attn_norm[...], c.norm_eps), *WHOLE)
-        q_BTQH = self._turned(self._heads(y_BTD, "q", c.n_heads), position_BT, local)
-        k_BTKH = self._turned(self._heads(y_BTD, "k", c.n_kv_heads), position_BT, local)
+        q, k, v = self._products(y_BTD, "qkv")
+        q_BTQH = self._turned(self._heads(q, "q"), position_BT, local)
+        k_BTKH = self._turned(self._heads(k, "k"), position_BT, local)
         if c.far_query_scale:
             far_BT = jnp.log1p(jnp.floor((position_BT + 1.0) / c.far_query_tokens))
             growth_BT = jnp.where(local, 1.0, 1.0 + c.far_query_scale * far_BT)
             q_BTQH = (q_BTQH * growth_BT[..., None, None]).astype(q_BTQH.dtype)
-        v_BTKH = self._heads(y_BTD, "v", c.n_kv_heads)
+        v_BTKH = self._heads(v, "v")
         y_BTD, past = attend(q_BTQH, k_BTKH, v_BTKH, past, seen, local, c)
         x_BTD = split(x_BTD + matmul(y_BTD, self.o[...]), *RESIDUAL)
         y_BTD = split(rms_norm(x_BTD, self.mlp_norm[...], c.norm_eps), *WHOLE)
@@ -120,8 +139,8 @@ class Block(nnx.Module):
 
 
 @functools.lru_cache
-def _block(config: ModelConfig, sparse: bool):
-    return nnx.split(nnx.eval_shape(lambda: Block(config, sparse, nnx.Rngs(0))))[0]
+def _block(config: ModelConfig, sparse: bool, side_by_side: bool):
+    return nnx.split(nnx.eval_shape(lambda: Block(config, sparse, nnx.Rngs(0), side_by_side)))[0]
 
 
 def init(key: jax.Array, config: ModelConfig, vocab_size: int) -> Params:
@@ -172,11 +191,20 @@ def head_matrix(params: Params) -> jax.Array:
     return params["head"] if "head" in params else params["embed"].T
 
 
-def published(params: Params, config: ModelConfig, head_dtype: str) -> Params:
+def joined(layer, join):
+    """A layer with the matrices of one input as one, made by `join` of a list, see JOINED."""
+    there = {name: parts for name, parts in JOINED.items() if parts[0] in layer}
+    whole = {name: join([layer[part] for part in parts]) for name, parts in there.items()}
+    parts = {part for names in there.values() for part in names}
+    return {name: x for name, x in layer.items() if name not in parts} | whole
+
+
+def published(params: Params, config: ModelConfig, head_dtype: str, side_by_side=False) -> Params:
     """The weights as the sampler's `prefill` and `decode` read them, each cast once.
 
     The same values as in the learner's products: matrices in the compute dtype, the head in its
     own; norms, router and critic unchanged. A tied embedding has the wider of the two dtypes.
+    side_by_side: `joined`, for GPUs, whose compiler otherwise does that for every token.
     """
     cast = dict.fromkeys(CAST, config.compute_dtype) | {"head": head_dtype}
     tied_apart = "head" not in params and head_dtype != config.compute_dtype
@@ -192,7 +220,10 @@ def published(params: Params, config: ModelConfig, head_dtype: str) -> Params:
         pick = lambda i: jax.tree.map(lambda x: x[i], layers)  # noqa: E731
         layers = [pick(i) for i in range(config.n_layers)]
     rest = {name: x for name, x in params.items() if name != "layers"}
-    return narrowed(rest) | {"layers": [narrowed(layer) for layer in layers]}
+    layers = [narrowed(layer) for layer in layers]
+    if side_by_side:
+        layers = [joined(layer, lambda parts: jnp.concatenate(parts, -1)) for layer in layers]
+    return narrowed(rest) | {"layers": layers}
 
 
 def _forward(params, config: ModelConfig, tokens_BT, seen: Seen, pasts, attend, replay_LBTK=None):
@@ -209,7 +240,8 @@ def _forward(params, config: ModelConfig, tokens_BT, seen: Seen, pasts, attend, 
 
     def step(x_BTD, layer_past_local_replay):
         layer, past, local, replay_BTK = layer_past_local_replay
-        block = nnx.merge(_block(config, "router" in layer), _gathered(layer, config))
+        block = _block(config, "router" in layer, "qkv" in layer)
+        block = nnx.merge(block, _gathered(layer, config))
         return block(x_BTD, seen, local, past, attend, replay_BTK)
 
     if config.remat:

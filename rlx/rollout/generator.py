@@ -123,17 +123,17 @@ class Generator(Protocol):
 
 def published(params: Params, model: ModelConfig, head_dtype: str, learner: Mesh, mesh: Mesh):
     """`transformer.published` in the generator's layout; the same arrays if nothing changes."""
-    make = functools.partial(transformer.published, config=model, head_dtype=head_dtype)
-    like = jax.eval_shape(make, params)
+    chosen = model, head_dtype, meshes.on_one_gpu(mesh)
+    like = jax.eval_shape(lambda params: transformer.published(params, *chosen), params)
     shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
     if shapes(like) != shapes(params):
-        params = _published(params, model, head_dtype, learner)
+        params = _published(params, *chosen, learner)
     return jax.device_put(params, meshes.of_params(mesh, params, lora.logical_axes(params)))
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def _published(params, model: ModelConfig, head_dtype: str, mesh: Mesh):
-    params = transformer.published(params, model, head_dtype)
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def _published(params, model: ModelConfig, head_dtype: str, side_by_side: bool, mesh: Mesh):
+    params = transformer.published(params, model, head_dtype, side_by_side)
     layout = meshes.of_params(mesh, params, lora.logical_axes(params))
     return jax.lax.with_sharding_constraint(params, layout)
 

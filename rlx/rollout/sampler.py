@@ -132,8 +132,7 @@ def from_arrays(slots: Slots) -> Slots:
     return slots.replace(key_W=jax.random.wrap_key_data(slots.key_W))
 
 
-def _logits_and_values(params, hidden_BD, temperature, rules: Rules):
-    head_DV = transformer.head_matrix(params)
+def _logits_and_values(params, head_DV, hidden_BD, temperature, rules: Rules):
     head_dtype = jnp.dtype(rules.head_dtype)
     z_BV = logprobs.logits(hidden_BD, head_DV, temperature=temperature, head_dtype=head_dtype)
     has_critic = "value" in params
@@ -178,7 +177,8 @@ def insert(
     T = slots.token_WT.shape[1]
     prefill = meshes.visible(mesh, transformer.prefill)
     hidden_PD, context = prefill(params, config, prompt_PU, length_P)
-    logits_PV, value_P = _logits_and_values(params, hidden_PD, temperature, rules)
+    head_DV = transformer.head_matrix(params)
+    logits_PV, value_P = _logits_and_values(params, head_DV, hidden_PD, temperature, rules)
 
     # Every slot gathers its new sample, if it has one, so that a mesh can split the slots.
     new_W, p_W = new.row_W >= 0, jnp.maximum(new.row_W, 0)
@@ -231,6 +231,9 @@ def decode(
     W, T = slots.token_WT.shape
     write = jax.vmap(lambda row_T, at, value: row_T.at[at].set(value, mode="drop"))
     version_W = jnp.full(W, version, jnp.int32)
+    head_DV = transformer.head_matrix(params)
+    if meshes.on_one_gpu(mesh):  # once, not for every token
+        head_DV = logprobs.in_parts(head_DV, config.compute_dtype)
 
     def at_index(x_WT, index_W):
         return jnp.take_along_axis(x_WT, jnp.clip(index_W, 0, T - 1)[:, None], axis=1)[:, 0]
@@ -243,7 +246,7 @@ def decode(
         at = (s.cache, last_W, position_W, rules.routing)
         hidden_WD, cache, *expert_WLK = run(params, config, *at)
         key_W = jax.vmap(jax.random.fold_in)(s.key_W, s.count_W)
-        logits_WV, value_W = _logits_and_values(params, hidden_WD, temperature, rules)
+        logits_WV, value_W = _logits_and_values(params, head_DV, hidden_WD, temperature, rules)
         token_W, logp_W = _draw(logits_WV, key_W)
         token_W, injected_W, answer_W, limit_W = _force(
             rules, s.think_W, s.answer_W, s.count_W, s.given_W, token_W

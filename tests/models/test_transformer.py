@@ -118,6 +118,28 @@ def test_decoding_token_by_token_equals_the_forward_pass(config, example):
         np.testing.assert_allclose(got, expected[:, t + 1], atol=1e-5)
 
 
+SPARSE = replace(BASE, n_experts=4, experts_per_token=2, d_ff_expert=12, sparse_every=2)
+
+
+@pytest.mark.parametrize("config", [BASE, QWEN3, SPARSE], ids=["llama", "qwen3", "sparse"])
+def test_matrices_side_by_side_are_the_same_products(config, example):
+    """As the sampler has them on a GPU."""
+    params = transformer.init(jax.random.key(0), config, V)
+    for i, layer in enumerate(params["layers"]):
+        for name in layer.keys() & {"q_bias", "k_bias", "v_bias"}:
+            layer[name] = jax.random.normal(jax.random.key(i), layer[name].shape)
+    joined = transformer.published(params, config, "float32", side_by_side=True)
+    assert all({"qkv", "o"} <= layer.keys() and "q" not in layer for layer in joined["layers"])
+    assert sum("gate_up" in layer for layer in joined["layers"]) == sum(
+        "gate" in layer for layer in params["layers"]
+    )
+    np.testing.assert_allclose(
+        logits_of(joined, config, *example), logits_of(params, config, *example), atol=1e-5
+    )
+    axes = transformer.logical_axes(joined)
+    assert axes["layers"][0]["qkv"] == ("model", "heads")
+
+
 def test_padding_changes_nothing(example):
     prompt_PU, _, completion_BT = example
     params = transformer.init(jax.random.key(0), BASE, V)

@@ -186,6 +186,22 @@ def test_products_by_parts(dtypes, axes, rows, columns):
     assert np.abs(np.tensordot(*map(np.asarray, rounded), axes=axes) - exact).max() > 1e-3
 
 
+@pytest.mark.parametrize("dtype, products", [(jnp.bfloat16, 2), (jnp.float32, 3)])
+def test_a_head_in_parts(dtype, products):
+    """What decoding on a GPU does: the parts are made once, each token is one product."""
+    rng = np.random.default_rng(0)
+    x_ND, w_DV = (jnp.asarray(rng.normal(size=n), jnp.float32) for n in ((3, 20), (20, 50)))
+    x_ND = x_ND.astype(dtype)
+    head = logprobs.in_parts(w_DV, dtype)
+    assert head.w.shape == (20 * products, 50) and head.w.dtype == jnp.bfloat16
+    found = partial(logprobs.logits, temperature=0.5)
+    assert str(jax.make_jaxpr(found)(x_ND, head)).count("dot_general") == 1
+    exact = np.asarray(x_ND, np.float64) @ np.asarray(w_DV, np.float64) / 0.5
+    np.testing.assert_allclose(found(x_ND, head), exact, atol=1e-5 * np.abs(exact).max())
+    narrow = w_DV.astype(jnp.bfloat16)
+    assert logprobs.in_parts(narrow, dtype) is narrow
+
+
 def test_narrow_hidden_states_cost_no_product():
     """bfloat16 hidden states are exact: two products forward, and two for the head's gradient."""
     x_ND, w_DV = jnp.ones((4, 8), jnp.bfloat16), jnp.ones((8, 16))
