@@ -75,6 +75,28 @@ def test_decode_reads_the_cache_once_and_writes_a_column(target, config, keys):
 
 
 @installed
+@pytest.mark.parametrize("once", [True, False])
+def test_no_part_of_a_head_is_made_anew_for_every_token(monkeypatch, once):
+    """The bfloat16 parts of a float32 head, of few slots."""
+    if not once:
+        monkeypatch.setattr("rlx.mesh.on_one_gpu", lambda mesh: False)
+    model = replace(DENSE, d_model=320, vocab_size=8192, tie_embeddings=True)
+    config = replace(RUN, model=model, rollout=replace(RUN.rollout, slots=128))
+    run = memory.traced(config, 256, targets.devices("h200"))
+    program = hlo.parse(run.programs["decode"].lower().compile().as_text())
+    shapes = {
+        op.name: op.shape for inside in program.computations.values() for op in inside.values()
+    }
+    written = {
+        array
+        for move in hlo.step(program)
+        for array in re.findall(r"bf16\[(?:320,\d+|\d+,320)\]", shapes[move.name])
+        if not array.startswith("bf16[128,")
+    }
+    assert (written == set()) == once, written
+
+
+@installed
 @pytest.mark.parametrize(
     "name, dispatch, all_is_well",
     [("update", "auto", True), ("decode", "auto", True), ("decode", "dense", False)],
