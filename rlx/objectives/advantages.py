@@ -20,11 +20,13 @@ def _std(x, count, axis, ddof):
 
 
 def centered(reward_PG):
-    """A = r - mean_g(r)
+    """A = r - mean_g(r); exactly 0 where all rewards of a prompt are equal
 
+    Their mean may be rounded, and a rounding error divided by itself is an advantage.
     Dr. GRPO (arXiv 2503.20783), section 3.
     """
-    return reward_PG - jnp.mean(reward_PG, axis=1, keepdims=True)
+    adv_PG = reward_PG - jnp.mean(reward_PG, axis=1, keepdims=True)
+    return jnp.where(zero_variance(reward_PG)[:, None], 0, adv_PG)
 
 
 def prompt_norm(reward_PG, *, eps, ddof):

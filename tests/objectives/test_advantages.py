@@ -154,6 +154,14 @@ def test_zero_variance():
     assert_array_equal(zero_variance(reward_PG), [False, False, True, True, True])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("G", [3, 8, 16])
+def test_equal_rewards_have_no_advantage_whatever_their_rounding(kind, G):
+    reward_PG = np.repeat(np.float32([[-4 / 3], [0.7], [13.7], [3.1]]), G, axis=1)
+    got = advantages(reward_PG, np.ones(4, np.float32), kind=kind, eps=1e-6)
+    assert_array_equal(got, np.zeros_like(reward_PG))
+
+
 # --- gae ------------------------------------------------------------------------------------------
 
 
