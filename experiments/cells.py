@@ -132,20 +132,23 @@ def claimed(
     words: the overrides of each cell; make: makes its configuration from them, and may raise.
 
     Raises:
-        InputError: another process does; a configuration cannot be used; two cells would have the
-            same directory; or a directory holds a run that differs from its cell.
+        InputError: another process does; a configuration cannot be used; two cells have the same
+            directory or compute the same; or a directory holds a run that differs from its cell.
     """
     plan: dict[str, Options] = {}
     seen: dict[str, Sequence[str]] = {}
     configs = [make(cell) for cell in words]
     for cell, config in zip(words, configs, strict=True):
-        path = Path(config.out)
-        if path.name in seen:
-            apart = set(cell) ^ set(seen[path.name])
-            both = f"with {' and '.join(sorted(apart))}" if apart else "with the same words"
-            remedy = "leave one out, or sweep them separately with out=DIR"
-            raise InputError("out", path, f"two cells would have this directory, {both}", remedy)
-        seen[path.name], plan[path.name] = cell, options(asdict(config))
+        path, now = Path(config.out), options(asdict(config))
+        run = json.dumps(now, sort_keys=True, default=str)
+        for same, what in ((path.name, "would have this directory"), (run, "are this run")):
+            if same in seen:
+                apart = set(cell) ^ set(seen[same])
+                both = f"with {' and '.join(sorted(apart))}" if apart else "with the same words"
+                remedy = "leave one out, or sweep them separately with out=DIR"
+                raise InputError("out", path, f"two cells {what}, {both}", remedy)
+        seen[path.name] = seen[run] = cell
+        plan[path.name] = now
         same_as_before(path, config, plan[path.name])
     try:
         lock = RunRecord(out / "runs").lock()

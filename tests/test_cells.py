@@ -241,6 +241,11 @@ CLASHES = [
         ["tracker=none,tensorboard"],
         "two cells would have this directory, with tracker=none and tracker=tensorboard; .*",
     ),
+    (  # the word of the command takes precedence over the ablation
+        ["+ablation=none,cap_4", "algo.is_cap=4.0"],
+        r"two cells are this run, with \+ablation=cap_4 and \+ablation=none; leave one out, .*",
+    ),
+    (["optim.pack=true,yes"], "two cells are this run, with optim.pack=True and optim.pack=yes; .*"),
     (["seed=0,-1"], "seed=-1: negative; .*"),
     (["out=a,b"], r"out=\['a', 'b'\]: not a directory name; .*"),
 ]
