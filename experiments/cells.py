@@ -24,12 +24,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from rlx.config import WHERE, Config, Options, difference, options
 from rlx.errors import InputError
-from rlx.record import Busy, RunRecord, write_json
+from rlx.record import Busy, RunRecord, contents, refuse_other_contents, write_json
 
 NO_AXES = ("seed", "sweep", "recipe", "study")  # nor keys that begin with one of these:
 NO_SECTIONS = (*WHERE, "axes", "hydra")
 LONGEST = 100  # characters of a directory name
-PLAN = ".sweep.json"  # configurations of the cells of the latest sweep, beside their directories
+PLAN = ".sweep.json"  # configurations of the cells of the latest sweep, beside their directories,
+FILES = "files"  # ... and the contents of the files that they name
 
 
 @functools.lru_cache(maxsize=10_000)
@@ -148,8 +149,8 @@ def claimed(
                 remedy = "leave one out, or sweep them separately with out=DIR"
                 raise InputError("out", path, f"two cells {what}, {both}", remedy)
         seen[path.name] = seen[run] = cell
-        plan[path.name] = now
-        same_as_before(path, config, plan[path.name])
+        plan[path.name] = now | {FILES: contents(now)}
+        same_as_before(path, config, now)
     try:
         lock = RunRecord(out / "runs").lock()
     except Busy:
@@ -166,6 +167,7 @@ def same_as_before(path: Path, config: Config, now: Options) -> None:
     before = RunRecord(path, writes=False).manifest if file.exists() else {}
     if "config" not in before:
         return
+    refuse_other_contents(before.get("files", {}), contents(now), now, path)
     then = options(before["config"], before.get("migrations", 0))
     if config.model.path:  # the manifest has its architecture and tokenizer
         kept = lambda key: not key.startswith("model.") and key != "env.tokenizer"  # noqa: E731
@@ -179,7 +181,8 @@ def as_planned(out: Path, config: Config) -> None:
     """Raises InputError if a cell of the sweep in `out` has changed since the sweep began."""
     file = out / "runs" / PLAN
     plan = json.loads(file.read_text()) if file.exists() else {}
-    then = plan.get(Path(config.out).name)
-    if then and (other := difference(then, options(asdict(config)))):
+    then, now = plan.get(Path(config.out).name, {}), options(asdict(config))
+    refuse_other_contents(then.pop(FILES, {}), contents(now), now, out)
+    if then and (other := difference(then, now)):
         reason = f"its sweep was changed while it ran: {other}"
         raise InputError("out", config.out, reason, "change it back and start the sweep again")

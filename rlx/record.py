@@ -15,12 +15,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import importlib.util
 import json
 import os
 import platform
+import re
 import shutil
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,6 +34,40 @@ WORDS = {  # clearer than the system's messages
     errno.EEXIST: "the name is taken by a file, a device or a broken link",
     errno.ENOTDIR: "a part of the path is a file",
 }
+
+
+WEIGHTS = ("model.", "algo.teacher", "algo.reward_model", "env.tokenizer")  # large, not data
+
+
+def contents(options: Mapping[str, Any]) -> dict[str, int]:
+    """CRC-32 of each file of data or code that an option names, by option; not of weights."""
+    named = {key: x for key, x in options.items() if isinstance(x, str) and re.search("[./]", x)}
+    module, colon, _ = str(options.get("algo.loss")).partition(":")
+    with contextlib.suppress(ImportError, ValueError):  # refused where it is imported
+        if colon and (spec := importlib.util.find_spec(module)) and spec.origin:
+            named["algo.loss"] = spec.origin
+    made = {}
+    for key, name in named.items():
+        with contextlib.suppress(OSError, ValueError):  # not a file, or no name of one
+            if not key.startswith(WEIGHTS):
+                now = os.stat(name)
+                made[key] = _crc32(name, now.st_mtime_ns, now.st_size)
+    return made
+
+
+@functools.lru_cache
+def _crc32(name: str, *_: int) -> int:
+    """Of a file at that time and size: the cells of a sweep name the same ones."""
+    return zlib.crc32(Path(name).read_bytes())
+
+
+def refuse_other_contents(
+    before: Mapping[str, Any], now: Mapping[str, int], options: Mapping[str, Any], out: object
+) -> None:
+    """Raises InputError if a file that an option names is not as it was when `before` was made."""
+    for key in [key for key, crc in now.items() if before.get(key, crc) != crc]:
+        reason = f"the file has changed since the runs in {out} began"
+        raise InputError(key, options[key], reason, "change it back, or give another out=DIR")
 
 
 @contextlib.contextmanager

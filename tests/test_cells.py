@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from rlx.config import Config, difference, run_sha
 from rlx.errors import InputError
 from rlx.record import RunRecord
 from rlx.scaling import Evals
-from rlx.train import start
+from rlx.train import rl, start
 
 ROOT = Path(__file__).parents[1]
 TINY = (
@@ -245,7 +246,10 @@ CLASHES = [
         ["+ablation=none,cap_4", "algo.is_cap=4.0"],
         r"two cells are this run, with \+ablation=cap_4 and \+ablation=none; leave one out, .*",
     ),
-    (["optim.pack=true,yes"], "two cells are this run, with optim.pack=True and optim.pack=yes; .*"),
+    (
+        ["optim.pack=true,yes"],
+        "two cells are this run, with optim.pack=True and optim.pack=yes; .*",
+    ),
     (["seed=0,-1"], "seed=-1: negative; .*"),
     (["out=a,b"], r"out=\['a', 'b'\]: not a directory name; .*"),
 ]
@@ -321,3 +325,27 @@ def test_ctrl_c_waits_for_a_sweep_that_saves_its_state(tmp_path):
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(30) == 75 and (tmp_path / "saved").exists()
+
+
+def test_a_task_file_that_changes_after_the_first_runs_is_refused(tmp_path, tiny):
+    """Runs before and after the change would be cells of one comparison."""
+    task = tmp_path / "task.py"
+    task.write_text("then")
+    env = replace(tiny.env, name=str(task))
+    config = replace(tiny, env=env, out=str(tmp_path / "runs" / "a"))
+    files = {"env.name": zlib.crc32(b"then")}
+    RunRecord(config.out).update_manifest(**options.identity(config), files=files, status="done")
+    says = "env.name=.*task.py: the file has changed since the runs in .* began; change it back, or"
+    with cells.claimed(tmp_path, [["a"]], lambda _: config):
+        cells.as_planned(tmp_path, config)
+        assert rl.train(config)["files"] == files
+        task.write_text("now")
+        with pytest.raises(InputError, match=says):
+            cells.as_planned(tmp_path, config)
+    with (
+        pytest.raises(InputError, match=says),
+        cells.claimed(tmp_path, [["a"]], lambda _: config),
+    ):
+        pass
+    with pytest.raises(InputError, match=says):
+        rl.train(config)

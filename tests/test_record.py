@@ -1,12 +1,13 @@
 """Run directories: rows that survive a crash, a manifest that is never half written."""
 
 import json
+import zlib
 
 import pytest
 
 from rlx import record
 from rlx.errors import InputError
-from rlx.record import RunRecord, read_rows, runs, write_json
+from rlx.record import RunRecord, contents, read_rows, runs, write_json
 
 
 def test_rows_come_back_in_order(tmp_path):
@@ -119,3 +120,15 @@ def test_rows_are_not_added_to_a_file_that_another_process_changed(tmp_path):
     (tmp_path / "evals.jsonl").write_text("")
     with pytest.raises(InputError, match="evals.jsonl was changed by another process"):
         run.append("evals.jsonl", {"step": 1})
+
+
+def test_files_that_options_name_are_known_by_their_bytes(tmp_path, monkeypatch):
+    module, traces = tmp_path / "losses_of_mine.py", tmp_path / "traces.jsonl"
+    module.write_bytes(b"def mine(): ...")
+    traces.write_bytes(b"{}")
+    monkeypatch.syspath_prepend(tmp_path)
+    given = {"algo.loss": "losses_of_mine:mine", "traces": str(traces), "env.name": "digit_chain"}
+    given |= {"model.path": str(traces), "env.kwargs.path": str(tmp_path), "steps": 4}
+    crcs = {"algo.loss": zlib.crc32(b"def mine(): ..."), "traces": zlib.crc32(b"{}")}
+    assert contents(given) == crcs
+    assert contents({"algo.loss": "no.such.module:mine", "env.prompt_template": "\0."}) == {}

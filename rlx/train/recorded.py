@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from jax.sharding import Mesh
 
 from rlx import processes
 from rlx.checkpoint import Checkpoints
-from rlx.config import Config, another
+from rlx.config import Config, another, options
 from rlx.envs.grading import Graders
 from rlx.errors import InputError
-from rlx.record import RunRecord
+from rlx.record import RunRecord, contents, refuse_other_contents
 from rlx.track import tracker
 from rlx.train import start
 from rlx.train.clock import Clock
@@ -50,14 +50,17 @@ def recorded(
     `stop` is called after every update; once it returns True, a checkpoint is written and
     `Interrupted` raised. A run that pauses has status "paused" and resumes with a later `until`.
     Raises InputError, before anything is written, for a configuration that cannot work here or
-    differs from that of the run in `config.out`, or for a directory that cannot be written or that
-    another process is writing.
+    differs from that of the run in `config.out`, for a file of data or code that has changed since
+    it began, or for a directory that cannot be written or that another process is writing.
     """
     config = start.resolve(config)
     before = RunRecord(config.out, writes=False).manifest
-    if before and (options := another(before, config)):
-        reason = f"holds a run of another configuration: {options}"
+    if before and (other := another(before, config)):
+        reason = f"holds a run of another configuration: {other}"
         raise InputError("out", config.out, reason, "choose another directory")
+    given = options(asdict(config), kind=type(config))
+    files = contents(given)
+    refuse_other_contents(before.get("files", {}), files, given, config.out)
     if before.get("status") == "done" or stopped_so(before, config):
         RunRecord(config.out, writes=False).refuse_changed(before.get("rows", {"offsets": {}}))
         return before
@@ -67,7 +70,7 @@ def recorded(
     scorer = start.load_scorer(config, env, mesh)
     record = RunRecord(config.out, writes=processes.is_writer())
     with locked(record, "out"):
-        record.update_manifest(**describe(config, env))
+        record.update_manifest(**describe(config, env), files=files)
         try:
             track = tracker(config if record.writes else replace(config, tracker="none"))
             health = Health(config.out, config.optim, quiet=not record.writes)
