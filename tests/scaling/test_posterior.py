@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -125,6 +126,18 @@ def test_errors_name_key_value_and_remedy(fit):
         fit.prob("A", "none", ">", "low")
     with pytest.raises(sc.InputError, match="by=seed: unknown level"):
         fit.summary("seed")
+
+
+def test_an_update_needs_the_earlier_evaluations_too(fit):
+    """The rows of a log that are new would be fitted as if the run had begun with them."""
+    frame = fit.evals.frame.query("run == 'low-s0'")
+    later = replace(fit.evals, frame=frame.assign(compute=frame["compute"] + 4))
+    with pytest.raises(sc.InputError, match="run=low-s0: only evaluations after those of the fit"):
+        fit.update(later)
+    with pytest.raises(sc.InputError, match="data=DataFrame: not Evals; read it with Evals.read"):
+        fit.update(frame)
+    with pytest.raises(sc.InputError, match=r'axes=T: one name, .* write axes=\("T",\)'):
+        fit.update(fit.evals, axes="T")
 
 
 NAN = float("nan")
