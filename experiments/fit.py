@@ -211,39 +211,42 @@ def run(
     table = fits_table(fits)
     print(_printed(table))
     if method == "point":
-        with _writing(out):
-            write_csv(summary_table(fits), out / "summary.csv")
-            write_csv(forecast_table(data.frame, fits), out / "forecast.csv")
-            plot.points(data, fits, holdout=holdout).savefig(out / "report.png")
-            start = r0 if known is None else known
-            shares = {*origins, *([1.0] if origins else [])} - {1 - holdout}
-            windows = {1 - holdout: fits}
-            for share in shares:
-                of_share = {"holdout": 1 - share, "r0": start, "intervals": False}
-                windows[share] = fit_study(data.frame, **of_share)
-            point_page(windows, 1 - holdout, out / "report.html", data=data, **of_page)
-        written = "summary.csv, forecast.csv, report.png, report.html"
+        start = r0 if known is None else known
+        written = _points(data, fits, out, holdout, start, origins, of_page)
     else:
-        seen = data.until(share=1 - holdout) if holdout else data
-        of_fit = {"curve": curve or "burr", "noise": noise, "r0": known, "seed": sampler_seed}
-        posterior = sc.fit(seen, method=method, progress=True, **of_fit)
-        later = data.after(share=1 - holdout) if holdout else None
-        with _writing(out):
-            check = posterior.check(OTHERS)
-            written = write_posterior(posterior, check, later, out, horizon)
-            report_page(
-                posterior,
-                out / "report.html",
-                data=data,
-                shares=origins,
-                check=check,
-                **of_page,
-            )
-        written += ", report.html"
+        fitted = {"curve": curve or "burr", "noise": noise, "r0": known, "seed": sampler_seed}
+        written = _posterior(data, out, holdout, origins, of_page, {"method": method, **fitted})
     with _writing(out):
         write_csv(table, out / "fits.csv")
     print(f"wrote fits.csv, {written} in {out}")
     return table
+
+
+def _points(data: Evals, fits, out: Path, holdout: float, start, origins, of_page) -> str:
+    """Write what only point fits need; the names of the files."""
+    with _writing(out):
+        write_csv(summary_table(fits), out / "summary.csv")
+        write_csv(forecast_table(data.frame, fits), out / "forecast.csv")
+        plot.points(data, fits, holdout=holdout).savefig(out / "report.png")
+        windows = {1 - holdout: fits}
+        for share in {*origins, *([1.0] if origins else [])} - {1 - holdout}:
+            of_share = {"holdout": 1 - share, "r0": start, "intervals": False}
+            windows[share] = fit_study(data.frame, **of_share)
+        point_page(windows, 1 - holdout, out / "report.html", data=data, **of_page)
+    return "summary.csv, forecast.csv, report.png, report.html"
+
+
+def _posterior(data: Evals, out: Path, holdout: float, origins, of_page, of_fit) -> str:
+    """Fit the posterior and write what it says; the names of the files."""
+    seen = data.until(share=1 - holdout) if holdout else data
+    posterior = sc.fit(seen, progress=True, **of_fit)
+    later = data.after(share=1 - holdout) if holdout else None
+    of_page = {"data": data, "shares": origins, **of_page}
+    with _writing(out):
+        check = posterior.check(OTHERS)
+        written = write_posterior(posterior, check, later, out, of_page["horizon"])
+        report_page(posterior, out / "report.html", check=check, **of_page)
+    return f"{written}, report.html"
 
 
 @contextlib.contextmanager
