@@ -186,7 +186,10 @@ def told_apart(
     most = several[several > point.drop_duplicates().groupby("run").size()[several.index] / 2]
     if len(most) and not repeats:
         reason = f"run {most.index[0]}: several rows at most values of compute"
-        remedy = "number them in a column eval_seed if they are one run, or name its runs with run="
+        remedy = (
+            "number them in a column eval_seed if they are one run, name its runs with run=, or if "
+            "a resumed run counts from 0 again, add what it had spent"
+        )
         raise InputError("data", name, reason, remedy)
     if len(unused):
         hashes = pd.util.hash_pandas_object(cells[[*unused]], index=False)  # ty: ignore[not-callable]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import xarray as xr
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from rlx.errors import InputError
 from rlx.scaling.draws import Draws, computes, number, quantiles
@@ -160,7 +160,7 @@ def pass_rate(target: float) -> float:
     return number("target", target, low, high, "not a pass rate", "give a fraction, 0.6 for 60 %")
 
 
-def one_compute(at: object) -> Floats:
+def one_compute(at: ArrayLike) -> Floats:
     """`at` as [1]. Raises InputError unless it is one compute."""
     at_C = computes("at", at)
     if len(at_C) > 1:

@@ -426,7 +426,8 @@ def _treated(
         table.assign(before=before),
         name,
         "compute falls from {before:g} to {compute:g}",
-        f"sort the rows, cut what a resumed run repeats{name_run}",
+        "sort the rows, cut what a resumed run repeats, add what it had spent if it counts from 0"
+        + name_run,
     )
     return _merged(table, name, notes)
 

@@ -308,7 +308,7 @@ def test_a_start_that_is_given_is_kept():
             [*UP, ("a", 4, 0.4)],
             {},
             "data=t: run a, row 6: compute falls from 5 to 4; sort the rows, cut what a resumed "
-            "run repeats, or name the run with run=",
+            "run repeats, add what it had spent if it counts from 0, or name the run with run=",
         ),
         ([*UP, ("a", 4.75, 0.4)], {}, "data=t: run a, row 6: compute falls from 5 to 4.75; .*"),
         ([("a", -1, 0.1), *UP], {}, "data=t: run a, row 1: compute -1 is negative or .*"),

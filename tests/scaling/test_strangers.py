@@ -288,6 +288,8 @@ def test_two_runs_of_a_name_are_asked_about(tmp_path):
     text = table("run,step,acc", *zip(*rows, strict=True))
     want = "run a: several rows at most values of compute; number them in a column eval_seed"
     assert want in message(tmp_path, "t.csv", text)
+    resumed = table("run,step,acc", "a" * 8, [*range(4)] * 2, VALUES)  # which counts from 0 again
+    assert "add what it had spent" in message(tmp_path, "t.csv", resumed)
     numbered = [(*row, i % 2) for i, row in enumerate(rows)]
     text = table("run,step,acc,eval_seed", *zip(*numbered, strict=True))
     got = read(tmp_path, "t.csv", text).frame["value"].tolist()
