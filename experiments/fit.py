@@ -53,7 +53,7 @@ from rlx.scaling.families import FAMILIES
 from rlx.scaling.page import report_page
 from rlx.scaling.point_page import point_page
 from rlx.scaling.run_fits import RunFit, fit_study
-from rlx.scaling.source import Options, r0_column
+from rlx.scaling.source import Options, r0_column, some
 
 CHOICES = {
     "curve": (*FAMILIES, "auto"),
@@ -210,6 +210,8 @@ def run(
     fits = fit_study(data.frame, holdout=holdout, r0=r0 if known is None else known)
     table = fits_table(fits)
     print(_printed(table))
+    if r0 == "first" and (line := late_starts(data.frame)):
+        print(line)
     if method == "point":
         start = r0 if known is None else known
         written = _points(data, fits, out, holdout, start, origins, of_page)
@@ -324,6 +326,20 @@ def posterior_forecast(
         part["observed"] = np.r_[observed, np.full(len(beyond), np.nan)]
         parts.append(part)
     return pd.concat(parts, ignore_index=True)
+
+
+def late_starts(frame: pd.DataFrame) -> str:
+    """A line about runs without an evaluation at C = 0 under r0=first; "" if there are none."""
+    by_run = frame.groupby("run", sort=False)["compute"]
+    share = by_run.min() / by_run.max()
+    late = share[share > 0]
+    if late.empty:
+        return ""
+    return (
+        f"r0=first: R0 of {some(late.index, most=3)} is an evaluation at C > 0 (up to "
+        f"{late.max():.2g} of the last C); if the curve rises before it, A in fits.csv is too low: "
+        "give r0=VALUE, or r0=fit"
+    )
 
 
 def _printed(table: pd.DataFrame) -> str:

@@ -169,6 +169,9 @@ def mode_of(data: Evals, curve: str, asked: Asked) -> Ready:
     from rlx.scaling.departure import departures, drops, without_falls
     from rlx.scaling.model import NOISES
 
+    if not isinstance(data, Evals):
+        remedy = "read it with Evals.read or Evals.from_frame"
+        raise InputError("data", type(data).__name__, "not Evals", remedy)
     noise, axes, r0, priors, pad_to = asked
     check_choice("noise", noise, NOISES)
     priors = priors or Priors()
