@@ -115,12 +115,8 @@ def parse(argv: list[str]) -> tuple[str, Options | FitOptions]:
     return argv[0], options
 
 
-def rlx_system(what: str, options: Options):
-    """(function that times `repeats` batches of `what`, set-up line for a rival)."""
-    import jax
-
-    jax.config.update("jax_num_cpu_devices", options.threads)
-    from rlx import flops
+def rlx_config(what: str, options: Options):
+    """The run that is timed."""
     from rlx.config import (
         AlgoConfig,
         Config,
@@ -130,6 +126,30 @@ def rlx_system(what: str, options: Options):
         PipelineConfig,
         RolloutConfig,
     )
+
+    T = options.max_new_tokens
+    return Config(
+        model=ModelConfig(
+            **yaml.safe_load((ROOT / f"conf/model/{options.model}.yaml").read_text())
+        ),
+        algo=AlgoConfig(zero_variance="keep"),
+        env=EnvConfig(train_prompts=16, heldout_prompts=1),
+        rollout=RolloutConfig(max_new_tokens=T, decode_chunk_tokens=T),
+        pipeline=PipelineConfig("sync", 0),
+        optim=OptimConfig(
+            # Sampler and learner are timed at the initial weights, the step while training.
+            learning_rate=2e-4 if what == "step" else 1e-12,
+            microbatches=4 if options.model == "small" else 1,
+        ),
+    )
+
+
+def rlx_system(what: str, options: Options):
+    """(function that times `repeats` batches of `what`, set-up line for a rival)."""
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", options.threads)
+    from rlx import flops
     from rlx.envs.digit_chain import DigitChain
     from rlx.envs.grading import Graders
     from rlx.mesh import make_mesh
@@ -149,22 +169,9 @@ def rlx_system(what: str, options: Options):
         def grade(self, problem, completion, stopped):
             return float("3" in completion)
 
-    T = options.max_new_tokens
-    model = ModelConfig(**yaml.safe_load((ROOT / f"conf/model/{options.model}.yaml").read_text()))
-    config = Config(
-        model=model,
-        algo=AlgoConfig(zero_variance="keep"),
-        env=EnvConfig(train_prompts=16, heldout_prompts=1),
-        rollout=RolloutConfig(max_new_tokens=T, decode_chunk_tokens=T),
-        pipeline=PipelineConfig("sync", 0),
-        optim=OptimConfig(
-            # Sampler and learner are timed at the initial weights, the step while training.
-            learning_rate=2e-4 if what == "step" else 1e-12,
-            microbatches=4 if options.model == "small" else 1,
-        ),
-    )
+    config = rlx_config(what, options)
     env = AnyThree(train_prompts=16, heldout_prompts=1, seed=0)
-    params = transformer.init(jax.random.key(0), model, env.tokenizer.vocab_size)
+    params = transformer.init(jax.random.key(0), config.model, env.tokenizer.vocab_size)
     mesh = make_mesh(config.mesh, config.rollout.prompts_per_step // config.optim.microbatches)
     buffer, ledger = Buffer("sync", 0, config.rollout.prompts_per_step), flops.Ledger()
     engine = Engine(config, Graders(env, {}), buffer, ledger, mesh)
@@ -200,7 +207,8 @@ def rlx_system(what: str, options: Options):
         spent -= before.prefill_flops + before.decode_flops
         if what in ("learner", "step"):
             vocab, U = env.tokenizer.vocab_size, env.max_prompt_tokens
-            spent += sum(flops.train_flops(model, vocab, U, length_G) for length_G in lengths)
+            of = (config.model, vocab, U)
+            spent += sum(flops.train_flops(*of, length_G) for length_G in lengths)
         return seconds, int(np.sum(lengths)), spent
 
     def timed(what: str, repeats: int, pack: bool = False):

@@ -53,7 +53,7 @@ from rlx.scaling.families import FAMILIES
 from rlx.scaling.page import report_page
 from rlx.scaling.point_page import point_page
 from rlx.scaling.run_fits import RunFit, fit_study
-from rlx.scaling.source import Options, r0_column
+from rlx.scaling.source import Options, r0_column, some
 
 CHOICES = {
     "curve": (*FAMILIES, "auto"),
@@ -210,40 +210,45 @@ def run(
     fits = fit_study(data.frame, holdout=holdout, r0=r0 if known is None else known)
     table = fits_table(fits)
     print(_printed(table))
+    if r0 == "first" and (line := late_starts(data.frame)):
+        print(line)
     if method == "point":
-        with _writing(out):
-            write_csv(summary_table(fits), out / "summary.csv")
-            write_csv(forecast_table(data.frame, fits), out / "forecast.csv")
-            plot.points(data, fits, holdout=holdout).savefig(out / "report.png")
-            start = r0 if known is None else known
-            shares = {*origins, *([1.0] if origins else [])} - {1 - holdout}
-            windows = {1 - holdout: fits}
-            for share in shares:
-                of_share = {"holdout": 1 - share, "r0": start, "intervals": False}
-                windows[share] = fit_study(data.frame, **of_share)
-            point_page(windows, 1 - holdout, out / "report.html", data=data, **of_page)
-        written = "summary.csv, forecast.csv, report.png, report.html"
+        start = r0 if known is None else known
+        written = _points(data, fits, out, holdout, start, origins, of_page)
     else:
-        seen = data.until(share=1 - holdout) if holdout else data
-        of_fit = {"curve": curve or "burr", "noise": noise, "r0": known, "seed": sampler_seed}
-        posterior = sc.fit(seen, method=method, progress=True, **of_fit)
-        later = data.after(share=1 - holdout) if holdout else None
-        with _writing(out):
-            check = posterior.check(OTHERS)
-            written = write_posterior(posterior, check, later, out, horizon)
-            report_page(
-                posterior,
-                out / "report.html",
-                data=data,
-                shares=origins,
-                check=check,
-                **of_page,
-            )
-        written += ", report.html"
+        fitted = {"curve": curve or "burr", "noise": noise, "r0": known, "seed": sampler_seed}
+        written = _posterior(data, out, holdout, origins, of_page, {"method": method, **fitted})
     with _writing(out):
         write_csv(table, out / "fits.csv")
     print(f"wrote fits.csv, {written} in {out}")
     return table
+
+
+def _points(data: Evals, fits, out: Path, holdout: float, start, origins, of_page) -> str:
+    """Write what only point fits need; the names of the files."""
+    with _writing(out):
+        write_csv(summary_table(fits), out / "summary.csv")
+        write_csv(forecast_table(data.frame, fits), out / "forecast.csv")
+        plot.points(data, fits, holdout=holdout).savefig(out / "report.png")
+        windows = {1 - holdout: fits}
+        for share in {*origins, *([1.0] if origins else [])} - {1 - holdout}:
+            of_share = {"holdout": 1 - share, "r0": start, "intervals": False}
+            windows[share] = fit_study(data.frame, **of_share)
+        point_page(windows, 1 - holdout, out / "report.html", data=data, **of_page)
+    return "summary.csv, forecast.csv, report.png, report.html"
+
+
+def _posterior(data: Evals, out: Path, holdout: float, origins, of_page, of_fit) -> str:
+    """Fit the posterior and write what it says; the names of the files."""
+    seen = data.until(share=1 - holdout) if holdout else data
+    posterior = sc.fit(seen, progress=True, **of_fit)
+    later = data.after(share=1 - holdout) if holdout else None
+    of_page = {"data": data, "shares": origins, **of_page}
+    with _writing(out):
+        check = posterior.check(OTHERS)
+        written = write_posterior(posterior, check, later, out, of_page["horizon"])
+        report_page(posterior, out / "report.html", check=check, **of_page)
+    return f"{written}, report.html"
 
 
 @contextlib.contextmanager
@@ -321,6 +326,20 @@ def posterior_forecast(
         part["observed"] = np.r_[observed, np.full(len(beyond), np.nan)]
         parts.append(part)
     return pd.concat(parts, ignore_index=True)
+
+
+def late_starts(frame: pd.DataFrame) -> str:
+    """A line about runs without an evaluation at C = 0 under r0=first; "" if there are none."""
+    by_run = frame.groupby("run", sort=False)["compute"]
+    share = by_run.min() / by_run.max()
+    late = share[share > 0]
+    if late.empty:
+        return ""
+    return (
+        f"r0=first: R0 of {some(late.index, most=3)} is an evaluation at C > 0 (up to "
+        f"{late.max():.2g} of the last C); if the curve rises before it, A in fits.csv is too low: "
+        "give r0=VALUE, or r0=fit"
+    )
 
 
 def _printed(table: pd.DataFrame) -> str:

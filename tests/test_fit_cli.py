@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import rlx.scaling as sc
-from experiments.fit import FitConfig, main, parse, run
+from experiments.fit import FitConfig, late_starts, main, parse, run
 from rlx.record import RunRecord
 from rlx.scaling.curve import sigmoid
 from rlx.scaling.data import Evals
@@ -193,6 +193,20 @@ def test_percent_r0_is_in_the_unit_of_the_values(tmp_path, capsys, scale):
     assert main([f"data={tmp_path / 'p.csv'}", *options]) == 0
     fits = pd.read_csv(tmp_path / "fits.csv")
     assert fits["R0"].item() == pytest.approx(0.4) and 0.6 < fits["A"].item() < 0.66
+
+
+def test_a_run_without_an_evaluation_at_its_start_is_named():
+    """Of an exact curve whose first evaluation is late, A is too low with r0=first, and right with
+    the r0=fit that the line proposes."""
+    C = np.linspace(240.0, 1200.0, 16)
+    curve = 0.2 + 0.5 / (1 + (300 / C) ** 1.4)
+    frame = pd.DataFrame({"run": "late", "compute": C, "value": curve})
+    whole = pd.DataFrame({"run": "whole", "compute": [0.0, 10.0], "value": [0.2, 0.3]})
+    line = late_starts(pd.concat([whole, frame]))
+    assert line.startswith("r0=first: R0 of late is an evaluation at C > 0 (up to 0.2 of")
+    assert line.endswith("or r0=fit") and not late_starts(whole)
+    first, free = (sc.fit_point(C, curve, r0=r0).A for r0 in ("first", "fit"))
+    assert first < 0.65 and free == pytest.approx(0.7, abs=1e-6)
 
 
 def test_a_wandb_export(tmp_path, capsys):

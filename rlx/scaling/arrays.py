@@ -208,6 +208,8 @@ def _design(
     """Levels of every recipe; sum-to-zero contrasts scaled to unit variance per level."""
     if axes is None:
         axes = ("recipe", *known) if known else ()
+    if isinstance(axes, str):
+        raise InputError("axes", axes, "one name, not a tuple", f'write axes=("{axes}",)')
     missing = [axis for axis in axes if axis not in frame]
     if missing:
         have = ", ".join(("recipe", *known))

@@ -186,12 +186,46 @@ def told_apart(
     most = several[several > point.drop_duplicates().groupby("run").size()[several.index] / 2]
     if len(most) and not repeats:
         reason = f"run {most.index[0]}: several rows at most values of compute"
-        remedy = "number them in a column eval_seed if they are one run, or name its runs with run="
+        remedy = (
+            "number them in a column eval_seed if they are one run, name its runs with run=, or if "
+            "a resumed run counts from 0 again, add what it had spent"
+        )
         raise InputError("data", name, reason, remedy)
     if len(unused):
         hashes = pd.util.hash_pandas_object(cells[[*unused]], index=False)  # ty: ignore[not-callable]
         apart[again] = hashes.astype(str)
     return apart
+
+
+def refuse_turns(table: pd.DataFrame, name: str, frame: pd.DataFrame, unused: list[str]) -> None:
+    """Raises InputError about a column of tasks that take turns: rows at other computes each.
+
+    In a run of `frame`, in order of compute, a task comes again after another one. Tasks that
+    follow each other may be a curriculum.
+    """
+    scored = frame.columns.intersection(["value", "passes", "passes_per_prompt"])
+    rows = frame.loc[frame[scored].notna().any(axis=1), ["run", "compute"]].dropna()
+    rows = rows.sort_values("compute", kind="stable")
+    for column in (c for c in unused if SETS.fullmatch(c) and not _is_numeric(table[c])):
+        task = table.loc[rows.index, column].map(str)
+        changes = task != task.groupby(rows["run"]).shift()
+        if rows.assign(task=task)[changes].duplicated(["run", "task"]).any():
+            reason = f"column {column} takes turns within a run ({some(task.unique(), most=3)})"
+            remedy = f"rename {column} to eval_set to read one with eval_set=NAME, or remove it"
+            raise InputError("data", name, reason, remedy)
+
+
+def counters(names: Iterable[str]) -> list[str]:
+    """The names that can only be those of computes, or of a table's index."""
+    return [
+        name
+        for name in names
+        if re.fullmatch(r"|column \d+|unnamed: \d+|index", name.strip(), re.I)
+        or any(
+            re.fullmatch(pattern, name, re.I) and _is_since_the_start(name, pattern in STEPS)
+            for pattern in (*SPENT, *STEPS)
+        )
+    ]
 
 
 def _matching(table: pd.DataFrame, pattern: str) -> list[str]:

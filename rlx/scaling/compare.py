@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import xarray as xr
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from rlx.errors import InputError
-from rlx.scaling.draws import Draws, quantiles
+from rlx.scaling.draws import Draws, computes, number, quantiles
 from rlx.scaling.forecast import curve, curve_prior_share
 from rlx.scaling.parameters import param as draws_of
 from rlx.scaling.parameters import prior_share
@@ -17,6 +17,8 @@ from rlx.scaling.paths import ceiling, reach
 Floats = NDArray[np.float64]
 
 SHARE = 0.8  # of the gain to the lower ceiling, at which compute is compared
+RATES = ("A", "asymptote", "R0", "curve")  # parameters that are pass rates
+FRACTION = "give a number, of a pass rate 0.02 for 2 %"
 
 
 def prob(
@@ -36,22 +38,31 @@ def prob(
         param: A, C_mid, B, B_tail, or "curve" for the pass rate at compute `at`.
         left, right: recipes (or runs).
         sign: ">" or "<".
-        margin: by how much.
+        margin: by how much, of a pass rate as a fraction.
+        at: for "curve" only.
 
     Returns:
         prob, mcse (Monte Carlo standard error), extrapolation and prior_share.
+
+    Raises:
+        InputError: an unknown name or sign; a margin or a compute out of range.
     """
     fit.guard()
     if sign not in (">", "<"):
         raise InputError("sign", sign, "unknown", "use > or <")
     i, j = fit.index(by, left), fit.index(by, right)
+    most = 1.0 if param in RATES else np.inf
+    margin = number("margin", margin, -most, most, f"not a difference of {param}", FRACTION)
     if param == "curve":
         if at is None:
             raise InputError("at", at, "no compute given", "give at=COMPUTE")
-        x = curve(fit, at, by).values[..., 0]
-        far = float(at / min(fit.last_compute(by)[[i, j]]))
-        share = float(curve_prior_share(fit, np.array([at]), by)[[i, j], 0].max())
+        at_C = one_compute(at)
+        x = curve(fit, at_C, by).values[..., 0]
+        far = float(at_C[0] / min(fit.last_compute(by)[[i, j]]))
+        share = float(curve_prior_share(fit, at_C, by)[[i, j], 0].max())
     else:
+        if at is not None:
+            raise InputError("at", at, f"not read with param {param}", 'give param "curve"')
         x, far = draws_of(fit, param, by).values, np.nan
         share = float(prior_share(fit, param, by)[[i, j]].max())
     difference = x[..., i] - x[..., j]
@@ -60,8 +71,11 @@ def prob(
 
 
 def prob_best(fit: Draws, at: str | float = "ceiling", by: str = "recipe") -> xr.DataArray:
-    """P(highest ceiling), or P(highest pass rate at a compute), per recipe."""
-    x = draws_of(fit, "A", by) if at == "ceiling" else curve(fit, float(at), by)[..., 0]
+    """P(highest ceiling), or P(highest pass rate at a compute), per recipe.
+
+    Raises InputError if `at` is neither "ceiling" nor a compute.
+    """
+    x = draws_of(fit, "A", by) if at == "ceiling" else curve(fit, one_compute(at), by)[..., 0]
     best = x.values.reshape(-1, x.sizes[by]).argmax(-1)
     share = np.bincount(best, minlength=x.sizes[by]) / len(best)
     return xr.DataArray(share, dims=(by,), coords={by: fit.names(by)}, name="prob_best")
@@ -74,8 +88,11 @@ def compute_to(fit: Draws, target: float, prob: float = 0.9, by: str = "recipe")
     Columns: prob_reachable = P(it is reached by then); quantiles of the compute; budget, the
     compute that reaches the target with probability `prob`; extrapolation of the median;
     prior_share of A.
+
+    Raises InputError if the target is not a pass rate in [0, 1].
     """
     fit.guard()
+    target = pass_rate(target)
     C = reach(fit, target, by)
     table = pd.DataFrame({"name": fit.names(by), "target": target})
     table["prob_reachable"] = np.isfinite(C).mean(0)
@@ -107,6 +124,7 @@ def efficiency(
     """
     fit.guard()
     i, j = fit.index(by, left), fit.index(by, right)
+    target = None if target is None else pass_rate(target)
     ratio, y, C = compute_ratio(fit, i, j, target, by)
     both = np.isfinite(ratio)
     cheaper = np.where(np.isfinite(C[0]) | np.isfinite(C[1]), C[0] < C[1], False)
@@ -134,6 +152,20 @@ def compute_ratio(
     both = np.isfinite(C[0]) & np.isfinite(C[1]) & (C[1] > 0) & (C[0] > 0)
     with np.errstate(all="ignore"):
         return np.where(both, C[0] / C[1], np.nan), y, C
+
+
+def pass_rate(target: float) -> float:
+    """A target. Raises InputError if it is not in [0, 1]."""
+    low, high = np.nextafter(0, -1), np.nextafter(1, 2)
+    return number("target", target, low, high, "not a pass rate", "give a fraction, 0.6 for 60 %")
+
+
+def one_compute(at: ArrayLike) -> Floats:
+    """`at` as [1]. Raises InputError unless it is one compute."""
+    at_C = computes("at", at)
+    if len(at_C) > 1:
+        raise InputError("at", at, "several computes", "ask at one")
+    return at_C
 
 
 def _probability(true: NDArray[np.bool_]) -> dict[str, float]:

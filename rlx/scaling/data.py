@@ -310,14 +310,16 @@ def _scaled(
         if column and number is not None:
             table[column] = number
             notes.say(f"{name}: {column}={number:g} on every row, as given")
-    scale = options.scale or _inferred_scale(table, name, notes)
+    finite = ~np.isinf(table["value"])
+    _check(finite, table, name, "value {value:g} is infinite", "fix it, or leave the cell empty")
+    scale = options.scale or _inferred_scale(table, name, r0, notes)
     full, remedy = (100, "fix it") if scale == "percent" else (1, "fix it, or give scale=percent")
     if options.scale is None and not table["value"].dropna().between(0, full).all():
         remedy = f"fix it, or give scale=fraction or percent; {SHAPED}"
-    for column in ("value", "truth", "stderr"):
-        cells = table[column]
-        outside = f"{column} {{{column}:g}} is outside [0, {full}]"
-        _check(cells.isna() | cells.between(0, full), table, name, outside, remedy)
+    for column, most in (("value", full), ("truth", full), ("stderr", full / 2)):
+        cells = table[column]  # the sd of numbers in [0, 1] is at most 1/2
+        outside = f"{column} {{{column}:g}} is outside [0, {most:g}]"
+        _check(cells.isna() | cells.between(0, most), table, name, outside, remedy)
     columns = ["value", "truth", "stderr", *([r0] if r0 else [])]
     if r0:
         wrong = table[table[r0].notna() & ~table[r0].between(0, full, inclusive="left")]
@@ -327,11 +329,12 @@ def _scaled(
     return table.assign(**{column: table[column] / full for column in columns})
 
 
-def _inferred_scale(table: pd.DataFrame, name: str, notes: Notes) -> str:
+def _inferred_scale(table: pd.DataFrame, name: str, r0: str | None, notes: Notes) -> str:
     """The unit of most values of every run: fractions are at most 1, per cents reach 20.
 
     Raises:
-        InputError: runs disagree, or values are neither.
+        InputError: runs disagree, values are neither, or per cents are beside an r0 or a ceiling
+            that looks like a fraction: at most 1, and a tenth of every value.
     """
     by_run = table.groupby("run", sort=False)["value"]
     top = by_run.max()
@@ -351,6 +354,11 @@ def _inferred_scale(table: pd.DataFrame, name: str, notes: Notes) -> str:
             f"run {large.index[0]} goes up to {large.iloc[0]:g}"
         )
         raise InputError("scale", "", reason, "give scale=fraction or percent, or fix the values")
+    for column in ("truth", *([r0] if r0 else [])):
+        cells = table[column]
+        other = f"{column} {{{column}:g}} beside values from {low:g} to {high:g}: per cent or not?"
+        remedy = "give both in one unit, or scale=percent if they are"
+        _check(~((cells > 0) & (cells <= min(1, low / 10))), table, name, other, remedy)
     notes.say(f"{name}: values up to {high:g}: read as scale=percent")
     return "percent"
 
@@ -418,7 +426,8 @@ def _treated(
         table.assign(before=before),
         name,
         "compute falls from {before:g} to {compute:g}",
-        f"sort the rows, cut what a resumed run repeats{name_run}",
+        "sort the rows, cut what a resumed run repeats, add what it had spent if it counts from 0"
+        + name_run,
     )
     return _merged(table, name, notes)
 

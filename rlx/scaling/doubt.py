@@ -37,7 +37,8 @@ PAST = 3.0  # factor of compute over which the pace is taken
 KNOTS = np.r_[0.0, np.geomspace(0.01, 16.0, 24)]  # of W, in log C
 LEAST_ROOM = 1e-6  # least difference between 1 and a pass rate
 PURPOSES = (
-    "evaluation", "doubt", "seed", "wander", "fate", "level", "bought run", "bought seed"
+    "evaluation", "doubt", "seed", "wander", "fate", "level", "bought run", "bought seed",
+    "fallen",
 )  # fmt: skip
 
 

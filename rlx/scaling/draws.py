@@ -319,8 +319,33 @@ class Draws:
         return np.where(known + var > 0, known + var, 1.0)
 
 
+def number(key: str, x: Any, least: float, most: float, reason: str, remedy: str) -> float:
+    """An argument of a question as a float. Raises InputError unless it is in (least, most)."""
+    try:
+        value = float(x)
+    except (TypeError, ValueError):
+        value = np.nan
+    if not least < value < most:
+        raise InputError(key, x, reason, remedy)
+    return value
+
+
+def computes(key: str, x: ArrayLike) -> Floats:
+    """Computes that a question asks about [C]. Raises InputError unless finite and 0 or more."""
+    try:
+        compute_C = np.atleast_1d(np.asarray(x, float))
+    except (TypeError, ValueError):
+        compute_C = np.zeros(0)
+    valid = np.isfinite(compute_C) & (compute_C >= 0)
+    if compute_C.ndim > 1 or not compute_C.size or not valid.all():
+        reason, remedy = "not computes", "give numbers from 0 on, in the unit of the fit"
+        raise InputError(key, x, reason, remedy)
+    return compute_C
+
+
 def quantiles(x_XN: Floats, prob: float) -> pd.DataFrame:
     """Equal-tailed interval and median of [X, N]; inf if as many draws are infinite."""
+    prob = number("prob", prob, 0, 1, "not the mass of an interval", "give 0.9")
     points = ((1 - prob) / 2, 0.5, (1 + prob) / 2)
     q = np.quantile(x_XN, points, axis=0, method="inverted_cdf")
     return pd.DataFrame({f"q{100 * p:02.0f}": row for p, row in zip(points, q, strict=True)})

@@ -4,7 +4,8 @@ A run that fell (`rlx.scaling.departure`) stays at its last level, up to
 FALLEN_SD sqrt(1 + log(C / last C)), neither recovering nor collapsing. The curve of a run that has
 not begun to rise comes from its siblings or the prior: it may follow it, or never rise. In a share
 of the draws (`Doubt.stays`) it stays at its level. Each draw of a recipe is one of its runs: if two
-of three fell, two thirds of the draws did.
+of three fell, two thirds of the draws did. That one recipe recovers or collapses says nothing about
+another: the levels of recipes that fell are independent of each other.
 """
 
 from __future__ import annotations
@@ -98,10 +99,21 @@ def _of_recipes(fit: Draws, runs: Fates, rng: np.random.Generator) -> Fates:
     return Fates(stays_XJ, level_J, sd_J, from_J)
 
 
-def held(R_XNC: Floats, C_NC: Floats, last_N: Floats, fates: Fates, z_X: Floats) -> Floats:
+def level_noise(fit: Draws) -> Floats:
+    """Standard normals [X, J] of the levels: one column for all recipes, in an order of its own for
+    each but the first of those with a run that fell."""
+    z_X = random("level").normal(size=len(fit.site("theta_run")))
+    z_XJ = np.repeat(z_X[:, None], len(fit.recipes), axis=1)
+    rng = random("fallen")
+    for j in sorted({int(fit.recipe_of_run[r]) for r in fallen(fit)})[1:]:
+        z_XJ[:, j] = rng.permutation(z_X)
+    return z_XJ
+
+
+def held(R_XNC: Floats, C_NC: Floats, last_N: Floats, fates: Fates, z_XN: Floats) -> Floats:
     """Pass rates; in draws that stay, their level beyond the last fitted compute."""
     ahead_NC = np.log(np.maximum(C_NC / fates.from_N[:, None], 1.0))
     sd_NC = fates.sd_N[:, None] * np.sqrt(1 + ahead_NC)
-    level_XNC = np.clip(fates.level_N[:, None] + sd_NC * z_X[:, None, None], 0.0, 1.0)
+    level_XNC = np.clip(fates.level_N[:, None] + sd_NC * z_XN[..., None], 0.0, 1.0)
     stays_XNC = fates.stays_XN[..., None] & (last_N[:, None] < C_NC)
     return np.where(stays_XNC, level_XNC, R_XNC)

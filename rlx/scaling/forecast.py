@@ -9,8 +9,9 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from rlx.errors import InputError
 from rlx.scaling.doubt import random
-from rlx.scaling.draws import Draws, quantiles
+from rlx.scaling.draws import Draws, computes, number, quantiles
 from rlx.scaling.parameters import prior_share
 from rlx.scaling.paths import paths
 
@@ -25,9 +26,11 @@ def curve(
     """Latent pass rate at `compute`: draws (chain, draw, recipe|run, compute).
 
     seeds: of a recipe, its "typical" seed or a "new" one.
+
+    Raises InputError if `compute` is not numbers from 0 on.
     """
     fit.guard()
-    compute_C = np.atleast_1d(np.asarray(compute, float))
+    compute_C = computes("compute", compute)
     x = fit.label(paths(fit, compute_C, by, seeds), by, compute=compute_C)
     return x.assign_coords(
         extrapolation=((by, "compute"), compute_C / fit.last_compute(by)[:, None]),
@@ -49,9 +52,13 @@ def predict(
     The wander of a run carries over from its last evaluation and decays with the gap; a recipe's
     is that of a new seed. `trials`: graded samples, default as the fitted evaluations (without
     those, the noise of the fit).
+
+    Raises InputError if they are not above 0, or `compute` not numbers from 0 on.
     """
     fit.guard()
-    compute_C = np.atleast_1d(np.asarray(compute, float))
+    compute_C = computes("compute", compute)
+    if trials is not None and not trials > 0:
+        raise InputError("trials", trials, "no graded samples", "give a number above 0")
     latent = paths(fit, compute_C, by, "new" if by == "recipe" else "typical")
     mean, var = wander_at(fit, compute_C, by)
     p = np.clip(latent + mean + np.sqrt(var) * random("wander").normal(size=latent.shape), 0, 1)
@@ -126,8 +133,12 @@ def noise_sd(fit: Draws, p: Floats, by: str, trials: float | None) -> Floats:
 
 
 def gain(fit: Draws, extra: float, by: str = "run", prob: float = 0.9) -> pd.DataFrame:
-    """Gain of `extra` compute beyond the last evaluation: R(C + extra) - R(C)."""
+    """Gain of `extra` compute beyond the last evaluation: R(C + extra) - R(C).
+
+    Raises InputError if `extra` is not above 0.
+    """
     fit.guard()
+    extra = number("extra", extra, 0, np.inf, "not a positive compute", "give a compute above 0")
     last = fit.last_compute(by)
     ends_N2 = np.stack([np.nextafter(last, np.inf), last + extra], 1)  # after a fall
     more = np.diff(paths(fit, ends_N2, by))[..., 0]

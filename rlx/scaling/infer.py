@@ -90,15 +90,11 @@ def posterior_of(
         else:
             draws, stats = bayes.laplace(study, options, mode, seed=seed)
         study = {name: np.asarray(x) for name, x in study._asdict().items()}
-    for r, (k, z) in departed.items():
-        C = labels.C_ref * np.exp(study["log_C_RM"][r, k])
-        labels.C_max_R[r] = C if z < 0 else labels.C_max_R[r]
-        what = "falls off its curve, later evaluations not used" if z < 0 else "leaves its curve"
-        notes.append(f"run {labels.runs[r]}: after C = {C:g} {what} (z = {z:.1f})")
-        print(notes[-1])
+    added = _departures(departed, labels, study["log_C_RM"])
     if found is not None:
-        notes.append(f"curve={curve}, by log evidence: {said(found)}")
-        print(notes[-1])
+        added.append(f"curve={curve}, by log evidence: {said(found)}")
+    for note in added:
+        print(note)
     rhat, ess = bayes.convergence(draws) if method == "nuts" else (np.nan, np.nan)
     bfmi = bayes.bfmi(stats.energy) if method == "nuts" else np.nan
     attrs = {
@@ -116,7 +112,7 @@ def posterior_of(
         "bfmi": bfmi,
         "divergences": int(stats.diverging.sum()),
         "rounds": stats.rounds,
-        "notes": json.dumps(notes),
+        "notes": json.dumps([*notes, *added]),
         "departed": json.dumps({labels.runs[r]: z for r, (_, z) in departed.items()}),
         "data_sha256": data.sha256(),
         "versions": json.dumps(
@@ -125,6 +121,17 @@ def posterior_of(
         ),
     }
     return make_tree(draws, stats, study, labels, data, attrs)
+
+
+def _departures(departed, labels: Labels, log_C_RM) -> list[str]:
+    """A note for each run that leaves its curve; one that falls ends there (`labels.C_max_R`)."""
+    notes = []
+    for r, (k, z) in departed.items():
+        C = labels.C_ref * np.exp(log_C_RM[r, k])
+        labels.C_max_R[r] = C if z < 0 else labels.C_max_R[r]
+        what = "falls off its curve, later evaluations not used" if z < 0 else "leaves its curve"
+        notes.append(f"run {labels.runs[r]}: after C = {C:g} {what} (z = {z:.1f})")
+    return notes
 
 
 class Asked(NamedTuple):
@@ -162,6 +169,9 @@ def mode_of(data: Evals, curve: str, asked: Asked) -> Ready:
     from rlx.scaling.departure import departures, drops, without_falls
     from rlx.scaling.model import NOISES
 
+    if not isinstance(data, Evals):
+        remedy = "read it with Evals.read or Evals.from_frame"
+        raise InputError("data", type(data).__name__, "not Evals", remedy)
     noise, axes, r0, priors, pad_to = asked
     check_choice("noise", noise, NOISES)
     priors = priors or Priors()
@@ -257,46 +267,33 @@ def make_tree(
     }
     seen = study["seen_RM"].astype(bool)
     M = int(seen.sum(1).max())
-    observed = {"value": np.where(seen, study["value_RM"], np.nan)[:, :M]}
+    known = seen & (study["unknown_RM"] == 0)
+    where = lambda seen, x_RM: np.where(seen, x_RM, np.nan)[:, :M]  # noqa: E731
+    point, run, start = ["run", "evaluation"], ["run"], ["start"]
     constant = {
-        "compute": np.where(seen, labels.C_ref * np.exp(study["log_C_RM"]), np.nan)[:, :M],
-        "stderr": np.where(seen & (study["unknown_RM"] == 0), np.sqrt(study["var_RM"]), np.nan)[
-            :, :M
-        ],
-        "trials": np.where(seen, study["trials_RM"], np.nan)[:, :M],
-        "unknown": study["unknown_RM"][:, :M],
-        "recipe_of_run": np.asarray(labels.recipe_R),
-        "start_of_run": np.asarray(labels.start_R),
-        "truth": labels.truth_R,
-        "C_max": labels.C_max_R,
-        "design": study["design_JE"],
-        "start_mean": study["start_mean_S"],
-        "start_sd": study["start_sd_S"],
+        "compute": (point, where(seen, labels.C_ref * np.exp(study["log_C_RM"]))),
+        "stderr": (point, where(known, np.sqrt(study["var_RM"]))),
+        "trials": (point, where(seen, study["trials_RM"])),
+        "unknown": (point, study["unknown_RM"][:, :M]),
+        "recipe_of_run": (run, np.asarray(labels.recipe_R)),
+        "start_of_run": (run, np.asarray(labels.start_R)),
+        "truth": (run, labels.truth_R),
+        "C_max": (run, labels.C_max_R),
+        "design": (["recipe", "effect"], study["design_JE"]),
+        "start_mean": (start, study["start_mean_S"]),
+        "start_sd": (start, study["start_sd_S"]),
     }
-    point = ["run", "evaluation"]
     arrays: dict[str, Any] = study
     sites = sites_of(Study(**arrays), Options(attrs["curve"], attrs["noise"]))
-    dims = {site.name: list(site.dims) for site in sites if site.name in draws} | {
-        "value": point,
-        "compute": point,
-        "stderr": point,
-        "trials": point,
-        "unknown": point,
-        "recipe_of_run": ["run"],
-        "start_of_run": ["run"],
-        "truth": ["run"],
-        "C_max": ["run"],
-        "design": ["recipe", "effect"],
-        "start_mean": ["start"],
-        "start_sd": ["start"],
-    }
+    dims = {site.name: list(site.dims) for site in sites if site.name in draws}
+    dims |= {"value": point} | {name: axes for name, (axes, _) in constant.items()}
     statistics = {"diverging": stats.diverging, "energy": stats.energy, "n_steps": stats.n_steps}
     tree = from_dict(
         {
             "posterior": draws,
             "sample_stats": statistics,
-            "observed_data": observed,
-            "constant_data": constant,
+            "observed_data": {"value": where(seen, study["value_RM"])},
+            "constant_data": {name: values for name, (_, values) in constant.items()},
         },
         coords=coords,
         dims=dims,

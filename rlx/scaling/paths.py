@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rlx.scaling.doubt import PAST, Noise, doubted, noise, random
+from rlx.scaling.doubt import PAST, Noise, doubted, noise
 from rlx.scaling.draws import Draws
-from rlx.scaling.fate import Fates, fates, held
+from rlx.scaling.fate import Fates, fates, held, level_noise
 
 Floats = NDArray[np.float64]
 
@@ -32,7 +32,7 @@ class Beyond(NamedTuple):
     noise: Noise | None
     recipe_N: NDArray[np.int64]
     fates: Fates | None
-    z_X: Floats
+    z_XN: Floats  # of the levels of runs without a curve
 
 
 def beyond(fit: Draws, by: str) -> Beyond:
@@ -41,8 +41,8 @@ def beyond(fit: Draws, by: str) -> Beyond:
         X, J = len(fit.site("theta_run")), len(fit.recipes)
         recipe_N = fit.recipe_of_run if by == "run" else np.arange(J)
         drawn = None if fit.doubt is None else noise(X, J, fit.doubt)
-        z_X = random("level").normal(size=X)
-        fit.kept[by] = Beyond(drawn, recipe_N, fates(fit, fit.doubt, by), z_X)
+        z_XN = level_noise(fit)[:, recipe_N]
+        fit.kept[by] = Beyond(drawn, recipe_N, fates(fit, fit.doubt, by), z_XN)
     return fit.kept[by]
 
 
@@ -83,7 +83,7 @@ def paths(
         )
     if more.fates is not None:
         mine = Fates(more.fates.stays_XN[:, index], *(x[index] for x in more.fates[1:]))
-        R_XNC = held(R_XNC, C_NC, last_N, mine, more.z_X)
+        R_XNC = held(R_XNC, C_NC, last_N, mine, more.z_XN[:, index])
     return R_XNC
 
 

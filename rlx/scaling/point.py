@@ -97,8 +97,9 @@ def fit_point(
 
     Args:
         compute_M: compute of M evaluations, >= 0, in any unit.
-        r0: a number; "first", the mean value at C = 0, or the first value if there is none; "fit",
-            a fourth parameter. Points at C = 0 inform R0 only.
+        r0: a number; "first", the mean value at C = 0, or the first value if there is none, which
+            makes A too low if the curve rises before it; "fit", a fourth parameter. Points at
+            C = 0 inform R0 only.
         weights: of the squared residuals (default: equal); only their ratios matter.
         drop_below: points with 0 < C < drop_below are not fitted, in the unit of compute_M.
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
+from rlx.errors import InputError
 from rlx.scaling import allocate, check, compare, effects, forecast, parameters, saved
 from rlx.scaling.backtest import backtest_of, score, trust_of
 from rlx.scaling.data import Evals
@@ -54,7 +55,20 @@ class ScalingFit(Draws):
     trust = trust_of
 
     def update(self, data: Evals, **options) -> ScalingFit:
-        """The fit of more data with the same options."""
+        """The fit of more data with the same options.
+
+        data: all evaluations, those of this fit too. Raises InputError if a run has only later
+        ones.
+        """
+        if isinstance(data, Evals):  # else `fit` says what it needs
+            last = self.evals.frame.groupby("run")["compute"].max()
+            begins = data.frame.groupby("run")["compute"].min()
+            if len(later := begins.index[begins > last.reindex(begins.index)]):
+                reason, remedy = (
+                    "only evaluations after those of the fit",
+                    "give the earlier ones too",
+                )
+                raise InputError("run", later[0], reason, remedy)
         same = self.options | {name: self.attrs[name] for name in ("method", "seed")}
         return fit(data, **(same | options))
 

@@ -18,13 +18,11 @@ The true curves have the doubt as well. It is drawn first. Then the rival's curv
 that x with the doubt is the stated difference: a difference of ceilings by changing A alone, one of
 compute by changing C_mid alone.
 
-`right` and `wrong` count verdicts. `expected` is what a normal x would give, from the posteriors of
-the same studies: with variance s^2 after the data and T before, k = s^2 / T, the posterior mean is
-normal about (1 - k) truth with variance (1 - k) s^2, so that
+`right` and `wrong` count verdicts. `expected` is the count with each study's quantile l of x
+smoothed by a normal kernel (Silverman 1986, eq. 3.28), so that it makes use of how far a study was
+from a verdict:
 
-    expected = Phi(((1 - k) truth - margin - u) / (s sqrt(1 - k))),    u = median - q(1 - decide)
-
-averaged over studies. A count needs many studies, this average needs few.
+    expected = mean_k Phi((l_k - margin) / h),    l_k = q_k(1 - decide),    h = 0.9 sd(l) K^(-1/5)
 
 Letters: X draws, J = 2 recipes, K studies.
 """
@@ -71,7 +69,6 @@ NAMES = ("base", "rival")
 FAR = 4.0  # largest difference of a or log C_mid between a rival and its base
 CLOSE = 0.002  # largest error of a rival's x
 MOST_DRAWS = 50  # draws of the doubt to find a rival
-MOST_K = 0.99
 
 
 class Difference(NamedTuple):
@@ -158,20 +155,20 @@ def power(
     rows = []
     bar = tqdm(total=len(cells) * studies, unit="study", disable=not progress)
     for G, M, share, difference in cells:
-        contrast_K = []
+        x_KX = []
         for k in range(studies):
             rival, y = rival_of(base, difference, share, horizon, family, doubt, (seed, k))
             two = dict(zip(NAMES, (base, rival), strict=True))
             of_k = {"family": family, "seed": _number(seed, k)}
             evals, _ = simulate(two, seeds=G, points=M, compute=share * horizon, **noises, **of_k)
             posterior = fit(evals, method="laplace", **options)
-            contrast_K.append(contrast(posterior, difference.quantity, horizon, y))
+            x_KX.append(contrast(posterior, difference.quantity, horizon, y))
             bar.update()
         row: dict[str, object] = {"seeds": G, "points": M, "share": share}
         row |= {"compute": 2 * G * share * horizon, "evaluations": 2 * G * M}
         row |= {"quantity": difference.quantity, "difference": difference.amount}
         margin = margins[difference.quantity]
-        rows.append(row | {"studies": studies} | verdicts(contrast_K, difference, margin, decide))
+        rows.append(row | {"studies": studies} | verdicts(x_KX, difference, margin, decide))
     bar.close()
     return pd.DataFrame(rows)
 
@@ -308,31 +305,44 @@ def _solved(
 # ------------------------------------------------------------------ the verdict
 
 
-class Contrast(NamedTuple):
-    """Draws of x [X], and k, its variance after the data over that before."""
-
-    x_X: Floats
-    k: float
-
-
-def contrast(posterior: Draws, quantity: str, horizon: float, y: float) -> Contrast:
-    """x of the rival against the base; NaN in draws where neither reaches y."""
+def contrast(posterior: Draws, quantity: str, horizon: float, y: float) -> Floats:
+    """Draws of x [X], of the rival against the base; NaN where neither reaches y."""
     j, i = (posterior.index("recipe", name) for name in NAMES)
-    prior, there = posterior.prior_curves("recipe"), np.array([horizon])
-
-    def apart(x_XJ: Floats) -> Floats:
-        return x_XJ[:, i] - x_XJ[:, j]
-
     if quantity == "ceiling":
-        x_X = apart(paths(posterior, there, "recipe")[..., 0])
-        curve_X = apart(posterior.curves("recipe").at(there)[..., 0])
-        doubt = max(float(x_X.var() - curve_X.var()), 0.0)  # the same before and after
-        before = float(apart(prior.at(there)[..., 0]).var()) + doubt
-    else:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            x_X = -apart(np.log(reach(posterior, y, "recipe")))
-        before = float(apart(np.log(prior["C_mid"])).var())
-    return Contrast(x_X, min(spread(x_X) ** 2 / before, MOST_K))
+        level_XJ = paths(posterior, np.array([horizon]), "recipe")[..., 0]
+        return level_XJ[:, i] - level_XJ[:, j]
+    cost_XJ = reach(posterior, y, "recipe")
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.log(cost_XJ[:, j]) - np.log(cost_XJ[:, i])
+
+
+def verdicts(
+    x_KX: Sequence[Floats], difference: Difference, margin: float, decide: float
+) -> dict[str, float]:
+    """The columns `right` to `expected` of `power`."""
+    truth, K = difference.truth, len(x_KX)
+    more = np.array([np.mean(x_X > margin) >= decide for x_X in x_KX])
+    less = np.array([np.mean(x_X < -margin) >= decide for x_X in x_KX])
+    right, wrong = (more, less) if truth > 0 else (less, more)
+    if truth == 0:
+        right, wrong = np.zeros(K, bool), more | less
+    hoped = (right if truth else wrong).sum()
+    p = (hoped + 0.5) / (K + 1)  # no error of 0 where all studies agree
+    above = smoothed(quantile(x_KX, 1 - decide), margin)
+    below = smoothed(-quantile(x_KX, decide), margin)
+    return {
+        "right": right.mean() if truth else np.nan,
+        "wrong": wrong.mean(),
+        "undecided": 1 - (right | wrong).mean(),
+        "mcse": float(np.sqrt(p * (1 - p) / (K + 1))),
+        "sd": float(np.mean([spread(x_X) for x_X in x_KX])),
+        "expected": above if truth > 0 else below if truth < 0 else above + below,
+    }
+
+
+def quantile(x_KX: Sequence[Floats], q: float) -> Floats:
+    """Of each study, over draws of which some may be infinite; NaN ones are left out."""
+    return np.array([np.nanquantile(x_X, q, method="inverted_cdf") for x_X in x_KX])
 
 
 def spread(x_X: Floats) -> float:
@@ -341,33 +351,10 @@ def spread(x_X: Floats) -> float:
     return float(high - low) / 2
 
 
-def verdicts(
-    contrast_K: Sequence[Contrast], difference: Difference, margin: float, decide: float
-) -> dict[str, float]:
-    """The columns `right` to `expected` of `power`."""
-    truth, K = difference.truth, len(contrast_K)
-    more = np.array([np.mean(c.x_X > margin) >= decide for c in contrast_K])
-    less = np.array([np.mean(c.x_X < -margin) >= decide for c in contrast_K])
-    right, wrong = (more, less) if truth > 0 else (less, more)
-    if truth == 0:
-        right, wrong = np.zeros(K, bool), more | less
-    hoped = (right if truth else wrong).sum()
-    p = (hoped + 0.5) / (K + 1)  # no error of 0 where all studies agree
-    expected = [chance(c, abs(truth), margin, decide) for c in contrast_K]
-    return {
-        "right": right.mean() if truth else np.nan,
-        "wrong": wrong.mean(),
-        "undecided": 1 - (right | wrong).mean(),
-        "mcse": float(np.sqrt(p * (1 - p) / (K + 1))),
-        "sd": float(np.mean([spread(c.x_X) for c in contrast_K])),
-        "expected": float(np.mean(expected)) * (1 if truth else 2),
-    }
-
-
-def chance(c: Contrast, truth: float, margin: float, decide: float) -> float:
-    """P(a verdict of this direction), see the module's docstring."""
-    median, low = np.nanquantile(c.x_X, (0.5, 1 - decide), method="inverted_cdf")
-    s, u = spread(c.x_X), float(median) - float(low)
-    if not np.isfinite(s + u):
-        return 0.0  # too many draws never reach y for a verdict
-    return float(norm.cdf(((1 - c.k) * truth - margin - u) / (s * np.sqrt(1 - c.k))))
+def smoothed(l_K: Floats, margin: float) -> float:
+    """The share of studies with l > margin, see the module's docstring."""
+    sure = np.isfinite(l_K)  # -inf or NaN: too many draws never reach y for a verdict
+    sd = np.std(l_K[sure], ddof=1) if sure.sum() > 1 else 0.0
+    width = max(0.9 * sd * len(l_K) ** -0.2, 1e-9)
+    found = norm.cdf((l_K[sure] - margin) / width).sum() + (l_K == np.inf).sum()
+    return float(found / len(l_K))

@@ -25,9 +25,11 @@ from rlx.scaling.columns import (
     NAMES,
     SCORE,
     compute_column,
+    counters,
     missing,
     named,
     pick,
+    refuse_turns,
     score_key,
     told_apart,
     value_column,
@@ -130,6 +132,7 @@ def long_form(table: pd.DataFrame, name: str, options: Options, notes: Notes) ->
     used = {*picked.values(), *options.axes, r0, "eval_set"}
     unused = [column for column in table if column not in used]
     frame["evaluation"] = told_apart(table, name, frame["run"], frame["compute"], unused)
+    refuse_turns(table, name, frame, unused)
     for axis in options.axes:
         frame[axis] = _levels(table[axis])
     if r0 is not None:
@@ -216,6 +219,10 @@ def _wide(table: pd.DataFrame, name: str, options: Options, notes: Notes) -> Sou
     refuse(replace(options, wide=False), reason, also="eval_set")
     first = str(table.columns[0]) if options.compute is None else options.compute
     compute = _numeric(table[named(table, name, "compute", first)], name, "compute", counter=True)
+    if found := counters(run for run in table if run != first):
+        what = f"{name}: beside compute={first}, {some(found)} cannot be a run"
+        remedy = "remove it, or name the column of compute with compute="
+        raise InputError("wide", "true", what, remedy)
     values = {run: _numeric(table[run], name, "wide") for run in table if run != first}
     if not values:
         raise missing(table, name, "value")

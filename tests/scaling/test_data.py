@@ -94,9 +94,9 @@ def test_stderr_of_a_value_whose_trials_are_known():
 
 
 def test_a_stated_stderr_wins_and_zero_or_nothing_does_not():
-    rows = [("a", 0, 5, 20, 0.07), ("a", 1, 5, 20, 0), ("a", 2, 5, 20, None), ("a", 3, 5, 20, 1)]
+    rows = [("a", 0, 5, 20, 0.07), ("a", 1, 5, 20, 0), ("a", 2, 5, 20, None), ("a", 3, 5, 20, 0.5)]
     frame = read(rows, "run C passes trials std_err").frame
-    assert frame["stderr"].tolist() == [0.07, *[binomial_oracle(5, 20)] * 2, 1]
+    assert frame["stderr"].tolist() == [0.07, *[binomial_oracle(5, 20)] * 2, 0.5]
     everywhere = read(rows, "run C passes trials std_err", stderr=0.01)
     assert everywhere.frame["stderr"].tolist() == [0.01] * 4
     assert "t: stderr=0.01 on every row, as given" in everywhere.notes
@@ -308,7 +308,7 @@ def test_a_start_that_is_given_is_kept():
             [*UP, ("a", 4, 0.4)],
             {},
             "data=t: run a, row 6: compute falls from 5 to 4; sort the rows, cut what a resumed "
-            "run repeats, or name the run with run=",
+            "run repeats, add what it had spent if it counts from 0, or name the run with run=",
         ),
         ([*UP, ("a", 4.75, 0.4)], {}, "data=t: run a, row 6: compute falls from 5 to 4.75; .*"),
         ([("a", -1, 0.1), *UP], {}, "data=t: run a, row 1: compute -1 is negative or .*"),
@@ -328,7 +328,18 @@ def test_a_start_that_is_given_is_kept():
         (UP, {"trials": 0}, "data=t: run a, row 1: trials 0 is not positive; fix it"),
         (UP, {"trials": "n"}, "trials=n: t has no such column; use one of .*"),
         (UP, {"run": "5"}, "run=5: t has no such column; use one of .*"),
-        (UP, {"stderr": -1}, r"data=t: run a, row 1: stderr -1 is outside \[0, 1\]; .*"),
+        (UP, {"stderr": -1}, r"data=t: run a, row 1: stderr -1 is outside \[0, 0.5\]; .*"),
+        (UP, {"stderr": 0.51}, r".* row 1: stderr 0.51 is outside \[0, 0.5\]; .*scale=percent"),
+        (
+            [("a", i, v) for i, v in enumerate((0.1, 0.2, math.inf, 0.3))],
+            {},
+            "data=t: run a, row 3: value inf is infinite; fix it, or leave the cell empty",
+        ),
+        (
+            [("a", i, v) for i, v in enumerate((20, 30, 40, 45))],
+            {"r0": 0.2},
+            "data=t: run a, row 1: r0 0.2 beside values from 20 to 45: per cent or not.*",
+        ),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used_is_one_line(rows, options, want):

@@ -1,14 +1,20 @@
 """Runs that fall off their curve: found, cut there, named; others left alone."""
 
+import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import norm
 
 import rlx.scaling as sc
 from rlx.scaling import departure
 from rlx.scaling.curve import sigmoid
+from rlx.scaling.doubt import Doubt
+from rlx.scaling.fate import FALLEN_SD
+from tests.scaling.hand import COMPUTE, hand_fit
 
 
 def study(fall=0.0, turn=3.0, rise=0.0, seed=0):
@@ -117,6 +123,26 @@ def test_a_recipe_is_one_of_its_runs_fallen_or_not(fallen):
     follows = fallen.param("A", "run").sel(run="b-s0").values.ravel()
     expected = (np.mean(stays < 0.5) + np.mean(follows < 0.5)) / 2
     assert np.mean(there < 0.5) == pytest.approx(expected, abs=0.06)
+
+
+@pytest.mark.parametrize(("high", "low"), [(0.35, 0.349), (0.45, 0.35)])
+def test_of_two_recipes_that_fell_either_may_recover(high, low):
+    """P(high > low) by the normal levels of both; and each level's interval by its own."""
+    same = [(0.6, 2.0, 1.0)] * 4000
+    fit = hand_fit({"high": same, "low": same}).with_doubt(Doubt())
+    rows = fit.tree["evals"].to_dataset()
+    rows["value"] = ("row", [0.5, high, high, high, 0.5, low, low, low])
+    fit.tree["evals"] = rows
+    fit.tree.attrs["departed"] = json.dumps({"high-s0": -8.0, "low-s0": -8.0})
+    for by, names in (("run", ("high-s0", "low-s0")), ("recipe", ("high", "low"))):
+        for C in (8.0, 40.0):
+            sd = FALLEN_SD * (1 + math.log(C / COMPUTE[-1])) ** 0.5
+            want = norm.cdf((high - low) / (sd * 2**0.5))
+            found = fit.prob("curve", names[0], ">", names[1], at=C, by=by)
+            assert found["prob"] == pytest.approx(want, abs=0.03)
+            ends = np.quantile(fit.curve(C, by=by).values, [0.25, 0.75], axis=(0, 1))[..., 0]
+            assert ends[:, 0] == pytest.approx(high + sd * norm.ppf([0.25, 0.75]), abs=0.01)
+            assert ends[:, 1] == pytest.approx(ends[:, 0] - high + low, abs=1e-12)
 
 
 def test_plain_falls_by_hand():

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -125,6 +126,50 @@ def test_errors_name_key_value_and_remedy(fit):
         fit.prob("A", "none", ">", "low")
     with pytest.raises(sc.InputError, match="by=seed: unknown level"):
         fit.summary("seed")
+
+
+def test_an_update_needs_the_earlier_evaluations_too(fit):
+    """The rows of a log that are new would be fitted as if the run had begun with them."""
+    frame = fit.evals.frame.query("run == 'low-s0'")
+    later = replace(fit.evals, frame=frame.assign(compute=frame["compute"] + 4))
+    with pytest.raises(sc.InputError, match="run=low-s0: only evaluations after those of the fit"):
+        fit.update(later)
+    with pytest.raises(sc.InputError, match="data=DataFrame: not Evals; read it with Evals.read"):
+        fit.update(frame)
+    with pytest.raises(sc.InputError, match=r'axes=T: one name, .* write axes=\("T",\)'):
+        fit.update(fit.evals, axes="T")
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        (lambda f: f.predict(-5), "compute=-5: not computes; give numbers from 0 on"),
+        (lambda f: f.curve([1.0, NAN]), r"compute=\[1.0, nan\]: not computes"),
+        (lambda f: f.predict([]), r"compute=\[\]: not computes"),
+        (lambda f: f.curve("late"), "compute=late: not computes"),
+        (lambda f: f.predict(2.0, trials=0), "trials=0: no graded samples"),
+        (lambda f: f.gain(-1), "extra=-1: not a positive compute"),
+        (lambda f: f.gain(NAN), "extra=nan: not a positive compute"),
+        (lambda f: f.gain(1.0, prob=90), "prob=90: not the mass of an interval; give 0.9"),
+        (lambda f: f.summary(prob=1.0), "prob=1.0: not the mass of an interval"),
+        (lambda f: f.compute_to(60), "target=60: not a pass rate; give a fraction"),
+        (lambda f: f.compute_to(NAN), "target=nan: not a pass rate"),
+        (lambda f: f.compute_to([0.5, 0.6]), "not a pass rate"),
+        (lambda f: f.efficiency("low", "high", target=-0.1), "target=-0.1: not a pass rate"),
+        (lambda f: f.prob("A", "low", ">", "high", margin=2), "margin=2: not a difference of A"),
+        (lambda f: f.prob("B", "low", ">", "high", margin=NAN), "margin=nan: not a difference"),
+        (lambda f: f.prob("A", "low", ">", "high", at=2.0), "at=2.0: not read with param A"),
+        (lambda f: f.prob("curve", "low", ">", "high", at=[1, 2]), "at=.*: several computes"),
+        (lambda f: f.prob_best(NAN), "at=nan: not computes"),
+        (lambda f: f.prob_best("end"), "at=end: not computes"),
+    ],
+)
+def test_a_question_that_has_no_answer_is_refused(fit, ask, words):
+    with pytest.raises(sc.InputError, match=words):
+        ask(fit)
 
 
 def test_saved_and_loaded_it_answers_the_same(fit, tmp_path):

@@ -135,6 +135,20 @@ def test_a_column_of_values_for_each_run(tmp_path):
     assert "leave out value=" in message(tmp_path, "t.csv", text, wide=True, value="a")
 
 
+@pytest.mark.parametrize(
+    ("header", "compute", "want"),
+    [
+        (",step,a", None, "beside compute=column 1, step cannot be a run"),
+        (",step,a", "step", "beside compute=step, column 1 cannot be a run"),
+        ("step,gpu_hours,a", None, "beside compute=step, gpu_hours cannot be a run"),
+    ],
+)
+def test_an_index_or_a_second_compute_is_no_run(tmp_path, header, compute, want):
+    per_cent = [100 * v for v in VALUES]  # in which steps would pass as values
+    text = table(header, STEPS, STEPS, per_cent)
+    assert want in message(tmp_path, "t.csv", text, wide=True, compute=compute)
+
+
 def test_none_is_a_level(tmp_path):
     rows = [
         (s, v, kl, 0)
@@ -235,6 +249,22 @@ def test_rows_of_several_tasks_are_not_averaged(tmp_path, column):
     assert apart.runs == ["x", "y"] and len(apart.frame) == 16
 
 
+def test_tasks_that_take_turns_are_not_one_curve(tmp_path):
+    rows = [(s, v, "xy"[i % 2]) for i, (s, v) in enumerate(zip(STEPS, VALUES, strict=True))]
+    text = table("step,acc,task", *zip(*rows, strict=True))
+    assert "column task takes turns within a run (x, y); rename task to eval_set" in message(
+        tmp_path, "t.csv", text
+    )
+    one = read(tmp_path, "t.csv", text.replace("task", "eval_set"), eval_set="x").frame
+    assert one["value"].tolist() == VALUES[::2]
+    ordered = [(*row[:2], "x" if i < 4 else "y") for i, row in enumerate(rows)]  # a curriculum
+    text = table("step,acc,dataset", *zip(*ordered, strict=True))
+    assert read(tmp_path, "t.csv", text).frame["value"].tolist() == VALUES
+    unscored = [(s, v if t == "x" else "", t) for s, v, t in rows]  # training rows between
+    text = table("step,acc,split", *zip(*unscored, strict=True))
+    assert read(tmp_path, "t.csv", text).frame["value"].tolist() == VALUES[::2]
+
+
 @pytest.mark.parametrize("values", [[3.0, 4, 5, 7], [-1.0, 0, 1, 2], [-20.0, 5, 30, 40]])
 def test_a_shaped_reward_is_no_per_cent(tmp_path, values):
     text = message(tmp_path, "t.csv", table("step,reward", range(4), values))
@@ -258,6 +288,8 @@ def test_two_runs_of_a_name_are_asked_about(tmp_path):
     text = table("run,step,acc", *zip(*rows, strict=True))
     want = "run a: several rows at most values of compute; number them in a column eval_seed"
     assert want in message(tmp_path, "t.csv", text)
+    resumed = table("run,step,acc", "a" * 8, [*range(4)] * 2, VALUES)  # which counts from 0 again
+    assert "add what it had spent" in message(tmp_path, "t.csv", resumed)
     numbered = [(*row, i % 2) for i, row in enumerate(rows)]
     text = table("run,step,acc,eval_seed", *zip(*numbered, strict=True))
     got = read(tmp_path, "t.csv", text).frame["value"].tolist()
