@@ -162,8 +162,9 @@ def _missing(axis: str, levels: Sequence[dict[str, Any]]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A level in a form that can be compared and shown."""
-    return json.dumps(value) if isinstance(value, list | dict) else value
+    """A level in a form that can be compared and shown; a text like a list is not a list."""
+    like = isinstance(value, str) and value[:1] in ("[", "{")
+    return json.dumps(value) if like or isinstance(value, list | dict) else value
 
 
 Sets = dict[str, list[dict[str, Any]]]  # rows of evals.jsonl, by evaluation set

@@ -3,11 +3,14 @@
 import json
 import time
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 
 from rlx.config import AlgoConfig, Config
 from rlx.scaling import Evals
+from rlx.scaling.runs import axes_of
+from rlx.scaling.source import Notes
 
 PLAIN = Config()
 OTHER = replace(PLAIN, algo=AlgoConfig(loss="gspo", clip_high=0.3))
@@ -104,3 +107,9 @@ def test_a_thousand_runs_are_read_in_seconds(tmp_path, capsys):
     taken = time.process_time() - begin
     assert evals.axes == ("steps",) and len(evals.runs) == 1000
     assert taken < 30, taken  # 5 s on a quiet machine is the aim
+
+
+def test_a_list_and_a_text_that_looks_like_it_are_two_levels():
+    runs = [{"recipe": "a", "config": {"env": {"kwargs": {"x": x}}}} for x in ([1, 2], "[1, 2]")]
+    axes, levels = axes_of(runs, Path("study"), Notes())
+    assert axes == ("env.kwargs.x",) and len({level["env.kwargs.x"] for level in levels}) == 2
