@@ -58,7 +58,11 @@ def contents(options: Mapping[str, Any]) -> dict[str, int]:
 @functools.lru_cache
 def _crc32(name: str, *_: int) -> int:
     """Of a file at that time and size: the cells of a sweep name the same ones."""
-    return zlib.crc32(Path(name).read_bytes())
+    crc = 0
+    with open(name, "rb") as file:
+        while block := file.read(2**24):
+            crc = zlib.crc32(block, crc)
+    return crc
 
 
 def refuse_other_contents(

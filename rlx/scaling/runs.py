@@ -145,7 +145,8 @@ def _mixed(manifests, levels, configs) -> tuple[str, list[str]] | None:
         if before and config and before != config:
             both = [*before, *(key for key in config if key not in before)]
             apart = [key for key in both if before.get(key, _Missing) != config.get(key, _Missing)]
-            return recipe, apart
+            if apart := [key for key in apart if key not in level]:  # a NaN differs from itself
+                return recipe, apart
     return None
 
 

@@ -113,3 +113,6 @@ def test_a_list_and_a_text_that_looks_like_it_are_two_levels():
     runs = [{"recipe": "a", "config": {"env": {"kwargs": {"x": x}}}} for x in ([1, 2], "[1, 2]")]
     axes, levels = axes_of(runs, Path("study"), Notes())
     assert axes == ("env.kwargs.x",) and len({level["env.kwargs.x"] for level in levels}) == 2
+    for run in runs:  # which differs from itself
+        run["config"]["env"]["kwargs"]["y"] = float("nan")
+    assert axes_of(runs, Path("study"), Notes())[0] == axes
