@@ -18,11 +18,15 @@ The true curves have the doubt as well. It is drawn first. Then the rival's curv
 that x with the doubt is the stated difference: a difference of ceilings by changing A alone, one of
 compute by changing C_mid alone.
 
-`right` and `wrong` count verdicts. `expected` is the count with each study's quantile l of x
-smoothed by a normal kernel (Silverman 1986, eq. 3.28), so that it makes use of how far a study was
-from a verdict:
+`right` and `wrong` count verdicts. `expected` is what normal posteriors would give that pull a
+difference d towards 0 by a factor b. It is seen in the same studies: study k has the same seeds and
+doubt for every difference, and a median m0 where there is none, so that few studies give
 
-    expected = mean_k Phi((l_k - margin) / h),    l_k = q_k(1 - decide),    h = 0.9 sd(l) K^(-1/5)
+    b = mean_k (m_k - m0_k) / d       (where d = 0, that of the smallest difference)
+    expected = mean_k Phi((b d - margin - u_k) / (s_k sqrt(b))),    u_k = m_k - q_k(1 - decide)
+
+since a normal posterior of sd s and factor b has a median that is normal about b d with sd
+s sqrt(b). A count needs many studies, this average needs few.
 
 Letters: X draws, J = 2 recipes, K studies.
 """
@@ -68,6 +72,7 @@ BASE = {"A": 0.65, "B": 1.5, "C_mid": 1.0, "R0": 0.25}
 NAMES = ("base", "rival")
 FAR = 4.0  # largest difference of a or log C_mid between a rival and its base
 CLOSE = 0.002  # largest error of a rival's x
+LEAST_B = 1e-3  # of a factor b
 MOST_DRAWS = 50  # draws of the doubt to find a rival
 
 
@@ -150,25 +155,36 @@ def power(
         raise InputError("ceilings", None, "no question with ratios=None", "give one of the two")
     for difference, share in product(asked, shares):  # before anything is fitted
         rival_of(base, difference, share, horizon, family, None, (seed, 0))
-    cells = list(product(seeds, points, shares, dict.fromkeys(asked)))
     options: dict[str, Any] = {"curve": curve, "doubt": doubt, "pad_to": 8 * -(-max(points) // 8)}
+    asked = list(dict.fromkeys(asked))
+    designs = list(product(seeds, points, shares, dict.fromkeys(d.quantity for d in asked)))
+    bar = tqdm(total=len(designs) // len({d.quantity for d in asked}) * len(asked) * studies,
+               unit="study", disable=not progress)  # fmt: skip
+
+    def found(G: int, M: int, share: float, difference: Difference, k: int) -> Floats:
+        """Draws of x of study k."""
+        rival, y = rival_of(base, difference, share, horizon, family, doubt, (seed, k))
+        two = dict(zip(NAMES, (base, rival), strict=True))
+        of_k = {"family": family, "seed": _number(seed, k)}
+        evals, _ = simulate(two, seeds=G, points=M, compute=share * horizon, **noises, **of_k)
+        bar.update()
+        posterior = fit(evals, method="laplace", **options)
+        return contrast(posterior, difference.quantity, horizon, y)
+
     rows = []
-    bar = tqdm(total=len(cells) * studies, unit="study", disable=not progress)
-    for G, M, share, difference in cells:
-        x_KX = []
-        for k in range(studies):
-            rival, y = rival_of(base, difference, share, horizon, family, doubt, (seed, k))
-            two = dict(zip(NAMES, (base, rival), strict=True))
-            of_k = {"family": family, "seed": _number(seed, k)}
-            evals, _ = simulate(two, seeds=G, points=M, compute=share * horizon, **noises, **of_k)
-            posterior = fit(evals, method="laplace", **options)
-            x_KX.append(contrast(posterior, difference.quantity, horizon, y))
-            bar.update()
-        row: dict[str, object] = {"seeds": G, "points": M, "share": share}
-        row |= {"compute": 2 * G * share * horizon, "evaluations": 2 * G * M}
-        row |= {"quantity": difference.quantity, "difference": difference.amount}
-        margin = margins[difference.quantity]
-        rows.append(row | {"studies": studies} | verdicts(x_KX, difference, margin, decide))
+    for G, M, share, quantity in designs:
+        design: dict[str, object] = {"seeds": G, "points": M, "share": share}
+        design |= {"compute": 2 * G * share * horizon, "evaluations": 2 * G * M}
+        x_DKX = {
+            difference: [found(G, M, share, difference, k) for k in range(studies)]
+            for difference in asked
+            if difference.quantity == quantity
+        }
+        b_D = factors(x_DKX)
+        for difference, x_KX in x_DKX.items():
+            row = design | {"quantity": quantity, "difference": difference.amount}
+            said = verdicts(x_KX, difference, margins[quantity], decide, b_D[difference])
+            rows.append(row | {"studies": studies} | said)
     bar.close()
     return pd.DataFrame(rows)
 
@@ -317,7 +333,7 @@ def contrast(posterior: Draws, quantity: str, horizon: float, y: float) -> Float
 
 
 def verdicts(
-    x_KX: Sequence[Floats], difference: Difference, margin: float, decide: float
+    x_KX: Sequence[Floats], difference: Difference, margin: float, decide: float, b: float
 ) -> dict[str, float]:
     """The columns `right` to `expected` of `power`."""
     truth, K = difference.truth, len(x_KX)
@@ -328,15 +344,18 @@ def verdicts(
         right, wrong = np.zeros(K, bool), more | less
     hoped = (right if truth else wrong).sum()
     p = (hoped + 0.5) / (K + 1)  # no error of 0 where all studies agree
-    above = smoothed(quantile(x_KX, 1 - decide), margin)
-    below = smoothed(-quantile(x_KX, decide), margin)
+    low_K = quantile(x_KX, 1 - decide) if truth >= 0 else -quantile(x_KX, decide)
+    with np.errstate(invalid="ignore"):
+        u_K = np.sign(truth or 1) * quantile(x_KX, 0.5) - low_K
+    s_K = np.array([spread(x_X) for x_X in x_KX])
+    expected = chance(u_K, s_K, abs(truth), b, margin)
     return {
         "right": right.mean() if truth else np.nan,
         "wrong": wrong.mean(),
         "undecided": 1 - (right | wrong).mean(),
         "mcse": float(np.sqrt(p * (1 - p) / (K + 1))),
-        "sd": float(np.mean([spread(x_X) for x_X in x_KX])),
-        "expected": above if truth > 0 else below if truth < 0 else above + below,
+        "sd": float(s_K.mean()),
+        "expected": expected * (1 if truth else 2),
     }
 
 
@@ -351,10 +370,26 @@ def spread(x_X: Floats) -> float:
     return float(high - low) / 2
 
 
-def smoothed(l_K: Floats, margin: float) -> float:
-    """The share of studies with l > margin, see the module's docstring."""
-    sure = np.isfinite(l_K)  # -inf or NaN: too many draws never reach y for a verdict
-    sd = np.std(l_K[sure], ddof=1) if sure.sum() > 1 else 0.0
-    width = max(0.9 * sd * len(l_K) ** -0.2, 1e-9)
-    found = norm.cdf((l_K[sure] - margin) / width).sum() + (l_K == np.inf).sum()
-    return float(found / len(l_K))
+def factors(x_DKX: Mapping[Difference, Sequence[Floats]]) -> dict[Difference, float]:
+    """b of each difference of a design, see the module's docstring; 1 if it is not seen."""
+    m_DK = {difference: quantile(x_KX, 0.5) for difference, x_KX in x_DKX.items()}
+    (none_K,) = (m_K for difference, m_K in m_DK.items() if difference.truth == 0)
+    b_D = {}
+    for difference in sorted(m_DK, key=lambda difference: -abs(difference.truth)):
+        with np.errstate(invalid="ignore"):
+            sure = np.isfinite(moved_K := m_DK[difference] - none_K)
+        if difference.truth and sure.any():
+            b_D[difference] = float(np.clip(moved_K[sure].mean() / difference.truth, LEAST_B, 1.0))
+        else:
+            b_D[difference] = list(b_D.values())[-1] if b_D and not difference.truth else 1.0
+    return b_D
+
+
+def chance(u_K: Floats, s_K: Floats, truth: float, b: float, margin: float) -> float:
+    """P(a verdict of this direction), see the module's docstring.
+
+    A study in which too many draws never reach y has no verdict.
+    """
+    sure = np.isfinite(u_K + s_K)
+    z_K = (b * truth - margin - u_K[sure]) / (s_K[sure] * np.sqrt(b))
+    return float(norm.cdf(z_K).sum() / len(u_K))

@@ -16,9 +16,10 @@ from rlx.scaling.power import (
     BASE,
     Difference,
     _number,
+    chance,
     contrast,
+    factors,
     rival_of,
-    smoothed,
     verdicts,
 )
 
@@ -73,44 +74,67 @@ def test_a_difference_that_no_curve_has():
 def test_verdicts_by_hand():
     sure, doubtful = np.full(100, 0.1), np.r_[np.full(89, 0.1), np.zeros(11)]
     answers = [x + 1e-9 * np.arange(100) for x in (sure, -sure, doubtful, doubtful)]
-    row = verdicts(answers, Difference("ceiling", 0.05), 0.02, 0.9)
+    row = verdicts(answers, Difference("ceiling", 0.05), 0.02, 0.9, 1.0)
     assert (row["right"], row["wrong"], row["undecided"]) == (0.25, 0.25, 0.5)
     p = 1.5 / 5
     assert row["mcse"] == pytest.approx((p * (1 - p) / 5) ** 0.5)
-    row = verdicts(answers, Difference("compute", 1 / 1.2), 0.02, 0.9)  # the rival is dearer
+    row = verdicts(answers, Difference("compute", 1 / 1.2), 0.02, 0.9, 1.0)  # the rival is dearer
     assert (row["right"], row["wrong"]) == (0.25, 0.25)
-    row = verdicts(answers, Difference("compute", 1.0), 0.02, 0.9)
+    row = verdicts(answers, Difference("compute", 1.0), 0.02, 0.9, 1.0)
     assert np.isnan(row["right"]) and (row["wrong"], row["undecided"]) == (0.5, 0.5)
 
 
-def lowest(y, noise, weights, sds):
-    """10 % quantile of x given y ~ N(x, noise^2); x is one of normals about 0."""
+def posteriors(y, noise, weights, sds):
+    """Median, 10 % quantile and sd of x given y ~ N(x, noise^2); x is one of normals about 0."""
     x = np.linspace(-0.5, 0.5, 4001)
     prior = sum(w * norm.pdf(x, 0, sd) for w, sd in zip(weights, sds, strict=True))
     below = np.cumsum(prior * norm.pdf(y[:, None], x, noise), axis=1)
-    return x[np.argmax(below >= 0.1 * below[:, -1:], axis=1)]
+    at = lambda q: x[np.argmax(below >= q * below[:, -1:], axis=1)]  # noqa: E731
+    return at(0.5), at(0.1), (at(norm.cdf(1)) - at(norm.cdf(-1))) / 2
 
 
-@pytest.mark.parametrize("truth", [0.0, 0.03, 0.08])
+@pytest.mark.parametrize("studies", [2, 20])
+@pytest.mark.parametrize("truth", [0.03, 0.05, 0.08])
 @pytest.mark.parametrize(
-    "prior", [((1.0,), (0.1,)), ((0.7, 0.3), (0.01, 0.2))], ids=["normal", "pooled"]
+    "prior", [((1.0,), (0.1,)), ((0.5, 0.5), (0.03, 0.2))], ids=["normal", "pooled"]
 )
-def test_the_smoothed_share_is_the_share(truth, prior):
-    """Plans of twenty studies, on average; with a normal prior less noisy than the count."""
-    rng, K, plans, noise = np.random.default_rng(0), 20, 60, 0.03
-    low = lowest(truth + noise * rng.normal(size=K * plans), noise, *prior)
-    got = [smoothed(of_plan, 0.02) for of_plan in low.reshape(plans, K)]
-    counted = (low > 0.02).reshape(plans, K).mean(1)
-    assert np.mean(got) == pytest.approx(counted.mean(), abs=0.08)
-    assert len(prior[0]) > 1 or np.std(got) < max(counted.std(), 0.03)
+def test_the_chance_is_that_of_a_verdict(truth, prior, studies):
+    """Plans of few studies against many verdicts; pooling pulls small differences further."""
+    rng, plans, noise = np.random.default_rng(0), 50, 0.03
+    error = noise * rng.normal(size=(plans, studies))
+    got = []
+    for error_K in error:
+        m_K, low_K, s_K = posteriors(truth + error_K, noise, *prior)
+        none_K, _, _ = posteriors(error_K, noise, *prior)
+        apart, none = Difference("ceiling", truth), Difference("ceiling", 0.0)
+        b = factors({none: none_K[:, None], apart: m_K[:, None]})
+        assert b[none] == b[apart]
+        got.append(chance(m_K - low_K, s_K, truth, b[apart], 0.02))
+    _, low, _ = posteriors(truth + noise * rng.normal(size=4000), noise, *prior)
+    far = 0.02 if len(prior[0]) == 1 else 0.09
+    assert np.mean(got) == pytest.approx(np.mean(low > 0.02), abs=far)
+    assert np.std(got) < 0.09
+
+
+def test_the_narrower_the_posterior_the_likelier_the_right_verdict():
+    def of(s, truth):
+        return chance(np.full(2, 1.28 * s), np.full(2, s), truth, 1 - (s / 0.2) ** 2, 0.02)
+
+    chances = [of(s, 0.05) for s in (0.1, 0.05, 0.02)]
+    none = [of(s, 0.0) for s in (0.1, 0.05, 0.02)]
+    assert chances == sorted(chances) and none == sorted(none, reverse=True) and max(none) < 0.1
 
 
 def test_nothing_is_decided_where_curves_never_arrive():
     x_KX = [np.r_[np.full(50, np.inf), np.full(50, -np.inf)]] * 3
-    row = verdicts(x_KX, Difference("compute", 1.5), 0.1, 0.9)
+    row = verdicts(x_KX, Difference("compute", 1.5), 0.1, 0.9, 1.0)
     assert row["expected"] == row["right"] == 0
-    assert smoothed(np.array([1.0, -np.inf, 1.0]), 0.1) == pytest.approx(2 / 3)
-    assert smoothed(np.array([np.inf, -np.inf, np.nan, 0.0]), 0.1) == pytest.approx(1 / 4)
+    assert factors({Difference("compute", 1.0): x_KX, Difference("compute", 1.5): x_KX}) == {
+        Difference("compute", 1.0): 1.0,
+        Difference("compute", 1.5): 1.0,
+    }
+    found = chance(np.array([0.1, np.inf]), np.array([0.1, 0.1]), 0.9, 1.0, 0.1)
+    assert found == pytest.approx(1 / 2)
 
 
 def test_at_ten_times_the_compute_the_question_is_that_of_effects():
