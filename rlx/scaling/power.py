@@ -18,15 +18,17 @@ The true curves have the doubt as well. It is drawn first. Then the rival's curv
 that x with the doubt is the stated difference: a difference of ceilings by changing A alone, one of
 compute by changing C_mid alone.
 
-`right` and `wrong` count verdicts. `expected` is what normal posteriors would give that pull a
-difference d towards 0 by a factor b. It is seen in the same studies: study k has the same seeds and
-doubt for every difference, and a median m0 where there is none, so that few studies give
+`right` and `wrong` count verdicts. `expected` is their chance if medians m of x are normal. A
+normal posterior of sd s that pulls a difference d towards 0 by a factor b has a median of mean b d
+and sd s sqrt(b). Both are compared with the same studies: study k has the same seeds and doubt for
+every difference, and where there is none its median m0 has mean 0, so that few studies give
 
-    b = mean_k (m_k - m0_k) / d       (where d = 0, that of the smallest difference)
-    expected = mean_k Phi((b d - margin - u_k) / (s_k sqrt(b))),    u_k = m_k - q_k(1 - decide)
+    b = mean_k (m_k - m0_k) / d                (where d = 0, that of the smallest difference)
+    r^2 = mean_k m0_k^2 / (s_k^2 b)            over the studies of all designs
+    expected = mean_k Phi((b d - margin - u_k) / (r s_k sqrt(b))),    u_k = m_k - q_k(1 - decide)
 
-since a normal posterior of sd s and factor b has a median that is normal about b d with sd
-s sqrt(b). A count needs many studies, this average needs few.
+r is below 1 where posteriors allow for more than the simulated studies vary, such as seeds that
+differ more. A count needs many studies, this average needs few.
 
 Letters: X draws, J = 2 recipes, K studies.
 """
@@ -72,7 +74,7 @@ BASE = {"A": 0.65, "B": 1.5, "C_mid": 1.0, "R0": 0.25}
 NAMES = ("base", "rival")
 FAR = 4.0  # largest difference of a or log C_mid between a rival and its base
 CLOSE = 0.002  # largest error of a rival's x
-LEAST_B = 1e-3  # of a factor b
+LEAST = 1e-3  # of b and r
 MOST_DRAWS = 50  # draws of the doubt to find a rival
 
 
@@ -171,21 +173,26 @@ def power(
         posterior = fit(evals, method="laplace", **options)
         return contrast(posterior, difference.quantity, horizon, y)
 
-    rows = []
-    for G, M, share, quantity in designs:
-        design: dict[str, object] = {"seeds": G, "points": M, "share": share}
-        design |= {"compute": 2 * G * share * horizon, "evaluations": 2 * G * M}
-        x_DKX = {
+    drawn = {
+        (G, M, share, quantity): {
             difference: [found(G, M, share, difference, k) for k in range(studies)]
             for difference in asked
             if difference.quantity == quantity
         }
-        b_D = factors(x_DKX)
+        for G, M, share, quantity in designs
+    }
+    bar.close()
+    b = {design: factors(x_DKX) for design, x_DKX in drawn.items()}
+    r = {q: ratio([(drawn[of], b[of]) for of in designs if of[3] == q]) for *_, q in designs}
+    rows = []
+    for (G, M, share, quantity), x_DKX in drawn.items():
+        design: dict[str, object] = {"seeds": G, "points": M, "share": share}
+        design |= {"compute": 2 * G * share * horizon, "evaluations": 2 * G * M}
         for difference, x_KX in x_DKX.items():
             row = design | {"quantity": quantity, "difference": difference.amount}
-            said = verdicts(x_KX, difference, margins[quantity], decide, b_D[difference])
+            pull = Pull(b[G, M, share, quantity][difference], r[quantity])
+            said = verdicts(x_KX, difference, margins[quantity], decide, pull)
             rows.append(row | {"studies": studies} | said)
-    bar.close()
     return pd.DataFrame(rows)
 
 
@@ -332,8 +339,15 @@ def contrast(posterior: Draws, quantity: str, horizon: float, y: float) -> Float
         return np.log(cost_XJ[:, j]) - np.log(cost_XJ[:, i])
 
 
+class Pull(NamedTuple):
+    """How medians differ from the truth, see the module's docstring."""
+
+    b: float
+    r: float
+
+
 def verdicts(
-    x_KX: Sequence[Floats], difference: Difference, margin: float, decide: float, b: float
+    x_KX: Sequence[Floats], difference: Difference, margin: float, decide: float, pull: Pull
 ) -> dict[str, float]:
     """The columns `right` to `expected` of `power`."""
     truth, K = difference.truth, len(x_KX)
@@ -348,7 +362,7 @@ def verdicts(
     with np.errstate(invalid="ignore"):
         u_K = np.sign(truth or 1) * quantile(x_KX, 0.5) - low_K
     s_K = np.array([spread(x_X) for x_X in x_KX])
-    expected = chance(u_K, s_K, abs(truth), b, margin)
+    expected = chance(u_K, s_K, abs(truth), pull, margin)
     return {
         "right": right.mean() if truth else np.nan,
         "wrong": wrong.mean(),
@@ -379,17 +393,31 @@ def factors(x_DKX: Mapping[Difference, Sequence[Floats]]) -> dict[Difference, fl
         with np.errstate(invalid="ignore"):
             sure = np.isfinite(moved_K := m_DK[difference] - none_K)
         if difference.truth and sure.any():
-            b_D[difference] = float(np.clip(moved_K[sure].mean() / difference.truth, LEAST_B, 1.0))
+            b_D[difference] = float(np.clip(moved_K[sure].mean() / difference.truth, LEAST, 1.0))
         else:
             b_D[difference] = list(b_D.values())[-1] if b_D and not difference.truth else 1.0
     return b_D
 
 
-def chance(u_K: Floats, s_K: Floats, truth: float, b: float, margin: float) -> float:
+def ratio(
+    designs: Sequence[tuple[Mapping[Difference, Sequence[Floats]], Mapping[Difference, float]]],
+) -> float:
+    """r of all designs of a question, from their draws and their b; 1 if it is not seen."""
+    squared = []
+    for x_DKX, b_D in designs:
+        (none,) = (difference for difference in x_DKX if difference.truth == 0)
+        s_K = np.array([spread(x_X) for x_X in x_DKX[none]])
+        squared.extend(quantile(x_DKX[none], 0.5) ** 2 / (s_K**2 * b_D[none]))
+    sure = np.isfinite(squared)
+    r = float(np.sqrt(np.mean(np.array(squared)[sure]))) if sure.any() else 1.0
+    return max(r, LEAST)
+
+
+def chance(u_K: Floats, s_K: Floats, truth: float, pull: Pull, margin: float) -> float:
     """P(a verdict of this direction), see the module's docstring.
 
     A study in which too many draws never reach y has no verdict.
     """
     sure = np.isfinite(u_K + s_K)
-    z_K = (b * truth - margin - u_K[sure]) / (s_K[sure] * np.sqrt(b))
+    z_K = (pull.b * truth - margin - u_K[sure]) / (pull.r * s_K[sure] * np.sqrt(pull.b))
     return float(norm.cdf(z_K).sum() / len(u_K))

@@ -15,11 +15,14 @@ from rlx.scaling.doubt import Doubt
 from rlx.scaling.power import (
     BASE,
     Difference,
+    Pull,
     _number,
     chance,
     contrast,
     factors,
+    ratio,
     rival_of,
+    spread,
     verdicts,
 )
 
@@ -74,13 +77,15 @@ def test_a_difference_that_no_curve_has():
 def test_verdicts_by_hand():
     sure, doubtful = np.full(100, 0.1), np.r_[np.full(89, 0.1), np.zeros(11)]
     answers = [x + 1e-9 * np.arange(100) for x in (sure, -sure, doubtful, doubtful)]
-    row = verdicts(answers, Difference("ceiling", 0.05), 0.02, 0.9, 1.0)
+    row = verdicts(answers, Difference("ceiling", 0.05), 0.02, 0.9, Pull(1.0, 1.0))
     assert (row["right"], row["wrong"], row["undecided"]) == (0.25, 0.25, 0.5)
     p = 1.5 / 5
     assert row["mcse"] == pytest.approx((p * (1 - p) / 5) ** 0.5)
-    row = verdicts(answers, Difference("compute", 1 / 1.2), 0.02, 0.9, 1.0)  # the rival is dearer
+    row = verdicts(
+        answers, Difference("compute", 1 / 1.2), 0.02, 0.9, Pull(1.0, 1.0)
+    )  # the rival is dearer
     assert (row["right"], row["wrong"]) == (0.25, 0.25)
-    row = verdicts(answers, Difference("compute", 1.0), 0.02, 0.9, 1.0)
+    row = verdicts(answers, Difference("compute", 1.0), 0.02, 0.9, Pull(1.0, 1.0))
     assert np.isnan(row["right"]) and (row["wrong"], row["undecided"]) == (0.5, 0.5)
 
 
@@ -109,16 +114,35 @@ def test_the_chance_is_that_of_a_verdict(truth, prior, studies):
         apart, none = Difference("ceiling", truth), Difference("ceiling", 0.0)
         b = factors({none: none_K[:, None], apart: m_K[:, None]})
         assert b[none] == b[apart]
-        got.append(chance(m_K - low_K, s_K, truth, b[apart], 0.02))
+        got.append(chance(m_K - low_K, s_K, truth, Pull(b[apart], 1.0), 0.02))
     _, low, _ = posteriors(truth + noise * rng.normal(size=4000), noise, *prior)
     far = 0.02 if len(prior[0]) == 1 else 0.09
     assert np.mean(got) == pytest.approx(np.mean(low > 0.02), abs=far)
     assert np.std(got) < 0.09
 
 
+def test_posteriors_that_are_too_wide_are_seen():
+    """Prior N(0, 0.1^2) and noise 0.03, but a posterior that takes the noise for 0.06."""
+    rng, before, noise, assumed = np.random.default_rng(0), 0.1, 0.03, 0.06
+    b, s = before**2 / (before**2 + assumed**2), (before**-2 + assumed**-2) ** -0.5
+    z_X, truth = np.linspace(-2, 2, 401), 0.08
+    error_K = noise * rng.normal(size=400)
+    none, apart = Difference("ceiling", 0.0), Difference("ceiling", truth)
+    draws = {d: [b * (d.truth + error) + s * z_X for error in error_K] for d in (none, apart)}
+    found = factors(draws)
+    sd = spread(draws[none][0])
+    r = ratio([(draws, found)])
+    assert found[apart] == pytest.approx(b, rel=0.01)
+    assert r == pytest.approx(b * noise / (sd * b**0.5), rel=0.1)
+    row = verdicts(draws[apart], apart, 0.02, 0.9, Pull(found[apart], r))
+    assert row["expected"] == pytest.approx(row["right"], abs=0.03)
+
+
 def test_the_narrower_the_posterior_the_likelier_the_right_verdict():
     def of(s, truth):
-        return chance(np.full(2, 1.28 * s), np.full(2, s), truth, 1 - (s / 0.2) ** 2, 0.02)
+        return chance(
+            np.full(2, 1.28 * s), np.full(2, s), truth, Pull(1 - (s / 0.2) ** 2, 1.0), 0.02
+        )
 
     chances = [of(s, 0.05) for s in (0.1, 0.05, 0.02)]
     none = [of(s, 0.0) for s in (0.1, 0.05, 0.02)]
@@ -127,13 +151,13 @@ def test_the_narrower_the_posterior_the_likelier_the_right_verdict():
 
 def test_nothing_is_decided_where_curves_never_arrive():
     x_KX = [np.r_[np.full(50, np.inf), np.full(50, -np.inf)]] * 3
-    row = verdicts(x_KX, Difference("compute", 1.5), 0.1, 0.9, 1.0)
+    row = verdicts(x_KX, Difference("compute", 1.5), 0.1, 0.9, Pull(1.0, 1.0))
     assert row["expected"] == row["right"] == 0
     assert factors({Difference("compute", 1.0): x_KX, Difference("compute", 1.5): x_KX}) == {
         Difference("compute", 1.0): 1.0,
         Difference("compute", 1.5): 1.0,
     }
-    found = chance(np.array([0.1, np.inf]), np.array([0.1, 0.1]), 0.9, 1.0, 0.1)
+    found = chance(np.array([0.1, np.inf]), np.array([0.1, 0.1]), 0.9, Pull(1.0, 1.0), 0.1)
     assert found == pytest.approx(1 / 2)
 
 
