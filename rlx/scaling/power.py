@@ -90,6 +90,9 @@ class Difference(NamedTuple):
         return self.amount if self.quantity == "ceiling" else float(np.log(self.amount))
 
 
+Drawn = Mapping[Difference, Sequence[Floats]]  # draws of x of each study of a design
+
+
 def power(
     base: Parameters = BASE,
     *,
@@ -158,41 +161,56 @@ def power(
     for difference, share in product(asked, shares):  # before anything is fitted
         rival_of(base, difference, share, horizon, family, None, (seed, 0))
     options: dict[str, Any] = {"curve": curve, "doubt": doubt, "pad_to": 8 * -(-max(points) // 8)}
-    asked = list(dict.fromkeys(asked))
-    designs = list(product(seeds, points, shares, dict.fromkeys(d.quantity for d in asked)))
-    bar = tqdm(total=len(designs) // len({d.quantity for d in asked}) * len(asked) * studies,
+    of_quantity: dict[str, list[Difference]] = {}
+    for difference in dict.fromkeys(asked):
+        of_quantity.setdefault(difference.quantity, []).append(difference)
+    designs = [Design(*design) for design in product(seeds, points, shares, of_quantity)]
+    bar = tqdm(total=sum(len(of_quantity[design.quantity]) for design in designs) * studies,
                unit="study", disable=not progress)  # fmt: skip
 
-    def found(G: int, M: int, share: float, difference: Difference, k: int) -> Floats:
+    def found(design: Design, difference: Difference, k: int) -> Floats:
         """Draws of x of study k."""
-        rival, y = rival_of(base, difference, share, horizon, family, doubt, (seed, k))
+        rival, y = rival_of(base, difference, design.share, horizon, family, doubt, (seed, k))
         two = dict(zip(NAMES, (base, rival), strict=True))
-        of_k = {"family": family, "seed": _number(seed, k)}
-        evals, _ = simulate(two, seeds=G, points=M, compute=share * horizon, **noises, **of_k)
+        of_k = {"compute": design.share * horizon, "family": family, "seed": _number(seed, k)}
+        evals, _ = simulate(two, seeds=design.seeds, points=design.points, **noises, **of_k)
         bar.update()
         posterior = fit(evals, method="laplace", **options)
         return contrast(posterior, difference.quantity, horizon, y)
 
-    drawn = {
-        (G, M, share, quantity): {
-            difference: [found(G, M, share, difference, k) for k in range(studies)]
-            for difference in asked
-            if difference.quantity == quantity
-        }
-        for G, M, share, quantity in designs
-    }
+    drawn: dict[Design, Drawn] = {}
+    for design in designs:
+        every = of_quantity[design.quantity]
+        drawn[design] = {d: [found(design, d, k) for k in range(studies)] for d in every}
     bar.close()
+    return _table(drawn, horizon, margins, decide)
+
+
+class Design(NamedTuple):
+    """Of a study, and what it is asked."""
+
+    seeds: int
+    points: int
+    share: float
+    quantity: str
+
+
+def _table(
+    drawn: Mapping[Design, Drawn], horizon: float, margins: Mapping[str, float], decide: float
+) -> pd.DataFrame:
+    """The rows of `power`."""
     b = {design: factors(x_DKX) for design, x_DKX in drawn.items()}
-    r = {q: ratio([(drawn[of], b[of]) for of in designs if of[3] == q]) for *_, q in designs}
     rows = []
-    for (G, M, share, quantity), x_DKX in drawn.items():
-        design: dict[str, object] = {"seeds": G, "points": M, "share": share}
-        design |= {"compute": 2 * G * share * horizon, "evaluations": 2 * G * M}
+    for design, x_DKX in drawn.items():
+        G, M, share, quantity = design
+        margin = margins[quantity]
+        r = ratio([(drawn[other], b[other]) for other in drawn if other.quantity == quantity])
         for difference, x_KX in x_DKX.items():
-            row = design | {"quantity": quantity, "difference": difference.amount}
-            pull = Pull(b[G, M, share, quantity][difference], r[quantity])
-            said = verdicts(x_KX, difference, margins[quantity], decide, pull)
-            rows.append(row | {"studies": studies} | said)
+            row: dict[str, object] = {"seeds": G, "points": M, "share": share}
+            row |= {"compute": 2 * G * share * horizon, "evaluations": 2 * G * M}
+            row |= {"quantity": quantity, "difference": difference.amount, "studies": len(x_KX)}
+            pull = Pull(b[design][difference], r)
+            rows.append(row | verdicts(x_KX, difference, margin, decide, pull))
     return pd.DataFrame(rows)
 
 
@@ -384,7 +402,7 @@ def spread(x_X: Floats) -> float:
     return float(high - low) / 2
 
 
-def factors(x_DKX: Mapping[Difference, Sequence[Floats]]) -> dict[Difference, float]:
+def factors(x_DKX: Drawn) -> dict[Difference, float]:
     """b of each difference of a design, see the module's docstring; 1 if it is not seen."""
     m_DK = {difference: quantile(x_KX, 0.5) for difference, x_KX in x_DKX.items()}
     (none_K,) = (m_K for difference, m_K in m_DK.items() if difference.truth == 0)
@@ -400,7 +418,7 @@ def factors(x_DKX: Mapping[Difference, Sequence[Floats]]) -> dict[Difference, fl
 
 
 def ratio(
-    designs: Sequence[tuple[Mapping[Difference, Sequence[Floats]], Mapping[Difference, float]]],
+    designs: Sequence[tuple[Drawn, Mapping[Difference, float]]],
 ) -> float:
     """r of all designs of a question, from their draws and their b; 1 if it is not seen."""
     squared = []
