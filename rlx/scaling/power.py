@@ -24,7 +24,7 @@ and sd s sqrt(b). Both are compared with the same studies: study k has the same 
 every difference, and where there is none its median m0 has mean 0, so that few studies give
 
     b = mean_k (m_k - m0_k) / d                (where d = 0, that of the smallest difference)
-    r^2 = mean_k m0_k^2 / (s_k^2 b)            over the studies of all designs
+    r^2 = mean_k m0_k^2 / (s_k^2 b)            over the studies of all designs; at most 1
     expected = mean_k Phi((b d - margin - u_k) / (r s_k sqrt(b))),    u_k = m_k - q_k(1 - decide)
 
 r is below 1 where posteriors allow for more than the simulated studies vary, such as seeds that
@@ -429,7 +429,7 @@ def ratio(
         squared.extend(quantile(x_DKX[none], 0.5) ** 2 / (s_K**2 * b_D[none]))
     sure = np.isfinite(squared)
     r = float(np.sqrt(np.mean(np.array(squared)[sure]))) if sure.any() else 1.0
-    return max(r, LEAST)
+    return min(max(r, LEAST), 1.0)  # above 1 by chance: few studies
 
 
 def chance(u_K: Floats, s_K: Floats, truth: float, pull: Pull, margin: float) -> float:
