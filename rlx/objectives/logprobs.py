@@ -42,7 +42,7 @@ def logits(hidden_ND, head_DV, *, temperature=1.0, head_dtype=jnp.float32):
     """
     shape, hidden_ND = hidden_ND.shape[:-1], hidden_ND.reshape(-1, hidden_ND.shape[-1])
     if isinstance(head_DV, Parts):
-        parts = [x for x, _ in _pairs(_parts(hidden_ND), "ab")]
+        parts = [x for x, _ in _pairs(_parts(hidden_ND), range(2))]
         z_NV = _dot(jnp.concatenate(parts, 1), head_DV.w, (1, 0))
     else:
         z_NV = product(hidden_ND, head_DV, jnp.dtype(head_dtype))

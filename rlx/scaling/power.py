@@ -201,17 +201,19 @@ def _table(
 ) -> pd.DataFrame:
     """The rows of `power`."""
     b = {design: factors(x_DKX) for design, x_DKX in drawn.items()}
+    asked: dict[str, list[Design]] = {}
+    for design in drawn:
+        asked.setdefault(design.quantity, []).append(design)
+    r = {name: ratio([(drawn[of], b[of]) for of in designs]) for name, designs in asked.items()}
     rows = []
     for design, x_DKX in drawn.items():
         G, M, share, quantity = design
-        margin = margins[quantity]
-        r = ratio([(drawn[other], b[other]) for other in drawn if other.quantity == quantity])
         for difference, x_KX in x_DKX.items():
             row: dict[str, object] = {"seeds": G, "points": M, "share": share}
             row |= {"compute": 2 * G * share * horizon, "evaluations": 2 * G * M}
             row |= {"quantity": quantity, "difference": difference.amount, "studies": len(x_KX)}
-            pull = Pull(b[design][difference], r)
-            rows.append(row | verdicts(x_KX, difference, margin, decide, pull))
+            pull = Pull(b[design][difference], r[quantity])
+            rows.append(row | verdicts(x_KX, difference, margins[quantity], decide, pull))
     return pd.DataFrame(rows)
 
 
