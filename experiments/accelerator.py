@@ -77,7 +77,7 @@ class Workload:
 WORKLOADS = {
     "card": (
         Workload("smollm2_135m", 512, 128, 384, (32, 16), (64, 256), 4),
-        Workload("qwen3_0_6b", 256, 128, 896, (8, 8), (128, 1024), 8),
+        Workload("qwen3_0_6b", 256, 128, 896, (8, 8), (128, 1024), 4),
         Workload("qwen3_30b_a3b", 128, 128, 384, (8, 8), (128, 512), 8, (("n_layers", 4),)),
     ),
     "tiny": (
@@ -162,11 +162,25 @@ def found_floors(out: Path) -> tuple[float, float]:
 
 
 def random_params(model):
+    """Of the sizes of `init`, which takes a minute to compile for a deep model."""
     import jax
 
     from rlx.models import transformer
 
-    return jax.jit(lambda key: transformer.init(key, model, model.vocab_size))(jax.random.key(0))
+    init = lambda key: transformer.init(key, model, model.vocab_size)  # noqa: E731
+    drawn = jax.jit(
+        lambda key, like: like.shape[-2] ** -0.5 * jax.random.normal(key, like.shape, like.dtype),
+        static_argnums=1,
+    )
+
+    number = itertools.count()
+
+    def made(path, like):
+        if path[-1].key.endswith("norm"):
+            return jax.numpy.ones(like.shape, like.dtype)
+        return drawn(jax.random.key(next(number)), like)
+
+    return jax.tree_util.tree_map_with_path(made, jax.eval_shape(init, jax.random.key(0)))
 
 
 def decode(options: Options, out: Path) -> Iterator[dict[str, Any]]:

@@ -355,7 +355,7 @@ class RolloutConfig(Section):
     max_new_tokens: int = 9  # T
     temperature: float = 1.0
     slots: int = 0  # sequences in flight; 0: prompts_per_step * group_size
-    decode_chunk_tokens: int = 3  # tokens decoded between two steps of the host
+    decode_chunk_tokens: int = 3  # tokens decoded between two steps of the host (4 ms on a GPU)
     head_dtype: str = "float32"  # sampler: hidden states and head weights in the logits' matmul
     think_tokens_min: int = 5  # algo.length_control=interruption: each sample's thinking budget ...
     think_tokens_max: int = 6  # ... is drawn between these two, in tokens

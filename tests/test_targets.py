@@ -97,6 +97,15 @@ def test_no_part_of_a_head_is_made_anew_for_every_token(monkeypatch, once):
 
 
 @installed
+@pytest.mark.parametrize("chosen", [True, False])
+def test_products_of_a_token_are_those_of_cublas(chosen):
+    run = memory.traced(RUN, 256, targets.devices("h200"))
+    options = {} if chosen else {"xla_gpu_enable_triton_gemm": True}
+    text = run.programs["decode"].lower().compile(options).as_text()
+    assert ("__cublas" in text, "gemm_fusion" in text) == (chosen, not chosen)
+
+
+@installed
 @pytest.mark.parametrize(
     "name, dispatch, all_is_well",
     [("update", "auto", True), ("decode", "auto", True), ("decode", "dense", False)],

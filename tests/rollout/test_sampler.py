@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from rlx.config import MeshConfig, ModelConfig
 from rlx.mesh import make_mesh
 from rlx.models import transformer
+from rlx.objectives.logprobs import NEVER, from_logits
 from rlx.rollout import sampler
 from rlx.train.forward import completion_hidden, policy
 from rlx.types import Batch
@@ -52,6 +54,21 @@ def assert_same(a, b, exact=True):
     assert [t for t, _ in a] == [t for t, _ in b]
     for (_, p), (_, q) in zip(a, b, strict=True):
         np.testing.assert_allclose(p, q, atol=0 if exact else 1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("V", [5, 128, 300])
+def test_drawing_a_block_and_then_a_word_draws_from_the_same_distribution(V):
+    N, rng = 40_000, np.random.default_rng(V)
+    logits_V = np.append(rng.normal(0, 2, V - 1), NEVER).astype(np.float32)
+    logits_NV = jnp.broadcast_to(logits_V, (N, V))
+    token_N, logp_N = sampler._draw(logits_NV, jax.random.split(jax.random.key(V), N), True)
+    expected_V = N * np.exp(logits_V) / np.exp(logits_V).sum()
+    count_V = np.bincount(token_N, minlength=V)
+    assert len(count_V) == V and count_V[-1] == 0  # of padding and of what never comes, none
+    likely_V = expected_V >= 5
+    gaps = (count_V - expected_V)[likely_V] ** 2 / expected_V[likely_V]
+    assert scipy.stats.chi2.sf(gaps.sum(), likely_V.sum() - 1) > 1e-3
+    np.testing.assert_allclose(logp_N, from_logits(logits_NV, token_N)[0], atol=2e-6, rtol=0)
 
 
 def test_samples_do_not_depend_on_slots_or_neighbours(params):
