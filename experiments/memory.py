@@ -71,6 +71,7 @@ class Traced(NamedTuple):
     batch: Any
     reference: Any  # the initial weights, if they are kept: for adapters, KL or TBRM
     teacher: Any  # of algo.teacher
+    scorer: Any  # the reward model
     published: Any  # the sampler's parameters
     copied: bool  # whether they are not the learner's arrays
     slots: Any
@@ -107,6 +108,10 @@ def traced(config: Config, prompt_tokens: int = 0, devices: Sequence | None = No
     if config.algo.teacher:
         theirs = with_kernel(teacher.resolve(config, env, mesh)[0].model, mesh)
         taught = laid_out(mesh, initial(theirs))
+    scorer = None
+    if config.needs_reward_model:
+        kind = start.of_run(config.algo.reward_model)["model"]
+        scorer = laid_out(mesh, jax.eval_shape(transformer.with_critic, initial(kind)))
     hyper, spec = numbers(config), names(config, mesh, theirs)
     start_params, learner = laid_out(mesh, params), state.state_like(spec, params)
     batch = batch_like(config, U)
@@ -141,8 +146,9 @@ def traced(config: Config, prompt_tokens: int = 0, devices: Sequence | None = No
     }
     disjoint, start_kept = generators != mesh, base or reference
     return Traced(
-        programs, learner, batch, start_kept, taught, published, copied, slots, mesh, disjoint
-    )
+        programs, learner, batch, start_kept, taught, scorer, published, copied, slots, mesh,
+        disjoint,
+    )  # fmt: skip
 
 
 def with_kernel(model: ModelConfig, mesh: Any) -> ModelConfig:
@@ -202,6 +208,7 @@ def held(run: Traced) -> dict[str, int]:
         "moments": per_device(run.state.opt_state),
         "reference": per_device(run.reference),
         "teacher": per_device(run.teacher),
+        "reward model": per_device(run.scorer),
         "batch": per_device(run.batch),
         "published": per_device(run.published) if run.copied else 0,
         "keys and values": per_device(run.slots.cache),
@@ -215,9 +222,10 @@ def beside(run: Traced, program: str) -> int:
         return 0
     it = held(run)
     if program == "update":
-        return it["published"] + per_device(run.slots)
-    learner = it["moments"] + it["reference"] + it["teacher"] + per_device(run.state.version)
-    return learner + (it["parameters"] if run.copied else 0)
+        return it["published"] + per_device(run.slots) + it["reward model"]
+    frozen = it["reference"] + it["teacher"] + it["reward model"]
+    learner = it["moments"] + per_device(run.state.version)
+    return frozen + learner + (it["parameters"] if run.copied else 0)
 
 
 def weight_bytes(run: Traced, config: Config) -> int:

@@ -180,6 +180,23 @@ def test_a_teacher_is_held_beside_the_policy(tmp_path):
     assert memory.beside(run, "decode") == learner
 
 
+def test_a_reward_model_is_held_beside_the_policy(tmp_path):
+    """With its value head, also while the sampler or the update runs."""
+    judged = ["mesh.data=1", "algo.reward=model", f"algo.reward_model={tmp_path}"]
+    options, words = memory.own_options([*WORDS, *judged])
+    config = train.composed(words)
+    model = replace(config.model, n_layers=2, n_experts=0)
+    RunRecord(tmp_path).update_manifest(config=asdict(replace(config, model=model)))
+    run = memory.traced(config, options["prompt_tokens"])
+    layer = 16 * 8 * (8 + 4 + 4 + 8) + 3 * 16 * 24 + 2 * 16
+    held = memory.held(run)
+    assert held["reward model"] == 4 * (2 * layer + WORD_MATRICES + 16 + 16)
+    learner = held["moments"] + held["reward model"] + 4 + held["parameters"]
+    assert memory.beside(run, "decode") == learner
+    waits = held["published"] + held["keys and values"] + held["slots besides"]
+    assert memory.beside(run, "update") == waits + held["reward model"]
+
+
 def test_the_command_prints_a_table_and_a_line(monkeypatch, capsys):
     """Where parameters are split, they come to the tokens; the tokens stay where they are."""
     words = ["model=mini", "mesh.data=1", "mesh.fsdp=8", "rollout.max_new_tokens=64"]

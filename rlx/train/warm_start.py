@@ -176,13 +176,16 @@ def load_or_make(
 ) -> tuple[Params, float]:
     """The shared artifact: (parameters as NumPy arrays, FLOPs spent); with 0 steps, fresh ones.
 
+    Its name has the hashes of model, task and warm start, and of the files that the task names.
     It is renamed when complete, so jobs that start at the same time agree on one; all would make
     the same. Process 0 of a run makes it. Raises as `train`, and InputError if it is damaged.
     """
     if not config.warm_start.steps:
         return jax.tree.map(np.array, fresh(config.model, env, config.warm_start.seed)), 0.0
     identity = {"model": config.model, "env": config.env, "warm_start": config.warm_start}
-    name = "-".join(config_sha(part) for part in identity.values())
+    files = record.contents({f"env.{key}": x for key, x in asdict(config.env).items()})
+    shas = [config_sha(part) for part in identity.values()]
+    name = "-".join([*shas, *(f"{crc:08x}" for crc in files.values())])
     path = Path(directory).absolute() / f"{name}-run"
     run_sha = hashlib.sha256(str(Path(config.out).absolute()).encode()).hexdigest()[:8]
     scratch = path.with_name(f".{name}-{run_sha}")

@@ -129,6 +129,19 @@ def test_what_decides_its_content_decides_its_name(
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_a_task_whose_file_has_changed_is_another(easy, env, tmp_path, monkeypatch):
+    """Its options are the same."""
+    made = []
+    monkeypatch.setattr(warm_start, "train", lambda *_: made.append(1) or 1.0)
+    monkeypatch.setattr(warm_start, "load_params", lambda *_: None)
+    file = tmp_path / "task.py"
+    easy = replace(easy, env=replace(easy.env, name=str(file), kwargs={}))
+    for text in ("a = 1", "a = 1", "a = 2"):
+        file.write_text(text)
+        load_or_make(easy, env, tmp_path / "warm")
+    assert len(made) == 2
+
+
 def test_the_share_of_worked_solutions_falls_linearly_then_stays():
     config = WarmStartConfig(steps=100, worked_share_end=0.2, anneal=0.5)
     share = [worked_share(step, config) for step in (0, 25, 50, 75, 99)]
