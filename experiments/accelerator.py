@@ -172,12 +172,11 @@ def random_params(model):
         lambda key, like: like.shape[-2] ** -0.5 * jax.random.normal(key, like.shape, like.dtype),
         static_argnums=1,
     )
-
     number = itertools.count()
 
     def made(path, like):
-        if path[-1].key.endswith("norm"):
-            return jax.numpy.ones(like.shape, like.dtype)
+        if path[-1].key.endswith(("norm", "bias")):
+            return jax.numpy.full(like.shape, path[-1].key.endswith("norm"), like.dtype)
         return drawn(jax.random.key(next(number)), like)
 
     return jax.tree_util.tree_map_with_path(made, jax.eval_shape(init, jax.random.key(0)))
