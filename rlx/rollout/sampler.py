@@ -57,8 +57,9 @@ class New(NamedTuple):
 UNREACHED = 2**30  # a token index that no sample reaches
 BLOCK = 128  # words of the vocabulary
 # On a GPU: products of few rows by cuBLAS, which also adds the residual. With XLA's own, picked
-# without timing, decoding SmolLM2-135M on an H200 takes 10 % longer (docs/results.md).
-CUBLAS = {"xla_gpu_enable_triton_gemm": False}
+# without timing, decoding SmolLM2-135M on an H200 takes 10 % longer (docs/results.md). Products of
+# one input are not merged: for that, cuBLAS's would copy all experts for every token.
+CUBLAS = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_dot_merger_threshold_mb": 0}
 
 
 @struct.dataclass
