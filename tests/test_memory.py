@@ -166,31 +166,32 @@ def test_the_routing_to_replay_is_held_with_batch_and_slots():
         assert got - want == routing
 
 
-def test_a_teacher_is_held_beside_the_policy(tmp_path):
-    """The run of another size, as its manifest says; nothing of its weights is read."""
-    options, words = memory.own_options([*WORDS, "mesh.data=1", f"algo.teacher={tmp_path}"])
+SECOND = 2 * (16 * 8 * (8 + 4 + 4 + 8) + 3 * 16 * 24 + 2 * 16) + WORD_MATRICES + 16  # parameters
+
+
+def traced_beside(second, *words):
+    """A run that names the run of a second model, of two layers without experts, in `second`."""
+    options, words = memory.own_options([*WORDS, "mesh.data=1", *words])
     config = train.composed(words)
     model = replace(config.model, n_layers=2, n_experts=0)
-    RunRecord(tmp_path).update_manifest(config=asdict(replace(config, model=model)))
-    run = memory.traced(config, options["prompt_tokens"])
-    layer = 16 * 8 * (8 + 4 + 4 + 8) + 3 * 16 * 24 + 2 * 16
+    RunRecord(second).update_manifest(config=asdict(replace(config, model=model)))
+    return memory.traced(config, options["prompt_tokens"])
+
+
+def test_a_teacher_is_held_beside_the_policy(tmp_path):
+    """The run of another size, as its manifest says; nothing of its weights is read."""
+    run = traced_beside(tmp_path, f"algo.teacher={tmp_path}")
     held = memory.held(run)
-    assert held["teacher"] == 4 * (2 * layer + WORD_MATRICES + 16)
+    assert held["teacher"] == 4 * SECOND
     learner = held["moments"] + held["teacher"] + 4 + held["parameters"]
     assert memory.beside(run, "decode") == learner
 
 
 def test_a_reward_model_is_held_beside_the_policy(tmp_path):
     """With its value head, also while the sampler or the update runs."""
-    judged = ["mesh.data=1", "algo.reward=model", f"algo.reward_model={tmp_path}"]
-    options, words = memory.own_options([*WORDS, *judged])
-    config = train.composed(words)
-    model = replace(config.model, n_layers=2, n_experts=0)
-    RunRecord(tmp_path).update_manifest(config=asdict(replace(config, model=model)))
-    run = memory.traced(config, options["prompt_tokens"])
-    layer = 16 * 8 * (8 + 4 + 4 + 8) + 3 * 16 * 24 + 2 * 16
+    run = traced_beside(tmp_path, "algo.reward=model", f"algo.reward_model={tmp_path}")
     held = memory.held(run)
-    assert held["reward model"] == 4 * (2 * layer + WORD_MATRICES + 16 + 16)
+    assert held["reward model"] == 4 * (SECOND + 16)
     learner = held["moments"] + held["reward model"] + 4 + held["parameters"]
     assert memory.beside(run, "decode") == learner
     waits = held["published"] + held["keys and values"] + held["slots besides"]
