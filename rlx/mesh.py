@@ -111,10 +111,14 @@ def check(mesh: Mesh, model: ModelConfig) -> None:
             raise InputError(f"mesh.{axis}", mesh.shape[axis], reason, remedy)
 
 
+def on_gpus(mesh: Mesh) -> bool:
+    return mesh.devices.flat[0].platform in ("gpu", "cuda")
+
+
 def on_one_gpu(mesh: Mesh) -> bool:
     """Whether the devices are GPUs that hold all weights each."""
     whole = math.prod(mesh.shape[axis] for axis in ("fsdp", *WITHIN)) == 1
-    return whole and mesh.devices.flat[0].platform in ("gpu", "cuda")
+    return whole and on_gpus(mesh)
 
 
 def generator_mesh(

@@ -26,6 +26,7 @@ DENSE = ModelConfig(
     scan_layers=True, remat=True, query_chunk=256, compute_dtype="bfloat16",
 )  # fmt: skip
 SPARSE = replace(DENSE, n_experts=4, experts_per_token=2, d_ff_expert=256, norm_topk=True)
+WINDOWS = replace(DENSE, sliding_window=128)  # no fused kernel
 RUN = Config(
     model=DENSE,
     rollout=RolloutConfig(prompts_per_step=8, group_size=32, max_new_tokens=3840),
@@ -61,10 +62,11 @@ def compiled(config, target, name):
     [
         ("h200", RUN, 256 * 2 * 4095 * 128 * 2),
         ("h200", replace(RUN, model=SPARSE), 256 * 2 * 4095 * 128 * 2),
+        ("h200", replace(RUN, model=WINDOWS), 256 * 2 * 4095 * 128 * 2),
         ("v5p:4x4x4", preset("model=llama3_1_8b", "mesh.tensor=8"), 128 * 16383 * 128 * 2),
         ("v5p:4x4x4", preset("model=llama4_scout", "mesh.expert=8"), 128 * 16383 * 128 * 2),
     ],
-    ids=["dense", "sparse", "8b", "scout"],
+    ids=["dense", "sparse", "windows", "8b", "scout"],
 )
 def test_decode_reads_the_cache_once_and_writes_a_column(target, config, keys):
     """Nothing it writes is as large as a half of a layer's keys."""

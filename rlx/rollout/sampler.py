@@ -60,6 +60,7 @@ BLOCK = 128  # words of the vocabulary
 # without timing, decoding SmolLM2-135M on an H200 takes 10 % longer (docs/results.md). Products of
 # one input are not merged: for that, cuBLAS's would copy all experts for every token.
 CUBLAS = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_dot_merger_threshold_mb": 0}
+CUBLAS_COLUMNS = 8  # it multiplies bfloat16 keys and values in groups of 8 columns
 
 
 @struct.dataclass
@@ -99,9 +100,12 @@ def empty(
 ) -> Slots:  # fmt: skip
     """Slots without sequences. The last sampled token is never fed back, so S = U + T - 1.
 
+    On GPUs S is rounded up, or XLA would pad a copy of the cache for every token.
     stop_ids: number of stop tokens per sample.
     """
     shape, columns = (slots, max_new_tokens), prompt_tokens + max_new_tokens - 1
+    if meshes.on_gpus(mesh):
+        columns += -columns % CUBLAS_COLUMNS
     chosen = (*shape, len(config.sparse_layers), config.experts_per_token)
     integers_W = functools.partial(jnp.zeros, slots, jnp.int32)
 
