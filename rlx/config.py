@@ -355,7 +355,7 @@ class RolloutConfig(Section):
     max_new_tokens: int = 9  # T
     temperature: float = 1.0
     slots: int = 0  # sequences in flight; 0: prompts_per_step * group_size
-    decode_chunk_tokens: int = 3  # tokens decoded between two steps of the host (4 ms on a GPU)
+    decode_chunk_tokens: int = 0  # decoded between two steps of the host; 0: sqrt(max_new_tokens)
     head_dtype: str = "float32"  # sampler: hidden states and head weights in the logits' matmul
     think_tokens_min: int = 5  # algo.length_control=interruption: each sample's thinking budget ...
     think_tokens_max: int = 6  # ... is drawn between these two, in tokens
@@ -365,8 +365,8 @@ class RolloutConfig(Section):
 
     section = "rollout."
     ranges = {
-        "(0, inf)": "prompts_per_step max_new_tokens temperature decode_chunk_tokens",
-        "[0, inf)": "slots think_tokens_min think_tokens_max answer_tokens",
+        "(0, inf)": "prompts_per_step max_new_tokens temperature",
+        "[0, inf)": "slots decode_chunk_tokens think_tokens_min think_tokens_max answer_tokens",
         "[2, inf)": "group_size",
     }
     names = {"head_dtype": DTYPES}
@@ -376,6 +376,15 @@ class RolloutConfig(Section):
         if self.slots % self.group_size:
             reason = f"not a positive multiple of rollout.group_size={self.group_size}"
             self.refuse("slots", reason, "slots are filled group by group (0 chooses one batch)")
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Tokens decoded between two steps of the host.
+
+        By default n = sqrt(T): what waits for the host, T / n steps, and slots that wait for a
+        sequence, n / 2 tokens each, are then of one order.
+        """
+        return self.decode_chunk_tokens or math.isqrt(self.max_new_tokens)
 
 
 @dataclass(frozen=True)
@@ -776,9 +785,16 @@ def _dispatch_of_platform(made: Options) -> Options:
     return made | ({"model.moe_dispatch": "auto"} if by_platform else {})
 
 
+def _chunk_of_length(made: Options) -> Options:
+    """The default was 3 until 2026-11-28, as it is today for 9 to 15 tokens."""
+    length, chunk = (made.get(f"rollout.{x}") for x in ("max_new_tokens", "decode_chunk_tokens"))
+    same = chunk == 3 == math.isqrt(length or 9)
+    return made | ({"rollout.decode_chunk_tokens": 0} if same else {})
+
+
 # One function per option whose meaning has changed: from the options of an older manifest to those
 # that compute the same today. A manifest records how many there were when it was written.
-MIGRATIONS: tuple[Callable[[Options], Options], ...] = (_dispatch_of_platform,)
+MIGRATIONS: tuple[Callable[[Options], Options], ...] = (_dispatch_of_platform, _chunk_of_length)
 
 
 def config_sha(config: object) -> str:

@@ -62,7 +62,7 @@ def generate(
             room = generator.free
             generator.submit(waiting[:room])
             waiting = waiting[room:]
-            generator.begin(weights, config.rollout.decode_chunk_tokens if waiting else T)
+            generator.begin(weights, config.rollout.chunk_tokens if waiting else T)
             found, _ = generator.collect()
             for key, n, token_T in zip(found.keys, found.length_N, found.token_NT, strict=True):
                 length_PG[key], token_PGT[key][:n] = n, token_T[:n]

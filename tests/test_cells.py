@@ -167,6 +167,19 @@ def test_sorted_experts_were_chosen_by_the_platform(tiny, tmp_path):
             assert run["model"] == replace(tiny.model, moe_dispatch=now) and run["env"] == tiny.env
 
 
+@pytest.mark.parametrize(
+    "length, chunk, now", [(9, 3, 0), (11, 3, 0), (15, 3, 0), (11, 2, 2), (16, 3, 3), (1024, 3, 3)]
+)
+def test_a_chunk_of_three_tokens_was_the_default_of_any_length(tiny, length, chunk, now):
+    """Where the default of today decodes as many, a manifest means it."""
+    rollout = replace(tiny.rollout, max_new_tokens=length, decode_chunk_tokens=chunk)
+    config = asdict(replace(tiny, rollout=rollout))
+    assert options.options(config, 1)["rollout.decode_chunk_tokens"] == now
+    assert options.options(config, 2)["rollout.decode_chunk_tokens"] == chunk
+    assert replace(rollout, decode_chunk_tokens=now).chunk_tokens == chunk
+    assert replace(rollout, max_new_tokens=1024, decode_chunk_tokens=0).chunk_tokens == 32
+
+
 def test_an_option_whose_meaning_changes_is_a_line(tiny, monkeypatch):
     """Say rollout.slots=0 was one batch, and is two from the first migration on."""
     before = lambda made: made | {"rollout.slots": made["rollout.slots"] or 16}  # noqa: E731

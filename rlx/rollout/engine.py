@@ -173,7 +173,7 @@ class Engine:
             while self.generator.free >= self.G and self._may_start():
                 self.generator.submit(self._start_group())
             self.events += "b"
-        self.generator.begin(weights, self.config.rollout.decode_chunk_tokens)
+        self.generator.begin(weights, self.config.rollout.chunk_tokens)
 
     def collect(self) -> None:
         """Account for sampled tokens, and grade complete groups."""
