@@ -18,6 +18,7 @@ from rlx.config import Config
 from rlx.errors import InputError
 
 SECTIONS = ("env", "rollout", "episode")  # those of the run
+OF_ALGO = ("reward_model", "length_control")
 
 
 class Policy(NamedTuple):
@@ -41,11 +42,13 @@ def composed(words: Sequence[str]) -> Config:
 
     If `model.path` is a run, words change its sections `env`, `rollout` and `episode` in place of
     the defaults; with `env=NAME` or `env.name=NAME`, another task, nothing of its `env` is left.
-    Its `algo.reward_model`, which may be the judge, is used unless a word names another.
+    Its `algo.reward_model`, which may be the judge, its `algo.length_control`, and how it computes
+    its model, such as `model.compute_dtype`, are used unless a word names another.
     """
     node = train.node_of(words)
     if not node.model.path:
         raise InputError("model.path", "", "no policy given", "give a run, a folder or a file")
+    from rlx.models import hf
     from rlx.train import start
 
     if start.is_run(node.model.path):
@@ -55,9 +58,12 @@ def composed(words: Sequence[str]) -> Config:
         for name in SECTIONS:
             if name not in keys and f"{name}.name" not in keys:
                 node[name] = changed(run[name], overrides)
-        if "algo.reward_model" not in keys:
-            judge = run["config"]["algo"].get("reward_model", node.algo.reward_model)
-            node.algo.reward_model = judge
+        for name in OF_ALGO:
+            if f"algo.{name}" not in keys and name in run["config"]["algo"]:
+                node.algo[name] = run["config"]["algo"][name]
+        for name in hf.RUN:
+            if name != "path" and not {"model", f"model.{name}"} & set(keys):
+                node.model[name] = getattr(run["model"], name)
     return start.resolve(train.to_config(node))
 
 

@@ -113,14 +113,19 @@ def _verify(tree: Any, written: dict[str, int]) -> None:
         raise Damaged(f"checksums of {len(wrong)} arrays do not match, first {wrong[0]}")
 
 
+def saved(run: str | Path) -> list[int]:
+    """The updates after which a run has a checkpoint, in order."""
+    found = (Path(run) / "checkpoints").glob("[0-9]*")
+    return sorted(int(path.name) for path in found if path.name.isdigit())
+
+
 def load_params(run: str | Path, like: Any, step: int = 0) -> Any:
     """The parameters alone, from a run's newest checkpoint, or from the one after `step` updates.
 
     like: shapes, dtypes and shardings, as jax.ShapeDtypeStruct. Raises InputError if there is no
     such checkpoint, or if it is damaged.
     """
-    directory = Path(run).absolute() / "checkpoints"
-    steps = sorted(int(path.name) for path in directory.glob("[0-9]*") if path.name.isdigit())
+    directory, steps = Path(run).absolute() / "checkpoints", saved(run)
     if not steps or step and step not in steps:
         there = f"there are {', '.join(map(str, steps))}" if steps else "there is none"
         raise InputError("checkpoint", step or run, f"not in {directory}", there)

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from experiments import evaluate, export, policy, sample, train
+from rlx.errors import InputError
 from rlx.mesh import make_mesh
 from rlx.models import hf
+from rlx.rollout.generator import published
 from rlx.train import rl, start
 
 
@@ -49,6 +51,50 @@ def test_words_change_the_sections_of_the_run(easy, finished):
     assert (as_it_was.env, as_it_was.rollout) == (easy.env, easy.rollout)
     other = policy.composed([path, "env=digit_chain"])  # a task of its own
     assert other.env == train.composed(["env=digit_chain"]).env and other.rollout == easy.rollout
+
+
+def test_a_run_is_sampled_as_it_was_trained(easy, tmp_path):
+    """Cut off where it was, in its numbers and kernels; not in the middle of a sentence of ours."""
+    algo = replace(easy.algo, length_control="interruption")
+    model = replace(easy.model, compute_dtype="bfloat16", scan_layers=True, remat=True)
+    rollout = replace(easy.rollout, think_tokens_min=2, think_tokens_max=3)
+    config = replace(easy, algo=algo, model=model, rollout=rollout, steps=1, out=str(tmp_path))
+    rl.train(config, progress=False)
+    found = policy.composed([f"model.path={tmp_path}"])
+    assert found.algo.length_control == "interruption"
+    assert found.model == replace(model, path=str(tmp_path))
+    words = ["algo.length_control=none", "model.compute_dtype=float32"]
+    found = policy.composed([f"model.path={tmp_path}", *words])
+    assert (found.algo.length_control, found.model.compute_dtype) == ("none", "float32")
+    assert found.model.scan_layers
+
+
+@pytest.mark.parametrize("rank, scanned", [(0, True), (2, False), (2, True)])
+def test_weights_of_a_run_are_those_that_it_ended_with(easy, tmp_path, monkeypatch, rank, scanned):
+    """With adapters on its own warm start, and in the other layout of layers."""
+    lasts = []
+    end = rl.ReinforcementLearning.host
+    keep = lambda task: lasts.append(task.weights.params) or end(task)  # noqa: E731
+    monkeypatch.setattr(rl.ReinforcementLearning, "host", keep)
+    model, out = replace(easy.model, scan_layers=scanned), tmp_path / "run"
+    optim = replace(easy.optim, lora_rank=rank)
+    config = replace(easy, model=model, optim=optim, steps=2, out=str(out), warm_start_dir="")
+    rl.train(config, progress=False)
+    made = list((out / "warm_start").iterdir())
+    for layers in (True, False):
+        words = [f"model.path={out}", f"model.scan_layers={layers}", "warm_start.steps=7"]
+        other = replace(policy.composed(words), mesh=easy.mesh, out=str(tmp_path))
+        mesh, env = make_mesh(easy.mesh), start.make_env(other)
+        got, spent = start.load(other, env, mesh, other.out)
+        sampled = published(got, other.model, other.rollout.head_dtype, mesh, mesh)
+        jax.tree.map(np.testing.assert_array_equal, sampled, lasts[-1])
+        assert isinstance(got["layers"], dict) == layers
+        assert spent > 0
+    assert list((out / "warm_start").iterdir()) == made
+    if rank:
+        (out / "warm_start").rename(tmp_path / "elsewhere")
+        with pytest.raises(InputError, match="warm_start_dir=.*: the warm start of .* is not"):
+            start.load(other, env, mesh, other.out)
 
 
 def test_words_that_only_the_run_can_judge(easy, finished):

@@ -176,6 +176,12 @@ def stack_layers(layers: list[Params]) -> Params:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
 
 
+def unstack_layers(layers: Params) -> list[Params]:
+    """The inverse of `stack_layers`."""
+    leaves, structure = jax.tree.flatten(layers)
+    return [structure.unflatten(one) for one in zip(*leaves, strict=True)]
+
+
 def logical_axes(params: Params) -> Params:
     """The tuple of logical axis names of every parameter (stacked layers get "layer" first)."""
 

@@ -67,10 +67,11 @@ def recorded(
     start.check_trained(config)
     env = start.make_env(config)
     mesh = start.make_mesh(config, config.rollout.prompts_per_step // config.optim.microbatches)
-    scorer = start.load_scorer(config, env, mesh)
+    fixed, sources = start.pinned(config, before.get("sources", {}))
+    scorer = start.load_scorer(fixed, env, mesh)
     record = RunRecord(config.out, writes=processes.is_writer())
     with locked(record, "out"):
-        record.update_manifest(**describe(config, env), files=files)
+        record.update_manifest(**describe(config, env), files=files, sources=sources)
         try:
             track = tracker(config if record.writes else replace(config, tracker="none"))
             health = Health(config.out, config.optim, quiet=not record.writes)
@@ -79,7 +80,7 @@ def recorded(
                 closing(start.make_graders(config.env, env, scorer)) as graders,
             ):
                 place = Place(record, clock, health, Watch(progress, stop, forecast, track))
-                carry_out(task(config, place, graders, mesh), config, place)
+                carry_out(task(fixed, place, graders, mesh), config, place)
         except Ended as status:
             record.update_manifest(status=str(status), error="")
         except BaseException as error:

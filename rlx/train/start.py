@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 
 from rlx import jsonfile
 from rlx import mesh as meshes
-from rlx.checkpoint import load_params
+from rlx.checkpoint import load_params, saved
 from rlx.config import (
     Config,
     EnvConfig,
@@ -30,6 +30,7 @@ from rlx.config import (
     ModelConfig,
     OptimConfig,
     RolloutConfig,
+    WarmStartConfig,
     migrated,
 )
 from rlx.envs import base, text
@@ -62,7 +63,8 @@ def of_run(path: str | Path) -> dict[str, Any]:
     """
     directory = _located(path)[0]
     manifest = RunRecord(directory, writes=False).manifest
-    kinds, made = [ModelConfig, EnvConfig, OptimConfig, RolloutConfig], {"episode": EpisodeConfig()}
+    kinds = [ModelConfig, EnvConfig, OptimConfig, RolloutConfig, WarmStartConfig]
+    made = {"episode": EpisodeConfig()}
     if "episode" in manifest.get("config", {}):  # older runs have none
         kinds.append(EpisodeConfig)
     for section in kinds:
@@ -78,6 +80,33 @@ def of_run(path: str | Path) -> dict[str, Any]:
             remedy = "give the directory of a run of this project"
             raise InputError(directory / "manifest.json", "", reason, remedy) from None
     return manifest | made
+
+
+def pinned(config: Config, before: Mapping[str, int]) -> tuple[Config, dict[str, int]]:
+    """The configuration with the other runs that it names at one checkpoint each, and their steps.
+
+    before: the steps with which this run began, so that it resumes from the same weights if those
+    runs have gone on since. Raises InputError if such a checkpoint is no longer there.
+    """
+    steps = {}
+    for key in ("model.path", "algo.teacher", *["algo.reward_model"] * config.needs_reward_model):
+        path = functools.reduce(getattr, key.split("."), config)
+        if not path or not is_run(path) or _located(path)[1] or not (there := saved(path)):
+            continue
+        steps[key] = before.get(key, there[-1])
+        if steps[key] not in there:
+            reason = f"this run began with its checkpoint {steps[key]}, which is no longer there"
+            raise InputError(key, path, reason, "restore it, or begin again with another out=DIR")
+        config = _at(config, key, steps[key])
+    return config, steps
+
+
+def _at(config: Config, key: str, step: int) -> Config:
+    """With the run that an option names after `step` updates; 0: as named."""
+    name, option = key.split(".")
+    section = getattr(config, name)
+    path = f"{getattr(section, option)}/checkpoints/{step}"
+    return replace(config, **{name: replace(section, **{option: path})}) if step else config
 
 
 def resolve(config: Config) -> Config:
@@ -241,13 +270,12 @@ def _policy_of(
 ) -> tuple[Params, float]:
     """The policy of another run and its FLOPs, from a checkpoint, adapters merged."""
     source, (run, step) = of_run(path), _located(path)
-    vocab = env.tokenizer.vocab_size
-    make = lambda key: transformer.init(key, config.model, vocab)  # noqa: E731
+    model = replace(config.model, scan_layers=source["model"].scan_layers)
+    make = lambda key: transformer.init(key, model, env.tokenizer.vocab_size)  # noqa: E731
     shapes = jax.eval_shape(make, jax.random.key(0))
     base_params, trained = None, shapes
     if source["optim"].lora_rank:
-        before = replace(config, model=source["model"], warm_start_dir="")
-        base_params, _ = load(before, env, mesh, run)
+        base_params = _base_of(source, run, config, env, mesh)
         trained = jax.eval_shape(
             lambda p: lora.init(jax.random.key(0), p, source["optim"].lora_rank), shapes
         )
@@ -260,4 +288,31 @@ def _policy_of(
     rows = RunRecord(run, writes=False).rows("evals.jsonl")
     spent = [row["compute"] for row in rows if not step or row["step"] <= step]
     flops = source.get("warm_start_flops", 0.0) + (spent[-1] if spent else 0.0)
-    return lora.policy_params(source["optim"], base_params, got), flops
+    params = lora.policy_params(source["optim"], base_params, got)
+    return _as_layers(params, config.model.scan_layers, mesh), flops
+
+
+def _base_of(source: dict, run: Path, config: Config, env: Env, mesh: Mesh) -> Params:
+    """The weights that the adapters of a run adapt: those it started from."""
+    own = {name: source[name] for name in ("model", "env", "warm_start")}
+    before = replace(config, **own, warm_start_dir=source["config"].get("warm_start_dir", ""))
+    if before.model.path:
+        steps = source.get("sources", {})
+        return load(_at(before, "model.path", steps.get("model.path", 0)), env, mesh, run)[0]
+    directory = before.warm_start_dir or run / "warm_start"
+    if before.warm_start.steps and not warm_start.is_made(before, directory):
+        reason = f"the warm start of {run}, which its adapters adapt, is not there"
+        remedy = "restore it, or run the command where that run was begun"
+        raise InputError("warm_start_dir", directory, reason, remedy)
+    return warm_start.load_or_make(before, env, directory)[0]
+
+
+def _as_layers(params: Params, stacked: bool, mesh: Mesh) -> Params:
+    """The parameters in the layout of `scan_layers`, or as a list of layers."""
+    if isinstance(params["layers"], dict) == stacked:
+        return params
+    change = transformer.stack_layers if stacked else transformer.unstack_layers
+    made = lambda x: x | {"layers": change(x["layers"])}  # noqa: E731
+    shapes = jax.eval_shape(made, params)
+    layout = meshes.of_params(mesh, shapes, transformer.logical_axes(shapes))
+    return jax.jit(made, out_shardings=layout)(params)

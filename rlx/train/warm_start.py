@@ -171,31 +171,45 @@ def train(config: Config, env: Env, work: record.RunRecord, watch: Watch = UNWAT
     return task.ledger.train_flops
 
 
+def _parts(config: Config) -> dict[str, Any]:
+    """What determines it."""
+    return {"model": config.model, "env": config.env, "warm_start": config.warm_start}
+
+
+def _place(config: Config, directory: str | Path) -> Path:
+    """Its name has the hashes of model, task and warm start, and of the files of the task."""
+    files = record.contents({f"env.{key}": x for key, x in asdict(config.env).items()})
+    shas = [config_sha(part) for part in _parts(config).values()]
+    name = "-".join([*shas, *(f"{crc:08x}" for crc in files.values())])
+    return Path(directory).absolute() / f"{name}-run"
+
+
+def is_made(config: Config, directory: str | Path) -> bool:
+    """Whether the artifact of `load_or_make` is there, complete."""
+    return (_place(config, directory) / "manifest.json").exists()
+
+
 def load_or_make(
     config: Config, env: Env, directory: str | Path, watch: Watch = UNWATCHED
 ) -> tuple[Params, float]:
     """The shared artifact: (parameters as NumPy arrays, FLOPs spent); with 0 steps, fresh ones.
 
-    Its name has the hashes of model, task and warm start, and of the files that the task names.
     It is renamed when complete, so jobs that start at the same time agree on one; all would make
     the same. Process 0 of a run makes it. Raises as `train`, and InputError if it is damaged.
     """
     if not config.warm_start.steps:
         return jax.tree.map(np.array, fresh(config.model, env, config.warm_start.seed)), 0.0
-    identity = {"model": config.model, "env": config.env, "warm_start": config.warm_start}
-    files = record.contents({f"env.{key}": x for key, x in asdict(config.env).items()})
-    shas = [config_sha(part) for part in identity.values()]
-    name = "-".join([*shas, *(f"{crc:08x}" for crc in files.values())])
-    path = Path(directory).absolute() / f"{name}-run"
+    path, made = _place(config, directory), is_made(config, directory)
     run_sha = hashlib.sha256(str(Path(config.out).absolute()).encode()).hexdigest()[:8]
-    scratch = path.with_name(f".{name}-{run_sha}")
-    if processes.is_writer() and not (path / "manifest.json").exists():
+    scratch = path.with_name(f".{path.name.removesuffix('-run')}-{run_sha}")
+    if processes.is_writer() and not made:
         with record.os_errors("warm_start_dir", path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
         work = record.RunRecord(scratch)
         with locked(work, "warm_start_dir"):
             spent = train(config, env, work, watch)
-            work.update_manifest(**{k: asdict(part) for k, part in identity.items()}, flops=spent)
+            parts = {name: asdict(part) for name, part in _parts(config).items()}
+            work.update_manifest(**parts, flops=spent)
             (work.path / ".lock").unlink()
         with contextlib.suppress(OSError):  # another job was faster, with the same result
             scratch.rename(path)

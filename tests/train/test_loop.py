@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -23,7 +24,7 @@ from rlx.rollout import sampler
 from rlx.rollout.engine import make_generator
 from rlx.rollout.generator import Weights
 from rlx.rollout.prompts import epoch_order
-from rlx.train import rl, warm_start
+from rlx.train import rl, start, warm_start
 from rlx.train.spec import names, numbers
 from rlx.train.start import make_env
 from rlx.train.state import init_state
@@ -380,3 +381,41 @@ def test_the_manifest_says_what_the_run_is(make_run):
     assert manifest["recipe"] == "cispo" and manifest["seed"] == 0
     assert manifest["config"]["model"]["d_model"] == 16
     assert manifest["ceiling"] == 1  # 6 tokens hold three running sums, the mark, answer and stop
+
+
+def test_a_run_resumes_from_the_weights_that_it_began_with(easy, tmp_path):
+    """Those of a run that has gone on since are its start, its reference and its teacher."""
+    source = replace(easy, steps=4, out=str(tmp_path / "source"))
+    rl.train(replace(source, until=2), progress=False)
+    algo = replace(easy.algo, kl="k3", kl_coef=0.1)
+    model = replace(easy.model, path=source.out)
+    config = replace(easy, model=model, algo=algo, steps=4, out=str(tmp_path / "run"))
+    rl.train(replace(config, until=2), progress=False)
+    shutil.copytree(config.out, tmp_path / "copy")
+    rl.train(replace(config, out=str(tmp_path / "copy")), progress=False)
+    rl.train(source, progress=False)
+    assert rl.train(config, progress=False)["sources"] == {"model.path": 2}
+    for rows in ("evals.jsonl", "metrics.jsonl"):
+        assert (tmp_path / "run" / rows).read_bytes() == (tmp_path / "copy" / rows).read_bytes()
+    later = replace(config, out=str(tmp_path / "later"))
+    rl.train(replace(later, until=2), progress=False)
+    first = lambda run: read_rows(tmp_path / run / "evals.jsonl")[0]["passes_per_prompt"]  # noqa: E731
+    assert first("later") != first("run")
+    shutil.rmtree(tmp_path / "source" / "checkpoints" / "4")
+    with pytest.raises(InputError, match="model.path=.*: this run began with its checkpoint 4, "):
+        rl.train(later, progress=False)
+
+
+def test_a_teacher_and_a_judge_are_those_of_the_beginning(easy, tmp_path):
+    (tmp_path / "other" / "checkpoints" / "3").mkdir(parents=True)
+    (tmp_path / "other" / "checkpoints" / "5").mkdir()
+    (tmp_path / "other" / "manifest.json").write_text("{}")
+    path = str(tmp_path / "other")
+    algo = replace(easy.algo, teacher=path, reward_model=path)
+    config = replace(easy, algo=algo)
+    fixed, steps = start.pinned(config, {})
+    assert steps == {"algo.teacher": 5} and fixed.algo.reward_model == path  # no judge is needed
+    assert fixed.algo.teacher == f"{path}/checkpoints/5"
+    judged = replace(config, algo=replace(algo, reward="model", teacher=""))
+    assert start.pinned(judged, {"algo.reward_model": 3})[1] == {"algo.reward_model": 3}
+    assert start.pinned(start.pinned(judged, {})[0], {})[1] == {}
