@@ -9,12 +9,14 @@ import sys
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from experiments import hlo, memory, targets, train
 from rlx.config import Config, MeshConfig, ModelConfig, OptimConfig, RolloutConfig
 from rlx.errors import InputError
 from rlx.mesh import generator_mesh, make_mesh
+from rlx.models import moe
 from rlx.objectives.logprobs import token_logprobs
 
 pytestmark = pytest.mark.targets
@@ -74,6 +76,23 @@ def test_decode_reads_the_cache_once_and_writes_a_column(target, config, keys):
     assert {move.name: move.written for move in step if move.written > keys / 2} == {}
     read = sum(move.bytes for move in step if move.read > keys / 2)
     assert 0.95 <= read / (2 * keys * config.model.n_layers) <= 1.3
+
+
+@installed
+def test_an_expert_s_gradient_is_summed_over_its_own_rows():
+    """Three products of M rows, and not one of all rows for each of E experts (v6e)."""
+    M, D, F, E = 2048, 256, 512, 8
+    one = jax.sharding.SingleDeviceSharding(targets.devices("v6e:1x1")[0])
+    shapes = ((M, D), "bfloat16"), ((E, D, F), "bfloat16"), ((E,), "int32")
+    like = [jax.ShapeDtypeStruct(*shape, sharding=one) for shape in shapes]
+
+    def flops(product):
+        loss = lambda x_MD, w_EDF, size_E: jnp.sum(product(x_MD, w_EDF, size_E) ** 2)  # noqa: E731
+        made = jax.jit(jax.grad(loss, (0, 1))).lower(*like).compile()
+        return made.cost_analysis()["flops"] / (2 * M * D * F)
+
+    assert 3 <= flops(moe._grouped) < 3.1
+    assert flops(jax.lax.ragged_dot) > 2 + E
 
 
 @installed

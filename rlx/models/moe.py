@@ -32,6 +32,7 @@ from rlx.models import blocks
 from rlx.models.layers import EXACT, matmul
 from rlx.types import Params
 
+TILE = 512, 1024, 1024  # rows and columns of x and dy that the TPU's kernel takes at once
 EXPERT_AXES = {
     "gate": ("expert", None, "ffn"),
     "up": ("expert", None, "ffn"),
@@ -159,12 +160,50 @@ def _sorted(w, x_BTD, expert_BTK, inner_BTK, outer_BTK, first):
 
     x_MD = jnp.repeat(x_BTD.reshape(-1, D), K, axis=0).at[order_M].get(unique_indices=True)
     x_MD = jnp.where(ours_M1, x_MD * pick(inner_BTK), 0)
-    gate_MF = jax.nn.silu(jax.lax.ragged_dot(x_MD, w["gate"], size_E))
-    y_MF = gate_MF * jax.lax.ragged_dot(x_MD, w["up"], size_E)
-    y_MD = jax.lax.ragged_dot(y_MF, w["down"], size_E)
+    gate_MF = jax.nn.silu(_grouped(x_MD, w["gate"], size_E))
+    y_MF = gate_MF * _grouped(x_MD, w["up"], size_E)
+    y_MD = _grouped(y_MF, w["down"], size_E)
     y_MD = jnp.where(ours_M1, y_MD * pick(outer_BTK), 0)
     y_MD = y_MD.at[jnp.argsort(order_M)].get(unique_indices=True)
     return jnp.sum(y_MD.reshape(*BT, K, D), axis=-2)
+
+
+@jax.custom_vjp
+def _grouped(x_MD, w_EDF, size_E):
+    """Each run of size_E rows times its expert's matrix, [M, F] (jax.lax.ragged_dot).
+
+    On a TPU the gradient of the matrices is a Pallas kernel's: XLA has one for the product, which
+    skips rows outside every run, but would compute that gradient from all rows for every expert.
+    """
+    return jax.lax.ragged_dot(x_MD, w_EDF, size_E)
+
+
+def _grouped_forward(x_MD, w_EDF, size_E):
+    return _grouped(x_MD, w_EDF, size_E), (x_MD, w_EDF, size_E)
+
+
+def _grouped_backward(kept, dy_MF):
+    x_MD, w_EDF, size_E = kept
+
+    def by_xla(x_MD, dy_MF, size_E):
+        return jax.vjp(lambda w: jax.lax.ragged_dot(x_MD, w, size_E), w_EDF)[1](dy_MF)[0]
+
+    dx_MD = jax.vjp(lambda x: jax.lax.ragged_dot(x, w_EDF, size_E), x_MD)[1](dy_MF)[0]
+    kernels = {"tpu": _summed_by_group, "default": by_xla}
+    return dx_MD, jax.lax.platform_dependent(x_MD, dy_MF, size_E, **kernels), None
+
+
+_grouped.defvjp(_grouped_forward, _grouped_backward)
+
+
+def _summed_by_group(x_MD, dy_MF, size_E, interpret=False):
+    """x^T dy of each run of rows, [E, D, F]."""
+    from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
+
+    x_MD, dy_MF = (jnp.pad(x, ((0, -len(x) % TILE[0]), (0, 0))) for x in (x_MD, dy_MF))
+    widths = (min(x.shape[1], most) for x, most in zip((x_MD, dy_MF), TILE[1:], strict=True))
+    tiling = (TILE[0], *widths)
+    return tgmm(x_MD.T, dy_MF, size_E, x_MD.dtype, tiling, interpret=interpret)
 
 
 def _in_blocks(w, x_BTD, expert_BTK, inner_BTK, outer_BTK, first, n_experts: int):

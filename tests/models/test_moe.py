@@ -328,6 +328,19 @@ def test_routers_and_critic_are_float32_on_every_device():
     assert 9 <= len(wide) < len(found)  # routers of 2 layers in 2 passes, the critic; backward
 
 
+@pytest.mark.parametrize("sizes", [(100, 0, 33, 7), (0, 0, 0, 0), (600, 0, 0, 90)])
+def test_the_kernel_of_a_tpu_sums_each_expert_s_rows(sizes):
+    """Interpreted. Rows outside every run do not count, and 700 rows are not whole tiles."""
+    keys = jax.random.split(jax.random.key(0))
+    x_MD, dy_MF = (jax.random.normal(key, (700, n)) for key, n in zip(keys, (24, 40), strict=True))
+    got = moe._summed_by_group(x_MD, dy_MF, jnp.array(sizes, jnp.int32), interpret=True)
+    ends = np.cumsum(sizes)
+    want = [
+        x_MD[end - n : end].T @ dy_MF[end - n : end] for n, end in zip(sizes, ends, strict=True)
+    ]
+    np.testing.assert_allclose(got, np.stack(want), atol=1e-4, rtol=1e-5)
+
+
 def test_a_gpu_has_blocks():
     for platform, dispatch in {"cpu": "sorted", "tpu": "sorted", "gpu": "blocks"}.items():
         assert transformer.of_platform(SOFTMAX, platform).moe_dispatch == dispatch
