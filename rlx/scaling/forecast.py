@@ -51,7 +51,7 @@ def predict(
 
     The wander of a run is that of its evaluations around `compute`; beyond the last it carries over
     and decays with the gap. A recipe's is that of a new seed. `trials`: graded samples, default as
-    the fitted evaluations (without those, the noise of the fit).
+    the run's fitted evaluations (without those, the noise of the fit).
 
     Raises InputError if they are not above 0, or `compute` not numbers from 0 on.
     """
@@ -87,7 +87,8 @@ def predictive(
 ) -> tuple[Floats, Floats, Floats]:
     """Draws, and mean and sd given theta, [X, n], of given evaluations of given runs.
 
-    The n points of all runs are concatenated. NaN in stderr: the noise of the fit.
+    The n points of all runs are concatenated. NaN in stderr: the default of
+    `predict`.
     """
     fit.guard()
     width = max(map(len, compute))
@@ -125,17 +126,19 @@ def wander_at(fit: Draws, compute_C: Floats, by: str) -> tuple[Floats, Floats]:
 
 
 def noise_sd(fit: Draws, p: Floats, by: str, trials: float | None) -> Floats:
-    """sd of the sampling noise of a new evaluation with pass rates p [X, N, C]."""
-    if trials is None and "log_noise_sd" in fit.tree["posterior"]:
-        return np.exp(fit.site("log_noise_sd"))[:, None, None]
+    """sd of the sampling noise of a new evaluation with pass rates p [X, N, C]: by `trials`, else
+    the median of the fitted evaluations, else, where they have none, the noise of the fit."""
     if trials is not None:
         return np.sqrt(p * (1 - p) / trials)
     later = fit.evals.frame[fit.evals.frame["compute"] > 0]  # not pooled
-    sd_R = later.groupby("run")["stderr"].median().loc[fit.runs].to_numpy()
+    sd_N = later.groupby("run")["stderr"].median().loc[fit.runs].to_numpy()
     if by == "recipe":
-        recipe_R = fit.recipe_of_run
-        sd_R = np.array([sd_R[recipe_R == j].mean() for j in range(len(fit.recipes))])
-    return sd_R[None, :, None]
+        own = [sd_N[(fit.recipe_of_run == j) & ~np.isnan(sd_N)] for j in range(len(fit.recipes))]
+        sd_N = np.array([sd.mean() if len(sd) else np.nan for sd in own])
+    sd_XN = sd_N[None]
+    if "log_noise_sd" in fit.tree["posterior"]:
+        sd_XN = np.where(np.isnan(sd_N), np.exp(fit.site("log_noise_sd"))[:, None], sd_N)
+    return sd_XN[..., None]
 
 
 def gain(fit: Draws, extra: float, by: str = "run", prob: float = 0.9) -> pd.DataFrame:

@@ -266,6 +266,28 @@ def test_prediction_within_the_data_has_the_wander_of_the_evaluations_there():
     assert within.std(("chain", "draw")).values[0] == pytest.approx(sd, rel=0.05)
 
 
+def test_prediction_has_the_noise_of_its_own_run():
+    """Run b has no counts and scatters by 0.03; runs a and c have 20,000 samples each."""
+    rng, C = np.random.default_rng(0), np.arange(1.0, 21.0)
+    value = sigmoid(C, A=0.7, B=1.5, C_mid=3.0, R0=0.2)
+    runs = [("a", 2e4), ("b", np.nan), ("c", 2e4)]
+    noisy = {run: value + (0.03 * rng.normal(size=20) if run == "b" else 0) for run, _ in runs}
+    frame = pd.concat(
+        pd.DataFrame({"run": run, "compute": C, "value": noisy[run], "trials": trials})
+        for run, trials in runs
+    )
+    fit = sc.fit(sc.Evals.from_frame(frame), r0=0.2, method="laplace").unsafe()
+    own, stated = (
+        fit.predict(21.0, **more).std(("chain", "draw")) for more in ({}, {"trials": 2e4})
+    )
+    assert own.values[[0, 2]] == pytest.approx(stated.values[[0, 2]], rel=0.01)
+    assert own.sel(run="b") > 0.025 > stated.sel(run="b")
+    own, stated = (
+        fit.predict(21.0, "recipe", **m).std(("chain", "draw")) for m in ({}, {"trials": 2e4})
+    )
+    assert own.values[[0, 2]] == pytest.approx(stated.values[[0, 2]], rel=0.01)
+
+
 def test_prediction_carries_the_last_residual_over_and_forgets_it():
     fit = hand_fit({"one": [(0.6, 2.0, 1.0)] * 4000})
     ahead = fit.predict([4.0001, 5.0, 400.0], trials=1e9)
