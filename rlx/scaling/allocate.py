@@ -180,8 +180,9 @@ class Source:
 
     @classmethod
     def of(cls, fit: Draws, by: str, trials: float | None) -> Source:
-        now_XN1 = paths(fit, fit.last_compute(by)[:, None], by, SEEDS[by])
-        mean, var = wander_at(fit, np.zeros(1), by)
+        last_N1 = fit.last_compute(by)[:, None]
+        now_XN1 = paths(fit, last_N1, by, SEEDS[by])
+        mean, var = wander_at(fit, last_N1, by)
         return cls(
             lambda n, C_T: paths(fit, C_T, by, SEEDS[by], only=[n])[:, 0],
             mean[..., 0],

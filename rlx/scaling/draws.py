@@ -301,13 +301,23 @@ class Draws:
     @cached_property
     def wander(self) -> tuple[Floats, Floats, Floats]:
         """Wander at each run's last evaluation: mean and variance [X, R]; median gap [R]."""
-        compute_RM = self.constant("compute")
-        sd_X, length_X = (np.exp(self.site(f"log_wander_{name}")) for name in ("sd", "length"))
-        kalman = Kalman(compute_RM, sd_X, length_X)
-        latent_XRM = self.curves("run").at(np.nan_to_num(compute_RM, nan=1.0))
-        residual_XRM = np.asarray(self.group("observed_data")["value"]) - latent_XRM
+        kalman, residual_XRM = self._filter()
         _, mean_XR, P_XR = kalman.run(residual_XRM, self.noise_variance())
         return mean_XR, P_XR, kalman.gap_R
+
+    def wander_before(self, compute_RC: Floats) -> tuple[Floats, Floats]:
+        """Mean and variance [X, R, C] of the wander, given the fitted evaluations before and after;
+        for computes before the last of them."""
+        kalman, residual_XRM = self._filter()
+        return kalman.at(compute_RC, residual_XRM, self.noise_variance())
+
+    def _filter(self) -> tuple[Kalman, Floats]:
+        """The filter of the wander, and the residuals [X, R, M] that it runs along."""
+        compute_RM = self.constant("compute")
+        sd_X, length_X = (np.exp(self.site(f"log_wander_{name}")) for name in ("sd", "length"))
+        latent_XRM = self.curves("run").at(np.nan_to_num(compute_RM, nan=1.0))
+        residual_XRM = np.asarray(self.group("observed_data")["value"]) - latent_XRM
+        return Kalman(compute_RM, sd_X, length_X), residual_XRM
 
     def noise_variance(self) -> Floats:
         """Sampling variance of the fitted evaluations [X or 1, R, M]; 1 for padding."""

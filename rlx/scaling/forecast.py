@@ -49,9 +49,9 @@ def predict(
 ) -> xr.DataArray:
     """A new evaluation at `compute`: draws of curve + wander + sampling noise.
 
-    The wander of a run carries over from its last evaluation and decays with the gap; a recipe's
-    is that of a new seed. `trials`: graded samples, default as the fitted evaluations (without
-    those, the noise of the fit).
+    The wander of a run is that of its evaluations around `compute`; beyond the last it carries over
+    and decays with the gap. A recipe's is that of a new seed. `trials`: graded samples, default as
+    the run's fitted evaluations (without those, the noise of the fit).
 
     Raises InputError if they are not above 0, or `compute` not numbers from 0 on.
     """
@@ -87,7 +87,8 @@ def predictive(
 ) -> tuple[Floats, Floats, Floats]:
     """Draws, and mean and sd given theta, [X, n], of given evaluations of given runs.
 
-    The n points of all runs are concatenated. NaN in stderr: the noise of the fit.
+    The n points of all runs are concatenated. NaN in stderr: the default of
+    `predict`.
     """
     fit.guard()
     width = max(map(len, compute))
@@ -96,7 +97,7 @@ def predictive(
     sd_RC = np.zeros(compute_RC.shape)
     for i, C, sd in zip(runs, compute, stderr, strict=True):
         compute_RC[i, : len(C)], sd_RC[i, : len(C)], use[i, : len(C)] = C, sd, True
-    wander, var = wander_at(fit, compute_RC, "run")
+    wander, var = wander_at(fit, np.where(use, compute_RC, np.inf), "run")
     mean = np.clip(paths(fit, compute_RC, "run") + wander, 0, 1)
     fitted = noise_sd(fit, mean, "run", None)
     sd = np.sqrt(var + np.where(np.isnan(sd_RC), fitted, sd_RC) ** 2)
@@ -106,30 +107,38 @@ def predictive(
 
 
 def wander_at(fit: Draws, compute_C: Floats, by: str) -> tuple[Floats, Floats]:
-    """Mean and variance [X, N, C] of the wander at computes [C] or [N, C], beyond the last
-    evaluation."""
+    """Mean and variance [X, N, C] of the wander at computes [C] or [N, C]."""
     var_X = np.exp(2 * fit.site("log_wander_sd"))[:, None, None]
     if by == "recipe" or fit.attrs["noise"] == "betabinomial":
         shape = (len(var_X), len(fit.names(by)), compute_C.shape[-1])
         return np.zeros(shape), np.broadcast_to(var_X, shape)
     mean_XR, P_XR, gap_R = fit.wander
-    ahead = np.maximum(compute_C - fit.last_compute("run")[:, None], 0) / gap_R[:, None]
+    last_R = fit.last_compute("run")
+    ahead = np.maximum(compute_C - last_R[:, None], 0) / gap_R[:, None]
     decay = np.exp(-ahead[None] / np.exp(fit.site("log_wander_length"))[:, None, None])
-    return decay * mean_XR[..., None], var_X + decay**2 * (P_XR[..., None] - var_X)
+    mean, var = decay * mean_XR[..., None], var_X + decay**2 * (P_XR[..., None] - var_X)
+    filtered_R = np.minimum(last_R, np.nanmax(fit.constant("compute"), axis=1))
+    before = compute_C < filtered_R[:, None]
+    if not before.any():
+        return mean, var
+    earlier = fit.wander_before(np.broadcast_to(compute_C, before.shape))
+    return np.where(before, earlier[0], mean), np.where(before, earlier[1], var)
 
 
 def noise_sd(fit: Draws, p: Floats, by: str, trials: float | None) -> Floats:
-    """sd of the sampling noise of a new evaluation with pass rates p [X, N, C]."""
-    if trials is None and "log_noise_sd" in fit.tree["posterior"]:
-        return np.exp(fit.site("log_noise_sd"))[:, None, None]
+    """sd of the sampling noise of a new evaluation with pass rates p [X, N, C]: by `trials`, else
+    the median of the fitted evaluations, else, where they have none, the noise of the fit."""
     if trials is not None:
         return np.sqrt(p * (1 - p) / trials)
     later = fit.evals.frame[fit.evals.frame["compute"] > 0]  # not pooled
-    sd_R = later.groupby("run")["stderr"].median().loc[fit.runs].to_numpy()
+    sd_N = later.groupby("run")["stderr"].median().loc[fit.runs].to_numpy()
     if by == "recipe":
-        recipe_R = fit.recipe_of_run
-        sd_R = np.array([sd_R[recipe_R == j].mean() for j in range(len(fit.recipes))])
-    return sd_R[None, :, None]
+        own = [sd_N[(fit.recipe_of_run == j) & ~np.isnan(sd_N)] for j in range(len(fit.recipes))]
+        sd_N = np.array([sd.mean() if len(sd) else np.nan for sd in own])
+    sd_XN = sd_N[None]
+    if "log_noise_sd" in fit.tree["posterior"]:
+        sd_XN = np.where(np.isnan(sd_N), np.exp(fit.site("log_noise_sd"))[:, None], sd_N)
+    return sd_XN[..., None]
 
 
 def gain(fit: Draws, extra: float, by: str = "run", prob: float = 0.9) -> pd.DataFrame:

@@ -10,6 +10,7 @@ them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,7 @@ class Kalman:
     """The filter along the evaluations of R runs, for X settings, in NumPy."""
 
     def __init__(self, C_RM: Floats, sd_X: Floats, length_X: Floats):
+        self.C_RM, self.sd_X, self.length_X = C_RM, sd_X, length_X
         self.seen_RM = np.isfinite(C_RM)
         step_RM = np.diff(C_RM, axis=1, prepend=np.nan)
         inner = [step[np.isfinite(step)] for step in step_RM]
@@ -59,14 +61,59 @@ class Kalman:
     def run(self, residual_XRM: Floats, var_XRM: Floats) -> tuple[Floats, Floats, Floats]:
         """One-step-ahead errors over their sd [X, R, M], NaN without an evaluation, and the mean
         and variance [X, R] of the wander after the last evaluation."""
-        X, R = len(self.sd_X1), len(self.seen_RM)
-        mean, P = np.zeros((X, R)), np.broadcast_to(self.sd_X1**2, (X, R))
-        z_XRM = np.full((X, *self.seen_RM.shape), np.nan)
+        mean, P = self._before()
+        z_XRM = np.full((len(mean), *self.seen_RM.shape), np.nan)
+        for m, (z, mean, P) in enumerate(self._steps(residual_XRM, var_XRM)):  # noqa: B007
+            z_XRM[..., m] = z
+        return z_XRM, mean, P
+
+    def at(self, C_RC: Floats, residual_XRM: Floats, var_XRM: Floats) -> tuple[Floats, Floats]:
+        """Mean and variance [X, R, C] of the wander at computes C, given all evaluations.
+
+        Those up to C leave it with mean m and variance P, those after C, filtered backwards, with
+        m' and P', and without any it has variance sigma^2:
+
+            1 / V = 1 / P + 1 / P' - 1 / sigma^2,   mean = V (m / P + m' / P')
+        """
+        first_RC = np.sum(self.C_RM[:, None] <= C_RC[..., None], axis=-1)  # evaluations up to C
+        mean, P = self._after(first_RC, C_RC, residual_XRM, var_XRM)
+        back = Kalman(-self.C_RM[:, ::-1], self.sd_X, self.length_X)
+        later_RC = self.C_RM.shape[1] - first_RC
+        later = back._after(later_RC, -C_RC, residual_XRM[..., ::-1], var_XRM[..., ::-1])
+        var = self.sd_X1[..., None] ** 2
+        share, later_share = P / var, later[1] / var
+        total = share + later_share - share * later_share
+        return (mean * later_share + later[0] * share) / total, P * later_share / total
+
+    def _after(
+        self, first_RC: NDArray[np.int64], C_RC: Floats, residual_XRM: Floats, var_XRM: Floats
+    ) -> tuple[Floats, Floats]:
+        """Mean and variance [X, R, C] of the wander at C, given the first columns up to C."""
+        states = [self._before(), *(s[1:] for s in self._steps(residual_XRM, var_XRM))]
+        mean, P = (
+            np.take_along_axis(np.stack(x, axis=-1), first_RC[None], axis=-1)
+            for x in zip(*states, strict=True)
+        )
+        last_RC = np.take_along_axis(self.C_RM, np.maximum(first_RC - 1, 0), axis=-1)
+        gap_RC = np.nan_to_num((C_RC - last_RC) / self.gap_R[:, None])  # NaN: nothing to forget
+        rho = np.exp(-np.maximum(gap_RC, 0) / self.length_X[:, None, None])
+        var = self.sd_X1[..., None] ** 2
+        return rho * mean, var + rho**2 * (P - var)
+
+    def _before(self) -> tuple[Floats, Floats]:
+        """Mean and variance [X, R] of the wander before any evaluation."""
+        shape = (len(self.sd_X), len(self.C_RM))
+        return np.zeros(shape), np.broadcast_to(self.sd_X1**2, shape)
+
+    def _steps(
+        self, residual_XRM: Floats, var_XRM: Floats
+    ) -> Iterator[tuple[Floats, Floats, Floats]]:
+        """After each column: its error over its sd, mean and variance of the wander [X, R]."""
+        mean, P = self._before()
         for m in range(self.seen_RM.shape[1]):
             seen_R, rho = self.seen_RM[:, m], self.rho_XRM[..., m]
             P_next, gain, S = variances(P, rho, self.sd_X1, var_XRM[..., m], 1.0)
             residual = np.where(seen_R, residual_XRM[..., m], 0.0)
             mean_next, error = update(mean, rho, gain, residual)
-            z_XRM[..., m] = np.where(seen_R, error / np.sqrt(S), np.nan)
             mean, P = np.where(seen_R, mean_next, mean), np.where(seen_R, P_next, P)
-        return z_XRM, mean, P
+            yield np.where(seen_R, error / np.sqrt(S), np.nan), mean, P

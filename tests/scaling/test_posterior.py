@@ -233,6 +233,61 @@ def test_kalman_agrees_with_conditioning_a_dense_normal():
     assert -0.5 * (z**2).sum() - np.log(sd) - 2 * np.log(2 * np.pi) == pytest.approx(dense)
 
 
+def test_kalman_between_evaluations_agrees_with_conditioning_a_dense_normal():
+    C = np.array([[1.0, 2.0, 2.5, 4.0], [1.0, 3.0, np.nan, np.nan]])
+    asked = np.array([[0.0, 0.5, 1.0, 1.7, 3.9, 4.0, 6.0]] * 2)
+    residual, var = np.array([[[0.01, -0.02, 0.005, 0.03]] * 2]), np.full((1, 2, 4), 1e-4)
+    mean, P = Kalman(C, np.array([0.02]), np.array([1.5])).at(asked, residual, var)
+    for r, (seen, gap) in enumerate([(4, 1.0), (2, 2.0)]):
+
+        def covariance(a, b, gap=gap):
+            return 0.02**2 * np.exp(-np.abs(a[:, None] - b) / gap / 1.5)
+
+        there, K = C[r, :seen], covariance(asked[r], C[r, :seen])
+        S = covariance(there, there) + 1e-4 * np.eye(seen)
+        assert mean[0, r] == pytest.approx(K @ np.linalg.solve(S, residual[0, r, :seen]))
+        assert P[0, r] == pytest.approx(0.02**2 - np.diag(K @ np.linalg.solve(S, K.T)))
+
+
+def test_prediction_within_the_data_has_the_wander_of_the_evaluations_there():
+    """Not that of the last: the curve rises to 0.47 above evaluations of 0.4."""
+    fit = hand_fit({"one": [(0.6, 2.0, 1.0)] * 4000})
+    asked, there = np.array([0.0, 1.0, 2.5, 4.0]), np.array([1.0, 2.0, 3.0, 4.0])
+    within = fit.predict(asked, trials=1e9) - fit.curve(asked, by="run")
+    residual = 0.4 - sigmoid(there, A=0.6, B=1.0, C_mid=2.0, R0=R0)
+
+    def covariance(a, b):
+        return 0.01**2 * np.exp(-np.abs(a[:, None] - b) / 2.0)
+
+    K, S = covariance(asked, there), covariance(there, there) + 0.005**2 * np.eye(4)
+    want = K @ np.linalg.solve(S, residual)
+    assert within.mean(("chain", "draw")).values[0] == pytest.approx(want, abs=1e-3)
+    sd = np.sqrt(0.01**2 - np.diag(K @ np.linalg.solve(S, K.T)))
+    assert within.std(("chain", "draw")).values[0] == pytest.approx(sd, rel=0.05)
+
+
+def test_prediction_has_the_noise_of_its_own_run():
+    """Run b has no counts and scatters by 0.03; runs a and c have 20,000 samples each."""
+    rng, C = np.random.default_rng(0), np.arange(1.0, 21.0)
+    value = sigmoid(C, A=0.7, B=1.5, C_mid=3.0, R0=0.2)
+    runs = [("a", 2e4), ("b", np.nan), ("c", 2e4)]
+    noisy = {run: value + (0.03 * rng.normal(size=20) if run == "b" else 0) for run, _ in runs}
+    frame = pd.concat(
+        pd.DataFrame({"run": run, "compute": C, "value": noisy[run], "trials": trials})
+        for run, trials in runs
+    )
+    fit = sc.fit(sc.Evals.from_frame(frame), r0=0.2, method="laplace").unsafe()
+    own, stated = (
+        fit.predict(21.0, **more).std(("chain", "draw")) for more in ({}, {"trials": 2e4})
+    )
+    assert own.values[[0, 2]] == pytest.approx(stated.values[[0, 2]], rel=0.01)
+    assert own.sel(run="b") > 0.025 > stated.sel(run="b")
+    own, stated = (
+        fit.predict(21.0, "recipe", **m).std(("chain", "draw")) for m in ({}, {"trials": 2e4})
+    )
+    assert own.values[[0, 2]] == pytest.approx(stated.values[[0, 2]], rel=0.01)
+
+
 def test_prediction_carries_the_last_residual_over_and_forgets_it():
     fit = hand_fit({"one": [(0.6, 2.0, 1.0)] * 4000})
     ahead = fit.predict([4.0001, 5.0, 400.0], trials=1e9)
