@@ -20,7 +20,7 @@ Floats = NDArray[np.float64]
 MAX_POINTS = 128  # evaluations of a run; longer ones pool neighbours
 KNOWN_R0_SD = 0.01  # logit: a given R0 is treated as exact
 LATEST_FIRST = 0.9  # latest first evaluation, as a share of a run's last compute
-START_STDERR = 0.01  # of an evaluation at C = 0 without a known sampling error
+START_STDERR = 0.01  # of an evaluation at C = 0 of unknown error, where no noise is fitted
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,8 @@ def assemble(
     starts = list(dict.fromkeys(frame["start"].astype(str)))
     first = [rows.iloc[0] for _, rows in groups]
     levels, effects, design_JE = _design(frame, evals.axes, axes, cells)
-    mean_S, sd_S = _starts(frame, starts, r0, priors)
+    fitted = bool(later["stderr"].isna().any())
+    mean_S, sd_S, noise_S = _starts(frame, starts, r0, priors, fitted).T
     labels = Labels(
         runs=[run for run, _ in groups],
         recipes=cells,
@@ -98,7 +99,7 @@ def assemble(
         truth_R=np.array([float(row["truth"]) for row in first]),
     )
     arrays |= {"recipe_R": labels.recipe_R, "start_R": labels.start_R, "design_JE": design_JE}
-    arrays |= {"start_mean_S": mean_S, "start_sd_S": sd_S}
+    arrays |= {"start_mean_S": mean_S, "start_sd_S": sd_S, "start_noise_S": noise_S}
     return Study(**arrays), labels, notes
 
 
@@ -162,29 +163,41 @@ def _row(rows: pd.DataFrame, C_ref: float, M: int) -> dict[str, Floats]:
 
 
 def _starts(
-    frame: pd.DataFrame, starts: list[str], r0: float | str | None, priors: Priors
-) -> tuple[Floats, Floats]:
-    """Mean and sd of logit R0 of every start.
+    frame: pd.DataFrame, starts: list[str], r0: float | str | None, priors: Priors, fitted: bool
+) -> Floats:
+    """Mean and sd of logit R0 of every start, and its `Study.start_noise_S`, [S, 3].
 
-    Evaluations at C = 0 with equal value and trials are one observation, shared by their runs.
+    fitted: whether the noise of evaluations of unknown error is fitted.
     """
-    means, sds = [], []
+    found = []
     for start in starts:
         rows = frame[frame["start"].astype(str) == start]
         zero = rows[rows["compute"] == 0].drop_duplicates(["value", "trials"])
         if r0 is not None:
-            mean, sd = _stated(rows, start, r0), KNOWN_R0_SD
+            found.append((_stated(rows, start, r0), KNOWN_R0_SD, 0.0))
         elif len(zero):
-            var = zero["stderr"].fillna(START_STDERR).to_numpy() ** 2
-            value = float(np.clip(np.average(zero["value"], weights=1 / var), 1e-3, 1 - 1e-3))
-            mean, sd = float(logit(value)), 1 / np.sqrt((1 / var).sum()) / (value * (1 - value))
+            found.append(_measured(zero, fitted))
         else:
             first = float(rows.groupby("run", sort=False)["value"].first().mean())
             offset, sd = priors.start
-            mean = float(logit(np.clip(first, 1e-3, 1 - 1e-3))) + offset
-        means.append(mean)
-        sds.append(sd)
-    return np.array(means), np.array(sds)
+            found.append((float(logit(np.clip(first, 1e-3, 1 - 1e-3))) + offset, sd, 0.0))
+    return np.array(found)
+
+
+def _measured(zero: pd.DataFrame, fitted: bool) -> tuple[float, float, float]:
+    """The row of `_starts` of a start with evaluations at C = 0.
+
+    Those with equal value and trials are one observation, shared by their runs. If the noise is
+    fitted, those of unknown error count where no other one is there.
+    """
+    known = zero["stderr"].notna()
+    if fitted and known.any():
+        zero = zero[known]
+    var = zero["stderr"].fillna(START_STDERR).to_numpy() ** 2
+    value = float(np.clip(np.average(zero["value"], weights=1 / var), 1e-3, 1 - 1e-3))
+    if fitted and not known.any():
+        return float(logit(value)), 0.0, 1 / np.sqrt(len(zero))
+    return float(logit(value)), 1 / np.sqrt((1 / var).sum()) / (value * (1 - value)), 0.0
 
 
 def _stated(rows: pd.DataFrame, start: str, r0: float | str) -> float:

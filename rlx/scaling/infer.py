@@ -24,7 +24,7 @@ from rlx.errors import InputError
 from rlx.scaling.data import Evals
 from rlx.scaling.doubt import Doubt
 from rlx.scaling.families import FAMILIES
-from rlx.scaling.priors import Priors
+from rlx.scaling.priors import NUMPY, Priors
 
 if TYPE_CHECKING:
     from rlx.scaling.arrays import Labels
@@ -256,7 +256,7 @@ def make_tree(
     """The posterior, the sampler's statistics, the data and the labels in ArviZ's layout."""
     from arviz_base import from_dict
 
-    from rlx.scaling.model import Options, Study, sites_of
+    from rlx.scaling.model import Options, Study, sites_of, start_prior
 
     coords = {
         "coordinate": ["a", "c", "b"],
@@ -270,6 +270,9 @@ def make_tree(
     known = seen & (study["unknown_RM"] == 0)
     where = lambda seen, x_RM: np.where(seen, x_RM, np.nan)[:, :M]  # noqa: E731
     point, run, start = ["run", "evaluation"], ["run"], ["start"]
+    arrays: dict[str, Any] = study
+    means: dict[str, Any] = {name: x.mean((0, 1)) for name, x in draws.items()}
+    start_mean_S, start_sd_S = start_prior(Study(**arrays), means, NUMPY)
     constant = {
         "compute": (point, where(seen, labels.C_ref * np.exp(study["log_C_RM"]))),
         "stderr": (point, where(known, np.sqrt(study["var_RM"]))),
@@ -280,10 +283,9 @@ def make_tree(
         "truth": (run, labels.truth_R),
         "C_max": (run, labels.C_max_R),
         "design": (["recipe", "effect"], study["design_JE"]),
-        "start_mean": (start, study["start_mean_S"]),
-        "start_sd": (start, study["start_sd_S"]),
+        "start_mean": (start, start_mean_S),
+        "start_sd": (start, start_sd_S),
     }
-    arrays: dict[str, Any] = study
     sites = sites_of(Study(**arrays), Options(attrs["curve"], attrs["noise"]))
     dims = {site.name: list(site.dims) for site in sites if site.name in draws}
     dims |= {"value": point} | {name: axes for name, (axes, _) in constant.items()}

@@ -13,7 +13,8 @@
 
 The share s, its own parameters and their priors are those of a family (rlx.scaling.families);
 `sites_of` lists every unknown with its prior. The wander is integrated out exactly by a Kalman
-filter. Evaluations at C = 0 inform R0 alone, once for all runs that share a start.
+filter. Evaluations at C = 0 inform R0 alone, once for all runs that share a start; they have the e
+of later ones and no wander.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ class Study(NamedTuple):
     design_JE: Array
     start_mean_S: Array  # normal prior of logit R0
     start_sd_S: Array
+    start_noise_S: Array  # 1 / sqrt(evaluations at C = 0) if their e is fitted, else 0
 
 
 def shape(log_C: Array, c: Array, b: Array, own: dict[str, Array], family: Family) -> Array:
@@ -152,6 +154,22 @@ def wander_filter(study: Study, sites: dict[str, Array]) -> Filter:
     )
 
 
+def start_prior(study: Study, sites: dict[str, Array], ops: Ops) -> tuple[Array, Array]:
+    """Mean and sd of logit R0, [S]. Evaluations at C = 0 of unknown error have the e of later ones.
+
+    A value closer to 0 or 1 than half of its sd counts as that far away, for its logit is infinite.
+    """
+    mean_S, sd_S = study.start_mean_S, study.start_sd_S
+    if "log_noise_sd" not in sites:
+        return mean_S, sd_S
+    noise_S = study.start_noise_S * ops.exp(sites["log_noise_sd"])
+    value_S = ops.logistic(mean_S)
+    passed_S, failed_S = (ops.sqrt(x**2 + noise_S**2 / 4) for x in (value_S, 1 - value_S))
+    mean_S = ops.log(passed_S / failed_S)
+    slope_S = ops.logistic(mean_S) * ops.logistic(-mean_S)
+    return mean_S, ops.sqrt(sd_S**2 + (noise_S / slope_S) ** 2)
+
+
 LATENT_DIMS = ("run", "evaluation")  # of sites with a value per evaluation, whitened by the prior
 
 
@@ -194,6 +212,9 @@ def sites_of(study: Study, options: Options) -> list[Site]:
     def recipe(_, sites: dict[str, Array], ops: Ops) -> tuple:
         return recipe_mean(study, sites), ops.exp(sites["log_recipe_sd"])[None]
 
+    def start(_, sites: dict[str, Array], ops: Ops) -> tuple:
+        return start_prior(study, sites, ops)
+
     def run(_, sites: dict[str, Array], ops: Ops) -> tuple:
         return sites["theta_recipe"][study.recipe_R], ops.exp(sites["log_seed_sd"])[None]
 
@@ -202,13 +223,12 @@ def sites_of(study: Study, options: Options) -> list[Site]:
         Site("log_recipe_sd", ("coordinate",), _log(_pairs("recipe_sd"))),
         Site("log_seed_sd", ("coordinate",), _log(_pairs("seed_sd"))),
         *([Site("beta", ("effect", "coordinate"), effect)] if E else []),
-        Site("logit_R0", ("start",), lambda *_: (study.start_mean_S, study.start_sd_S)),
+        *([Site("log_noise_sd", (), _log(_field("noise_sd")))] if options.estimate_noise else []),
+        Site("logit_R0", ("start",), start),
         Site("log_wander_sd", (), _log(_field("wander_sd"))),
         Site("log_wander_length", (), _log(_field("wander_length"))),
         *FAMILIES[options.curve].sites,
     ]
-    if options.estimate_noise:
-        sites.append(Site("log_noise_sd", (), _log(_field("noise_sd"))))
     if options.noise == "student":
         df = options.priors.student_df
         sites.append(LogGamma("log_weight", LATENT_DIMS, lambda *_: (0.0, df)))

@@ -96,7 +96,8 @@ def test_curvature_is_that_of_moving_one_coordinate_at_a_time(noise):
     wide = {k: jnp.concatenate([x, x * 0.97]) for k, x in once._asdict().items() if k[-2:] == "RM"}
     wide |= {"recipe_R": jnp.array([0, 0, 1, 2, 2, 2]), "start_R": jnp.array([0, 1, 0, 2, 2, 3])}
     wide |= {"design_JE": jnp.zeros((3, 0)), "start_mean_S": jnp.linspace(-1, -0.5, 4)}
-    study = once._replace(**wide, start_sd_S=jnp.full(4, 0.1))
+    wide |= {"start_sd_S": jnp.full(4, 0.1), "start_noise_S": jnp.zeros(4)}
+    study = once._replace(**wide)
     reference, v = bayes._relinearise(study, options, bayes.first_sites(study, options))
     rng = np.random.default_rng(3)
     v = np.asarray(v) + rng.normal(0, 0.1, v.size)

@@ -45,8 +45,10 @@ def make_study(unknown=False, effects=0) -> Study:
         "design_JE": rng.normal(size=(J, effects)),
         "start_mean_S": np.array([-1.0, -0.5]),
         "start_sd_S": np.array([0.05, 0.1]),
+        "start_noise_S": np.zeros(2),
     }
     if unknown:
+        arrays["start_sd_S"][0], arrays["start_noise_S"][0] = 0.0, 0.7
         arrays["unknown_RM"][1] = 1.0
         arrays["var_RM"][1, : N_SEEN[1]] = 0.0
     return Study(**{k: jnp.asarray(x) for k, x in arrays.items()})
@@ -101,7 +103,13 @@ def priors_of_globals(study, s, options) -> float:
             total += stats.norm.logpdf(s[f"log_{kind}"][q], np.log(median), sd)
         for k in range(study.design_JE.shape[1]):
             total += stats.norm.logpdf(s["beta"][k, q], 0, getattr(p, f"effect_{name}"))
-    total += stats.norm.logpdf(s["logit_R0"], study.start_mean_S, study.start_sd_S).sum()
+    for k, mean in enumerate(np.asarray(study.start_mean_S)):
+        sd = float(study.start_sd_S[k])
+        if study.start_noise_S[k]:  # a value of unknown error at C = 0, at least half an sd from 0
+            error = float(study.start_noise_S[k]) * np.exp(float(s["log_noise_sd"]))
+            mean = np.log(np.hypot(expit(mean), error / 2) / np.hypot(expit(-mean), error / 2))
+            sd = error / (expit(mean) * expit(-mean))
+        total += stats.norm.logpdf(float(s["logit_R0"][k]), mean, sd)
     for name in ("wander_sd", "wander_length", "noise_sd", "concentration"):
         if f"log_{name}" in s:
             median, sd = getattr(p, name)
