@@ -33,6 +33,7 @@ from rlx.config import Config
 from rlx.errors import InputError
 
 FLAGS = ("--xla_gpu_deterministic_ops=true",)  # implies xla_gpu_exclude_nondeterministic_ops
+HOST_DEVICES = "--xla_force_host_platform_device_count"
 LARGEST = 8 * 10**9  # bytes of a directory of programs
 PART = ".part-"  # prefix of a program that is being written
 UNKNOWN = "this jaxlib does not know the flags"
@@ -133,10 +134,12 @@ def _accepted(flags: str) -> bool:
 def use_every_core() -> None:
     """One virtual CPU device per core, unless JAX has started; no effect on accelerators.
 
-    Two devices of one thread each are faster than one device of two threads: small matrix
-    products do not split well, batches do.
+    A number in the environment counts instead: JAX_NUM_CPU_DEVICES or XLA's flag. Two devices of
+    one thread each are faster than one device of two threads: small matrix products do not split
+    well, batches do.
     """
-    if "JAX_NUM_CPU_DEVICES" in os.environ:  # JAX reads it
+    flags = [word.partition("=")[0] for word in os.environ.get("XLA_FLAGS", "").split()]
+    if "JAX_NUM_CPU_DEVICES" in os.environ or HOST_DEVICES in flags:  # JAX and XLA read them
         return
     affinity = getattr(os, "sched_getaffinity", None)  # Linux only
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1

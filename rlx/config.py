@@ -876,9 +876,15 @@ def identity(config: Config) -> dict[str, Any]:
     return made | {"migrations": len(MIGRATIONS)}
 
 
-def another(run: dict[str, Any], config: Config) -> str:
-    """How the run with this `identity` differs from `config` in what it computes; empty if not."""
+def another(run: dict[str, Any], config: Config, free: Sequence[str] = ()) -> str:
+    """How the run with this `identity` differs from `config` in what it computes; empty if not.
+
+    free: sections and options that may differ.
+    """
     if not isinstance(run.get("config"), dict):
         return "it has no configuration"
     then = options(run["config"], run.get("migrations", 0), type(config))
-    return difference(then, options(asdict(config), kind=type(config)))
+    now = options(asdict(config), kind=type(config))
+    bound = lambda key: not any(f"{key}.".startswith(f"{part}.") for part in free)  # noqa: E731
+    then, now = ({key: x for key, x in made.items() if bound(key)} for made in (then, now))
+    return difference(then, now)

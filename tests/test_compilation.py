@@ -121,6 +121,26 @@ def test_flags_are_set_where_a_gpu_may_be_and_never_one_that_xla_would_end_at(tm
     assert json.loads(python(known, **there, XLA_FLAGS=mine)) == [mine, [], 3.0]
 
 
+COUNTED = """
+from rlx import compilation
+compilation.use_every_core()
+import jax
+print(jax.device_count())
+"""
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"JAX_NUM_CPU_DEVICES": "7"},
+        {"XLA_FLAGS": "--xla_cpu_enable_fast_math=false --xla_force_host_platform_device_count=7"},
+        {"XLA_FLAGS": "--xla_force_host_platform_device_count=7"},
+    ],
+)
+def test_a_number_of_devices_in_the_environment_counts(given):
+    assert int(python(COUNTED, **given)) == 7
+
+
 def test_a_directory_of_programs_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"^compile.cache=.*file: cannot be written: .*; choose"):

@@ -22,7 +22,7 @@ import pytest
 from rlx.config import Config, MeshConfig, ModelConfig, RolloutConfig
 from rlx.errors import InputError
 from rlx.mesh import make_mesh, of_params
-from rlx.models import hf, hf_files, rope, transformer
+from rlx.models import hf, hf_config, hf_files, rope, transformer
 from rlx.rollout import sampler
 from rlx.train import start
 
@@ -507,11 +507,34 @@ def test_a_llama4_that_sees_gives_its_text_model(mesh, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
-def test_a_mixture_that_no_family_computes_is_named(mesh, tmp_path):
+@pytest.mark.parametrize(
+    ("change", "wrong", "remedy"),
+    [
+        (
+            {},
+            "norm_topk=False",
+            "model.norm_topk=True (mixtral), or model.qk_norm=True (qwen3_moe)",
+        ),
+        (
+            {"d_ff": 40},
+            "qk_norm=False",
+            "model.norm_topk=True model.d_ff_expert=40 (mixtral), "
+            "or model.qk_norm=True (qwen3_moe)",
+        ),
+        (
+            {"router": "sigmoid"},
+            "rope_neighbours=False",
+            "model.rope_neighbours=True model.d_ff_shared=16 (llama4_text)",
+        ),
+    ],
+)
+def test_a_mixture_that_no_family_computes_is_named_with_what_to_train(change, wrong, remedy):
     config = hf.config_of(DATA / "mixtral")
-    params = hf.load(DATA / "mixtral", config, mesh)
-    with pytest.raises(InputError, match="^model.norm_topk=False: not Mixtral's; set it to True"):
-        hf.save(tmp_path / "out", params, replace(config, norm_topk=False))
+    config = replace(config, norm_topk=False, sliding_window=0, **change)
+    with pytest.raises(InputError) as error:
+        hf_config.to_json(config, "float32")
+    reason = "no format of transformers has this architecture"
+    assert str(error.value) == f"model.{wrong}: {reason}; train with {remedy}"
 
 
 def test_a_path_alone_gives_the_architecture(mesh):

@@ -379,32 +379,38 @@ def _experts_json(c: ModelConfig, name: str) -> dict:
 
 def family(c: ModelConfig) -> str:
     """The `model_type` of this configuration; InputError if there is none."""
-    if c.n_experts:
-        return _mixed_family(c)
-    _all_of(c, "of a dense decoder", dict.fromkeys(LLAMA4, 0))
-    return _dense_family(c)
-
-
-def _all_of(c: ModelConfig, what: str, needed: dict) -> None:
-    for key, value in needed.items():
-        if getattr(c, key) != value:
-            remedy = f"set it to {value}"
-            raise InputError(f"model.{key}", getattr(c, key), f"not {what}", remedy)
-
-
-def _mixed_family(c: ModelConfig) -> str:
+    no_llama4 = dict.fromkeys(LLAMA4, 0)
+    if not c.n_experts:
+        _fitting(c, {"llama": no_llama4})
+        return _dense_family(c)
     plain = {"qkv_bias": False, "sliding_window_from": 0}
     if c.router == "sigmoid":
-        needed = {"rope_neighbours": True, "d_ff_shared": c.d_ff_expert, "sparse_from": 0}
-        _all_of(c, "Llama 4's", {**plain, "sliding_window": 0, "qk_norm": False, **needed})
-        return "llama4_text"
-    plain |= dict.fromkeys(LLAMA4, 0)
-    if c.qk_norm:
-        _all_of(c, "Qwen3's", plain)
-        return "qwen3_moe"
-    needed = {"norm_topk": True, "sparse_every": 1, "sparse_from": 0, "d_ff_expert": c.d_ff}
-    _all_of(c, "Mixtral's", {**plain, **needed})
-    return "mixtral"
+        llama4 = {"sliding_window": 0, "qk_norm": False, "rope_neighbours": True}
+        llama4 |= {"d_ff_shared": c.d_ff_expert, "sparse_from": 0}
+        return _fitting(c, {"llama4_text": plain | llama4})
+    plain |= no_llama4
+    mixtral = {"qk_norm": False, "norm_topk": True, "sparse_every": 1, "sparse_from": 0}
+    mixtral |= {"d_ff_expert": c.d_ff}
+    return _fitting(c, {"mixtral": plain | mixtral, "qwen3_moe": plain | {"qk_norm": True}})
+
+
+def _fitting(c: ModelConfig, families: dict[str, dict]) -> str:
+    """The first of `families` whose fields the model has.
+
+    Raises InputError naming those to train with if there is none: weights fit no others.
+    """
+    lacking = {
+        name: {key: x for key, x in fields.items() if getattr(c, key) != x}
+        for name, fields in families.items()
+    }
+    nearest = min(lacking, key=lambda name: len(lacking[name]))
+    if not lacking[nearest]:
+        return nearest
+    key = next(iter(lacking[nearest]))
+    words = {name: " ".join(f"model.{k}={x}" for k, x in lacking[name].items()) for name in lacking}
+    ways = ", or ".join(f"{words[name]} ({name})" for name in words)
+    reason = "no format of transformers has this architecture"
+    raise InputError(f"model.{key}", getattr(c, key), reason, f"train with {ways}")
 
 
 def _dense_family(c: ModelConfig) -> str:

@@ -249,7 +249,8 @@ class Loop:
         saved = self.checkpoints.restore(task.arrays())
         self.version, arrays, host = saved or (0, {}, {"offsets": dict.fromkeys(ROWS, 0)})
         record.refuse_changed(host)
-        note_lost_work(record, self.version, host["clock"]["wall_s"] if saved else 0.0)
+        kept = flops.Ledger(**host.get("ledger", {})).compute
+        note_lost_work(record, self.version, kept, host["clock"]["wall_s"] if saved else 0.0)
         record.truncate(host["offsets"])
         if not saved:
             return False
@@ -271,11 +272,12 @@ def locked(record: RunRecord, key: str) -> AbstractContextManager:
         raise InputError(key, record.path, str(error), remedy) from None
 
 
-def note_lost_work(record: RunRecord, since: int, before_s: float) -> None:
-    """Record the updates, FLOPs and seconds that are about to be repeated.
+def note_lost_work(record: RunRecord, since: int, before: float, before_s: float) -> None:
+    """Record the updates that are about to be repeated, with what is known of their cost.
 
-    since: the updates that are kept, which took `before_s`. All rows of one evaluation, one per
-    evaluation set, have the same step and compute.
+    since: the updates that are kept, which took `before` FLOPs and `before_s` seconds. Cost is
+    measured at evaluations: it is that up to the last one, and None if no lost update was followed
+    by one.
     """
     if not record.writes:
         return
@@ -283,12 +285,12 @@ def note_lost_work(record: RunRecord, since: int, before_s: float) -> None:
     reached = max([len(record.rows("metrics.jsonl")), *(row["step"] for row in evals[-1:])])
     if reached <= since:
         return
-    compute = [row["compute"] for row in evals]
-    kept = [row["compute"] for row in evals if since and row["step"] <= since]
+    compute = [row["compute"] for row in evals if row["step"] > since]
+    seconds = [row["wall_s"] for row in clocks if row["step"] > since]
     lost = {
         "step": since,
         "updates_lost": reached - since,
-        "compute_lost": (compute or [0.0])[-1] - (kept or [0.0])[-1],
-        "wall_s_lost": max(clocks[-1]["wall_s"] - before_s, 0.0) if clocks else 0.0,
+        "compute_lost": compute[-1] - before if compute else None,
+        "wall_s_lost": seconds[-1] - before_s if seconds else None,
     }
     record.append("restarts.jsonl", lost)

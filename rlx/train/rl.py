@@ -57,7 +57,7 @@ class ReinforcementLearning(Task):
         self.weights = Weights(self._published(), 0)
         parts = (self.engine, self.buffer, self.weights, clock)
         stop = lambda: processes.any_of(watch.stop())[0]  # noqa: E731
-        self.turns = schedule.make(pipeline, *parts, stop)
+        self.turns = schedule.make(config, *parts, stop)
         self._spent = self.ledger.row()  # at the end of the latest update
 
     def _published(self) -> Params:

@@ -10,7 +10,10 @@ update, so a run can be replayed.
                   the old weights; if the staleness bound leaves the generator nothing to do, the
                   update ends at once. The clock does not measure time, so runs repeat bit for bit.
     Threads       they run concurrently, on separate devices, at hardware speed.
-    Replay        one thread repeats the recorded order of another run.
+    Replay        one thread repeats the recorded order of another run: of a run by threads, bit for
+                  bit. When groups are complete depends on every token, so the configuration must
+                  be that run's. What may differ: the number of updates, evaluations and what
+                  else decides the order (`FREE`), a run's names, and where it runs.
 """
 
 from __future__ import annotations
@@ -18,13 +21,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 
 import jax
 
-from rlx.config import PipelineConfig
-from rlx.errors import InputError
-from rlx.record import read_rows
+from rlx.config import Config, another
+from rlx.record import RunRecord
 from rlx.rollout.buffer import Buffer
 from rlx.rollout.engine import Engine
 from rlx.rollout.generator import Weights
@@ -32,6 +33,8 @@ from rlx.train.clock import Clock
 from rlx.types import StopAsked
 
 Stop = Callable[[], bool]
+OF_SCHEDULE = ("schedule", "replay", "decode_chunks_per_update")
+FREE = ("steps", "eval", *(f"pipeline.{name}" for name in OF_SCHEDULE))
 
 
 class OneThread(AbstractContextManager):
@@ -135,9 +138,17 @@ class Threads(AbstractContextManager):
 
 
 class Replay(OneThread):
-    def __init__(self, engine: Engine, weights: Weights, clock: Clock, events: Sequence[str]):
+    def __init__(
+        self,
+        engine: Engine,
+        buffer: Buffer,
+        weights: Weights,
+        clock: Clock,
+        events: Sequence[str],
+    ):
         """`events[v]`: the events between the updates of versions v - 1 and v."""
-        self.engine, self.weights, self.clock, self.events = engine, weights, clock, events
+        self.engine, self.buffer, self.weights = engine, buffer, weights
+        self.clock, self.events = clock, events
 
     def advance(self) -> bool:
         if self.weights.version >= len(self.events):
@@ -148,11 +159,34 @@ class Replay(OneThread):
                     self.engine.begin(self.weights)
                 else:
                     self.engine.collect()
+        if not self.buffer.ready():
+            reason = f"its events leave groups of update {self.weights.version} incomplete"
+            remedy = "repeat it on the same devices, with the same versions of packages"
+            self.engine.config.refuse("pipeline.replay", reason, remedy)
         return True
 
 
+def events_of(config: Config) -> list[str]:
+    """The events before each update of the run to replay.
+
+    Raises InputError if it recorded none, or has another configuration.
+    """
+    record = RunRecord(config.pipeline.replay, writes=False)
+    events = [row.get("schedule/events") for row in record.rows("metrics.jsonl")]
+    if not events:
+        reason, remedy = "it has no metrics.jsonl with updates", "give the directory of a run"
+        config.refuse("pipeline.replay", reason, remedy)
+    if any(not isinstance(done, str) for done in events):
+        reason = "its metrics.jsonl has no schedule/events"
+        config.refuse("pipeline.replay", reason, "replay another run")
+    if other := another(record.manifest, config, FREE):
+        reason = f"a run of another configuration: {other}"
+        config.refuse("pipeline.replay", reason, "set these as in that run")
+    return events
+
+
 def make(
-    config: PipelineConfig,
+    config: Config,
     engine: Engine,
     buffer: Buffer,
     weights: Weights,
@@ -160,20 +194,13 @@ def make(
     stop: Stop = lambda: False,
 ) -> VirtualClock | Threads | Replay:
     """The schedule of the configuration. Raises InputError if there is nothing to replay."""
-    if config.replay:
-        rows = read_rows(Path(config.replay) / "metrics.jsonl")
-        if not rows:
-            reason, remedy = "it has no metrics.jsonl with updates", "give the directory of a run"
-            raise InputError("pipeline.replay", config.replay, reason, remedy)
-        events = [row.get("schedule/events") for row in rows]
-        if any(not isinstance(done, str) for done in events):
-            reason, remedy = "its metrics.jsonl has no schedule/events", "replay another run"
-            raise InputError("pipeline.replay", config.replay, reason, remedy)
-        return Replay(engine, weights, clock, events)
-    if config.schedule == "threads" and jax.process_count() > 1:
+    pipeline = config.pipeline
+    if pipeline.replay:
+        return Replay(engine, buffer, weights, clock, events_of(config))
+    if pipeline.schedule == "threads" and jax.process_count() > 1:
         reason = "threads of several processes would run in different orders"
         remedy = "set pipeline.schedule=deterministic"
-        raise InputError("pipeline.schedule", config.schedule, reason, remedy)
-    if config.schedule == "threads":
+        config.refuse("pipeline.schedule", reason, remedy)
+    if pipeline.schedule == "threads":
         return Threads(engine, buffer, weights, clock, stop)
-    return VirtualClock(engine, buffer, weights, clock, stop, config.decode_chunks_per_update)
+    return VirtualClock(engine, buffer, weights, clock, stop, pipeline.decode_chunks_per_update)

@@ -191,6 +191,7 @@ def test_what_was_counted_goes_on_after_an_interruption(easy, tmp_path, never_va
 
 def test_a_run_without_a_schedule_is_not_replayed(tmp_path):
     RunRecord(tmp_path).append("metrics.jsonl", {"step": 0})
-    config = replace(start.Config().pipeline, replay=str(tmp_path))
+    config = start.Config()
+    config = replace(config, pipeline=replace(config.pipeline, replay=str(tmp_path)))
     with pytest.raises(InputError, match="its metrics.jsonl has no schedule/events"):
         schedule.make(config, None, None, None, None)

@@ -39,8 +39,8 @@ def interrupted(path, sets, torn=0):
 @pytest.mark.parametrize("sets, torn", [(SETS[:1], 0), (SETS, 0), (SETS, 1), (SETS, 2)])
 def test_lost_work_does_not_depend_on_the_number_of_sets(tmp_path, sets, torn):
     record = interrupted(tmp_path, sets, torn)
-    note_lost_work(record, 4, 13.0)
-    note_lost_work(record, 0, 0.0)
+    note_lost_work(record, 4, 4e9, 13.0)
+    note_lost_work(record, 0, 0.0, 0.0)
     since_4, whole = read_rows(tmp_path / "restarts.jsonl")
     assert since_4 == {
         "step": 4, "updates_lost": 6, "compute_lost": 4e9, "wall_s_lost": 11.0
@@ -49,8 +49,22 @@ def test_lost_work_does_not_depend_on_the_number_of_sets(tmp_path, sets, torn):
 
 
 def test_nothing_is_lost_after_the_last_evaluation_and_update(tmp_path):
-    note_lost_work(interrupted(tmp_path, SETS), 10, 30.0)
+    note_lost_work(interrupted(tmp_path, SETS), 10, 1e10, 30.0)
     assert not (tmp_path / "restarts.jsonl").exists()
+
+
+def test_the_cost_of_lost_work_begins_at_the_checkpoint(tmp_path):
+    note_lost_work(interrupted(tmp_path, SETS), 7, 7e9, 22.0)
+    (lost,) = read_rows(tmp_path / "restarts.jsonl")
+    assert lost == {"step": 7, "updates_lost": 3, "compute_lost": 1e9, "wall_s_lost": 2.0}
+
+
+@pytest.mark.parametrize("since", [8, 9])
+def test_the_cost_of_updates_before_any_evaluation_is_unknown(tmp_path, since):
+    note_lost_work(interrupted(tmp_path, SETS), since, since * 1e9, 25.0)
+    (lost,) = read_rows(tmp_path / "restarts.jsonl")
+    assert lost.pop("updates_lost") == 10 - since
+    assert lost == {"step": since, "compute_lost": None, "wall_s_lost": None}
 
 
 def test_the_commit_is_that_of_the_checkout():

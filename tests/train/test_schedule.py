@@ -2,6 +2,8 @@
 
 import functools
 import json
+import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -87,6 +89,45 @@ def test_an_error_of_the_generator_ends_the_run(easy, tmp_path, monkeypatch):
 def test_replay_of_nothing_is_refused(easy, tmp_path):
     pipeline = PipelineConfig("pipeline", 1, replay=str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match="pipeline.replay=.*nowhere: it has no metrics.jsonl"):
+        rl.train(replace(easy, out=str(tmp_path / "run"), pipeline=pipeline), progress=False)
+
+
+@pytest.mark.parametrize(
+    "changes, other",
+    [
+        ({"rollout": {"max_new_tokens": 9}}, "rollout.max_new_tokens=6, not 9"),
+        ({"rollout": {"prompts_per_step": 8}}, "rollout.prompts_per_step=4, not 8"),
+        ({"pipeline": {"k": 2}}, "pipeline.k=3, not 2"),
+        ({"algo": {"is_cap": 4.0}}, "algo.is_cap=5.0, not 4.0"),
+    ],
+)
+def test_replay_of_another_configuration_is_refused(make_run, easy, tmp_path, changes, other):
+    recorded = make_run(pipeline=PipelineConfig("pipeline", 3))
+    pipeline = PipelineConfig("pipeline", 3, replay=str(recorded))
+    again = replace(easy, out=str(tmp_path), pipeline=pipeline)
+    parts = {name: replace(getattr(again, name), **part) for name, part in changes.items()}
+    line = f"pipeline.replay={recorded}: a run of another configuration: {other}; set these"
+    with pytest.raises(InputError, match=re.escape(line)):
+        rl.train(replace(again, **parts), progress=False)
+
+
+def test_a_replay_may_be_shorter_and_evaluated_elsewhere(make_run, easy, tmp_path):
+    recorded = make_run(pipeline=PipelineConfig("pipeline", 3))
+    pipeline = PipelineConfig("pipeline", 3, 5, replay=str(recorded))
+    every = EvalConfig(every_steps=3, samples_per_prompt=1)
+    again = replace(easy, out=str(tmp_path), pipeline=pipeline, steps=4, eval=every)
+    rl.train(again, progress=False)
+    assert read_rows(tmp_path / "metrics.jsonl") == read_rows(recorded / "metrics.jsonl")[:4]
+
+
+def test_a_schedule_that_does_not_fit_the_samples_is_refused(make_run, easy, tmp_path):
+    recorded, short = make_run(pipeline=PipelineConfig("pipeline", 3)), tmp_path / "short"
+    shutil.copytree(recorded, short)
+    rows = read_rows(short / "metrics.jsonl")
+    rows[0]["schedule/events"] = "bc"  # 2 of 6 tokens
+    (short / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pipeline = PipelineConfig("pipeline", 3, replay=str(short))
+    with pytest.raises(InputError, match="its events leave groups of update 0 incomplete"):
         rl.train(replace(easy, out=str(tmp_path / "run"), pipeline=pipeline), progress=False)
 
 
