@@ -18,9 +18,11 @@ update, so a run can be replayed.
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import jax
 
@@ -179,10 +181,19 @@ def events_of(config: Config) -> list[str]:
     if any(not isinstance(done, str) for done in events):
         reason = "its metrics.jsonl has no schedule/events"
         config.refuse("pipeline.replay", reason, "replay another run")
-    if other := another(record.manifest, config, FREE):
+    if other := another(begun(record.manifest), config, FREE):
         reason = f"a run of another configuration: {other}"
         config.refuse("pipeline.replay", reason, "set these as in that run")
     return events
+
+
+def begun(manifest: dict[str, Any]) -> dict[str, Any]:
+    """A manifest whose configuration names the checkpoints of other runs that it began with."""
+    made = copy.deepcopy(manifest)
+    for key, step in made.get("sources", {}).items():
+        section, name = key.split(".")
+        made["config"][section][name] += f"/checkpoints/{step}"
+    return made
 
 
 def make(

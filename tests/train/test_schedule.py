@@ -120,6 +120,25 @@ def test_a_replay_may_be_shorter_and_evaluated_elsewhere(make_run, easy, tmp_pat
     assert read_rows(tmp_path / "metrics.jsonl") == read_rows(recorded / "metrics.jsonl")[:4]
 
 
+def test_a_replay_begins_with_the_weights_of_its_run(easy, tmp_path):
+    """Those of a checkpoint of another run, which has gone on since."""
+    source = replace(easy, steps=4, out=str(tmp_path / "source"))
+    rl.train(replace(source, until=2), progress=False)
+    model = replace(easy.model, path=source.out)
+    recorded = replace(easy, model=model, steps=2, out=str(tmp_path / "run"))
+    rl.train(recorded, progress=False)
+    again = replace(recorded, pipeline=PipelineConfig(replay=recorded.out))
+    rl.train(replace(again, out=str(tmp_path / "again")), progress=False)
+    rl.train(source, progress=False)
+    newer = replace(again, out=str(tmp_path / "newer"))
+    with pytest.raises(InputError, match="model.path=.*source/checkpoints/2, not .*/4; set these"):
+        rl.train(newer, progress=False)
+    at = replace(newer, model=replace(model, path=f"{source.out}/checkpoints/2"))
+    rl.train(replace(at, out=str(tmp_path / "at")), progress=False)
+    rows = [read_rows(tmp_path / run / "metrics.jsonl") for run in ("run", "again", "at")]
+    assert rows[0] == rows[1] == rows[2]
+
+
 def test_a_schedule_that_does_not_fit_the_samples_is_refused(make_run, easy, tmp_path):
     recorded, short = make_run(pipeline=PipelineConfig("pipeline", 3)), tmp_path / "short"
     shutil.copytree(recorded, short)
