@@ -134,21 +134,30 @@ def claimed(
 
     Raises:
         InputError: another process does; a configuration cannot be used; two cells have the same
-            directory or compute the same; or a directory holds a run that differs from its cell.
+            directory or compute the same, also if they differ in what their loss does not read; or
+            a directory holds a run that differs from its cell.
     """
+    from rlx.train import recipe  # slow to load
+
     plan: dict[str, Options] = {}
-    seen: dict[str, Sequence[str]] = {}
+    seen: dict[str, tuple[Sequence[str], Options]] = {}
     configs = [make(cell) for cell in words]
     for cell, config in zip(words, configs, strict=True):
         path, now = Path(config.out), options(asdict(config))
-        run = json.dumps(now, sort_keys=True, default=str)
+        unread = recipe.unread(config.algo.loss)
+        read = {key: x for key, x in now.items() if key not in unread}
+        run = json.dumps(read, sort_keys=True, default=str)
         for same, what in ((path.name, "would have this directory"), (run, "are this run")):
             if same in seen:
-                apart = set(cell) ^ set(seen[same])
+                other, then = seen[same]
+                apart = set(cell) ^ set(other)
                 both = f"with {' and '.join(sorted(apart))}" if apart else "with the same words"
+                idle = [key for key in unread if same == run and then[key] != now[key]]
+                if idle:
+                    both += f": algo.loss={config.algo.loss} does not read {', '.join(idle)}"
                 remedy = "leave one out, or sweep them separately with out=DIR"
                 raise InputError("out", path, f"two cells {what}, {both}", remedy)
-        seen[path.name] = seen[run] = cell
+        seen[path.name] = seen[run] = cell, now
         plan[path.name] = now | {FILES: contents(now)}
         same_as_before(path, config, now)
     try:

@@ -260,6 +260,16 @@ CLASHES = [
         r"two cells are this run, with \+ablation=cap_4 and \+ablation=none; leave one out, .*",
     ),
     (
+        ["algo=dapo", "+ablation=none,cap_4"],
+        r"two cells are this run, with \+ablation=cap_4 and \+ablation=none: algo.loss=ppo_clip "
+        "does not read algo.is_cap; leave one out, .*",
+    ),
+    (
+        ["algo.loss=cispo,gspo", "algo.clip_high=0.2,0.3"],
+        r"two cells are this run, with algo.clip_high=0.2 and algo.clip_high=0.3: "
+        "algo.loss=cispo does not read algo.clip_high; leave one out, .*",
+    ),
+    (
         ["optim.pack=true,yes"],
         "two cells are this run, with optim.pack=True and optim.pack=yes; .*",
     ),

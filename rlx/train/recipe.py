@@ -22,6 +22,8 @@ REFUSED = {
         "use algo.advantage=distill, which is of the sampled token",
     )
 }
+# Options that only losses read.
+OF_LOSSES = ("clip_low", "clip_high", "is_cap", "tau_positive", "tau_negative", "tbrm_beta")
 ARRAYS = 4  # parameters of every loss: logp, behaviour logp, advantage, mask
 
 
@@ -65,6 +67,12 @@ GIVEN = (*Hyper._fields, "ref_logp_BT", "reward_B", "log_partition_B")
 def inputs(loss: str) -> tuple[str, ...]:
     """Parameters of a loss beyond those of all losses."""
     return named.asks(named.find(LOSSES, loss), ARRAYS)
+
+
+def unread(loss: str) -> list[str]:
+    """Options of other losses that have no effect with this one; none are known of an import."""
+    names = OF_LOSSES if loss in LOSSES else ()
+    return [f"algo.{name}" for name in names if name not in inputs(loss)]
 
 
 def loss_of(algo: AlgoConfig) -> Callable:

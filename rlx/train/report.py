@@ -163,6 +163,7 @@ def verdict(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
             total("policy/clipped_share"),
         ),
         "correction": (algo.correction != "none", total("policy/clipped_share")),
+        **{key: (key in config.axes, 0.0) for key in recipe.unread(algo.loss)},
     }
     truncated = np.array([row["rollout/truncated_share"] for row in rows])
     over = np.flatnonzero(truncated > UNSTABLE_TRUNCATION)

@@ -60,6 +60,15 @@ def test_its_name_is_static(tiny):
     assert spec.loss == HERE and isinstance(hash(spec), int)
 
 
+def test_options_that_a_loss_does_not_read_are_those_of_others():
+    read = {name for loss in LOSSES for name in recipe.inputs(loss)}
+    assert read & set(vars(AlgoConfig())) == set(recipe.OF_LOSSES)
+    tau = ["algo.tau_positive", "algo.tau_negative"]
+    assert recipe.unread("ppo_clip") == ["algo.is_cap", *tau, "algo.tbrm_beta"]
+    assert recipe.unread("dppo_tv") == [*tau, "algo.tbrm_beta"]
+    assert recipe.unread(HERE) == []
+
+
 @pytest.mark.parametrize(
     "algo, line",
     [

@@ -200,6 +200,16 @@ def test_a_switch_that_never_fired_is_named(make_run, easy):
     }  # fmt: skip
 
 
+def test_an_axis_that_the_loss_does_not_read_is_named(easy, tmp_path):
+    algo = AlgoConfig(loss="ppo_clip", is_cap=4.0, clip_high=0.3)
+    config = replace(easy, out=str(tmp_path), algo=algo, steps=1)
+    manifest = rl.train(
+        replace(config, axes={"algo.is_cap": 4.0, "algo.clip_high": 0.3}), progress=False
+    )
+    assert manifest["fired"]["algo.is_cap"] == 0
+    assert "algo.clip_high" not in manifest["fired"] and "algo.tbrm_beta" not in manifest["fired"]
+
+
 def test_updates_that_are_not_finite_stop_the_run(easy, tmp_path, monkeypatch):
     def poisoned(groups, *args, collate=rl.collate):
         batch = collate(groups, *args)
