@@ -155,8 +155,7 @@ def backtest(
         raise InputError("origins", origins, reason, "give later ones")
     jobs = [(curve, origin) for curve in curves for origin in usable]
     for curve, origin in tqdm(jobs, desc="backtest", unit="fit", disable=not progress):
-        seen, later = data.until(share=origin), data.after(share=origin)
-        seen = with_first(data, seen)
+        seen, later = with_first(data, origin), data.after(share=origin)
         tree = posterior_of(seen, curve=curve, method=method, pad_to=pad_to, **options)
         points.append(score(Draws(tree, unsafe=True), later).assign(curve=curve, origin=origin))
     return Backtest(pd.concat([x for x in points if len(x)] or points, ignore_index=True))
@@ -204,8 +203,10 @@ def usable_origins(data: Evals, origins: Sequence[float] = ORIGINS) -> list[floa
     return [origin for origin in origins if seen(origin) >= MIN_SEEN]
 
 
-def with_first(data: Evals, seen: Evals) -> Evals:
-    """`seen`, with the first evaluation at C > 0 of every run that has none there."""
+def with_first(data: Evals, share: float) -> Evals:
+    """Each run cut to C <= share * (its last C), with its first evaluation at C > 0 if none is
+    there."""
+    seen = data.with_rows(data.early(share=share))
     positive = data.frame[data.frame["compute"] > 0]
     first = positive.loc[positive.groupby("run", sort=False)["compute"].idxmin()]
     have = set(seen.frame.loc[seen.frame["compute"] > 0, "run"])
