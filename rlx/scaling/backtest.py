@@ -33,6 +33,7 @@ from rlx.scaling.data import Evals
 from rlx.scaling.draws import Draws
 from rlx.scaling.forecast import predictive
 from rlx.scaling.infer import posterior_of
+from rlx.scaling.source import some
 
 Floats = NDArray[np.float64]
 
@@ -219,6 +220,13 @@ def with_first(data: Evals, share: float) -> Evals:
     return Evals(frame, axes=data.axes)
 
 
+def check_unit(seen: Evals, data: Evals) -> None:
+    """Raises InputError unless both count compute in one unit."""
+    if data.compute_label != seen.compute_label:
+        reason = f"not the compute of the fit, {seen.compute_label}"
+        raise InputError("data", data.compute_label, reason, "give Evals of one unit of compute")
+
+
 def unseen(seen: Evals, data: Evals) -> pd.DataFrame:
     """Rows of `data` beyond the last evaluation of their run in `seen`."""
     last = data.frame["run"].map(seen.frame.groupby("run")["compute"].max())
@@ -231,7 +239,12 @@ def score(posterior: Draws, later: Evals) -> pd.DataFrame:
 
     Columns: run, recipe, compute, observed; horizon = C / C_seen and its band; mean, q05, q50, q95
     of the forecast; inside, whether q05 <= observed <= q95; log_score; crps.
+
+    Raises InputError if no run is in the fit.
     """
+    if not {*posterior.runs} & {*later.runs}:
+        remedy = f"use runs among {some(posterior.runs, most=8)}"
+        raise InputError("later", some(later.runs, most=3), "not in this fit", remedy)
     vouched = [run for run in posterior.runs if run not in posterior.departed]
     frame = unseen(posterior.evals, later)
     frame = frame[frame["run"].isin(vouched)]

@@ -144,7 +144,7 @@ def forecasts(fit: ScalingFit, data: Evals, shares: Sequence[float] = ORIGINS) -
         if share not in made:
             same = {"method": "laplace", "pad_to": width(data)}
             with contextlib.redirect_stdout(io.StringIO()):  # of runs that left their curve
-                made[share] = fit.update(seen[share], **same).unsafe()
+                made[share] = fit.refit(seen[share], **same).unsafe()
     return [Window(share, made[share], score(made[share], data)) for share in sorted(made)]
 
 
