@@ -56,7 +56,7 @@ def exact(name: str, evals: Evals) -> pd.Series:
 
 def asked(name: str, evals: Evals, share: float) -> pd.DataFrame:
     """The rows of one set and share."""
-    seen = evals if share == 1 else with_first(evals, evals.until(share=share))
+    seen = evals if share == 1 else with_first(evals, share)
     longest = int(evals.frame.groupby("run").size().max())
     fit = sc.fit(seen, method="laplace", pad_to=longest).unsafe()
     family = best_curve(sc.evidence(seen, pad_to=longest))

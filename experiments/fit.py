@@ -241,6 +241,7 @@ def _points(data: Evals, fits, out: Path, holdout: float, start, origins, of_pag
 def _posterior(data: Evals, out: Path, holdout: float, origins, of_page, of_fit) -> str:
     """Fit the posterior and write what it says; the names of the files."""
     seen = data.until(share=1 - holdout) if holdout else data
+    data = data.select(seen.runs)
     posterior = sc.fit(seen, progress=True, **of_fit)
     later = data.after(share=1 - holdout) if holdout else None
     of_page = {"data": data, "shares": origins, **of_page}

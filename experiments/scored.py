@@ -219,7 +219,7 @@ def score_set(evals: Evals, share: float, method: str) -> Iterator[dict]:
     Interval score: width + 2 / (1 - PROB) times the distance by which an evaluation lies outside
     (Gneiting and Raftery 2007, JASA 102:359, Eq. 43).
     """
-    seen = with_first(evals, evals.until(share=share))
+    seen = with_first(evals, share)
     longest = int(evals.frame.groupby("run").size().max())
     posterior = sc.fit(seen, method=method, pad_to=longest).unsafe()
     groups = dict(list(unseen(seen, evals).groupby("run", sort=False)))

@@ -108,7 +108,7 @@ def work(options: Options) -> None:
                 with contextlib.redirect_stdout(io.StringIO()):
                     if cut < 1:
                         seen, later = (
-                            with_first(evals, evals.until(share=cut)),
+                            with_first(evals, cut),
                             evals.after(share=cut),
                         )
                     else:

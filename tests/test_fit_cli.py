@@ -153,6 +153,25 @@ def test_a_posterior_of_a_study(tmp_path, capsys):
     assert "ceilings (pass rate at 10x the compute seen):" in capsys.readouterr().out
 
 
+def test_a_run_that_begins_beyond_the_holdout_is_left_out(tmp_path, capsys):
+    begins = {"a": 0.0, "b": 0.0, "late": 12.0}
+    rows = [
+        (run, C, sigmoid(C, A=0.6, B=1.5, C_mid=3.0, R0=0.2))
+        for run, first in begins.items()
+        for C in np.arange(first, 21.0)
+    ]
+    file, out = tmp_path / "late.csv", tmp_path / "out"
+    pd.DataFrame(rows, columns=["run", "compute", "value"]).to_csv(file, index=False)
+    words = [f"data={file}", "method=laplace", "curve=sigmoid", "origins=[]", f"out={out}"]
+    assert main(words) == 0
+    said = "late.csv: run late: no evaluation up to 0.5 of its end: left out"
+    assert said in capsys.readouterr().out
+    assert sc.load(out / "posterior.nc").runs == ["a", "b"]
+    assert set(pd.read_csv(out / "forecast.csv")["run"]) == {"a", "b"}
+    png_size(out / "report.png")
+    assert (out / "report.html").exists()
+
+
 def test_run_takes_a_path_or_evals(tmp_path, capsys):
     write_study(tmp_path / "study")
     by_path = run(tmp_path / "study", tmp_path / "a", method="point")

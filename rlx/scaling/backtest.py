@@ -33,6 +33,7 @@ from rlx.scaling.data import Evals
 from rlx.scaling.draws import Draws
 from rlx.scaling.forecast import predictive
 from rlx.scaling.infer import posterior_of
+from rlx.scaling.source import some
 
 Floats = NDArray[np.float64]
 
@@ -155,8 +156,7 @@ def backtest(
         raise InputError("origins", origins, reason, "give later ones")
     jobs = [(curve, origin) for curve in curves for origin in usable]
     for curve, origin in tqdm(jobs, desc="backtest", unit="fit", disable=not progress):
-        seen, later = data.until(share=origin), data.after(share=origin)
-        seen = with_first(data, seen)
+        seen, later = with_first(data, origin), data.after(share=origin)
         tree = posterior_of(seen, curve=curve, method=method, pad_to=pad_to, **options)
         points.append(score(Draws(tree, unsafe=True), later).assign(curve=curve, origin=origin))
     return Backtest(pd.concat([x for x in points if len(x)] or points, ignore_index=True))
@@ -204,8 +204,10 @@ def usable_origins(data: Evals, origins: Sequence[float] = ORIGINS) -> list[floa
     return [origin for origin in origins if seen(origin) >= MIN_SEEN]
 
 
-def with_first(data: Evals, seen: Evals) -> Evals:
-    """`seen`, with the first evaluation at C > 0 of every run that has none there."""
+def with_first(data: Evals, share: float) -> Evals:
+    """Each run cut to C <= share * (its last C), with its first evaluation at C > 0 if none is
+    there."""
+    seen = data.with_rows(data.early(share=share))
     positive = data.frame[data.frame["compute"] > 0]
     first = positive.loc[positive.groupby("run", sort=False)["compute"].idxmin()]
     have = set(seen.frame.loc[seen.frame["compute"] > 0, "run"])
@@ -216,6 +218,13 @@ def with_first(data: Evals, seen: Evals) -> Evals:
     order = {run: i for i, run in enumerate(data.runs)}
     frame = frame.sort_values("run", key=lambda s: s.map(order), kind="stable", ignore_index=True)
     return Evals(frame, axes=data.axes)
+
+
+def check_unit(seen: Evals, data: Evals) -> None:
+    """Raises InputError unless both count compute in one unit."""
+    if data.compute_label != seen.compute_label:
+        reason = f"not the compute of the fit, {seen.compute_label}"
+        raise InputError("data", data.compute_label, reason, "give Evals of one unit of compute")
 
 
 def unseen(seen: Evals, data: Evals) -> pd.DataFrame:
@@ -230,7 +239,12 @@ def score(posterior: Draws, later: Evals) -> pd.DataFrame:
 
     Columns: run, recipe, compute, observed; horizon = C / C_seen and its band; mean, q05, q50, q95
     of the forecast; inside, whether q05 <= observed <= q95; log_score; crps.
+
+    Raises InputError if no run is in the fit.
     """
+    if not {*posterior.runs} & {*later.runs}:
+        remedy = f"use runs among {some(posterior.runs, most=8)}"
+        raise InputError("later", some(later.runs, most=3), "not in this fit", remedy)
     vouched = [run for run in posterior.runs if run not in posterior.departed]
     frame = unseen(posterior.evals, later)
     frame = frame[frame["run"].isin(vouched)]

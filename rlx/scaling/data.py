@@ -173,14 +173,19 @@ class Evals:
     def until(self, compute: float | None = None, *, share: float | None = None) -> Evals:
         """Each run cut to C <= compute, or to C <= share * (the run's last C).
 
-        A run without evaluations there is left out. Raises InputError if all are, or unless one of
-        the two is given.
+        A run without evaluations there is left out, and a note says so. Raises InputError if all
+        are, or unless one of the two is given.
         """
-        return self.with_rows(self._early(compute, share))
+        early = self.with_rows(self.early(compute, share))
+        there, notes = set(early.runs), Notes(self.notes)
+        gone = dict.fromkeys([run for run in self.runs if run not in there], 0)
+        end = f"C = {compute:g}" if share is None else f"{share:g} of its end"
+        notes.say_runs(self.title or "until", gone, f"no evaluation up to {end}: left out")
+        return replace(early, notes=tuple(notes))
 
     def after(self, compute: float | None = None, *, share: float | None = None) -> Evals:
         """The complement of `until`."""
-        return self.with_rows(~self._early(compute, share))
+        return self.with_rows(~self.early(compute, share))
 
     def with_rows(self, keep: pd.Series) -> Evals:
         """The rows where `keep`. Raises InputError if there are none."""
@@ -217,7 +222,8 @@ class Evals:
         ]
         return ", ".join(words)
 
-    def _early(self, compute: float | None, share: float | None) -> pd.Series:
+    def early(self, compute: float | None = None, share: float | None = None) -> pd.Series:
+        """Whether `until` keeps a row."""
         if (compute is None) == (share is None):
             reason = "needs exactly one of compute and share"
             raise InputError("share", share, reason, "give compute=C or share=0.5")

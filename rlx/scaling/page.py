@@ -137,14 +137,14 @@ def forecasts(fit: ScalingFit, data: Evals, shares: Sequence[float] = ORIGINS) -
         if not 0 < share <= 1:
             raise InputError("shares", share, "not in (0, 1]", "0.5 is the first half")
     wanted = sorted({*usable_origins(data, shares), 1.0}) if shares else []
-    seen = {share: with_first(data, data.until(share=share)) for share in wanted}
+    seen = {share: with_first(data, share) for share in wanted}
     own = [share for share in wanted if seen[share].sha256() == fit.evals.sha256()]
     made = {share: fit for share in own} or {_share(fit.evals, data): fit}
     for share in wanted:
         if share not in made:
             same = {"method": "laplace", "pad_to": width(data)}
             with contextlib.redirect_stdout(io.StringIO()):  # of runs that left their curve
-                made[share] = fit.update(seen[share], **same).unsafe()
+                made[share] = fit.refit(seen[share], **same).unsafe()
     return [Window(share, made[share], score(made[share], data)) for share in sorted(made)]
 
 

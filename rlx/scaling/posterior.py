@@ -19,9 +19,11 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
+import pandas as pd
+
 from rlx.errors import InputError
 from rlx.scaling import allocate, check, compare, effects, forecast, parameters, saved
-from rlx.scaling.backtest import backtest_of, score, trust_of
+from rlx.scaling.backtest import backtest_of, check_unit, score, trust_of
 from rlx.scaling.data import Evals
 from rlx.scaling.draws import Draws
 from rlx.scaling.infer import posterior_of
@@ -57,24 +59,39 @@ class ScalingFit(Draws):
     def update(self, data: Evals, **options) -> ScalingFit:
         """The fit of more data with the same options.
 
-        data: all evaluations, those of this fit too. Raises InputError if a run has only later
-        ones.
+        data: all evaluations, those of this fit too, and maybe more runs. Raises InputError if it
+        lacks any, or counts compute in another unit.
         """
         if isinstance(data, Evals):  # else `fit` says what it needs
-            last = self.evals.frame.groupby("run")["compute"].max()
-            begins = data.frame.groupby("run")["compute"].min()
-            if len(later := begins.index[begins > last.reindex(begins.index)]):
-                reason, remedy = (
-                    "only evaluations after those of the fit",
-                    "give the earlier ones too",
-                )
-                raise InputError("run", later[0], reason, remedy)
+            _check_extends(self.evals, data)
+        return self.refit(data, **options)
+
+    def refit(self, data: Evals, **options) -> ScalingFit:
+        """The fit of other data with the same options."""
         same = self.options | {name: self.attrs[name] for name in ("method", "seed")}
         return fit(data, **(same | options))
 
     def save(self, path: Path | str) -> None:
         """Write the fit as one netCDF file, with a checksum for `load`."""
         saved.write(self.tree, path)
+
+
+def _check_extends(fitted: Evals, data: Evals) -> None:
+    """Raises InputError unless `data` has all evaluations that were fitted, in their unit."""
+    check_unit(fitted, data)
+    last = fitted.frame.groupby("run")["compute"].max()
+    begins = data.frame.groupby("run")["compute"].min()
+    remedy = "give the earlier ones too"
+    if len(later := begins.index[begins > last.reindex(begins.index)]):
+        raise InputError("run", later[0], "only evaluations after those of the fit", remedy)
+    if len(gone := [run for run in fitted.runs if run not in data.runs]):
+        raise InputError("run", gone[0], "not among the evaluations", "give all runs of the fit")
+    keys = ["run", "compute"]
+    there = pd.MultiIndex.from_frame(data.frame[keys])
+    lost = fitted.frame[~pd.MultiIndex.from_frame(fitted.frame[keys]).isin(there)]
+    if len(lost):
+        reason = f"lacks the fitted evaluation at C = {lost['compute'].iloc[0]:g}"
+        raise InputError("run", lost["run"].iloc[0], reason, remedy)
 
 
 def load(path: Path | str) -> ScalingFit:

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 import rlx.scaling as sc
+from rlx.errors import InputError
 from rlx.scaling.backtest import BANDS, Backtest, crps, score, usable_origins
 from rlx.scaling.data import Evals
 from tests.scaling.hand import hand_fit
@@ -114,6 +115,13 @@ def test_runs_that_had_left_their_curve_are_not_scored():
     assert score(fit, Evals(frame))["run"].tolist() == ["two-s0"]
     none = score(fit, Evals(frame[frame["run"] == "one-s0"]))
     assert none.empty and Backtest(none.assign(curve="burr", origin=0.5)).trust() == 1.0
+
+
+def test_other_runs_are_not_scored():
+    fit = hand_fit({"one": [(0.6, 2.0, 1.0)] * 40})
+    other = fit.evals.rename({"one-s0": "other"})
+    with pytest.raises(InputError, match="later=other: not in this fit; use runs among one-s0"):
+        fit.score(other)
 
 
 def test_what_was_fitted_is_not_scored():

@@ -425,6 +425,20 @@ def test_until_and_after_cut_each_run():
     assert len(evals.frame) == 15
 
 
+def test_until_says_which_runs_it_leaves_out(capsys):
+    rows = [
+        (run, c, c / 100) for run, first in (("a", 0), ("late", 60)) for c in range(first, 90, 5)
+    ]
+    evals = read(rows, "run C value")
+    capsys.readouterr()
+    half = evals.until(share=0.5)
+    said = "t: run late: no evaluation up to 0.5 of its end: left out"
+    assert half.runs == ["a"] and half.notes == (*evals.notes, said)
+    assert capsys.readouterr().out == f"{said}\n"
+    assert evals.until(40).notes[-1] == "t: run late: no evaluation up to C = 40: left out"
+    assert evals.until(60).notes == evals.notes
+
+
 @pytest.mark.parametrize(
     ("options", "want"),
     [

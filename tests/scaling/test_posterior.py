@@ -134,6 +134,17 @@ def test_an_update_needs_the_earlier_evaluations_too(fit):
     later = replace(fit.evals, frame=frame.assign(compute=frame["compute"] + 4))
     with pytest.raises(sc.InputError, match="run=low-s0: only evaluations after those of the fit"):
         fit.update(later)
+    overlap = replace(fit.evals, frame=fit.evals.frame.query("compute > 3"))
+    with pytest.raises(
+        sc.InputError, match="run=low-s0: lacks the fitted evaluation at C = 1; give"
+    ):
+        fit.update(overlap)
+    with pytest.raises(
+        sc.InputError, match="run=high-s0: not among the evaluations; give all runs"
+    ):
+        fit.update(fit.evals.select(["low-s0"]))
+    with pytest.raises(sc.InputError, match="data=FLOPs: not the compute of the fit, compute C;"):
+        fit.update(replace(fit.evals, compute_label="FLOPs"))
     with pytest.raises(sc.InputError, match="data=DataFrame: not Evals; read it with Evals.read"):
         fit.update(frame)
     with pytest.raises(sc.InputError, match=r'axes=T: one name, .* write axes=\("T",\)'):
