@@ -13,7 +13,7 @@ from scipy.special import logit
 from rlx.errors import InputError
 from rlx.scaling.data import Evals
 from rlx.scaling.model import FIRST_GAP, Options, Study
-from rlx.scaling.priors import Priors
+from rlx.scaling.priors import LATE_RISE, NEAR_START, Priors
 
 Floats = NDArray[np.float64]
 
@@ -178,10 +178,23 @@ def _starts(
         elif len(zero):
             found.append(_measured(zero, fitted))
         else:
-            first = float(rows.groupby("run", sort=False)["value"].first().mean())
-            offset, sd = priors.start
-            found.append((float(logit(np.clip(first, 1e-3, 1 - 1e-3))) + offset, sd, 0.0))
+            found.append(_unmeasured(rows, priors))
     return np.array(found)
+
+
+def _unmeasured(rows: pd.DataFrame, priors: Priors) -> tuple[float, float, float]:
+    """The row of `_starts` of a start without an evaluation at C = 0: `Priors.start`.
+
+    After a late first evaluation the curve may have risen from far below: the mean is lower, and
+    the sd larger, by what grows from 0 at a share NEAR_START of the last compute to LATE_RISE.
+    """
+    first = float(rows.drop_duplicates("run")["value"].mean())
+    compute = rows.groupby("run", sort=False)["compute"]
+    share = float((compute.min() / compute.max()).mean())
+    risen = LATE_RISE * max(1 - NEAR_START / share, 0.0)
+    offset, sd = priors.start
+    mean = float(logit(np.clip(first, 1e-3, 1 - 1e-3))) + offset
+    return mean - risen, float(np.hypot(sd, risen)), 0.0
 
 
 def _measured(zero: pd.DataFrame, fitted: bool) -> tuple[float, float, float]:

@@ -14,6 +14,8 @@ Floats = NDArray[np.float64]
 
 COORDINATES = ("a", "c", "b")
 PRIOR_DRAWS = 4000
+NEAR_START = 0.05  # share of a run's last compute up to which its first evaluation tells R0
+LATE_RISE = 2.0  # logit: how far the pass rate may have risen before a late first evaluation
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class Priors:
     wander_sd: tuple[float, float] = (0.01, 0.7)  # log-normal, a pass rate
     wander_length: tuple[float, float] = (3.0, 0.7)  # log-normal, in median gaps of a run
     noise_sd: tuple[float, float] = (0.01, 1.0)  # log-normal; if no sampling error is known
-    start: tuple[float, float] = (-0.2, 0.5)  # normal, logit R0 - logit(first value), without C = 0
+    # normal, logit R0 - logit(first value), without C = 0; wider if that is late, see arrays.py
+    start: tuple[float, float] = (-0.2, 0.5)
     student_df: float = 4.0
     concentration: tuple[float, float] = (300.0, 1.0)  # log-normal, of the beta-binomial
 

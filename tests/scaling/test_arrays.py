@@ -51,3 +51,16 @@ def test_an_evaluation_at_the_start_has_its_own_error_or_the_fitted_one():
     assert start_of([(0.1, nan), (0.3, nan)], nan) == pytest.approx((own[0], 0.0, 2**-0.5))
     assert start_of([(0.2, 0.03), (0.4, nan)], nan) == pytest.approx(own)  # the known one counts
     assert start_of([(0.2, nan)], 0.02) == pytest.approx((own[0], 0.01 / slope, 0.0))
+
+
+def test_the_later_the_first_evaluation_the_lower_R0_may_be():
+    def prior(first):
+        compute = np.linspace(first, 20.0, 6)
+        frame = pd.DataFrame({"run": "a", "compute": compute, "value": np.linspace(0.3, 0.5, 6)})
+        study, _, _ = assemble(sc.Evals.from_frame(frame, trials=1000), priors=sc.Priors())
+        return study.start_mean_S[0] - np.log(0.3 / 0.7), study.start_sd_S[0]
+
+    assert prior(0.2) == prior(1.0) == (pytest.approx(-0.2), 0.5)
+    (mean, sd), (later_mean, later_sd) = prior(4.0), prior(10.0)
+    assert (mean, sd) == pytest.approx((-0.2 - 1.5, np.hypot(0.5, 1.5)))
+    assert later_mean < mean and later_sd > sd

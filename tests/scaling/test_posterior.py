@@ -352,6 +352,25 @@ def test_where_no_error_is_known_the_start_is_as_noisy_as_the_rest():
     assert np.mean(hits) >= 0.6
 
 
+def test_what_lies_before_a_late_first_evaluation_is_uncertain():
+    """Runs from 0.2 of their compute on, where half of the gain is made."""
+    C, rng, truth = np.linspace(4, 20, 17), np.random.default_rng(0), {"R0": 0.05, "C_mid": 4.0}
+    value = sigmoid(C, A=0.6, B=1.5, **truth)
+    runs = [pd.DataFrame({"run": run, "compute": C, "value": value}) for run in "abc"]
+    frame = pd.concat(runs, ignore_index=True)
+    frame["value"] += rng.normal(0, 0.01, len(frame))
+    fit = sc.fit(sc.Evals.from_frame(frame, trials=2500), method="laplace")
+    table = fit.summary("run").set_index("param")
+    for name, true in truth.items():
+        assert (table.loc[name, "q05"] < true).all() and (true < table.loc[name, "q95"]).all()
+    reached = fit.compute_to(0.2, by="run")
+    arrives = compute_to(0.2, A=0.6, B=1.5, **truth)
+    assert (reached["q05"] < arrives).all() and (arrives < reached["q95"]).all()
+    far = np.quantile(fit.curve(80.0, by="run").values.reshape(-1, 3), [0.05, 0.95], axis=0)
+    assert (far[0] < sigmoid(80.0, A=0.6, B=1.5, **truth)).all() and (far[1] - far[0] < 0.2).all()
+    assert any("R0 of a, b, c" in line for line in fit.check().problems)
+
+
 def test_a_fit_is_a_function_of_data_and_seed(nuts):
     again = sc.fit(simulated(), curve="sigmoid")
     assert again.attrs["data_sha256"] == nuts.attrs["data_sha256"]
