@@ -16,6 +16,7 @@ from rlx.scaling.infer import best_curve, evidence
 from rlx.scaling.parameters import gained, prior_share
 from rlx.scaling.residuals import far_from_prior, residual_tests
 
+NEAR_START = 0.05  # share of a run's last compute up to which its first evaluation tells R0
 ALPHA = 0.05  # share of studies with a finding in the residuals if the model is right
 COMPARE = "compare curves with sc.evidence, and forecast no farther than trust()"
 
@@ -72,6 +73,7 @@ def check(fit: Draws, curves: Sequence[str] = ()) -> Check:
     for run, z in fit.departed.items():
         remedy = "drop it, or see trust() before you forecast" if z > 0 else _fall(fit, run)
         problems.append(f"run={run}: left its curve (z = {z:.1f}); {remedy}")
+    problems += _late(fit)
     flat = runs[~runs["risen"] & runs["departure"].isna()]["run"].tolist()
     if flat:
         problems.append(
@@ -86,6 +88,21 @@ def check(fit: Draws, curves: Sequence[str] = ()) -> Check:
         )
     problems += [*_other_curve(fit, curves), *_left_over(fit, residuals), *_spurious(fit)]
     return Check(sampler, runs, residuals, tuple(problems))
+
+
+def _late(fit: Draws) -> list[str]:
+    """A line if runs have no evaluation near their start, and no r0 was given."""
+    frame = fit.evals.frame
+    measured = frame.loc[frame["compute"] == 0, "start"]
+    by_run = frame[~frame["start"].isin(measured)].groupby("run", sort=False)["compute"]
+    share = by_run.min() / by_run.max()
+    late = share[share > NEAR_START]
+    if late.empty or json.loads(fit.attrs["r0"]) is not None:
+        return []
+    return [
+        f"first evaluation at {late.max():.2g} of the last C: R0 of {_few(list(late.index))}, and "
+        "the curve before it, are extrapolated; give r0=VALUE, or the evaluation at C = 0"
+    ]
 
 
 def _other_curve(fit: Draws, curves: Sequence[str]) -> list[str]:

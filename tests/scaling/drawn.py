@@ -103,7 +103,11 @@ def posterior(
     priors = json.dumps(asdict(sc.Priors()))
     names_of_departed = {names["run"][r]: -9.0 for r in departed}
     tree.attrs = {"curve": curve, "noise": "normal", "method": "laplace", "C_ref": 1.0}
-    tree.attrs |= {"priors": priors, "departed": json.dumps(names_of_departed)}
+    tree.attrs |= {
+        "r0": json.dumps(R0),
+        "priors": priors,
+        "departed": json.dumps(names_of_departed),
+    }
     return sc.ScalingFit(tree).with_doubt(None)  # the curves alone, whose answers are known
 
 

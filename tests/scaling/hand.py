@@ -94,7 +94,7 @@ def hand_fit(recipes: dict, *, chains=2, levels=None, **attrs) -> ScalingFit:
         "priors": json.dumps(asdict(Priors())),
         "doubt": "null",  # the curves alone, so that answers follow by hand
         "axes": "null",
-        "r0": "null",
+        "r0": json.dumps(R0),
         "C_ref": 1.0,
         "rhat": 1.0,
         "ess": 1000.0,

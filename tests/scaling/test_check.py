@@ -45,6 +45,7 @@ def test_a_preview_does_not_speak_of_a_sampler():
         ({"divergences": 3}, "divergences=3: none"),
         ({"bfmi": 0.1}, "bfmi=0.1: above 0.3"),
         ({"method": "laplace"}, "method=laplace: a preview"),
+        ({"r0": "null"}, "first evaluation at 0.25 of the last C: R0 of one-s0, and the curve"),
         ({"departed": '{"one-s0": -7.0}'}, "run=one-s0: left its curve (z = -7.0)"),
     ],
 )
