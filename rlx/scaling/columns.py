@@ -42,7 +42,9 @@ SINCE_THE_START = set(  # words that are unambiguous together with a unit
 UNIT = "(exa|peta|tera|giga|mega|[kmgtpez])?flops?|flos|gpuh(ou)?rs?|h(ou)?rs?|seconds|tokens"
 STEP = "steps?|updates?|iterations?|iters?|epochs?|checkpoints?|ckpts?"
 VALUE = r"(value|pass_?rate|mean(@\d+)?|acc(uracy)?|score)(\.\d+)?"  # acc.1: pandas' second acc
-SCORE = re.compile(r"(.*[/_])?(rewards?|acc(uracy)?|score|pass_?rate|(pass|mean)@\d+)", re.I)
+SCORE = re.compile(
+    r"(.*[/_])?(rewards?|acc(uracy)?|score|pass_?rate|pass_?\d+|(pass|mean)@\d+)", re.I
+)
 HELD_OUT = re.compile(r"(eval|val|valid|test|held_?out)([/_-].*)", re.I)
 SETS = re.compile(
     ".*(eval_?set|task|bench(mark)?|data_?set|data_?source|split|subset|domain|suite|metric)", re.I

@@ -50,6 +50,7 @@ COLUMNS = [
 OF_SOURCE = ["row", "passes_per_prompt", "samples_per_prompt", "evaluation"]  # not kept
 PER_RUN = ("recipe", "seed", "truth", "start")  # one value per run, as the axes and r0
 COUNT_TOLERANCE = 0.005  # between a value, rounded by a log, and passes / trials
+MOST_TRIALS = 100_000  # of an evaluation, unless the user says scale=percent
 LEAST_PERCENT = 20  # smaller values are not taken as per cents unless the user says so
 SHAPED = "a shaped or negative reward is not a pass rate: name the pass rate with value="
 MOST_COPIES = 3  # groups of duplicate runs to name
@@ -316,6 +317,10 @@ def _scaled(
         if column and number is not None:
             table[column] = number
             notes.say(f"{name}: {column}={number:g} on every row, as given")
+    samples, listed = stated(options.samples_per_prompt), table["passes_per_prompt"].notna().any()
+    if samples is not None and not listed:
+        reason, remedy = f"{name} has no passes_per_prompt", "give trials= or stderr="
+        raise InputError("samples_per_prompt", f"{samples:g}", reason, remedy)
     finite = ~np.isinf(table["value"])
     _check(finite, table, name, "value {value:g} is infinite", "fix it, or leave the cell empty")
     scale = options.scale or _inferred_scale(table, name, r0, notes)
@@ -339,8 +344,9 @@ def _inferred_scale(table: pd.DataFrame, name: str, r0: str | None, notes: Notes
     """The unit of most values of every run: fractions are at most 1, per cents reach 20.
 
     Raises:
-        InputError: runs disagree, values are neither, or per cents are beside an r0 or a ceiling
-            that looks like a fraction: at most 1, and a tenth of every value.
+        InputError: runs disagree, values are neither, or per cents are beside what looks like a
+            fraction: an r0 or a ceiling of at most 1, and a tenth of every value, or the standard
+            error of more than MOST_TRIALS samples.
     """
     by_run = table.groupby("run", sort=False)["value"]
     top = by_run.max()
@@ -360,11 +366,13 @@ def _inferred_scale(table: pd.DataFrame, name: str, r0: str | None, notes: Notes
             f"run {large.index[0]} goes up to {large.iloc[0]:g}"
         )
         raise InputError("scale", "", reason, "give scale=fraction or percent, or fix the values")
-    for column in ("truth", *([r0] if r0 else [])):
+    p = (table["value"] / 100).clip(0, 1)
+    least = dict.fromkeys(["truth", *([r0] if r0 else [])], min(1, low / 10))
+    for column, bound in {**least, "stderr": 100 * np.sqrt(p * (1 - p) / MOST_TRIALS)}.items():
         cells = table[column]
         other = f"{column} {{{column}:g}} beside values from {low:g} to {high:g}: per cent or not?"
         remedy = "give both in one unit, or scale=percent if they are"
-        _check(~((cells > 0) & (cells <= min(1, low / 10))), table, name, other, remedy)
+        _check(~((cells > 0) & (cells <= bound)), table, name, other, remedy)
     notes.say(f"{name}: values up to {high:g}: read as scale=percent")
     return "percent"
 

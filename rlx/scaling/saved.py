@@ -39,9 +39,17 @@ def checksum(tree: xr.DataTree) -> str:
 
 
 def write(tree: xr.DataTree, path: Path | str) -> None:
-    """Write a posterior as one netCDF file, with a checksum for `read`."""
+    """Write a posterior as one netCDF file, with a checksum for `read`.
+
+    Raises InputError if there can be no such file.
+    """
     tree.attrs["crc32"] = checksum(tree)
-    tree.to_netcdf(path, engine="h5netcdf")
+    try:
+        tree.to_netcdf(path, engine="h5netcdf")
+    except OSError as error:
+        reason = f"cannot be written, {error.strerror or error}"
+        remedy = "give a file in a directory that is there"
+        raise InputError("posterior", path, reason, remedy) from error
 
 
 def read(path: Path | str) -> xr.DataTree:

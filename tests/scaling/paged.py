@@ -46,5 +46,5 @@ def drawn(last, sd, name):
     more = {"truth": ("run", [0.62, 0.62, np.nan]), "start_sd": ("start", [0.1, 0.1])}
     tree["constant_data"] = tree["constant_data"].to_dataset().assign(more)
     tree.attrs |= {"rhat": np.nan, "ess": np.nan, "bfmi": np.nan, "divergences": 0}
-    tree.attrs |= {"data_sha256": "0" * 64, "r0": "null", "axes": "null"}
+    tree.attrs |= {"data_sha256": "0" * 64, "axes": "null"}
     return sc.ScalingFit(tree)

@@ -340,10 +340,32 @@ def test_a_start_that_is_given_is_kept():
             {"r0": 0.2},
             "data=t: run a, row 1: r0 0.2 beside values from 20 to 45: per cent or not.*",
         ),
+        (
+            [("a", i, v) for i, v in enumerate((20, 30, 40, 45))],
+            {"stderr": 0.02},  # 4 million samples
+            "data=t: run a, row 1: stderr 0.02 beside values from 20 to 45: per cent or not.*",
+        ),
+        (
+            UP,
+            {"samples_per_prompt": 8},
+            "samples_per_prompt=8: t has no passes_per_prompt; give trials= or stderr=",
+        ),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used_is_one_line(rows, options, want):
     assert re.fullmatch(want, message(rows, **options))
+
+
+def test_small_errors_in_per_cent_are_those_of_many_samples_or_named():
+    rows = [("a", i, v, 0.09) for i, v in enumerate((90.0, 95.0, 98.0, 99.0))]
+    assert message(rows, "run C value stderr").startswith(
+        "data=t: run a, row 1: stderr 0.09 beside"
+    )
+    for given, options in ((rows[3:], {}), (rows, {"scale": "percent"})):  # 12,000 at 99 %
+        found = read(
+            [*given, *[("a", 4 + i, 99.0, 0.09) for i in range(4)]], "run C value stderr", **options
+        )
+        assert found.frame["stderr"].tolist() == pytest.approx([0.0009] * len(found.frame))
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,9 @@ def test_saved_and_loaded_it_answers_the_same(fit, tmp_path):
     assert loaded.evals.sha256() == fit.attrs["data_sha256"]
     with pytest.raises(sc.InputError, match="no such file"):
         sc.load(tmp_path / "none.nc")
+    for path in (tmp_path / "nowhere" / "fit.nc", tmp_path):
+        with pytest.raises(sc.InputError, match=f"posterior={path}: cannot be written, .*; give a"):
+            fit.save(path)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # h5netcdf closes

@@ -84,6 +84,19 @@ def test_parquet_holds_the_passes_of_each_prompt(tmp_path):
     assert evals.frame["seed"].tolist() == [3] * 4
 
 
+def test_a_training_reward_is_not_taken_where_there_is_a_held_out_score(tmp_path):
+    file = tmp_path / "log.jsonl"
+    for scores, want in ((("pass1",), "eval_math_pass1"), (("pass4", "pass1"), "")):
+        held_out = {f"eval_math_{score}": 0.2 + i / 10 for i, score in enumerate(scores)}
+        rows = [{"global_step": 10 * i, **held_out, "reward": 0.1} for i in range(5)]
+        file.write_text("\n".join(map(json.dumps, rows)))
+        if want:
+            assert (Evals.read(file).frame["value"] == 0.2).all()
+        else:
+            with pytest.raises(InputError, match="eval_math_pass4, eval_math_pass1"):
+                Evals.read(file)
+
+
 def test_named_counts_win_over_a_column_that_looks_like_values():
     table = pd.DataFrame({"C": range(4), "score": 0.9, "ok": 1, "of": 4})
     assert Evals.from_frame(table, passes="ok", trials="of").frame["value"].tolist() == [0.25] * 4
