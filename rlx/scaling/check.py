@@ -16,7 +16,7 @@ from rlx.scaling.infer import best_curve, evidence
 from rlx.scaling.parameters import gained, prior_share
 from rlx.scaling.residuals import far_from_prior, residual_tests
 
-NEAR_START = 0.05  # share of a run's last compute up to which its first evaluation tells R0
+NEAR_START = 0.1  # share of a run's last compute up to which its first evaluation tells R0
 ALPHA = 0.05  # share of studies with a finding in the residuals if the model is right
 COMPARE = "compare curves with sc.evidence, and forecast no farther than trust()"
 
