@@ -136,7 +136,7 @@ def test_a_fit_is_backtested_with_its_own_options(monkeypatch):
 
     def posterior_of(seen, **options):
         given.append(options)
-        return hand_fit({"r0": [(0.6, 2.0, 1.0)] * 40}).tree
+        return hand_fit({"one": [(0.6, 2.0, 1.0)] * 40}).tree
 
     fit = hand_fit({"one": [(0.6, 2.0, 1.0)] * 40}, axes='["rate"]', doubt="null", curve="sigmoid")
     monkeypatch.setitem(sc.backtest.__globals__, "posterior_of", posterior_of)
