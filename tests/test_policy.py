@@ -54,7 +54,7 @@ def test_words_change_the_sections_of_the_run(easy, finished):
 
 
 def test_a_run_is_sampled_as_it_was_trained(easy, tmp_path):
-    """Cut off where it was, in its numbers and kernels; not in the middle of a sentence of ours."""
+    """Interrupted as in the run, and in its precision and layout, unless a word says otherwise."""
     algo = replace(easy.algo, length_control="interruption")
     model = replace(easy.model, compute_dtype="bfloat16", scan_layers=True, remat=True)
     rollout = replace(easy.rollout, think_tokens_min=2, think_tokens_max=3)

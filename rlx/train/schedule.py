@@ -140,17 +140,9 @@ class Threads(AbstractContextManager):
 
 
 class Replay(OneThread):
-    def __init__(
-        self,
-        engine: Engine,
-        buffer: Buffer,
-        weights: Weights,
-        clock: Clock,
-        events: Sequence[str],
-    ):
+    def __init__(self, engine: Engine, weights: Weights, clock: Clock, events: Sequence[str]):
         """`events[v]`: the events between the updates of versions v - 1 and v."""
-        self.engine, self.buffer, self.weights = engine, buffer, weights
-        self.clock, self.events = clock, events
+        self.engine, self.weights, self.clock, self.events = engine, weights, clock, events
 
     def advance(self) -> bool:
         if self.weights.version >= len(self.events):
@@ -161,7 +153,7 @@ class Replay(OneThread):
                     self.engine.begin(self.weights)
                 else:
                     self.engine.collect()
-        if not self.buffer.ready():
+        if not self.engine.buffer.ready():
             reason = f"its events leave groups of update {self.weights.version} incomplete"
             remedy = "repeat it on the same devices, with the same versions of packages"
             self.engine.config.refuse("pipeline.replay", reason, remedy)
@@ -207,7 +199,7 @@ def make(
     """The schedule of the configuration. Raises InputError if there is nothing to replay."""
     pipeline = config.pipeline
     if pipeline.replay:
-        return Replay(engine, buffer, weights, clock, events_of(config))
+        return Replay(engine, weights, clock, events_of(config))
     if pipeline.schedule == "threads" and jax.process_count() > 1:
         reason = "threads of several processes would run in different orders"
         remedy = "set pipeline.schedule=deterministic"
